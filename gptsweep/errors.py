@@ -1,0 +1,51 @@
+"""The one family of errors that a user can cause and can mend."""
+
+from __future__ import annotations
+
+
+class GptsweepError(Exception):
+    """A mistake the user can mend: one line that names the key, its value and what would work.
+
+    Args:
+        key: the config key or argument at fault, as a user types it (``sampling.top_k``, ``start``).
+        value: the value that was given.
+        wanted: what is wrong and what would work, in words; no trailing full stop.
+    """
+
+    exit_status = 2
+
+    def __init__(self, key: str, value: object, wanted: str) -> None:
+        super().__init__(key, value, wanted)
+        self.key = key
+        self.value = value
+        self.wanted = wanted
+
+    def __str__(self) -> str:
+        return f"{self.key}={shown(self.value)}: {self.wanted}"
+
+
+def shown(value: object) -> str:
+    """``value`` as a user would type it on the command line, shortened to one line."""
+    text = "null" if value is None else str(value) if isinstance(value, (str, float, int)) else repr(value)
+    text = text.encode("unicode_escape").decode() if not text.isprintable() else text
+    return text if len(text) <= 200 else text[:200] + "…"
+
+
+class ConfigError(GptsweepError):
+    """A config key has a value outside its type, range or choices."""
+
+
+class ModelError(GptsweepError):
+    """A checkpoint, model directory or hub id cannot be loaded."""
+
+
+class PromptError(GptsweepError):
+    """A prompt cannot be read or encoded, or does not fit the model."""
+
+
+class DeviceError(GptsweepError):
+    """The wanted device, dtype or compiler is not there."""
+
+
+class ResultsError(GptsweepError):
+    """A run directory cannot be written, is in use, or holds another point."""

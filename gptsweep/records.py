@@ -1,0 +1,283 @@
+"""The nouns: what a user asked for (`Point`), what the engine runs (`Row`), what lands on disk (`Sample`).
+
+Every one is frozen and checks its own invariants, so whoever holds one need not look again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from .errors import ConfigError, PromptError
+
+SCHEMA_VERSION = 1
+ENGINE_VERSION = 1
+"""Raised whenever the same point would give other tokens than before: it is part of every `point_id`."""
+
+MODELS = ("shakespeare", "resume", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "hf")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
+OVERFLOWS = ("crop", "stop", "rebase")
+RNGS = ("counter", "torch")
+NOISES = ("common", "independent")
+FINISH_REASONS = ("length", "stop", "eot", "overflow")
+FinishReason = Literal["length", "stop", "eot", "overflow"]
+
+
+def require(holds: bool, key: str, value: object, wanted: str) -> None:
+    """Raise `ConfigError` unless ``holds``."""
+    if not holds:
+        raise ConfigError(key, value, wanted)
+
+
+def one_of(key: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise `ConfigError` unless ``value`` is one of ``choices``."""
+    require(value in choices, key, value, f"must be one of {', '.join(choices)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """Where a model comes from: the config group ``model``."""
+
+    name: str = "shakespeare"
+    out_dir: str = "out"
+    meta: str | None = None
+    path: str | None = None
+
+    def __post_init__(self) -> None:
+        one_of("model", self.name, MODELS)
+        require(self.name != "hf" or bool(self.path), "model.path", self.path, "model=hf needs a local directory or a hub id")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSettings:
+    """Where and in which arithmetic a model runs: the config group ``device``.
+
+    ``name`` is ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. ``threads`` None: torch's own. ``max_rows`` None: planned
+    from memory.
+    """
+
+    name: str = "auto"
+    dtype: str = "auto"
+    compile: bool = False
+    threads: int | None = None
+    max_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        kind, _, index = self.name.partition(":")
+        require(
+            self.name in ("auto", "cpu", "mps") or (kind == "cuda" and (index.isdecimal() or self.name == "cuda")),
+            "device.name",
+            self.name,
+            "must be auto, cpu, cuda, cuda:N or mps",
+        )
+        one_of("device.dtype", self.dtype, DTYPES)
+        for name in ("threads", "max_rows"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"device.{name}", value, "must be at least 1, or null")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen, and when a sample ends: the config group ``sampling``.
+
+    The order of operations on the logits is logit_bias, repetition, frequency and presence penalty, temperature, top_k,
+    top_p, min_p. ``logit_bias`` holds ``(token id, addend)`` pairs by ascending id.
+    """
+
+    num_samples: int = 10
+    max_new_tokens: int = 500
+    temperature: float = 0.8
+    top_k: int | None = 200
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    stop: tuple[str, ...] = ()
+    stop_at_eot: bool = False
+    overflow: str = "crop"
+    rng: str = "counter"
+    noise: str = "common"
+
+    def __post_init__(self) -> None:
+        def check(holds: bool, name: str, wanted: str) -> None:
+            require(holds, f"sampling.{name}", getattr(self, name), wanted)
+
+        check(self.num_samples >= 1, "num_samples", "must be at least 1")
+        check(self.max_new_tokens >= 1, "max_new_tokens", "must be at least 1")
+        check(0 <= self.temperature < math.inf, "temperature", "must be 0 (greedy) or a positive number")
+        check(self.top_k is None or self.top_k >= 1, "top_k", "must be at least 1, or null to switch it off")
+        check(self.top_p is None or 0 < self.top_p <= 1, "top_p", "must be above 0 and at most 1, or null to switch it off")
+        check(self.min_p is None or 0 <= self.min_p <= 1, "min_p", "must be from 0 to 1, or null to switch it off")
+        check(0 < self.repetition_penalty < math.inf, "repetition_penalty", "must be a positive number; 1.0 switches it off")
+        for name in ("presence_penalty", "frequency_penalty"):
+            check(math.isfinite(getattr(self, name)), name, "must be a finite number; 0 switches it off")
+        check(all(token >= 0 and math.isfinite(addend) for token, addend in self.logit_bias), "logit_bias",
+              "must map token ids (0 or above) to finite numbers")  # fmt: skip
+        check(self.logit_bias == tuple(sorted(dict(self.logit_bias).items())), "logit_bias", "names a token id twice")
+        check(all(self.stop), "stop", "holds an empty string, which would stop every sample at once")
+        one_of("sampling.overflow", self.overflow, OVERFLOWS)
+        one_of("sampling.rng", self.rng, RNGS)
+        one_of("sampling.noise", self.noise, NOISES)
+
+    @property
+    def penalises(self) -> bool:
+        """Whether the logits depend on which tokens came before."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+    def as_json(self) -> dict[str, Any]:
+        """Settings by name as JSON and pandas hold them, without ``num_samples``, which decides no token."""
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "num_samples"}
+        return settings | {"logit_bias": {str(token): addend for token, addend in self.logit_bias}, "stop": list(self.stop)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One point of a sweep, as the config says it; nothing is read from disk yet."""
+
+    model: ModelSource = field(default_factory=ModelSource)
+    device: DeviceSettings = field(default_factory=DeviceSettings)
+    sampling: Sampling = field(default_factory=Sampling)
+    start: str = "\n"
+    seed: int = 1337
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**64, "seed", self.seed, "must be from 0 to 2**64 - 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt: its text, and the id that samples carry."""
+
+    id: str
+    text: str
+
+    def __post_init__(self) -> None:
+        if not self.text:
+            raise PromptError("start", self.text, f"prompt {self.id} is empty; give at least one character or <|endoftext|>")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One sample for the engine to generate: token ids and settings, no text.
+
+    Rows with equal ``prompt_ids`` share one prefill. ``noise_key`` is the 64-bit key of the counter noise; with
+    ``prompt_index`` and ``sample_index`` it decides every random number of the row. ``eot_id`` is the token that ends the
+    sample if ``sampling.stop_at_eot``. ``new_watch`` makes a fresh watcher: called with each new token id in turn, it says
+    whether a stop string is now complete.
+    """
+
+    prompt_ids: tuple[int, ...]
+    sampling: Sampling
+    noise_key: int
+    prompt_index: int = 0
+    sample_index: int = 0
+    eot_id: int | None = None
+    new_watch: Callable[[], Callable[[int], bool]] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids:
+            raise PromptError("start", "", "the prompt is empty; give at least one character or <|endoftext|>")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What the engine made of a `Row`.
+
+    ``token_ids`` holds every sampled token, the one that completed a stop string or was end-of-text included. The means run
+    over those tokens: ``logprob_mean`` under the model's own distribution (temperature 1, nothing truncated or penalised),
+    ``sampler_logprob_mean`` under the distribution sampled from, ``entropy_mean`` of the model's own distribution; all in
+    nats, None where no token was sampled.
+    """
+
+    row: Row
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    logprob_mean: float | None
+    sampler_logprob_mean: float | None
+    entropy_mean: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """A line of ``samples.jsonl``. It holds no time and no path, so that the same point gives the same bytes anywhere."""
+
+    point_id: str
+    prompt_id: str
+    prompt_index: int
+    sample_index: int
+    seed: int
+    sampling: Sampling
+    model: str
+    prompt: str
+    completion: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    token_ids: tuple[int, ...]
+    logprob_mean: float | None
+    sampler_logprob_mean: float | None
+    entropy_mean: float | None
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """The sample's place in its point, and in the file: ``(prompt_index, sample_index)``."""
+        return self.prompt_index, self.sample_index
+
+    def as_json(self) -> dict[str, Any]:
+        """The line's fields in the file's order."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "point_id": self.point_id,
+            "sample_id": f"{self.point_id}-{self.prompt_index}-{self.sample_index}",
+            "prompt_id": self.prompt_id,
+            "prompt_index": self.prompt_index,
+            "sample_index": self.sample_index,
+            "seed": self.seed,
+            **self.sampling.as_json(),
+            "model": self.model,
+            "prompt": self.prompt,
+            "completion": self.completion,
+            "finish_reason": self.finish_reason,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": len(self.token_ids),
+            "token_ids": list(self.token_ids),
+            "logprob_mean": self.logprob_mean,
+            "sampler_logprob_mean": self.sampler_logprob_mean,
+            "entropy_mean": self.entropy_mean,
+        }
+
+    def line(self) -> str:
+        """One line of JSON, newline included; lone surrogates and control characters are escaped."""
+        return json.dumps(self.as_json(), ensure_ascii=True, allow_nan=False, separators=(", ", ": ")) + "\n"
+
+
+def point_id(
+    point: Point, *, prompts: tuple[Prompt, ...], weights: str, tokenizer: str, dtype: str, device_type: str
+) -> str:
+    """Sixteen hex digits that name everything that decides the point's tokens, and nothing else.
+
+    Args:
+        point: the settings; ``num_samples``, rows, threads and names in it are left out.
+        prompts: what ``point.start`` was read as.
+        weights: fingerprint of the model's weights and shape.
+        tokenizer: fingerprint of the vocabulary.
+        dtype: the resolved dtype, never ``auto``.
+        device_type: ``cpu``, ``cuda`` or ``mps``.
+    """
+    decides = {
+        "engine_version": ENGINE_VERSION,
+        "weights": weights,
+        "tokenizer": tokenizer,
+        "prompts": [asdict(prompt) for prompt in prompts],
+        "sampling": point.sampling.as_json(),
+        "seed": point.seed,
+        "dtype": dtype,
+        "device_type": device_type,
+        "compile": point.device.compile,
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
