@@ -108,8 +108,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, layer: int, attend: Attend) -> Tensor:
         x = x + self.attn(self.ln_1(x), layer, attend)
-        x = x + self.mlp(self.ln_2(x))
-        return x
+        return x + self.mlp(self.ln_2(x))
 
 
 class GPT(nn.Module):

@@ -256,9 +256,7 @@ class Sample:
         return json.dumps(self.as_json(), ensure_ascii=True, allow_nan=False, separators=(", ", ": ")) + "\n"
 
 
-def point_id(
-    point: Point, *, prompts: tuple[Prompt, ...], weights: str, tokenizer: str, dtype: str, device_type: str
-) -> str:
+def point_id(point: Point, *, prompts: tuple[Prompt, ...], weights: str, tokenizer: str, dtype: str, device_type: str) -> str:
     """Sixteen hex digits that name everything that decides the point's tokens, and nothing else.
 
     Args:
