@@ -1,0 +1,517 @@
+"""Run directories as pandas frames: one row a point, one row a sample, and what the difference between two points is worth.
+
+Reading goes by the point directories themselves, so it works while a sweep runs and after a crash; ``sweep.csv`` adds the
+points that failed or never started. Nothing that cannot be read is passed over in silence: see `Sweep.problems`.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from . import compare, metrics
+from .errors import ResultsError
+from .metrics import METRICS
+from .records import Sampling
+
+if TYPE_CHECKING:
+    import xarray
+
+SAMPLES, PARTIAL, SUMMARY, MANIFEST, SWEEP = (
+    "samples.jsonl",
+    "samples.partial.jsonl",
+    "summary.csv",
+    "manifest.json",
+    "sweep.csv",
+)
+STATUSES = ("complete", "partial", "failed", "missing")
+COUNTS = (
+    "num_samples",
+    "prompt_tokens",
+    "completion_tokens",
+    *(f"finish_{end}" for end in ("length", "stop", "eot", "overflow")),
+)
+SPREADS = tuple(metrics.STANDARD_ERROR.values()) + tuple(
+    f"{name}_se" for name, metric in METRICS.items() if metric.per == "sample" and name not in metrics.STANDARD_ERROR
+)
+ABOUT = ("point_id", "status", "error", "directory")
+TEXTUAL = ("sweep", "model", "start", "stop", "logit_bias", "device", "dtype", "prompt", *ABOUT)
+SAMPLING_KEYS = tuple(each.name for each in fields(Sampling) if each.name != "num_samples")
+
+PointChoice = int | str | Mapping[str, Any]
+"""A point: its row in ``summary``, its ``directory``, or settings that all points meant share, as ``{"temperature": 0.7}``."""
+
+
+def read_sweep(path: str | Path, *more: str | Path) -> Sweep:
+    """Read one or more sweeps, runs, or directories that hold them.
+
+    Raises:
+        ResultsError: a path is not there, or holds no point.
+    """
+    roots = [Path(each) for each in (path, *more)]
+    found: dict[Path, Path] = {}
+    for root in roots:
+        if not root.is_dir():
+            raise ResultsError("path", str(root), "is not a directory; give a sweep, a run, or a directory of them")
+        found |= dict(point_directories(root))
+    points = [read_point(directory, root) for directory, root in found.items()]
+    sweeps = sorted(set(found.values()) | {root for root in roots if (root / SWEEP).is_file()})
+    points += [point for root in sweeps for point in unseen_points(root, points)]
+    if not points:
+        wanted = "holds no run yet: no directory in it has samples.jsonl, summary.csv or manifest.json"
+        raise ResultsError("path", str(roots[0]), wanted)
+    if len(sweeps) > 1:
+        for point in points:
+            point.row = {"sweep": point.root.name} | point.row
+    return assemble(points)
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """What `read_sweep` read.
+
+    ``summary`` has a row a point: settings, metrics, ``status`` (complete, partial, failed, missing), ``error``, ``directory``.
+    ``samples`` has a row a sample; ``point`` is the row of its point in ``summary``, ``token_ids`` holds int32 arrays.
+    ``settings`` names the settings columns, ``swept`` those of them that differ between points. ``problems`` says, one line
+    each, what could not be read and in which file; ``damaged_lines`` is how many lines of samples that were.
+    """
+
+    summary: pd.DataFrame
+    samples: pd.DataFrame
+    settings: tuple[str, ...]
+    swept: tuple[str, ...]
+    problems: tuple[str, ...] = ()
+    damaged_lines: int = 0
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics that ``summary`` has a value of, in the order they are shown."""
+        return [name for name in METRICS if name in self.summary and self.summary[name].notna().any()]
+
+    def points(self, choice: PointChoice) -> pd.DataFrame:
+        """The rows of ``summary`` that are meant.
+
+        Raises:
+            ResultsError: there is none.
+        """
+        table = self.summary
+        if isinstance(choice, Mapping):
+            chosen = np.ones(len(table), dtype=bool)
+            for name, value in choice.items():
+                if name not in self.settings:
+                    raise ResultsError("point", name, f"is not a setting here; swept are {', '.join(self.swept) or 'none'}")
+                column = table[name]
+                chosen &= (column.isna() if value is None else (column == value).fillna(False)).to_numpy(bool)
+            table = table[chosen]
+        elif isinstance(choice, str):
+            names = table["directory"]
+            table = table[(names == choice) | names.str.endswith("/" + choice)]
+        else:
+            table = table[table.index == choice]
+        if table.empty:
+            shown = ",".join(f"{name}={value}" for name, value in choice.items()) if isinstance(choice, Mapping) else choice
+            raise ResultsError("point", shown, "is no point of this sweep; give a row number, a directory, or settings")
+        return table
+
+    def group(self, by: Sequence[str] | None = None) -> pd.DataFrame:
+        """Points that agree in ``by`` taken together: by default all swept settings but the seed.
+
+        Returns:
+            A row a group with the settings ``by``, ``points`` (labels), ``num_points``, ``num_samples``, and for every metric
+            its mean, ``<metric>_se`` and ``<metric>_n``. A metric per sample is the mean over all samples of the group, n
+            counts samples; a metric per point is the mean over its points, n counts points, and one point alone has no
+            standard error.
+        """
+        keys = [key for key in self.swept if key != "seed"] if by is None else list(by)
+        for key in keys:
+            if key not in self.settings:
+                raise ResultsError("group", key, f"is not a setting here; swept are {', '.join(self.swept) or 'none'}")
+        if keys:
+            groups: Iterable[tuple[Any, pd.DataFrame]] = self.summary.groupby(keys, dropna=False, sort=False)
+        else:
+            groups = [((), self.summary)]
+        rows = []
+        for values, points in groups:
+            row = dict(zip(keys, values, strict=True))
+            row |= {"points": tuple(points.index), "num_points": len(points)}
+            row["num_samples"] = int(points["num_samples"].sum())
+            for name in self.metrics:
+                row[name], row[f"{name}_se"], row[f"{name}_n"] = compare.pooled(name, points)
+            rows.append(row)
+        table = pd.DataFrame(rows)
+        for key in keys:
+            table[key] = table[key].astype(self.summary[key].dtype)
+        return table
+
+    def compare(self, a: PointChoice, b: PointChoice) -> pd.DataFrame:
+        """What changes from ``a`` to ``b``, metric by metric, in the units of the metric.
+
+        Samples are paired over prompt, seed, sample_index and every swept setting that ``a`` and ``b`` leave open; under
+        common noise a pair shares its random numbers, so its difference is much less noisy than two means. Intervals are 95 %
+        percentile bootstrap over pairs (2,000 resamples, fixed seed). Metrics per point are paired over points.
+
+        Returns:
+            A row a metric: ``a``, ``b`` (means over the pairs), ``difference`` (b - a), ``low``, ``high``, ``pairs``,
+            ``differs`` (whether the interval leaves out 0) and ``reason`` (why there is no interval, or no verdict).
+        """
+        first, second = self.points(a), self.points(b)
+        fixed = set(a if isinstance(a, Mapping) else self.swept) | set(b if isinstance(b, Mapping) else self.swept)
+        left_open = [key for key in self.swept if key not in fixed and key != "seed"]
+        one, two = (compare.sample_values(self.samples[self.samples["point"].isin(points.index)]) for points in (first, second))
+        keys = [*left_open, "prompt_index", "seed", "sample_index"]
+        pairs = one.merge(two, on=keys, suffixes=("_a", "_b"))
+        rows = compare.paired_samples(pairs)
+        both = first.merge(second, on=[*left_open, "seed"], suffixes=("_a", "_b"))
+        rows |= {name: compare.paired_points(both, name) for name in self.metrics if METRICS[name].per == "point"}
+        table = pd.DataFrame.from_dict({name: rows[name] for name in METRICS if name in rows}, orient="index")
+        table.index.name = "metric"
+        return table
+
+    def to_xarray(self) -> xarray.Dataset:
+        """The metrics as an `xarray.Dataset` with the swept settings as dimensions; ``null`` stands for an unset one.
+
+        Raises:
+            ResultsError: xarray is not installed, or two points have the same settings.
+        """
+        try:
+            import xarray as _  # noqa: F401  an optional dependency
+        except ImportError as error:
+            raise ResultsError("to_xarray", "xarray", "is not installed; pip install xarray") from error
+        keys = list(self.swept) or ["point_id"]
+        table = self.summary.copy()
+        for key in keys:
+            if table[key].isna().any():
+                table[key] = table[key].astype(object).where(table[key].notna(), "null")
+        if table.duplicated(keys).any():
+            raise ResultsError("to_xarray", ", ".join(keys), "does not tell all points apart; read one sweep at a time")
+        wide = table.set_index(keys)[[*self.metrics, "num_samples"]]
+        dataset: xarray.Dataset = wide.astype(float).to_xarray()
+        return dataset
+
+
+@dataclass(slots=True)
+class PointFiles:
+    """One point directory: its row of ``summary`` as far as it is known, and what is wrong with its files."""
+
+    directory: Path
+    root: Path
+    row: dict[str, Any]
+    status: str = ""
+    error: str = ""
+    manifest: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    damaged_lines: int = 0
+    summarised: bool = False
+
+    @property
+    def name(self) -> str:
+        """The directory as its sweep names it."""
+        return self.directory.name if self.directory == self.root else self.directory.relative_to(self.root).as_posix()
+
+
+def point_directories(root: Path) -> Iterator[tuple[Path, Path]]:
+    """Every point directory at or under ``root``, with the sweep (or run) it belongs to."""
+    waiting = [(root, root)]
+    while waiting:
+        directory, sweep = waiting.pop()
+        entries = list(os.scandir(directory))
+        names = {entry.name for entry in entries}
+        if names & {SAMPLES, PARTIAL, SUMMARY, MANIFEST, ".hydra"}:
+            yield directory, sweep
+            continue
+        if names & {"multirun.yaml", SWEEP}:
+            sweep = directory
+        waiting += [(Path(entry.path), sweep) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+
+
+def read_point(directory: Path, root: Path) -> PointFiles:
+    """Settings, metrics and status of a point; its samples are left for later, they are many."""
+    point = PointFiles(directory, root, {})
+    point.manifest = read_manifest(directory / MANIFEST, point.problems)
+    rows = read_rows(directory / SUMMARY, point.problems)
+    point.summarised = point.manifest.get("status") == "complete" and len(rows) == 1
+    point.row = rows[0] if point.summarised else settings_of(directory)
+    return point
+
+
+def read_manifest(path: Path, problems: list[str]) -> dict[str, Any]:
+    """A manifest, empty where there is none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        problems.append(f"{path}: not a manifest; the point counts as partial")
+        return {}
+    return found
+
+
+def read_rows(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+    """The rows of a CSV file, empty cells as None; no rows where there is no such file."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [{name: value or None for name, value in row.items() if name} for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        return []
+    except (ValueError, csv.Error) as error:
+        problems.append(f"{path}: cannot be read: {error}")
+        return []
+
+
+def settings_of(directory: Path) -> dict[str, Any]:
+    """The settings of a point that has no summary: from its first whole sample, and from Hydra's list of overrides."""
+    settings: dict[str, Any] = {}
+    overrides = directory / ".hydra" / "overrides.yaml"
+    if overrides.is_file():
+        for line in overrides.read_text(encoding="utf-8").splitlines():
+            key, equals, value = line.removeprefix("- ").strip("'\"").partition("=")
+            if equals:
+                settings[key.removeprefix("sampling.")] = None if value == "null" else value.strip("'\"")
+    for name in (SAMPLES, PARTIAL):
+        for sample in map(parsed, lines_of(directory / name)):
+            if sample is not None:
+                return settings | {key: cell(sample[key]) for key in ("model", "seed", *SAMPLING_KEYS) if key in sample}
+    return settings
+
+
+def cell(value: object) -> object:
+    """A setting as ``summary.csv`` holds it: lists and mappings as JSON."""
+    return json.dumps(value) if isinstance(value, (list, dict)) else value
+
+
+def unseen_points(root: Path, seen: Iterable[PointFiles]) -> Iterator[PointFiles]:
+    """What ``sweep.csv`` adds: points that never got a directory, and why those that did are not complete."""
+    problems: list[str] = []
+    known = {point.name: point for point in seen if point.root == root}
+    for row in read_rows(root / SWEEP, problems):
+        name = Path(row.get("directory") or "").name if (row.get("directory") or "") not in known else str(row["directory"])
+        status, error = row.get("status") or "missing", row.get("error") or ""
+        if name not in known:
+            known[name] = PointFiles(root / name, root, row, status=status, error=error, problems=problems)
+            yield known[name]
+        elif not known[name].summarised:
+            known[name].row = row | known[name].row
+            known[name].status, known[name].error = "failed" if status == "failed" else "", error
+        problems = []
+
+
+def lines_of(path: Path) -> Iterator[bytes]:
+    """The lines of a file without their ends, one at a time; none where there is no file."""
+    if path.is_file():
+        with path.open("rb") as file:
+            yield from file
+
+
+def parsed(line: bytes) -> dict[str, Any] | None:
+    """A line of samples, or None where it is damaged: torn, not JSON, or without a field or type it must have."""
+    try:
+        sample = json.loads(line)
+        whole = (
+            line.endswith(b"\n")
+            and type(sample["completion"]) is str
+            and type(sample["prompt"]) is str
+            and type(sample["prompt_index"]) is type(sample["sample_index"]) is type(sample["seed"]) is int
+            and type(sample["token_ids"]) is list
+            and type(sample["finish_reason"]) is str
+            and sample.keys() >= REPORTED.keys()
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
+    return sample if whole else None
+
+
+REPORTED = {"logprob_mean": "f8", "sampler_logprob_mean": "f8", "entropy_mean": "f8", "prompt_tokens": "i8", "prompt_id": "O"}
+PLACE = ("prompt_index", "seed", "sample_index")
+
+
+def read_samples(point: PointFiles) -> list[dict[str, Any]]:
+    """The whole lines of a point, in order, each sample once; damaged lines are counted and said with their file."""
+    found: dict[tuple[int, int, int], dict[str, Any]] = {}
+    for name in (SAMPLES, PARTIAL):
+        damaged, count, digest = 0, 0, hashlib.sha256()
+        path = point.directory / name
+        for line in lines_of(path):
+            digest.update(line)
+            count += 1
+            sample = parsed(line)
+            if sample is None:
+                damaged += 1
+            else:
+                found.setdefault((sample["prompt_index"], sample["seed"], sample["sample_index"]), sample)
+        if damaged:
+            point.damaged_lines += damaged
+            point.problems.append(f"{path}: {damaged} damaged {'line' if damaged == 1 else 'lines'} of {count} left out")
+        if name == SAMPLES and point.manifest.get("sha256") not in (None, digest.hexdigest()):
+            point.problems.append(
+                f"{path}: not the {point.manifest.get('lines', '')} lines its manifest vouches for".replace("  ", " ")
+            )
+            point.summarised = False
+    return [found[key] for key in sorted(found)]
+
+
+def assemble(points: list[PointFiles]) -> Sweep:
+    """The frames of these points, ordered by what was swept."""
+    settings = [name for name in dict.fromkeys(name for point in points for name in point.row) if is_setting(name)]
+    for name in settings:
+        if len(known := {same_cell(point.row[name]): point.row[name] for point in points if name in point.row}) == 1:
+            for point in points:  # a point without a summary knows only what was overridden
+                point.row.setdefault(name, *known.values())
+    table = typed({name: [point.row.get(name) for point in points] for name in settings})
+    swept = sorted((name for name in settings if table[name].nunique(dropna=False) > 1), key="seed".__eq__)
+    order = table.sort_values(swept, kind="stable").index if swept else table.index
+    points = [points[place] for place in order]
+
+    columns = Columns()
+    for number, point in enumerate(points):
+        samples = read_samples(point)
+        columns.add(number, samples)
+        if not point.summarised and samples:
+            point.row |= summary_of(samples)
+        point.status = "complete" if point.summarised else point.status or ("partial" if samples else "missing")
+        point.row |= {"status": point.status, "error": point.error or None}
+        point.row["directory"] = point.name
+    names = [*settings, *COUNTS, *METRICS, *SPREADS]
+    names += [name for name in dict.fromkeys(name for point in points for name in point.row) if name not in (*names, *ABOUT)]
+    summary = typed({name: [point.row.get(name) for point in points] for name in (*names, *ABOUT)})
+    summary["num_samples"] = summary["num_samples"].fillna(0).astype("int64")
+    problems = tuple(problem for point in points for problem in point.problems)
+    damaged = sum(point.damaged_lines for point in points)
+    return Sweep(summary, columns.frame(summary[settings]), tuple(settings), tuple(swept), problems, damaged)
+
+
+def is_setting(name: str) -> bool:
+    """Whether a column of ``summary.csv`` says what was asked for, not what came out."""
+    return name not in METRICS and name not in COUNTS and name not in SPREADS and name not in ABOUT
+
+
+def same_cell(value: object) -> object:
+    """Equal for cells that mean the same, whether they come from CSV or JSON."""
+    try:
+        return float(str(value))
+    except ValueError:
+        return str(value)
+
+
+def typed(columns: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
+    """A frame of cells as they come from CSV or JSON: whole numbers, numbers, truth values or text, by column."""
+    return pd.DataFrame({name: typed_column(name, cells) for name, cells in columns.items()})
+
+
+def typed_column(name: str, cells: Sequence[Any]) -> pd.Series[Any]:
+    """One column: text if its name says so or a cell is no number; whole numbers stay whole beside empty cells."""
+    known = [value for value in cells if value is not None]
+    if name in METRICS or name in SPREADS or (not known and name not in TEXTUAL):
+        return pd.Series(pd.to_numeric(pd.Series(cells, dtype=object), errors="coerce"), dtype="float64")
+    if name not in TEXTUAL and known:
+        if all(str(value) in ("True", "False") for value in known):
+            return pd.Series([None if value is None else str(value) == "True" for value in cells],
+                             dtype="bool" if len(known) == len(cells) else "boolean")  # fmt: skip
+        try:
+            numbers = [None if value is None else float(value) for value in cells]
+            whole = all(number is None or number.is_integer() for number in numbers) and all("." not in str(v) for v in known)
+            if whole:
+                ints = [None if value is None else int(value) for value in cells]
+                large = max(value for value in ints if value is not None) >= 2**63
+                kind = ("UInt64" if large else "Int64") if len(known) < len(cells) else ("uint64" if large else "int64")
+                return pd.Series(ints, dtype=kind)
+            return pd.Series(numbers, dtype="float64")
+        except ValueError:
+            pass
+    return strings([None if value is None else str(value) for value in cells])
+
+
+def strings(texts: Sequence[str | None]) -> pd.Series[Any]:
+    """A text column; a lone surrogate, which Arrow cannot hold, becomes ``?``."""
+    try:
+        return pd.Series(texts, dtype="str")
+    except UnicodeEncodeError:
+        return pd.Series([text and text.encode("utf-8", "replace").decode() for text in texts], dtype="str")
+
+
+class Columns:
+    """Samples gathered column by column: a million dictionaries would not fit."""
+
+    def __init__(self) -> None:
+        self.point = array("q")
+        self.place = {name: array("Q" if name == "seed" else "q") for name in PLACE}
+        self.reported = {name: array("d") for name in ("logprob_mean", "sampler_logprob_mean", "entropy_mean")}
+        self.prompt_tokens = array("q")
+        self.ends = array("q", [0])
+        self.tokens = array("i")
+        self.completions: list[str] = []
+        self.shared: dict[str, tuple[dict[str, int], array[int]]] = {
+            name: ({}, array("i")) for name in ("prompt", "prompt_id", "finish_reason")
+        }
+
+    def add(self, number: int, samples: Iterable[Mapping[str, Any]]) -> None:
+        """Append the samples of point ``number``."""
+        for sample in samples:
+            self.point.append(number)
+            for name, places in self.place.items():
+                places.append(sample[name])
+            for name, values in self.reported.items():
+                value = sample[name]
+                values.append(math.nan if value is None else value)
+            self.prompt_tokens.append(sample["prompt_tokens"])
+            self.tokens.extend(sample["token_ids"])
+            self.ends.append(len(self.tokens))
+            self.completions.append(sample["completion"])
+            for name, (known, codes) in self.shared.items():
+                codes.append(known.setdefault(sample[name], len(known)))
+
+    def frame(self, settings: pd.DataFrame) -> pd.DataFrame:
+        """The samples as a frame, with the settings of their points beside them."""
+        point = np.frombuffer(self.point, dtype=np.int64)
+        ends = np.frombuffer(self.ends, dtype=np.int64)
+        tokens = np.frombuffer(self.tokens, dtype=np.int32) if self.tokens else np.empty(0, np.int32)
+        ids = np.empty(len(point), dtype=object)
+        for row, (start, end) in enumerate(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)):
+            ids[row] = tokens[start:end]
+        seeds = np.frombuffer(self.place["seed"], dtype=np.uint64)
+        columns: dict[str, Any] = {"point": point}
+        for name in map(str, settings):
+            columns[name] = settings[name].array.take(point)
+        for name in ("prompt_id", "prompt"):
+            columns[name] = self.categories(name)
+        for name in ("prompt_index", "sample_index"):
+            columns[name] = np.frombuffer(self.place[name], dtype=np.int64)
+        columns["seed"] = seeds if len(seeds) and seeds.max() >= 2**63 else seeds.astype(np.int64)
+        columns["completion"] = strings(self.completions)
+        columns["finish_reason"] = self.categories("finish_reason")
+        columns["prompt_tokens"] = np.frombuffer(self.prompt_tokens, dtype=np.int64)
+        columns["completion_tokens"] = np.diff(ends)
+        columns["token_ids"] = ids
+        columns |= {name: np.frombuffer(values, dtype=np.float64) for name, values in self.reported.items()}
+        return pd.DataFrame(columns, copy=False)
+
+    def categories(self, name: str) -> pd.Categorical:
+        """A column of few different texts."""
+        known, codes = self.shared[name]
+        return pd.Categorical.from_codes(np.frombuffer(codes, dtype=np.int32), categories=pd.Index(strings(list(known))))
+
+
+def summary_of(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Counts and metrics of samples whose point has no summary yet; as in ``summary.csv``."""
+    row: dict[str, Any] = {"num_samples": len(samples)}
+    for end in ("length", "stop", "eot", "overflow"):
+        row[f"finish_{end}"] = sum(sample["finish_reason"] == end for sample in samples)
+    row["prompt_tokens"] = sum(sample["prompt_tokens"] for sample in samples)
+    row["completion_tokens"] = sum(len(sample["token_ids"]) for sample in samples)
+    for name, spread in metrics.STANDARD_ERROR.items():
+        known = [sample[name] for sample in samples if sample[name] is not None]
+        row[name] = float(np.mean(known)) if known else None
+        row[spread] = float(np.std(known, ddof=1)) if len(known) > 1 else None
+    return row | metrics.text_metrics(samples)
