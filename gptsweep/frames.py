@@ -23,25 +23,14 @@ import pandas as pd
 from . import compare, metrics
 from .errors import ResultsError
 from .metrics import METRICS
-from .records import Sampling
+from .records import FINISH_REASONS, Sampling
+from .results import MANIFEST, PARTIAL, SAMPLES, SUMMARY, SWEEP, summarise
 
 if TYPE_CHECKING:
     import xarray
 
-SAMPLES, PARTIAL, SUMMARY, MANIFEST, SWEEP = (
-    "samples.jsonl",
-    "samples.partial.jsonl",
-    "summary.csv",
-    "manifest.json",
-    "sweep.csv",
-)
 STATUSES = ("complete", "partial", "failed", "missing")
-COUNTS = (
-    "num_samples",
-    "prompt_tokens",
-    "completion_tokens",
-    *(f"finish_{end}" for end in ("length", "stop", "eot", "overflow")),
-)
+COUNTS = ("num_prompts", "num_samples", "prompt_tokens", "completion_tokens", *(f"finish_{end}" for end in FINISH_REASONS))
 SPREADS = tuple(metrics.STANDARD_ERROR.values()) + tuple(
     f"{name}_se" for name, metric in METRICS.items() if metric.per == "sample" and name not in metrics.STANDARD_ERROR
 )
@@ -505,13 +494,4 @@ class Columns:
 
 def summary_of(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Counts and metrics of samples whose point has no summary yet; as in ``summary.csv``."""
-    row: dict[str, Any] = {"num_samples": len(samples)}
-    for end in ("length", "stop", "eot", "overflow"):
-        row[f"finish_{end}"] = sum(sample["finish_reason"] == end for sample in samples)
-    row["prompt_tokens"] = sum(sample["prompt_tokens"] for sample in samples)
-    row["completion_tokens"] = sum(len(sample["token_ids"]) for sample in samples)
-    for name, spread in metrics.STANDARD_ERROR.items():
-        known = [sample[name] for sample in samples if sample[name] is not None]
-        row[name] = float(np.mean(known)) if known else None
-        row[spread] = float(np.std(known, ddof=1)) if len(known) > 1 else None
-    return row | metrics.text_metrics(samples)
+    return summarise({}, samples) | metrics.text_metrics(samples)
