@@ -1,0 +1,285 @@
+"""How far a run is: a bar and the finished samples on a terminal, a log line now and then elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import IO, Any
+
+from rich.console import Console
+from rich.file_proxy import FileProxy
+from rich.progress import BarColumn, ProgressColumn, Task
+from rich.progress import Progress as Bar
+from rich.text import Text
+
+log = logging.getLogger(__name__)
+
+RULE = "---------------"
+"""What nanoGPT's ``sample.py`` prints between samples."""
+
+SPEED_SECONDS = 10.0
+"""Time constant of the speed's moving average."""
+
+SPEED_INTERVAL = 0.25
+"""The speed is measured over at least so many seconds."""
+
+LOG_SECONDS = 10.0
+LONGEST_LOG_SECONDS = 300.0
+
+# Everything that moves the cursor, starts an escape sequence, hides or reorders text: C0 but tab and newline, DEL, C1, marks
+# and overrides of writing direction, lone surrogates.
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+class Progress:
+    """Context manager that shows how far a run is.
+
+    On a terminal: a bar with rows done, rows in flight, points done, tokens a second and the time left; log lines and
+    finished samples go above it. Elsewhere: a log line after 10 s, then at intervals that grow with the run, up to 5 minutes.
+    Both end with one log line. A terminal is what ``stream`` says it is; ``TERM=dumb`` has no bar.
+
+    Args:
+        quiet: show no samples.
+        stream: where to show; None: standard output as it is on enter.
+        clock: seconds from anywhere, never going back.
+    """
+
+    def __init__(
+        self, *, quiet: bool = False, stream: IO[str] | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.quiet = quiet
+        self._stream = stream
+        self._clock = clock
+        self._meter = Meter(started=clock())
+        self._console: Console | None = None
+        self._bar: Bar | None = None
+        self._log_at = 0.0
+
+    def __enter__(self) -> Progress:
+        stream = self._stream or sys.stdout
+        self._meter = Meter(started=self._clock())
+        self._log_at = self._meter.started + LOG_SECONDS
+        # Asked of the stream alone: FORCE_COLOR, which build servers set, makes rich take any pipe for a terminal.
+        if _is_terminal(stream):
+            self._console = Console(file=stream, force_terminal=True, highlight=False, markup=False, emoji=False)
+            if not self._console.is_dumb_terminal:
+                self._start_bar(self._console)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+            for handler in _stream_handlers():
+                handler.setStream(_behind_proxy(handler.stream))
+        self._console = None
+        log.info("%s: %s", "done" if error is None else "stopped", self._meter.summary(self._clock()))
+
+    def update(
+        self,
+        *,
+        rows_done: int | None = None,
+        rows_total: int | None = None,
+        rows_in_flight: int | None = None,
+        tokens: int | None = None,
+        tokens_total: int | None = None,
+        points_done: int | None = None,
+        points_total: int | None = None,
+    ) -> None:
+        """Take note of how far the run is; cheap enough for every decode step. What is None stays as it was.
+
+        Args:
+            rows_done: samples finished so far in this run.
+            rows_total: samples this run has to make.
+            rows_in_flight: samples being decoded.
+            tokens: tokens sampled so far in this run, those of rows in flight included.
+            tokens_total: tokens expected at the end: those of finished rows, and max_new_tokens of each other. With it the bar
+                moves while no row has finished yet.
+            points_done: points of the sweep whose files are written.
+            points_total: points of the sweep.
+        """
+        given = {
+            "rows_done": rows_done,
+            "rows_total": rows_total,
+            "rows_in_flight": rows_in_flight,
+            "tokens": tokens,
+            "tokens_total": tokens_total,
+            "points_done": points_done,
+            "points_total": points_total,
+        }
+        meter = self._meter
+        for name, count in given.items():
+            if count is not None:
+                setattr(meter, name, count)
+        now = self._clock()
+        if tokens is not None:
+            meter.measure(now)
+        if self._bar is None and now >= self._log_at:
+            self._log_at = now + min(max(LOG_SECONDS, (now - meter.started) / 10), LONGEST_LOG_SECONDS)
+            log.info("%s", meter.line(now))
+
+    def show_sample(self, text: str) -> None:
+        """Print a finished sample above the bar as ``sample.py`` does; nothing when quiet or where there is no terminal."""
+        if self._console is not None and not self.quiet:
+            safe = printable(text, self._console.encoding)
+            self._console.print(Text(f"{safe}\n{RULE}"), soft_wrap=True)
+
+    def _start_bar(self, console: Console) -> None:
+        meter, clock = self._meter, self._clock
+        self._bar = Bar(
+            _Fraction(meter, bar_width=24),
+            _Line(meter, clock),
+            console=console,
+            transient=True,
+            refresh_per_second=4,
+            redirect_stdout=_is_terminal(sys.stdout),
+            redirect_stderr=_is_terminal(sys.stderr),
+        )
+        self._bar.add_task("", total=1.0)
+        self._bar.start()
+        # Handlers made earlier hold the terminal itself and would write through the middle of the bar.
+        for handler in _stream_handlers():
+            stream = _behind_proxy(handler.stream)
+            if _is_terminal(stream):
+                handler.setStream(FileProxy(console, stream))
+
+
+@dataclass(slots=True)
+class Meter:
+    """The counts so far, and what follows from them: speed, fraction, time left."""
+
+    started: float
+    rows_done: int = 0
+    rows_total: int = 0
+    rows_in_flight: int = 0
+    tokens: int = 0
+    tokens_total: int = 0
+    points_done: int = 0
+    points_total: int = 0
+    _since: float | None = None
+    _measured: tuple[float, int] = (0.0, 0)
+    _average: float = 0.0
+    _weight: float = 0.0
+
+    def measure(self, now: float) -> None:
+        """Take ``tokens`` into the speed, an exponential moving average over time that is unbiased from its first value on.
+
+        The first call only starts the clock, so that loading a model does not count.
+        """
+        if self._since is None:
+            self._since = now
+            self._measured = now, self.tokens
+        then, before = self._measured
+        if self.tokens == before or now - then < SPEED_INTERVAL:
+            return
+        keep = math.exp((then - now) / SPEED_SECONDS)
+        self._average = keep * self._average + (1 - keep) * (self.tokens - before) / (now - then)
+        self._weight = keep * self._weight + (1 - keep)
+        self._measured = now, self.tokens
+
+    @property
+    def speed(self) -> float | None:
+        """Tokens a second; None until it was measured."""
+        return self._average / self._weight if self._weight else None
+
+    @property
+    def fraction(self) -> float:
+        """How much is done, 0 to 1."""
+        done, total = (self.tokens, self.tokens_total) if self.tokens_total else (self.rows_done, self.rows_total)
+        return min(done / total, 1.0) if total else 0.0
+
+    def seconds_left(self, now: float) -> float | None:
+        """Time to the end at this speed; None where it cannot be told yet."""
+        if self.tokens_total:
+            return max(self.tokens_total - self.tokens, 0) / self.speed if self.speed else None
+        if self.rows_done and self.rows_total:
+            return self._decoding(now) / self.rows_done * max(self.rows_total - self.rows_done, 0)
+        return None
+
+    def line(self, now: float) -> str:
+        """``12/80 rows, 64 in flight, 3/24 points, 1,234 tokens/s, 0:00:12 left``; what is not known is left out."""
+        if not self.rows_total:
+            return "starting"
+        parts = [f"{self.rows_done:,}/{self.rows_total:,} rows", f"{self.rows_in_flight:,} in flight"]
+        if self.points_total > 1:
+            parts.append(f"{self.points_done:,}/{self.points_total:,} points")
+        if self.speed is not None:
+            parts.append(f"{self.speed:,.0f} tokens/s")
+        left = self.seconds_left(now)
+        if left is not None:
+            parts.append(f"{_duration(left)} left")
+        return ", ".join(parts)
+
+    def summary(self, now: float) -> str:
+        """``80/80 rows, 40,000 tokens in 0:00:32 (1,250 tokens/s)``."""
+        points = f" of {self.points_done:,}/{self.points_total:,} points" if self.points_total > 1 else ""
+        seconds = self._decoding(now)
+        rate = f" ({self.tokens / seconds:,.0f} tokens/s)" if self.tokens and seconds > 0 else ""
+        took = _duration(now - self.started)
+        return f"{self.rows_done:,}/{self.rows_total:,} rows{points}, {self.tokens:,} tokens in {took}{rate}"
+
+    def _decoding(self, now: float) -> float:
+        """Seconds since the first tokens were counted."""
+        return now - (self.started if self._since is None else self._since)
+
+
+class _Fraction(BarColumn):
+    """The bar, filled from the meter at each refresh rather than at each update."""
+
+    def __init__(self, meter: Meter, bar_width: int) -> None:
+        super().__init__(bar_width=bar_width)
+        self._meter = meter
+
+    def render(self, task: Task) -> Any:
+        task.completed = self._meter.fraction
+        return super().render(task)
+
+
+class _Line(ProgressColumn):
+    """The counts beside the bar."""
+
+    def __init__(self, meter: Meter, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self._meter = meter
+        self._clock = clock
+
+    def render(self, task: Task) -> Text:
+        return Text(self._meter.line(self._clock()), no_wrap=True, overflow="ellipsis")
+
+
+def printable(text: str, encoding: str = "utf-8") -> str:
+    """``text`` for a terminal: control characters but newline and tab, and what ``encoding`` lacks, as backslash escapes."""
+    text = _UNSAFE.sub(lambda unsafe: unsafe[0].encode("unicode_escape").decode(), text)
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _is_terminal(stream: IO[str]) -> bool:
+    try:
+        return stream.isatty()
+    except (AttributeError, ValueError):  # a stand-in that is no whole file, or a closed one
+        return False
+
+
+def _behind_proxy(stream: IO[str]) -> IO[str]:
+    return stream.rich_proxied_file if isinstance(stream, FileProxy) else stream
+
+
+def _stream_handlers() -> list[logging.StreamHandler[Any]]:
+    """Every handler that prints, of the root logger and of all others."""
+    loggers = [
+        logging.getLogger(),
+        *(item for item in logging.root.manager.loggerDict.values() if isinstance(item, logging.Logger)),
+    ]
+    handlers = {id(handler): handler for logger in loggers for handler in logger.handlers}
+    return [h for h in handlers.values() if isinstance(h, logging.StreamHandler) and not isinstance(h, logging.FileHandler)]

@@ -1,0 +1,232 @@
+"""What a user sees while it runs: a bar that tells the truth, samples as they are, a log that is not flooded."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.file_proxy import FileProxy
+
+from gptsweep.progress import RULE, Meter, Progress, printable
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def interrupt_a_run_on(terminal: Terminal) -> None:
+    def run() -> None:
+        with Progress(stream=terminal) as progress:
+            progress.update(rows_total=8, rows_done=3, rows_in_flight=5)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+
+
+@pytest.fixture(autouse=True)
+def a_wide_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
+
+
+def test_the_speed_is_the_recent_one_and_loading_does_not_count():
+    meter = Meter(started=0.0)
+    meter.measure(30.0)  # a model was loaded; decoding begins
+    for second in range(1, 61):
+        meter.tokens += 100
+        meter.measure(30.0 + second)
+        assert meter.speed == pytest.approx(100)
+    for second in range(1, 61):
+        meter.tokens += 300
+        meter.measure(90.0 + second)
+    assert meter.speed == pytest.approx(300, rel=0.01)
+    assert "(200 tokens/s)" in meter.summary(150.0)
+
+
+@given(st.lists(st.tuples(st.floats(0.001, 30), st.floats(10, 1000)), min_size=1, max_size=30))
+def test_the_speed_lies_between_the_slowest_and_the_fastest_stretch(stretches):
+    meter, now, speeds = Meter(started=0.0), 0.0, []
+    meter.measure(now)
+    for seconds, speed in stretches:
+        now += max(seconds, 0.3)
+        before = meter.tokens
+        meter.tokens += int(max(seconds, 0.3) * speed)
+        speeds.append((meter.tokens - before) / max(seconds, 0.3))
+        meter.measure(now)
+    assert meter.speed is not None
+    assert min(speeds) * 0.999 <= meter.speed <= max(speeds) * 1.001
+
+
+def test_the_speed_of_tokens_that_are_told_in_bursts_does_not_fall_to_nothing_between_them():
+    meter = Meter(started=0.0)
+    for second in range(41):
+        meter.tokens = second // 10 * 1000
+        meter.measure(float(second))
+    assert meter.speed == pytest.approx(100)
+
+
+def test_the_bar_moves_and_the_time_left_is_told_before_any_row_is_finished():
+    meter = Meter(started=0.0, rows_total=10, rows_in_flight=10, tokens_total=5000)
+    meter.measure(0.0)
+    meter.tokens = 1000
+    meter.measure(10.0)
+    assert meter.fraction == 0.2
+    assert meter.line(10.0) == "0/10 rows, 10 in flight, 100 tokens/s, 0:00:40 left"
+
+
+def test_rows_tell_the_time_left_where_the_tokens_to_come_are_not_known():
+    meter = Meter(started=0.0, rows_total=10, rows_done=4, points_done=1, points_total=5)
+    assert meter.fraction == 0.4
+    assert meter.line(8.0) == "4/10 rows, 0 in flight, 1/5 points, 0:00:12 left"
+
+
+@pytest.mark.parametrize("force", ["", "1"])
+def test_a_pipe_gets_nothing_but_log_lines_whatever_force_color_says(monkeypatch, caplog, force):
+    monkeypatch.setenv("FORCE_COLOR", force)
+    caplog.set_level(logging.INFO)
+    pipe, clock = io.StringIO(), Clock()
+    with Progress(stream=pipe, clock=clock) as progress:
+        for second in range(3600):
+            clock.now += 1
+            progress.update(rows_total=3600, rows_done=second + 1, tokens=100 * second)
+            progress.show_sample("text")
+    assert pipe.getvalue() == ""
+    assert 10 <= len(caplog.messages) <= 50, "an hour is neither silent nor a flood"
+    assert caplog.messages[0].startswith("10/3,600 rows, 0 in flight, 100 tokens/s, ")
+    assert caplog.messages[-1].startswith("done: 3,600/3,600 rows, 359,900 tokens in 1:00:00")
+
+
+def test_a_short_run_logs_one_line(caplog):
+    caplog.set_level(logging.INFO)
+    with Progress(stream=io.StringIO()) as progress:
+        progress.update(rows_total=8, rows_done=8, tokens=64)
+    assert len(caplog.messages) == 1
+
+
+def test_a_run_that_fails_does_not_say_done(caplog):
+    caplog.set_level(logging.INFO)
+    interrupt_a_run_on(Terminal())
+    assert caplog.messages == ["stopped: 3/8 rows, 0 tokens in 0:00:00"]
+
+
+def test_the_terminal_is_given_back_without_a_trace_of_the_bar():
+    terminal = Terminal()
+    stdout = sys.stdout
+    interrupt_a_run_on(terminal)
+    shown = terminal.getvalue()
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1, "the cursor is back"
+    assert "3/8 rows, 5 in flight" in shown
+    assert shown.endswith("\x1b[1A\x1b[2K"), "and the bar's line is erased"
+    assert sys.stdout is stdout
+
+
+def test_samples_are_shown_as_sample_py_shows_them_and_as_they_are():
+    terminal = Terminal()
+    with Progress(stream=terminal) as progress:
+        progress.update(rows_total=2)
+        progress.show_sample("[bold]first[/bold] :smile: [/]\n\tsecond é 中\n")
+        progress.show_sample("long " * 100)
+    shown = terminal.getvalue()
+    assert f"[bold]first[/bold] :smile: [/]\n        second é 中\n\n{RULE}\n" in shown
+    assert f"{'long ' * 100}\n{RULE}\n" in shown, "the text is not wrapped by us"
+
+
+def test_quiet_shows_no_samples_but_the_bar():
+    terminal = Terminal()
+    with Progress(quiet=True, stream=terminal) as progress:
+        progress.update(rows_total=2, rows_done=1)
+        progress.show_sample("secret")
+    assert "secret" not in terminal.getvalue()
+    assert "1/2 rows" in terminal.getvalue()
+
+
+def test_generated_escape_sequences_do_nothing_to_the_terminal():
+    terminal = Terminal()
+    evil = "\x1b[2J\x1b]0;title\x07 \x9b31m \x08\x08 \r \u202eabc \x00 \ud800"
+    with Progress(stream=terminal) as progress:
+        before = terminal.getvalue()
+        progress.show_sample(evil)
+        shown = terminal.getvalue()[len(before) :]
+    assert r"\x1b[2J\x1b]0;title\x07 \x9b31m \x08\x08 \r \u202eabc \x00 \ud800" in shown
+    assert "\x1b[2J" not in shown
+
+
+@given(st.text(st.characters(codec=None)), st.sampled_from(["utf-8", "ascii", "latin-1", "cp1252"]))
+def test_printable_text_can_be_printed_and_plain_text_is_left_alone(text, encoding):
+    shown = printable(text, encoding)
+    shown.encode(encoding)
+    assert not any((ord(c) < 32 and c not in "\n\t") or 0x7F <= ord(c) < 0xA0 for c in shown)
+    if text.isascii() and text.isprintable():
+        assert shown == text
+
+
+def test_a_terminal_that_is_not_unicode_does_not_end_the_run():
+    class Narrow(io.TextIOWrapper):
+        def isatty(self) -> bool:
+            return True
+
+    raw = io.BytesIO()
+    with Progress(stream=Narrow(raw, encoding="ascii", write_through=True)) as progress:
+        progress.update(rows_total=2, rows_done=1)
+        progress.show_sample("café ☃")
+    assert rb"caf\xe9 \u2603" in raw.getvalue()
+
+
+def test_a_dumb_terminal_gets_samples_and_log_lines_but_no_bar(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    terminal = Terminal()
+    with Progress(stream=terminal) as progress:
+        progress.update(rows_total=2, rows_done=1)
+        progress.show_sample("text")
+    assert terminal.getvalue() == f"text\n{RULE}\n"
+
+
+def test_log_lines_go_above_the_bar_and_handlers_get_their_stream_back():
+    terminal = Terminal()
+    handler = logging.StreamHandler(terminal)
+    logger = logging.getLogger("test_progress.someone")
+    logger.addHandler(handler)
+    try:
+        for _ in range(2):
+            with Progress(stream=terminal) as progress:
+                progress.update(rows_total=2, rows_done=1)
+                assert isinstance(handler.stream, FileProxy)
+                # What Hydra makes for a job that starts under the bar.
+                late = logging.StreamHandler(handler.stream)
+                logger.addHandler(late)
+                logger.warning("[red]watch out[/red]")
+            assert handler.stream is terminal
+            assert late.stream is terminal
+            logger.removeHandler(late)
+    finally:
+        logger.removeHandler(handler)
+    assert terminal.getvalue().count("\x1b[2K[red]watch out[/red]\n") == 4, "in place of the bar, which follows below"
+
+
+def test_what_goes_to_a_file_still_does_while_there_is_a_bar(monkeypatch):
+    errors = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", errors)
+    terminal = Terminal()
+    with Progress(stream=terminal):
+        print("a warning", file=sys.stderr)
+    assert errors.getvalue() == "a warning\n"
