@@ -57,7 +57,7 @@ class GPTConfig:
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation with an optional bias."""
+    """Layer normalisation with an optional bias, in float32 whatever the linear layers' dtype."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -69,17 +69,20 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
 
 
+class Linear(nn.Linear):
+    """A linear layer that takes its input in any dtype and computes in its weight's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+
 class Attention(nn.Module):
-    """Multi-head self-attention; who sees whom is the caller's `Attend`."""
+    """The projections around self-attention; who sees whom is the caller's `Attend`."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-
-    def forward(self, x: Tensor, layer: int, attend: Attend) -> Tensor:
-        projected: Tensor = self.c_proj(attend(layer, self.c_attn(x)))
-        return projected
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
 
 
 class MLP(nn.Module):
@@ -87,17 +90,17 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, config.n_hidden, bias=config.bias)
-        self.c_proj = nn.Linear(config.n_hidden, config.n_embd, bias=config.bias)
-        self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
+        self.c_fc = Linear(config.n_embd, config.n_hidden, bias=config.bias)
+        self.gelu = nn.GELU(approximate="tanh" if config.activation == "gelu_tanh" else "none")
+        self.c_proj = Linear(config.n_hidden, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        projected: Tensor = self.c_proj(F.gelu(self.c_fc(x), approximate=self.approximate))
+        projected: Tensor = self.c_proj(self.gelu(self.c_fc(x)))
         return projected
 
 
 class Block(nn.Module):
-    """A transformer block: attention, then the feed-forward layer, each added to the residual stream."""
+    """A transformer block around an attention that is done elsewhere: `project` before it, `finish` after it."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -106,8 +109,14 @@ class Block(nn.Module):
         self.ln_2 = LayerNorm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, layer: int, attend: Attend) -> Tensor:
-        x = x + self.attn(self.ln_1(x), layer, attend)
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values of the residual stream: ``[..., n_embd] -> [..., 3 * n_embd]``."""
+        qkv: Tensor = self.attn.c_attn(self.ln_1(x))
+        return qkv
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The residual stream after this block, from the stream before it and what attention made: ``[..., n_embd]`` each."""
+        x = x + self.attn.c_proj(attended)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -130,7 +139,7 @@ class GPT(nn.Module):
                 "ln_f": LayerNorm(config),
             }
         )
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tied_head:
             self.lm_head.weight = self.transformer.wte.weight
 
@@ -152,20 +161,25 @@ class GPT(nn.Module):
         positions = torch.arange(time, device=ids.device)
         return self.logits(self.hidden(ids, positions, self.attend_within))
 
-    def hidden(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """The residual stream after the last block, normalised.
+    def hidden(self, ids: Tensor, positions: Tensor, attend: Attend, keep: Tensor | None = None) -> Tensor:
+        """The residual stream after the last block, normalised; float32 throughout.
 
         Args:
             ids: ``int64 [...]``.
             positions: ``int64``, broadcastable to ``ids``.
             attend: how tokens see one another.
+            keep: ``int64 [kept]``, for ids of one dimension: which tokens are wanted; ``attend`` gives just those in the last
+                layer. None: all.
 
         Returns:
-            ``[..., n_embd]``.
+            ``float32 [..., n_embd]``, or ``[kept, n_embd]``.
         """
-        x: Tensor = self.transformer.wte(ids) + self.transformer.wpe(positions)
+        x: Tensor = self.transformer.wte(ids).float() + self.transformer.wpe(positions).float()
         for layer, block in enumerate(self.transformer.h):
-            x = block(x, layer, attend)
+            attended = attend(layer, block.project(x))
+            if keep is not None and layer == self.config.n_layer - 1:
+                x = x[keep]
+            x = block.finish(x, attended)
         normalised: Tensor = self.transformer.ln_f(x)
         return normalised
 
@@ -187,9 +201,11 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> GPT:
-        """Draw every weight as GPT-2 does: normal with deviation 0.02, residual projections scaled by 1/sqrt(2 n_layer)."""
+        """Draw the weights as GPT-2 does: normal with deviation 0.02, residual projections scaled by 1/sqrt(2 n_layer)."""
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
                 deviation = 0.02 / math.sqrt(2 * self.config.n_layer) if name.endswith("c_proj.weight") else 0.02
                 parameter.normal_(0.0, deviation, generator=generator)
+            else:
+                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
         return self

@@ -1,0 +1,216 @@
+"""Keys and values of what has been read, in pages, and attention over them.
+
+A page holds `PAGE` positions of one sequence in every layer. Sequences that begin alike share pages: a fork copies a page
+table, not keys and values, and a shared page is copied only when someone is about to write into it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .model import Attend, GPTConfig
+
+if TYPE_CHECKING:
+    from .kernels import Kernel
+
+PAGE = 16
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Consecutive tokens of one sequence that a step reads: table ``table``, positions ``begin`` to ``end`` exclusive."""
+
+    table: int
+    begin: int
+    end: int
+
+
+class KVCache:
+    """Pages of keys and values, and the page tables of the sequences that use them.
+
+    Args:
+        config: the model's shape.
+        n_pages: pages in all.
+        n_tables: sequences that can be held at once.
+        dtype: of the keys and values.
+        device: where they are.
+    """
+
+    def __init__(self, config: GPTConfig, *, n_pages: int, n_tables: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.config = config
+        shape = (config.n_layer, n_pages, config.n_head, PAGE, config.head_size)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.tables = np.zeros((n_tables, -(-config.block_size // PAGE)), np.int32)
+        self.page_count = np.zeros(n_tables, np.int64)
+        self._users = np.zeros(n_pages, np.int32)
+        self._free = list(range(n_pages - 1, -1, -1))
+
+    @property
+    def free_pages(self) -> int:
+        """Pages that nobody uses."""
+        return len(self._free)
+
+    def extend(self, spans: Sequence[Span]) -> None:
+        """Give each span's sequence pages of its own for the span's positions."""
+        for span in spans:
+            table, first, needed = span.table, span.begin // PAGE, pages_for(span.end)
+            count = self.page_count[table]
+            if first < count and self._users[self.tables[table, first]] > 1:
+                self._unshare(table, first)
+            for place in range(count, needed):
+                page = self._free.pop()
+                self._users[page] = 1
+                self.tables[table, place] = page
+            self.page_count[table] = needed
+
+    def _unshare(self, table: int, place: int) -> None:
+        page, copy = int(self.tables[table, place]), self._free.pop()
+        self.keys[:, copy] = self.keys[:, page]
+        self.values[:, copy] = self.values[:, page]
+        self._users[page] -= 1
+        self._users[copy] = 1
+        self.tables[table, place] = copy
+
+    def fork(self, source: int, target: int, length: int) -> None:
+        """Let ``target``, which is empty, begin with the first ``length`` positions of ``source``."""
+        count = -(-length // PAGE)
+        self.tables[target, :count] = self.tables[source, :count]
+        self.page_count[target] = count
+        self._users[self.tables[source, :count]] += 1
+
+    def release(self, table: int) -> None:
+        """Forget a sequence; its pages that nobody else uses become free."""
+        pages = self.tables[table, : self.page_count[table]]
+        self._users[pages] -= 1
+        self._free.extend(pages[self._users[pages] == 0].tolist())
+        self.page_count[table] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Where the tokens of one forward pass are, token by token, sequence by sequence.
+
+    ``tables`` and ``positions`` are per token; ``kept`` are the places in the pass of the last token of each sequence.
+    """
+
+    tables: Ints
+    positions: Ints
+    kept: Ints
+
+    @classmethod
+    def of(cls, spans: Sequence[Span]) -> Reading:
+        """The tokens of ``spans``, in order."""
+        tables, begins, counts = np.array([(s.table, s.begin, s.end - s.begin) for s in spans], np.int64).T
+        ends = counts.cumsum()
+        positions = np.arange(ends[-1]) - np.repeat(ends - counts - begins, counts)
+        return cls(np.repeat(tables, counts), positions, ends - 1)
+
+
+def paged_attention(cache: KVCache, reading: Reading) -> Attend:
+    """Attention of each token of ``reading`` over its own past, in plain torch; in the last layer for kept tokens only.
+
+    Every token sums over as many positions as the longest in the pass, so its bits depend on its neighbours.
+    """
+    config, device = cache.config, cache.keys.device
+    tables = torch.from_numpy(cache.tables).to(device)
+    pages = torch.from_numpy(cache.tables[reading.tables, reading.positions // PAGE].astype(np.int64)).to(device)
+    offsets = torch.from_numpy(reading.positions % PAGE).to(device)
+
+    def attend(layer: int, qkv: Tensor) -> Tensor:
+        q, k, v = qkv.view(-1, 3, config.n_head, config.head_size).to(cache.keys.dtype).unbind(1)
+        cache.keys[layer][pages, :, offsets] = k
+        cache.values[layer][pages, :, offsets] = v
+        wanted = reading.kept if layer == config.n_layer - 1 else np.arange(len(reading.positions))
+        out = torch.empty(len(wanted), config.n_embd, dtype=qkv.dtype, device=device)
+        for some in np.array_split(np.arange(len(wanted)), -(-len(wanted) // 64)):
+            tokens = wanted[some]
+            length = int(reading.positions[tokens].max()) + 1
+            seen = tables[reading.tables[tokens], : -(-length // PAGE)].long()
+            keys, values = (
+                pool[layer][seen].transpose(1, 2).flatten(2, 3)[:, :, :length] for pool in (cache.keys, cache.values)
+            )
+            past = torch.arange(length, device=device) <= torch.from_numpy(reading.positions[tokens]).to(device)[:, None]
+            mixed = F.scaled_dot_product_attention(q[tokens][:, :, None], keys, values, attn_mask=past[:, None, None])
+            out[some] = mixed.flatten(1).to(qkv.dtype)
+        return out
+
+    return attend
+
+
+def paged_attention_kernels(cache: KVCache, reading: Reading, store: Kernel, attend_kernel: Kernel) -> Attend:
+    """`paged_attention` on a CPU by kernels: each token sums over its own length only, so its bits depend on nobody else."""
+    config = cache.config
+    n_tokens, last = len(reading.positions), config.n_layer - 1
+    everyone = np.arange(n_tokens)
+    pages = cache.tables[reading.tables, reading.positions // PAGE].astype(np.int64)
+    offsets = reading.positions % PAGE
+    lengths = reading.positions + 1
+    kept_tables, kept_lengths = reading.tables[reading.kept], lengths[reading.kept]
+    common: dict[str, Any] = {
+        "n_tokens": n_tokens,
+        "width": config.n_embd,
+        "n_head": config.n_head,
+        "page_size": PAGE,
+        "max_pages": cache.tables.shape[1],
+        "pages": pages.ctypes.data,
+        "offsets": offsets.ctypes.data,
+        "tables": cache.tables.ctypes.data,
+    }
+    for kernel in (store, attend_kernel):
+        for name, value in common.items():
+            kernel.task[name] = value
+    store.task["chunk"] = 16
+    every = {
+        "n_kept": n_tokens,
+        "kept": everyone.ctypes.data,
+        "table_rows": reading.tables.ctypes.data,
+        "lengths": lengths.ctypes.data,
+    }
+    kept = {
+        "n_kept": len(reading.kept),
+        "kept": reading.kept.ctypes.data,
+        "table_rows": kept_tables.ctypes.data,
+        "lengths": kept_lengths.ctypes.data,
+    }
+    layer_bytes = cache.keys[0].numel() * cache.keys.element_size()
+    task = attend_kernel.task
+
+    def use(wanted: dict[str, Any]) -> None:
+        for name, value in wanted.items():
+            task[name] = value
+        task["chunk"] = max(1, math.ceil(wanted["n_kept"] * config.n_head / 32))
+
+    use(every)
+
+    def attend(layer: int, qkv: Tensor) -> Tensor:
+        stored = qkv.to(cache.keys.dtype).contiguous()
+        keys, values = cache.keys.data_ptr() + layer * layer_bytes, cache.values.data_ptr() + layer * layer_bytes
+        for kernel in (store, attend_kernel):
+            kernel.task["qkv"], kernel.task["keys"], kernel.task["values"] = stored.data_ptr(), keys, values
+        store()
+        if layer == last:
+            use(kept)
+        out = torch.empty(int(task["n_kept"]), config.n_embd, dtype=stored.dtype)
+        task["out"] = out.data_ptr()
+        attend_kernel()
+        return out.to(qkv.dtype)
+
+    # The records hold addresses only: this keeps the arrays they point to alive as long as the closure.
+    attend.arrays = (everyone, pages, offsets, lengths, kept_tables, kept_lengths)  # type: ignore[attr-defined]
+    return attend
+
+
+def pages_for(positions: int) -> int:
+    """How many pages hold this many positions."""
+    return -(-positions // PAGE)
