@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -81,8 +81,8 @@ class Attention(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.c_attn = Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
-        self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.c_attn: nn.Module = Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj: nn.Module = Linear(config.n_embd, config.n_embd, bias=config.bias)
 
 
 class MLP(nn.Module):
@@ -90,13 +90,12 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.c_fc = Linear(config.n_embd, config.n_hidden, bias=config.bias)
-        self.gelu = nn.GELU(approximate="tanh" if config.activation == "gelu_tanh" else "none")
-        self.c_proj = Linear(config.n_hidden, config.n_embd, bias=config.bias)
+        self.c_fc: nn.Module = Linear(config.n_embd, config.n_hidden, bias=config.bias)
+        self.gelu: nn.Module = nn.GELU(approximate="tanh" if config.activation == "gelu_tanh" else "none")
+        self.c_proj: nn.Module = Linear(config.n_hidden, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        projected: Tensor = self.c_proj(self.gelu(self.c_fc(x)))
-        return projected
+        return cast(Tensor, self.c_proj(self.gelu(self.c_fc(x))))
 
 
 class Block(nn.Module):
@@ -111,13 +110,23 @@ class Block(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """Queries, keys and values of the residual stream: ``[..., n_embd] -> [..., 3 * n_embd]``."""
-        qkv: Tensor = self.attn.c_attn(self.ln_1(x))
-        return qkv
+        return cast(Tensor, self.attn.c_attn(self.ln_1(x)))
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """The residual stream after this block, from the stream before it and what attention made: ``[..., n_embd]`` each."""
         x = x + self.attn.c_proj(attended)
-        return x + self.mlp(self.ln_2(x))
+        return cast(Tensor, x + self.mlp(self.ln_2(x)))
+
+
+class Transformer(nn.Module):
+    """Everything below the head."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = LayerNorm(config)
 
 
 class GPT(nn.Module):
@@ -131,17 +140,20 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
-        self.transformer = nn.ModuleDict(
-            {
-                "wte": nn.Embedding(config.vocab_size, config.n_embd),
-                "wpe": nn.Embedding(config.block_size, config.n_embd),
-                "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
-                "ln_f": LayerNorm(config),
-            }
-        )
-        self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
+        self.transformer = Transformer(config)
+        self.lm_head: nn.Module = Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tied_head:
             self.lm_head.weight = self.transformer.wte.weight
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The transformer's blocks, first to last."""
+        return cast(list[Block], list(self.transformer.h))
+
+    @property
+    def embedding(self) -> Tensor:
+        """``[vocab_size, n_embd]``; its device and dtype are the model's."""
+        return self.transformer.wte.weight
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits of the next token at every place of ``ids``.
@@ -175,18 +187,16 @@ class GPT(nn.Module):
             ``float32 [..., n_embd]``, or ``[kept, n_embd]``.
         """
         x: Tensor = self.transformer.wte(ids).float() + self.transformer.wpe(positions).float()
-        for layer, block in enumerate(self.transformer.h):
+        for layer, block in enumerate(self.blocks):
             attended = attend(layer, block.project(x))
             if keep is not None and layer == self.config.n_layer - 1:
                 x = x[keep]
             x = block.finish(x, attended)
-        normalised: Tensor = self.transformer.ln_f(x)
-        return normalised
+        return cast(Tensor, self.transformer.ln_f(x))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[..., n_embd] -> [..., vocab_size]``."""
-        logits: Tensor = self.lm_head(hidden)
-        return logits
+        return cast(Tensor, self.lm_head(hidden))
 
     def attend_within(self, _layer: int, qkv: Tensor) -> Tensor:
         """Causal attention inside each row: ``[batch, time, 3 * n_embd] -> [batch, time, n_embd]``."""
