@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import orjson
 import pandas as pd
 
 from . import compare, metrics
@@ -37,6 +38,9 @@ SPREADS = tuple(metrics.STANDARD_ERROR.values()) + tuple(
 ABOUT = ("point_id", "status", "error", "directory")
 TEXTUAL = ("sweep", "model", "start", "stop", "logit_bias", "device", "dtype", "prompt", *ABOUT)
 SAMPLING_KEYS = tuple(each.name for each in fields(Sampling) if each.name != "num_samples")
+
+CHUNK = 1 << 20
+"""Bytes of a file that are parsed at once."""
 
 PointChoice = int | str | Mapping[str, Any]
 """A point: its row in ``summary``, its ``directory``, or settings that all points meant share, as ``{"temperature": 0.7}``."""
@@ -270,7 +274,7 @@ def settings_of(directory: Path) -> dict[str, Any]:
             if equals:
                 settings[key.removeprefix("sampling.")] = None if value == "null" else value.strip("'\"")
     for name in (SAMPLES, PARTIAL):
-        for sample in map(parsed, lines_of(directory / name)):
+        for sample in samples_of(directory / name):
             if sample is not None:
                 return settings | {key: cell(sample[key]) for key in ("model", "seed", *SAMPLING_KEYS) if key in sample}
     return settings
@@ -297,32 +301,56 @@ def unseen_points(root: Path, seen: Iterable[PointFiles]) -> Iterator[PointFiles
         problems = []
 
 
-def lines_of(path: Path) -> Iterator[bytes]:
-    """The lines of a file without their ends, one at a time; none where there is no file."""
-    if path.is_file():
-        with path.open("rb") as file:
-            yield from file
+def samples_of(path: Path, digest: hashlib._Hash | None = None) -> Iterator[dict[str, Any] | None]:
+    """A file's lines as samples, None for a damaged one; nothing where there is no file. ``digest`` is fed every byte."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        while lines := file.readlines(CHUNK):
+            if digest is not None:
+                digest.update(b"".join(lines))
+            yield from parsed(lines)
 
 
-def parsed(line: bytes) -> dict[str, Any] | None:
-    """A line of samples, or None where it is damaged: torn, not JSON, or without a field or type it must have."""
+def parsed(lines: Sequence[bytes]) -> list[dict[str, Any] | None]:
+    """Lines as samples: all at once, which is faster, and one at a time only where something is wrong."""
+    text = b"[" + b",".join(lines) + b"]"
     try:
-        sample = json.loads(line)
-        whole = (
-            line.endswith(b"\n")
-            and type(sample["completion"]) is str
-            and type(sample["prompt"]) is str
+        samples = orjson.loads(text)
+    except ValueError:  # a damaged line, or a lone surrogate, which orjson does not take
+        samples = loaded(text) or []
+    if len(samples) != len(lines) or not lines[-1].endswith(b"\n"):
+        if len(lines) == 1:
+            return [None]
+        return [sample for line in lines for sample in parsed([line])]
+    return [sample if whole(sample) else None for sample in samples]
+
+
+def loaded(text: bytes) -> Any:
+    """JSON, or None where it is damaged."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def whole(sample: Any) -> bool:
+    """Whether every field that is used here is there, with its type."""
+    try:
+        return (
+            type(sample["completion"]) is type(sample["prompt"]) is type(sample["finish_reason"]) is str
             and type(sample["prompt_index"]) is type(sample["sample_index"]) is type(sample["seed"]) is int
             and type(sample["token_ids"]) is list
-            and type(sample["finish_reason"]) is str
-            and sample.keys() >= REPORTED.keys()
+            and type(sample["prompt_tokens"]) is int
+            and "prompt_id" in sample
+            and "logprob_mean" in sample
+            and "sampler_logprob_mean" in sample
+            and "entropy_mean" in sample
         )
-    except (ValueError, KeyError, TypeError):
-        return None
-    return sample if whole else None
+    except (KeyError, TypeError):
+        return False
 
 
-REPORTED = {"logprob_mean": "f8", "sampler_logprob_mean": "f8", "entropy_mean": "f8", "prompt_tokens": "i8", "prompt_id": "O"}
 PLACE = ("prompt_index", "seed", "sample_index")
 
 
@@ -332,10 +360,8 @@ def read_samples(point: PointFiles) -> list[dict[str, Any]]:
     for name in (SAMPLES, PARTIAL):
         damaged, count, digest = 0, 0, hashlib.sha256()
         path = point.directory / name
-        for line in lines_of(path):
-            digest.update(line)
+        for sample in samples_of(path, digest):
             count += 1
-            sample = parsed(line)
             if sample is None:
                 damaged += 1
             else:
@@ -445,21 +471,20 @@ class Columns:
             name: ({}, array("i")) for name in ("prompt", "prompt_id", "finish_reason")
         }
 
-    def add(self, number: int, samples: Iterable[Mapping[str, Any]]) -> None:
+    def add(self, number: int, samples: Sequence[Mapping[str, Any]]) -> None:
         """Append the samples of point ``number``."""
+        self.point.extend([number] * len(samples))
+        for name, places in self.place.items():
+            places.extend([sample[name] for sample in samples])
+        for name, values in self.reported.items():
+            values.extend([math.nan if sample[name] is None else sample[name] for sample in samples])
+        self.prompt_tokens.extend([sample["prompt_tokens"] for sample in samples])
         for sample in samples:
-            self.point.append(number)
-            for name, places in self.place.items():
-                places.append(sample[name])
-            for name, values in self.reported.items():
-                value = sample[name]
-                values.append(math.nan if value is None else value)
-            self.prompt_tokens.append(sample["prompt_tokens"])
             self.tokens.extend(sample["token_ids"])
             self.ends.append(len(self.tokens))
-            self.completions.append(sample["completion"])
-            for name, (known, codes) in self.shared.items():
-                codes.append(known.setdefault(sample[name], len(known)))
+        self.completions += [sample["completion"] for sample in samples]
+        for name, (known, codes) in self.shared.items():
+            codes.extend([known.setdefault(sample[name], len(known)) for sample in samples])
 
     def frame(self, settings: pd.DataFrame) -> pd.DataFrame:
         """The samples as a frame, with the settings of their points beside them."""
