@@ -1,0 +1,50 @@
+"""``report.html``: a sweep on one page that opens offline and can be sent to a colleague.
+
+The page is one file: the data as JSON, a style sheet and a script, all in place. It asks the network for nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ..frames import Sweep, read_sweep
+from ..results import atomic_write
+from .data import page_data
+
+REPORT = "report.html"
+
+__all__ = ["page", "write_report"]
+
+
+def write_report(directory: Path, sweep: Sweep | None = None) -> Path:
+    """Write ``report.html`` into ``directory``, whatever state the sweep is in.
+
+    Args:
+        directory: a sweep, a run, or a directory of them.
+        sweep: what was read of it, if it was read already.
+
+    Raises:
+        ResultsError: there is nothing to show, or the page cannot be written.
+    """
+    directory = Path(directory)
+    path = directory / REPORT
+    sweep = read_sweep(directory) if sweep is None else sweep
+    atomic_write(path, page(page_data(sweep, directory.resolve().name)).encode())
+    return path
+
+
+def page(data: dict[str, Any]) -> str:
+    """The page around its data. Nothing in ``data`` can end the script element it stands in."""
+    assets = resources.files(__package__)
+    parts = {name: (assets / f"page.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    parts["data"] = text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    title = str(data["title"]).replace("&", "&amp;").replace("<", "&lt;")
+    shell = parts["html"].replace("{{title}}", title)
+    for name in ("css", "js", "data"):
+        before, _, after = shell.partition("{{" + name + "}}")
+        shell = before + parts[name] + after
+    return shell

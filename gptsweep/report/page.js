@@ -1,0 +1,733 @@
+"use strict";
+(() => {
+const data = JSON.parse(document.getElementById("data").textContent);
+const { keys, metrics, groups, values, samples } = data;
+const LETTERS = "ABCD", MAX_COLUMNS = 4, ROWS = 200, RESAMPLES = 1000;
+const $ = (id) => document.getElementById(id);
+const byName = Object.fromEntries(metrics.map((metric) => [metric.name, metric]));
+const count = groups.at.length;
+const every = Array.from({ length: count }, (_, g) => g);
+
+/* ---------- small tools ---------- */
+
+/** An element: tag, attributes (on… are listeners, true means present), children (text is always text). */
+function el(tag, attributes = {}, ...children) {
+  const svg = ["svg", "g", "path", "line", "circle", "text", "rect", "title"].includes(tag);
+  const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (name === "style") for (const [property, setting] of Object.entries(value)) node.style.setProperty(property, setting);
+    else node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  return node;
+}
+const fill = (node, ...children) => node.replaceChildren(...children.flat().filter(Boolean));
+const plural = (n, one, more = one + "s") => `${n.toLocaleString("en")} ${n === 1 ? one : more}`;
+
+/** A number as people read it: three digits that matter, a real minus sign. */
+function show(value, digits = 3) {
+  if (value === null || value === undefined || Number.isNaN(value)) return "–";
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  const text = size >= 1e6 || size < 1e-4 ? value.toExponential(digits - 1)
+    : size >= 10 ** digits ? Math.round(value).toString()
+    : value.toFixed(Math.max(0, Math.min(6, digits - 1 - Math.floor(Math.log10(size)))));
+  return text.replace("-", "\u2212");
+}
+/** An error or a change beside its value: as many decimals as the value has. */
+function showLike(value, like) {
+  if (value === null || value === undefined) return "–";
+  const decimals = (show(like).split(".")[1] || "").length;
+  return value.toFixed(Math.min(6, decimals)).replace("-", "\u2212");
+}
+const signed = (value) => (value > 0 ? "+" : "") + show(value);
+const label = (key, place) => keys[key].labels[place];
+const short = (text, most = 28) => (text = JSON.stringify(text).slice(1, -1)).length > most ? text.slice(0, most - 1) + "…" : text;
+const groupName = (g) => keys.map((key, k) => `${key.name} ${short(label(k, groups.at[g][k]))}`).join(" · ") || "this run";
+const settingName = (name) => byName[name].label;
+
+/* ---------- state, kept in the address ---------- */
+
+const all = "all";
+const first = metrics.length ? metrics[0].name : null;
+const state = {
+  metric: first, x: 0, y: Math.min(1, keys.length - 1), fixed: keys.map(() => all),
+  mx: byName.perplexity ? "perplexity" : first, my: byName.diversity ? "diversity" : first,
+  columns: spread(), at: 0, find: "", sort: "", base: null, all: false,
+};
+
+/** The points that the sample browser opens with: the ends and the middle of the first key, the others in their middle. */
+function spread() {
+  if (count <= 3) return every.slice();
+  const middle = keys.map((key) => Math.floor((key.labels.length - 1) / 2));
+  const n = keys[0].labels.length, wanted = [...new Set([0, Math.floor(n / 2), n - 1])];
+  const found = wanted.map((place) => nearest([place, ...middle.slice(1)])).filter((g) => g !== undefined);
+  return [...new Set(found)];
+}
+function nearest(at) {
+  let best, least = Infinity;
+  for (const g of every) {
+    const distance = at.reduce((sum, place, k) => sum + (k ? 1 : 100) * Math.abs(place - groups.at[g][k]), 0);
+    if (distance < least) [best, least] = [g, distance];
+  }
+  return best;
+}
+
+function readAddress() {
+  const given = new URLSearchParams(location.hash.slice(1));
+  const metric = (name, now) => (byName[given.get(name)] ? given.get(name) : now);
+  const key = (name, now) => { const k = keys.findIndex((one) => one.name === given.get(name)); return k < 0 ? now : k; };
+  state.metric = metric("metric", state.metric);
+  state.mx = metric("mx", state.mx);
+  state.my = metric("my", state.my);
+  state.x = key("x", state.x);
+  state.y = key("y", state.y);
+  keys.forEach((one, k) => {
+    const place = one.labels.indexOf(given.get("only." + one.name));
+    state.fixed[k] = place < 0 ? all : place;
+  });
+  if (given.has("points")) {
+    const asked = given.get("points").split(",").filter(Boolean).map(Number).filter((g) => Number.isInteger(g) && g >= 0 && g < count);
+    if (asked.length) state.columns = [...new Set(asked)].slice(0, MAX_COLUMNS);
+  }
+  state.find = given.get("find") ?? state.find;
+  state.sort = given.get("sort") ?? state.sort;
+  const base = given.has("base") ? Number(given.get("base")) : NaN;
+  state.base = Number.isInteger(base) && base >= 0 && base < count ? base : null;
+  if (given.has("sample")) {
+    const at = places.findIndex((place) => place.id === given.get("sample"));
+    if (at >= 0) state.at = at;
+  }
+}
+function writeAddress() {
+  const parts = new URLSearchParams();
+  if (state.metric) parts.set("metric", state.metric);
+  if (keys.length > 1) { parts.set("x", keys[state.x].name); parts.set("y", keys[state.y].name); }
+  if (keys.length) { parts.set("mx", state.mx); parts.set("my", state.my); }
+  keys.forEach((key, k) => state.fixed[k] !== all && parts.set("only." + key.name, key.labels[state.fixed[k]]));
+  parts.set("points", state.columns.join(","));
+  if (places.length) parts.set("sample", places[state.at].id);
+  for (const name of ["find", "sort"]) if (state[name]) parts.set(name, state[name]);
+  if (state.base !== null) parts.set("base", state.base);
+  ours = "#" + parts;
+  history.replaceState(null, "", ours);
+}
+let ours = "";
+
+function update(change, ...draw) {
+  Object.assign(state, change);
+  writeAddress();
+  for (const one of draw.length ? draw : [drawEffects, drawCharts, drawPoints, drawSamples]) one();
+}
+
+/** Show point g among the samples, or take it away. */
+function toggle(g) {
+  const now = state.columns.includes(g) ? state.columns.filter((one) => one !== g) : [...state.columns, g].slice(-MAX_COLUMNS);
+  update({ columns: now }, drawCharts, drawPoints, drawSamples);
+}
+const badge = (g) => {
+  const at = state.columns.indexOf(g);
+  return at < 0 ? null : el("span", { class: `badge t${at}`, title: "shown among the samples" }, LETTERS[at]);
+};
+
+/* ---------- places: (prompt, seed, number) ---------- */
+
+const places = [], placeOf = new Map(), textAt = new Map();
+for (let i = 0; i < samples.text.length; i++) {
+  const id = `${samples.place[i]}-${samples.seed[i]}-${samples.index[i]}`;
+  if (!placeOf.has(id)) {
+    placeOf.set(id, places.length);
+    places.push({ id, prompt: samples.place[i], seed: samples.seed[i], index: samples.index[i] });
+  }
+  textAt.set(samples.group[i] + "/" + id, i);
+}
+places.sort((a, b) => a.prompt - b.prompt || a.index - b.index || (a.seed.length - b.seed.length) || (a.seed < b.seed ? -1 : 1));
+const sampleAt = (g, place) => textAt.get(g + "/" + place.id);
+
+/* ---------- means over what is shown ---------- */
+
+/** Mean, standard error and n of a metric over groups. */
+function pooled(name, members) {
+  const { mean, error, n } = values[name];
+  const have = members.filter((g) => mean[g] !== null);
+  if (!have.length) return null;
+  const weight = (g) => (byName[name].per === "point" ? 1 : n[g]);
+  const total = have.reduce((sum, g) => sum + weight(g), 0);
+  const squares = have.reduce((sum, g) => sum + (weight(g) * error[g]) ** 2, 0);
+  return {
+    mean: have.reduce((sum, g) => sum + weight(g) * mean[g], 0) / total,
+    error: have.some((g) => error[g] === null) ? null : Math.sqrt(squares) / total,
+    n: have.reduce((sum, g) => sum + n[g], 0),
+  };
+}
+/** Groups that agree with the fixed settings and with `wanted` (key: place). */
+function members(wanted) {
+  return every.filter((g) => keys.every((_, k) => (k in wanted ? groups.at[g][k] === wanted[k] : state.fixed[k] === all || groups.at[g][k] === state.fixed[k])));
+}
+const spoken = (found) => (found ? `${show(found.mean)}${found.error === null ? "" : ` ± ${showLike(found.error, found.mean)}`}, n = ${found.n}` : "no value");
+
+/* ---------- head ---------- */
+
+function drawHead() {
+  const { facts } = data, bold = (text) => el("b", {}, text);
+  $("title").textContent = data.title;
+  const bits = [bold(plural(facts.points, "point")), bold(plural(data.total, "sample")), plural(facts.tokens, "token")];
+  if (facts.seeds > 1) bits.push(plural(facts.seeds, "seed"));
+  if (facts.prompts > 1) bits.push(plural(facts.prompts, "prompt"));
+  if (facts.models.length) bits.push(facts.models.join(", "));
+  $("facts").append(...bits.flatMap((bit, i) => (i ? [" · ", bit] : [bit])));
+  const open = ["partial", "failed", "missing"].filter((status) => facts.statuses[status]);
+  const lines = [...data.problems];
+  if (open.length || lines.length) {
+    const said = open.map((status) => `${plural(facts.statuses[status], "point")} ${status}`);
+    if (facts.damaged) said.push(plural(facts.damaged, "damaged line") + " left out");
+    else if (lines.length && !facts.statuses.failed) said.push(plural(lines.length, "problem"));
+    const summary = said.join(", ") || plural(lines.length, "problem");
+    $("problems").append(lines.length
+      ? el("details", { class: "problem" }, el("summary", {}, summary), el("ul", {}, lines.map((line) => el("li", {}, line))))
+      : el("p", { class: "problem" }, summary));
+  }
+  fill($("metric"), metrics.map((metric) => el("option", { value: metric.name }, metric.label)));
+  $("metric").addEventListener("change", (event) => update({ metric: event.target.value }, drawEffects, drawCharts));
+  const themes = ["auto", "light", "dark"];
+  $("theme").addEventListener("click", () => {
+    const next = themes[(themes.indexOf(document.documentElement.dataset.theme || "auto") + 1) % 3];
+    document.documentElement.dataset.theme = next;
+    $("theme").textContent = "Theme: " + next;
+  });
+  for (const link of document.querySelectorAll("[data-goto]"))
+    link.addEventListener("click", (event) => {
+      event.preventDefault();
+      $(link.dataset.goto).scrollIntoView();
+      $(link.dataset.goto).focus({ preventScroll: true });
+    });
+}
+
+/* ---------- effects ---------- */
+
+function sparkline(along) {
+  const have = along.map((value, i) => [i, value]).filter(([, value]) => value !== null);
+  if (have.length < 2) return "";
+  const low = Math.min(...have.map(([, v]) => v)), high = Math.max(...have.map(([, v]) => v));
+  const x = (i) => 4 + (82 * i) / (along.length - 1), y = (v) => (high === low ? 11 : 19 - (16 * (v - low)) / (high - low));
+  const path = have.map(([i, v], place) => `${place ? "L" : "M"}${x(i).toFixed(1)} ${y(v).toFixed(1)}`).join("");
+  const [i, v] = have[have.length - 1];
+  return el("svg", { class: "spark", width: 92, height: 22, viewBox: "0 0 92 22", "aria-hidden": "true" },
+    el("path", { d: path }), el("circle", { cx: x(i), cy: y(v), r: 2.5 }));
+}
+
+function drawEffects() {
+  if (!data.effects.length) { $("effects").hidden = true; return; }
+  const head = el("tr", {}, el("th", { scope: "col" }, "Metric"), data.effects.map(({ key }) => {
+    const { labels } = keys.find((one) => one.name === key);
+    return el("th", { scope: "colgroup", colspan: 2 }, key, el("span", { class: "range" }, `${short(labels[0])} → ${short(labels[labels.length - 1])}`));
+  }));
+  const rows = metrics.map(({ name, label: text, meaning }) => el("tr", { class: name === state.metric && "now" },
+    el("th", { scope: "row" }, el("button", {
+      type: "button", title: meaning, "aria-pressed": String(name === state.metric), onclick: () => update({ metric: name }, drawEffects, drawCharts),
+    }, text)),
+    data.effects.map(({ along, change }) => {
+      const [difference, low, high, pairs, differs] = change[name] || [null, null, null, 0, false];
+      const cells = [el("td", { class: "spark" }, sparkline(along[name] || []))];
+      if (difference === null) cells.push(el("td", { class: "unsure" }, "–"));
+      else if (pairs < data.min_pairs || low === null)
+        cells.push(el("td", { class: "unsure", title: `only ${plural(pairs, "pair")}` }, `${signed(difference)} `, el("span", { class: "pm" }, "too few pairs to tell")));
+      else cells.push(el("td", { class: differs ? "" : "unsure", title: plural(pairs, "pair") },
+        differs ? signed(difference) : el("span", {}, "≈ ", signed(difference)), " ",
+        el("span", { class: "pm" }, `[${showLike(low, difference)}, ${showLike(high, difference)}]`)));
+      return cells;
+    })));
+  fill($("effects-body"), el("table", { class: "effects" }, el("thead", {}, head), el("tbody", {}, rows)));
+}
+
+/* ---------- charts ---------- */
+
+const picker = (text, options, now, change) => el("label", { class: "pick" }, text + " ",
+  el("select", { onchange: (event) => change(event.target.value) },
+    options.map(([value, name]) => el("option", { value, selected: String(value) === String(now) }, name))));
+
+function drawAxes() {
+  const names = keys.map((key, k) => [k, key.name]), controls = [];
+  if (keys.length > 1) {
+    const other = (k, not) => (k === not ? keys.findIndex((_, one) => one !== k) : not);
+    controls.push(
+      picker("Across", names, state.x, (k) => update({ x: +k, y: other(+k, state.y) }, drawCharts)),
+      picker("Line for each", names, state.y, (k) => update({ y: +k, x: other(+k, state.x) }, drawCharts)));
+  }
+  keys.forEach((key, k) => {
+    if (k !== state.x && k !== state.y)
+      controls.push(picker(key.name, [[all, "mean over all"], ...key.labels.map((text, place) => [place, short(text)])], state.fixed[k],
+        (place) => update({ fixed: state.fixed.map((now, one) => (one === k ? (place === all ? all : +place) : now)) }, drawCharts)));
+  });
+  if (keys.length) {
+    const choices = metrics.map((metric) => [metric.name, metric.label]);
+    controls.push(picker("Scatter", choices, state.mx, (name) => update({ mx: name }, drawCharts)), picker("against", choices, state.my, (name) => update({ my: name }, drawCharts)));
+  }
+  fill($("axes"), controls);
+}
+
+/** What is under the pointer or the focus, in words below the charts. */
+function read(text) { $("read").textContent = text; }
+
+function heatColour(share) {
+  return share < 0.5 ? `color-mix(in oklab, var(--heat1) ${(share * 200).toFixed(1)}%, var(--heat0))`
+    : `color-mix(in oklab, var(--heat2) ${((share - 0.5) * 200).toFixed(1)}%, var(--heat1))`;
+}
+
+function drawHeat() {
+  if (keys.length < 2) { fill($("heat")); return; }
+  const kx = keys[state.x], ky = keys[state.y];
+  const cells = ky.labels.map((_, y) => kx.labels.map((_, x) => {
+    const inside = members({ [state.x]: x, [state.y]: y });
+    return { inside, found: pooled(state.metric, inside) };
+  }));
+  const means = cells.flat().filter((cell) => cell.found).map((cell) => cell.found.mean);
+  const low = Math.min(...means), high = Math.max(...means);
+  const logarithmic = low > 0 && high / low > 30;
+  const share = (v) => (high === low ? 0.5 : logarithmic ? Math.log(v / low) / Math.log(high / low) : (v - low) / (high - low));
+  const row = (y) => el("tr", {}, el("th", { scope: "row", title: ky.labels[y] }, short(ky.labels[y], 14)), kx.labels.map((text, x) => {
+    const { inside, found } = cells[y][x];
+    const name = `${kx.name} ${short(text)}, ${ky.name} ${short(ky.labels[y])}: ${settingName(state.metric)} ${spoken(found)}`;
+    if (!inside.length) return el("td", {}, "");
+    const one = inside.length === 1 ? inside[0] : inside[Math.floor(inside.length / 2)];
+    const part = found ? share(found.mean) : 0;
+    return el("td", {}, el("button", {
+      type: "button", class: found ? "" : "none", "aria-label": name + (state.columns.includes(one) ? ", shown among the samples" : ""),
+      style: found ? { background: heatColour(part), color: part < 0.5 ? "var(--on-low)" : "var(--on-high)" } : {},
+      onmouseenter: () => read(name), onfocus: () => read(name), onclick: () => toggle(one),
+    }, found ? show(found.mean) : "–", badge(one)));
+  }));
+  const table = el("table", { class: "heat" + (kx.labels.length > 10 ? " dense" : "") },
+    el("caption", { class: "visually-hidden" }, `${settingName(state.metric)} by ${kx.name} and ${ky.name}`),
+    el("thead", {}, el("tr", {}, el("td", { class: "corner" }, ""), kx.labels.map((text) => el("th", { scope: "col", title: text }, short(text, 12))))),
+    el("tbody", {}, ky.labels.map((_, y) => row(y)).reverse()));
+  fill($("heat"),
+    el("figcaption", {}, `${settingName(state.metric)} `, el("span", {}, `by ${kx.name} (across) and ${ky.name} (up)`)),
+    el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Heat map" }, table),
+    means.length > 0 && el("p", { class: "legend" }, show(low), el("i"), show(high), logarithmic ? " logarithmic" : "", " · press a cell to read its samples"));
+}
+
+/** Positions along an axis: linear, logarithmic where values span a factor of 30, or evenly spaced names. */
+function scale(lows, highs, from, to, { numbers = null, labels = null } = {}) {
+  if (labels && !numbers) {
+    const gap = (to - from) / Math.max(1, labels.length - 1);
+    return { of: (i) => (labels.length === 1 ? (from + to) / 2 : from + gap * i), ticks: labels.map((text, i) => [i, short(text, 10)]) };
+  }
+  let low = Math.min(...lows), high = Math.max(...highs);
+  if (low === high) { low -= Math.abs(low) * 0.1 || 0.5; high += Math.abs(high) * 0.1 || 0.5; }
+  const logarithmic = low > 0 && high / low > 30;
+  if (logarithmic) {
+    const of = (v) => from + ((to - from) * Math.log(v / low)) / Math.log(high / low);
+    let ticks = [];
+    for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++)
+      for (const lead of high / low > 1e4 ? [1] : [1, 2, 5]) ticks.push(lead * 10 ** power);
+    ticks = ticks.filter((v) => v >= low / 1.001 && v <= high * 1.001);
+    return { of, ticks: ticks.map((v) => [v, show(v, 2)]) };
+  }
+  const rough = (high - low) / 5, power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 2.5, 5, 10].map((lead) => lead * power).find((one) => one >= rough);
+  const ticks = [];
+  if (!numbers) { low = Math.floor(low / step + 1e-9) * step; high = Math.ceil(high / step - 1e-9) * step; }
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-6; i++) ticks.push(+(i * step).toPrecision(12));
+  const decimals = Math.max(0, -Math.floor(Math.log10(step) + 1e-9) + (String(step / power).includes(".5") ? 1 : 0));
+  return { of: (v) => from + ((to - from) * (v - low)) / (high - low), ticks: ticks.map((v) => [v, v.toFixed(Math.min(8, decimals)).replace("-", "\u2212")]) };
+}
+
+function frame(x, y, W, H, box, xName, yName, marks, alt) {
+  return el("svg", { class: "plot", viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": alt },
+    y.ticks.map(([v, text]) => [
+      el("line", { class: "grid", x1: box.left, x2: box.right, y1: y.of(v), y2: y.of(v) }),
+      el("text", { x: box.left - 7, y: y.of(v) + 4, "text-anchor": "end" }, text)]),
+    el("line", { class: "axis", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom }),
+    x.ticks.map(([v, text]) => [
+      el("line", { class: "axis", x1: x.of(v), x2: x.of(v), y1: box.bottom, y2: box.bottom + 4 }),
+      el("text", { x: x.of(v), y: box.bottom + 18, "text-anchor": "middle" }, text)]),
+    el("text", { class: "name", x: (box.left + box.right) / 2, y: H - 4, "text-anchor": "middle" }, xName),
+    el("text", { class: "name", x: 2, y: 12 }, yName), marks);
+}
+/** Colour of line i of n: an ordered ramp, because the values of a setting have an order. */
+const lineColour = (i, n) => (n === 1 ? "var(--accent)" : `color-mix(in oklab, var(--a) ${Math.round((100 * i) / (n - 1))}%, var(--accent))`);
+
+/** Labels at the ends of lines, pushed apart so that they can be read. */
+function apart(ends, gap, low, high) {
+  ends.sort((p, q) => p.y - q.y);
+  for (let i = 1; i < ends.length; i++) ends[i].y = Math.max(ends[i].y, ends[i - 1].y + gap);
+  for (let i = ends.length - 1, limit = high; i >= 0; i--, limit -= gap) ends[i].y = Math.max(low, Math.min(ends[i].y, limit));
+  return ends;
+}
+
+function drawCurve() {
+  if (!keys.length) { fill($("curve")); return; }
+  const kx = keys[state.x], two = keys.length > 1, ky = two ? keys[state.y] : { labels: [""] };
+  const lines = ky.labels.map((_, y) => kx.labels.map((_, x) => {
+    const inside = members(two ? { [state.x]: x, [state.y]: y } : { [state.x]: x });
+    const found = pooled(state.metric, inside);
+    return found && { x, g: inside[Math.floor(inside.length / 2)], ...found };
+  }).filter(Boolean));
+  const flat = lines.flat();
+  if (!flat.length) { fill($("curve"), el("p", { class: "empty" }, "Nothing to draw yet.")); return; }
+  const W = two ? 560 : 1000, H = 350, box = { left: 52, right: W - (two ? 92 : 20), top: 28, bottom: H - 44 };
+  const numbers = kx.numbers;
+  const x = numbers ? scale(numbers, numbers, box.left + 8, box.right - 8, { numbers }) : scale([], [], box.left + 14, box.right - 14, { labels: kx.labels });
+  const y = scale(flat.map((p) => p.mean - (p.error || 0)), flat.map((p) => p.mean + (p.error || 0)), box.bottom, box.top);
+  const px = (p) => x.of(numbers ? numbers[p.x] : p.x);
+  const marks = lines.map((line, i) => {
+    const colour = lineColour(i, lines.length);
+    return el("g", {},
+      el("path", { class: "line", stroke: colour, d: line.map((p, at) => `${at ? "L" : "M"}${px(p).toFixed(1)} ${y.of(p.mean).toFixed(1)}`).join("") }),
+      line.map((p) => p.error !== null && el("line", { class: "bar1", stroke: colour, x1: px(p), x2: px(p), y1: y.of(Math.max(p.mean - p.error, -1e300)), y2: y.of(p.mean + p.error) })),
+      line.map((p) => {
+        const text = `${kx.name} ${short(kx.labels[p.x])}${two ? `, ${ky.name} ${short(ky.labels[i])}` : ""}: ${settingName(state.metric)} ${spoken(p)}`;
+        return [el("circle", { class: "dot", fill: colour, cx: px(p), cy: y.of(p.mean), r: 4.5, onmouseenter: () => read(text), onclick: () => toggle(p.g) }, el("title", {}, text)),
+          ring(p.g, px(p), y.of(p.mean))];
+      }));
+  });
+  const ends = two ? apart(lines.map((line, i) => line.length && { i, y: y.of(line[line.length - 1].mean), x: px(line[line.length - 1]) }).filter(Boolean), 14, box.top, box.bottom) : [];
+  const few = ends.length <= 12 ? ends : ends.filter((_, i) => i % Math.ceil(ends.length / 12) === 0);
+  const names = few.map((end) => el("text", { x: box.right + 8, y: end.y + 4, style: { fill: lineColour(end.i, lines.length), "font-weight": 600 } }, short(ky.labels[end.i], 11)));
+  if (two) names.push(el("text", { x: box.right + 8, y: 12, class: "name" }, short(ky.name, 14)));
+  const alt = `${settingName(state.metric)} along ${kx.name}${two ? `, a line for each ${ky.name}` : ""}. The same numbers stand in the table below.`;
+  $("curve").classList.toggle("wide", !two);
+  fill($("curve"),
+    el("figcaption", {}, `${settingName(state.metric)} `, el("span", {}, `along ${kx.name}; bars are one standard error`)),
+    frame(x, y, W, H, box, kx.name, settingName(state.metric), [marks, names], alt),
+    tableOf([two ? `${ky.name} \\ ${kx.name}` : kx.name, ...kx.labels.map((text) => short(text))],
+      lines.map((line, i) => [two ? short(ky.labels[i]) : settingName(state.metric), ...kx.labels.map((_, at) => { const p = line.find((one) => one.x === at); return p ? spoken(p) : "–"; })])));
+}
+const ring = (g, x, y) => {
+  const at = state.columns.indexOf(g);
+  return at < 0 ? null : el("g", { class: `t${at}` }, el("circle", { class: "ring", cx: x, cy: y, r: 8 }), el("text", { class: "tag", x: x + 8, y: y - 8 }, LETTERS[at]));
+};
+const tableOf = (head, rows) => el("details", { class: "as-table" }, el("summary", {}, "The same as a table"),
+  el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Numbers of the plot above" }, el("table", { class: "rows" },
+    el("thead", {}, el("tr", {}, head.map((text) => el("th", { scope: "col" }, text)))),
+    el("tbody", {}, rows.map(([name, ...cells]) => el("tr", {}, el("th", { scope: "row" }, name), cells.map((text) => el("td", {}, text))))))));
+
+function drawScatter() {
+  if (!keys.length) { fill($("scatter")); return; }
+  const { mx, my } = state, two = keys.length > 1;
+  const dots = members({}).map((g) => ({ g, px: pooled(mx, [g]), py: pooled(my, [g]) })).filter((dot) => dot.px && dot.py);
+  if (!dots.length) { fill($("scatter"), el("p", { class: "empty" }, "No point has both metrics.")); return; }
+  const W = 1000, H = 420, box = { left: 56, right: W - 110, top: 28, bottom: H - 44 };
+  const edge = (part, sign) => dots.map((dot) => dot[part].mean + sign * (dot[part].error || 0));
+  const x = scale(edge("px", -1), edge("px", 1), box.left + 8, box.right - 8), y = scale(edge("py", -1), edge("py", 1), box.bottom, box.top);
+  const colourOf = (g) => (two ? lineColour(groups.at[g][state.y], keys[state.y].labels.length) : "var(--accent)");
+  const others = (g) => groups.at[g].filter((_, k) => k !== state.x).join();
+  const paths = new Map();
+  for (const dot of dots.slice().sort((p, q) => groups.at[p.g][state.x] - groups.at[q.g][state.x])) {
+    if (!paths.has(others(dot.g))) paths.set(others(dot.g), []);
+    paths.get(others(dot.g)).push(dot);
+  }
+  const marks = [
+    [...paths.values()].map((line) => el("path", { class: "line", stroke: colourOf(line[0].g), style: { opacity: 0.35 },
+      d: line.map((dot, at) => `${at ? "L" : "M"}${x.of(dot.px.mean).toFixed(1)} ${y.of(dot.py.mean).toFixed(1)}`).join("") })),
+    dots.map(({ g, px, py }) => {
+      const cx = x.of(px.mean), cy = y.of(py.mean), colour = colourOf(g);
+      const text = `${groupName(g)}: ${settingName(mx)} ${spoken(px)}; ${settingName(my)} ${spoken(py)}`;
+      return el("g", {},
+        px.error && el("line", { class: "bar1", stroke: colour, x1: x.of(px.mean - px.error), x2: x.of(px.mean + px.error), y1: cy, y2: cy }),
+        py.error && el("line", { class: "bar1", stroke: colour, x1: cx, x2: cx, y1: y.of(py.mean - py.error), y2: y.of(py.mean + py.error) }),
+        el("circle", { class: "dot", fill: colour, cx, cy, r: 5, onmouseenter: () => read(text), onclick: () => toggle(g) }, el("title", {}, text)), ring(g, cx, cy));
+    }),
+    [...paths.values()].length <= 14 && two ? apart([...paths.values()].map((line) => ({ line, y: y.of(line[line.length - 1].py.mean) })), 14, box.top, box.bottom).map(({ line, y: at }) =>
+      el("text", { x: box.right + 8, y: at + 4, style: { fill: colourOf(line[0].g), "font-weight": 600 } }, short(keys.map((key, k) => (k === state.x ? null : label(k, groups.at[line[0].g][k]))).filter((text) => text !== null).join(" · "), 14))) : null,
+    two && el("text", { x: box.right + 8, y: 12, class: "name" }, short(keys.filter((_, k) => k !== state.x).map((key) => key.name).join(" · "), 18)),
+  ];
+  const alt = `${settingName(my)} against ${settingName(mx)}, a dot for each point. The same numbers stand in the table of points.`;
+  $("scatter").className = "wide";
+  fill($("scatter"),
+    el("figcaption", {}, `${settingName(my)} against ${settingName(mx)} `, el("span", {}, `a dot is a point, a line follows ${keys[state.x].name}; no corner is best by itself`)),
+    frame(x, y, W, H, box, settingName(mx), settingName(my), marks.flat(3).filter(Boolean), alt));
+}
+
+function drawCharts() {
+  if (!metrics.length || !keys.length) { $("charts").hidden = true; return; }
+  const metric = byName[state.metric];
+  $("metric").value = state.metric;
+  $("charts-h").textContent = metric.label;
+  $("meaning").textContent = metric.meaning[0].toUpperCase() + metric.meaning.slice(1) + (metric.unit === "nats" ? ", in nats." : ".");
+  drawAxes(); drawHeat(); drawCurve(); drawScatter();
+  if (!$("read").textContent) read("Point at a mark to read it here; press it to see its samples.");
+}
+
+/* ---------- points ---------- */
+
+/** A small generator of random numbers, the same on every machine (mulberry32). */
+function random(seed) {
+  return () => {
+    seed = (seed + 0x6d2b79f5) | 0;
+    let t = Math.imul(seed ^ (seed >>> 15), 1 | seed);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
+  };
+}
+const verdicts = new Map();
+/** Whether a point differs from the base in a metric: true, false, or null where there are too few pairs to say. */
+function differs(name, g, base) {
+  const id = `${name}/${g}/${base}`;
+  if (verdicts.has(id)) return verdicts.get(id);
+  const differences = [];
+  if (values[name].seeds) {
+    const mine = values[name].seeds[g], theirs = values[name].seeds[base];
+    for (const seed in mine) if (mine[seed] !== null && theirs[seed] !== null && theirs[seed] !== undefined) differences.push(mine[seed] - theirs[seed]);
+  } else if (samples[name]) {
+    const value = (i) => (i === undefined ? null : name.endsWith("perplexity") && samples[name][i] !== null ? Math.log(samples[name][i]) : samples[name][i]);
+    for (const place of places) {
+      const mine = value(sampleAt(g, place)), theirs = value(sampleAt(base, place));
+      if (mine !== null && theirs !== null) differences.push(mine - theirs);
+    }
+  } else if (values[name].error[g] !== null && values[name].error[base] !== null) {
+    const found = Math.abs(values[name].mean[g] - values[name].mean[base]) > 1.96 * Math.hypot(values[name].error[g], values[name].error[base]);
+    verdicts.set(id, found);
+    return found;
+  }
+  let found = null;
+  if (differences.length >= data.min_pairs) {
+    const next = random(1), n = differences.length, means = [];
+    for (let r = 0; r < RESAMPLES; r++) {
+      let sum = 0;
+      for (let i = 0; i < n; i++) sum += differences[(next() * n) | 0];
+      means.push(sum / n);
+    }
+    means.sort((p, q) => p - q);
+    found = means[Math.floor(RESAMPLES * 0.025)] > 0 || means[Math.ceil(RESAMPLES * 0.975) - 1] < 0;
+  }
+  verdicts.set(id, found);
+  return found;
+}
+
+const TABLE = ["perplexity", "entropy_mean", "seq_rep_4", "diversity", "ends_repeating", "distinct_2", "self_bleu_4", "completion_tokens_mean"].filter((name) => byName[name]);
+let everyMetric = false;
+
+function drawPoints() {
+  const names = everyMetric ? metrics.map((metric) => metric.name) : TABLE;
+  const [sortName, down] = state.sort ? [state.sort.replace(/^-/, ""), state.sort.startsWith("-")] : ["", false];
+  const sortKey = keys.findIndex((key) => key.name === sortName);
+  const rank = (g) => (sortKey >= 0 ? groups.at[g][sortKey] : byName[sortName] ? values[sortName].mean[g] : g);
+  const order = every.slice();
+  if (sortName) order.sort((p, q) => {
+    const a = rank(p), b = rank(q);
+    return a === null ? 1 : b === null ? -1 : (down ? b - a : a - b) || p - q;
+  });
+  const heading = (name, text, title, extra = {}) => el("th", { scope: "col", "aria-sort": sortName === name ? (down ? "descending" : "ascending") : null, ...extra },
+    el("button", { type: "button", title, onclick: () => update({ sort: sortName === name ? (down ? "" : "-" + name) : name }, drawPoints) },
+      text, sortName === name ? (down ? " ↓" : " ↑") : ""));
+  const shown = state.all ? order : order.slice(0, ROWS);
+  const cell = (name, g) => {
+    const { mean, error, n } = values[name];
+    if (mean[g] === null) return el("td", { class: "n unsure", title: data.reasons[name] || "" }, "–");
+    const unsure = state.base !== null && g !== state.base && differs(name, g, state.base);
+    const mark = state.base === null || g === state.base || unsure === true ? "" : unsure === false ? "≈ " : "? ";
+    return el("td", { class: "n" + (mark ? " unsure" : ""), title: `n = ${n[g]}` }, mark, show(mean[g]), error[g] === null ? "" : el("span", { class: "pm" }, ` ±${showLike(error[g], mean[g])}`));
+  };
+  const row = (g) => {
+    const at = state.columns.indexOf(g), name = groupName(g);
+    const settings = keys.length ? keys.map((_, k) => short(label(k, groups.at[g][k]))) : ["this run"];
+    return el("tr", { class: at < 0 ? "" : `on t${at}` },
+      settings.map((text, k) => el(k ? "td" : "th", { scope: k ? null : "row", class: keys[k] && keys[k].numbers ? "num" : "" }, text)),
+      el("td", { class: "n" }, groups.samples[g].toLocaleString("en"), groups.status[g] === "complete" ? "" : el("span", { class: "status" }, " " + groups.status[g])),
+      names.map((one) => cell(one, g)),
+      el("td", { class: "pickcell" }, el("button", { type: "button", "aria-pressed": String(at >= 0), "aria-label": `${at < 0 ? "Show" : "Hide"} the samples of ${name}`, onclick: () => toggle(g) }, at < 0 ? "read" : badge(g))));
+  };
+  $("points-lead").textContent = data.facts.seeds > 1
+    ? "Means over samples and seeds, ± one standard error. Press a heading to sort by it."
+    : "Means over samples, ± one standard error. Press a heading to sort by it.";
+  fill($("points-controls"),
+    count > 1 && picker("Compare with", [["", "nothing"], ...every.slice(0, 2000).map((g) => [g, groupName(g)])], state.base ?? "", (g) => update({ base: g === "" ? null : +g }, drawPoints)),
+    state.base !== null && el("span", { class: "note" }, `≈ these samples cannot tell it from the chosen point; ? fewer than ${data.min_pairs} pairs`),
+    el("button", { type: "button", onclick: () => { everyMetric = !everyMetric; drawPoints(); } }, everyMetric ? "Fewer metrics" : "All metrics"));
+  fill($("points-body"), el("table", { class: "points rows" },
+    el("thead", {}, el("tr", {},
+      keys.length ? keys.map((key) => heading(key.name, key.name, "")) : el("th", { scope: "col" }, "Run"),
+      el("th", { scope: "col", class: "n" }, "samples"),
+      names.map((name) => heading(name, byName[name].label.replace(/ \(.*/, ""), byName[name].meaning, { class: "n" })),
+      el("th", { scope: "col", class: "pickcell" }, el("span", { class: "visually-hidden" }, "Samples")))),
+    el("tbody", {}, shown.map(row))),
+  shown.length < order.length && el("p", {}, el("button", { type: "button", onclick: () => update({ all: true }, drawPoints) }, `Show all ${order.length.toLocaleString("en")} points`)));
+  const why = names.filter((name) => data.reasons[name]).map((name) => `${byName[name].label} ${data.reasons[name]}`);
+  $("reasons").textContent = why.length ? "A dash means that there is no value: " + why.join("; ") + "." : "";
+}
+
+/* ---------- samples ---------- */
+
+/** Characters that cannot be seen or that would reorder the text are named instead. */
+const ODD = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
+const NAMES = { "\0": "NUL", "\u001b": "ESC", "\r": "CR", "\u2028": "LS", "\u2029": "PS", "\u200e": "LRM", "\u200f": "RLM", "\u202a": "LRE", "\u202b": "RLE",
+  "\u202c": "PDF", "\u202d": "LRO", "\u202e": "RLO", "\u2066": "LRI", "\u2067": "RLI", "\u2068": "FSI", "\u2069": "PDI", "\ufeff": "BOM", "\u200b": "ZWSP" };
+
+/** Append text as text: odd characters named, what is searched for marked. */
+function write(node, text) {
+  const find = state.find.toLowerCase();
+  const plain = (part) => {
+    let from = 0;
+    const low = find ? part.toLowerCase() : "";
+    for (let at = find ? low.indexOf(find) : -1; at >= 0; at = low.indexOf(find, from)) {
+      node.append(part.slice(from, at), el("mark", { class: "hit" }, part.slice(at, at + find.length)));
+      from = at + find.length;
+    }
+    node.append(part.slice(from));
+  };
+  let from = 0;
+  for (const match of text.matchAll(ODD)) {
+    plain(text.slice(from, match.index));
+    const code = "U+" + match[0].charCodeAt(0).toString(16).toUpperCase().padStart(4, "0");
+    node.append(el("span", { class: "odd", title: code }, NAMES[match[0]] || code));
+    from = match.index + match[0].length;
+  }
+  plain(text.slice(from));
+}
+
+/** Runs of a phrase of at most 120 characters said at least three times on end, over at least 24 characters. */
+function repeats(text) {
+  const found = [];
+  for (const match of text.slice(0, 50000).matchAll(/([^]{1,120}?)\1{2,}/g))
+    if (match[0].length >= 24 && match[1].trim()) found.push({ from: match.index, unit: match[1], length: match[0].length });
+  return found;
+}
+const unfolded = new Set();
+
+/** Append text with its repetitions folded to one and a count. */
+function writeFolded(node, text, id) {
+  let from = 0;
+  for (const run of repeats(text)) {
+    write(node, text.slice(from, run.from));
+    const key = `${id}/${run.from}`, times = Math.round(run.length / run.unit.length);
+    const open = unfolded.has(key);
+    write(node, open ? text.slice(run.from, run.from + run.length) : run.unit);
+    node.append(el("button", { type: "button", class: "times", "aria-expanded": String(open), "aria-label": `repeated ${times} times; press to ${open ? "fold" : "unfold"}`,
+      onclick: () => { open ? unfolded.delete(key) : unfolded.add(key); drawSamples(); } }, `×${times}`));
+    from = run.from + run.length;
+  }
+  write(node, text.slice(from));
+}
+
+/** Length of what two texts share at their start, never cutting a character in two. */
+function shared(a, b) {
+  const most = Math.min(a.length, b.length);
+  let at = 0;
+  while (at < most && a[at] === b[at]) at++;
+  if (at > 0 && /[\ud800-\udbff]/.test(a[at - 1])) at--;
+  return at;
+}
+
+const matching = () => {
+  const find = state.find.toLowerCase();
+  if (!find) return places.map((_, at) => at);
+  return places.map((_, at) => at).filter((at) => state.columns.some((g) => {
+    const i = sampleAt(g, places[at]);
+    return i !== undefined && (samples.text[i].toLowerCase().includes(find) || data.prompts[samples.prompt[i]].toLowerCase().includes(find));
+  }));
+};
+
+function move(step) {
+  const found = matching();
+  if (!found.length) return;
+  const after = found.findIndex((at) => at >= state.at);
+  let to;
+  if (step === "first") to = 0;
+  else if (step === "last") to = found.length - 1;
+  else if (step > 0) to = after < 0 ? found.length - 1 : found[after] === state.at ? Math.min(after + 1, found.length - 1) : after;
+  else to = after < 0 ? found.length - 1 : Math.max(after - 1, 0);
+  update({ at: found[to] }, drawSamples);
+}
+
+function drawSampleControls() {
+  const search = el("input", { type: "search", id: "find", placeholder: "words to find", value: state.find, "aria-label": "Filter samples by text", spellcheck: "false",
+    oninput: (event) => {
+      state.find = event.target.value;
+      const found = matching();
+      if (found.length && !found.includes(state.at)) state.at = found[0];
+      writeAddress();
+      drawSamples();
+    } });
+  fill($("samples-controls"),
+    el("button", { type: "button", id: "previous", onclick: () => move(-1) }, "← Previous"),
+    el("button", { type: "button", id: "next", onclick: () => move(1) }, "Next →"),
+    el("span", { id: "where", role: "status" }), el("label", {}, "Filter ", search),
+    el("button", { type: "button", id: "more", onclick: () => { const free = every.find((g) => !state.columns.includes(g)); if (free !== undefined) toggle(free); } }, "Add a column"),
+    el("span", { class: "keys" }, el("kbd", {}, "←"), " ", el("kbd", {}, "→"), " move on"));
+  const shownCount = samples.text.length;
+  $("samples-lead").textContent = (count > 1
+    ? "The same prompt, seed and number at different points, side by side. They share their random numbers, so where the text parts ways is where the setting made a difference."
+    : "One sample at a time.")
+    + (shownCount < data.total ? ` This page holds ${shownCount.toLocaleString("en")} of ${data.total.toLocaleString("en")} samples: the same ones at every point, evenly chosen. Means and errors above are over all of them.` : "");
+}
+
+function drawSamples() {
+  if (!places.length) { fill($("samples-controls")); fill($("place"), el("p", { class: "empty" }, "No samples yet.")); return; }
+  const found = matching(), place = places[state.at], here = found.indexOf(state.at);
+  $("where").textContent = !found.length ? "nothing found" : `${here < 0 ? "–" : (here + 1).toLocaleString("en")} of ${found.length.toLocaleString("en")}`;
+  $("previous").disabled = !found.length || here === 0;
+  $("next").disabled = !found.length || here === found.length - 1;
+  $("more").disabled = state.columns.length >= Math.min(MAX_COLUMNS, count);
+  const rows = state.columns.map((g) => sampleAt(g, place));
+  const prompts = new Set(rows.filter((i) => i !== undefined).map((i) => samples.prompt[i]));
+  const promptBox = (i) => { const box = el("div", { class: "prompt", tabindex: 0, role: "region", "aria-label": "Prompt" }); const text = data.prompts[i]; write(box, text.trim() ? text : JSON.stringify(text)); return box; };
+  fill($("place"),
+    el("span", {}, "prompt ", el("b", {}, String(place.prompt))), el("span", {}, "seed ", el("b", {}, place.seed)), el("span", {}, "sample ", el("b", {}, String(place.index))),
+    prompts.size === 1 && promptBox([...prompts][0]));
+  const reference = rows.length > 1 && rows[0] !== undefined ? samples.text[rows[0]] : null;
+  const forks = rows.map((i, at) => (at && i !== undefined && reference !== null ? shared(samples.text[i], reference) : null));
+  const known = forks.filter((fork) => fork !== null);
+  if (known.length) forks[0] = Math.min(...known);
+  $("columns").style.setProperty("--columns", Math.max(1, rows.length));
+  fill($("columns"), rows.map((i, at) => {
+    const g = state.columns[at];
+    const head = el("header", {}, el("span", { class: `badge t${at}` }, LETTERS[at]),
+      count > 1 && el("select", { "aria-label": `Point in column ${LETTERS[at]}`, onchange: (event) => {
+        const to = +event.target.value, columns = state.columns.slice(), twin = columns.indexOf(to);
+        if (twin >= 0) columns[twin] = columns[at];
+        columns[at] = to;
+        update({ columns }, drawCharts, drawPoints, drawSamples);
+      } }, every.map((one) => el("option", { value: one, selected: one === g }, groupName(one)))),
+      rows.length > 1 && el("button", { type: "button", class: "quiet", "aria-label": `Remove column ${LETTERS[at]}`, onclick: () => toggle(g) }, "×"));
+    const box = el("article", { class: `column t${at}`, "aria-label": `Column ${LETTERS[at]}: ${groupName(g)}` }, head);
+    if (i === undefined) { box.append(el("p", { class: "empty" }, "This point has no such sample on this page.")); return box; }
+    const text = samples.text[i], fork = forks[at];
+    const bits = [plural(samples.tokens[i], "token"), `perplexity ${show(samples.perplexity[i])}`];
+    if (at && fork !== null) bits.push(text === reference ? "the same text as A" : fork ? `parts from A after ${plural(fork, "character")}` : "differs from A at once");
+    head.append(el("span", { class: "facts" }, bits.join(" · ")));
+    if (prompts.size > 1) box.append(promptBox(samples.prompt[i]));
+    const body = el("div", { class: "text" });
+    if (fork !== null && !(at && text === reference) && fork < text.length) {
+      const before = el("span", { class: "before" });
+      writeFolded(before, text.slice(0, fork), `${i}b`);
+      const word = /^\s*\S+/u.exec(text.slice(fork, fork + 200)) || [text.slice(fork, fork + 1)];
+      const mark = el("span", { class: "fork", title: at ? "here it parts from A" : "here the others part from it" });
+      const rest = text.slice(fork);
+      const runs = repeats(rest);
+      const end = runs.length && runs[0].from < word[0].length ? 0 : word[0].length;
+      write(mark, rest.slice(0, end));
+      body.append(before, mark);
+      writeFolded(body, rest.slice(end), `${i}a`);
+    } else {
+      const whole = fork !== null ? el("span", { class: at ? "before" : "" }) : body;
+      writeFolded(whole, text, `${i}w`);
+      if (whole !== body) body.append(whole);
+    }
+    body.append(el("span", { class: "end" }, { length: "", stop: " ■ stop string", eot: " ■ end of text", overflow: " ■ context full" }[samples.finish[i]] || ""));
+    box.append(body);
+    return box;
+  }));
+}
+
+/* ---------- begin ---------- */
+
+document.addEventListener("keydown", (event) => {
+  if (event.altKey || event.ctrlKey || event.metaKey || event.target.closest("input, select, textarea, .scroll")) return;
+  const step = { ArrowLeft: -1, ArrowRight: 1, Home: "first", End: "last" }[event.key];
+  if (step === undefined || (typeof step === "string" && !event.target.closest("#samples"))) return;
+  event.preventDefault();
+  move(step);
+});
+addEventListener("hashchange", () => {
+  if (location.hash === ours) return;
+  readAddress();
+  for (const draw of [drawEffects, drawCharts, drawPoints, drawSampleControls, drawSamples]) draw();
+});
+drawHead();
+readAddress();
+for (const draw of [drawEffects, drawCharts, drawPoints, drawSampleControls, drawSamples]) draw();
+})();
