@@ -1,0 +1,476 @@
+"""Find a model, say what it is, and fill a `GPT` with its weights.
+
+Every source ends in the same form: a shape, a tokenizer, and for each parameter of `GPT` the place of its bytes in a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from .errors import ModelError
+from .model import GPT, Activation, GPTConfig
+from .records import ModelSource
+from .tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, read_hf_tokenizer, read_meta
+from .weights import StoredTensor, TorchFile, read_safetensors
+
+log = logging.getLogger(__name__)
+
+EMBEDDED = Path(__file__).parent / "data" / "shakespeare"
+HUB_OWNER = "openai-community"
+GPT2_PADDED_VOCAB = 50304
+"""GPT-2's 50,257 tokens rounded up to a multiple of 64, as nanoGPT pads its embedding."""
+
+_HEAD, _EMBEDDING = "lm_head.weight", "transformer.wte.weight"
+_ACTIVATIONS: Mapping[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A model on disk.
+
+    ``fingerprint`` is a SHA-256 over the shape and the stored weights: equal wherever the files lie, and whatever else they
+    hold. ``weights`` says for each parameter of ``GPT(config)`` where it is stored; a tied head is not among them.
+    """
+
+    config: GPTConfig
+    tokenizer: Tokenizer
+    fingerprint: str
+    weights: Mapping[str, StoredTensor]
+
+
+def open_checkpoint(source: ModelSource) -> Checkpoint:
+    """Find the model, fetching it where need be, and read all but its weights, which are only hashed.
+
+    Raises:
+        ModelError: there is no such model, it cannot be fetched or read, or it is not a GPT-2 that this package can run.
+    """
+    if source.name == "shakespeare":
+        return open_embedded(EMBEDDED)
+    if source.name == "resume":
+        return open_nanogpt(source.out_dir, source.meta)
+    if source.name == "hf":
+        return open_hf(_files_at(source.path or ""))
+    return open_hf(HubFiles(_cached_name(source.name), "model", source.name), GPT2Tokenizer())
+
+
+def load_weights(checkpoint: Checkpoint, model: GPT, dtype: torch.dtype) -> None:
+    """Fill ``model``, a ``GPT(checkpoint.config)`` made on the meta device, with real CPU parameters in ``dtype``.
+
+    One tensor at a time, so memory holds the model and the largest stored tensor. No parameter requires a gradient; a tied
+    head stays tied.
+
+    Raises:
+        ModelError: the files have changed since the checkpoint was opened.
+    """
+    # One buffer for all: a buffer for each would leave holes between the parameters that the allocator cannot give back.
+    scratch = torch.empty(max(stored.nbytes for stored in checkpoint.weights.values()), dtype=torch.uint8)
+    for name, stored in checkpoint.weights.items():
+        module, _, leaf = name.rpartition(".")
+        weight = torch.empty(stored.shape, dtype=dtype).copy_(stored.read(scratch))
+        setattr(model.get_submodule(module), leaf, nn.Parameter(weight, requires_grad=False))
+    if checkpoint.config.tied_head:
+        model.lm_head.weight = model.get_parameter(_EMBEDDING)
+
+
+# --- the embedded model ---------------------------------------------------------------------------------------------------
+
+
+def open_embedded(directory: Path) -> Checkpoint:
+    """``model.safetensors``, with a `GPTConfig` as JSON in its metadata, and ``vocab.json``, a list of characters."""
+
+    def wrong(what: str) -> ModelError:
+        return ModelError("model", "shakespeare", f"{what}; install gptsweep again")
+
+    if not (directory / "model.safetensors").is_file():
+        raise wrong(f"the embedded model is not in {directory}")
+    stored, metadata = read_safetensors(directory / "model.safetensors", "model", "shakespeare")
+    try:
+        config = GPTConfig(**json.loads(metadata["config"]))
+        tokenizer = CharTokenizer(json.loads((directory / "vocab.json").read_text(encoding="utf-8")))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise wrong(f"the embedded model in {directory} is damaged ({error})") from error
+    return _checkpoint(config, tokenizer, stored, "model", "shakespeare")
+
+
+# --- nanoGPT --------------------------------------------------------------------------------------------------------------
+
+
+def open_nanogpt(out_dir: str, meta: str | None) -> Checkpoint:
+    """``ckpt.pt`` as nanoGPT's ``train.py`` writes it to its ``out_dir``; ``meta`` is the path of its ``meta.pkl`` if given."""
+    key = "model.out_dir"
+    directory = Path(out_dir).expanduser()
+    path = directory / "ckpt.pt"
+    if not path.exists():
+        raise ModelError(key, out_dir, _no_checkpoint(directory))
+    file = TorchFile(path, key, out_dir)
+    contents = file.contents
+    if not isinstance(contents, dict) or not isinstance(contents.get("model"), dict) or "model_args" not in contents:
+        raise ModelError(key, out_dir, f"{path} is not a checkpoint of nanoGPT's train.py: it has no 'model' and 'model_args'")
+    config = _nanogpt_config(contents["model_args"], key, out_dir)
+    stored = {
+        str(name).replace("_orig_mod.", "").removeprefix("module."): file.stored(tensor)
+        for name, tensor in contents["model"].items()
+        if isinstance(tensor, torch.Tensor)
+    }
+    training = contents.get("config")
+    tokenizer = _nanogpt_tokenizer(directory, training if isinstance(training, dict) else {}, meta, config, out_dir)
+    return _checkpoint(config, tokenizer, stored, key, out_dir)
+
+
+def _no_checkpoint(directory: Path) -> str:
+    others = sorted(str(found.parent) for found in Path().glob("*/ckpt.pt"))
+    hint = f"; there is one in {', '.join(others[:5])}" if others else "; give the out_dir of nanoGPT's train.py"
+    if directory.is_dir():
+        return f"there is no ckpt.pt in this directory{hint}"
+    return f"{'is a file, not a directory' if directory.exists() else f'no such directory in {Path.cwd()}'}{hint}"
+
+
+def _nanogpt_config(args: Any, key: str, value: str) -> GPTConfig:
+    def wrong(what: str) -> ModelError:
+        return ModelError(key, value, f"the 'model_args' in ckpt.pt {what}; is it a checkpoint of nanoGPT's train.py?")
+
+    if not isinstance(args, dict):
+        raise wrong("are not a dictionary")
+    sizes: dict[str, Any] = {}
+    for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
+        if name not in args:
+            raise wrong(f"have no {name}")
+        if isinstance(args[name], bool) or not isinstance(args[name], int):
+            raise wrong(f"have {name}={args[name]!r}, which is not a whole number")
+        sizes[name] = args[name]
+    try:
+        return GPTConfig(**sizes, bias=bool(args.get("bias", True)), activation="gelu")
+    except ValueError as error:
+        raise wrong(f"cannot be ({error})") from error
+
+
+def _nanogpt_tokenizer(
+    out_dir: Path, training: Mapping[str, Any], meta: str | None, config: GPTConfig, value: str
+) -> CharTokenizer | GPT2Tokenizer:
+    places = [Path(meta).expanduser()] if meta is not None else _meta_places(out_dir, training.get("dataset"))
+    path = next((place for place in places if meta is not None or place.is_file()), None)
+    if path is not None:
+        tokenizer = read_meta(path)
+        log.info("characters of %s", path)
+        if tokenizer.vocab_size > config.vocab_size:
+            has = f"has {tokenizer.vocab_size} characters, more than the {config.vocab_size} of the checkpoint in {value}"
+            raise ModelError("model.meta", str(path), f"{has}; give the meta.pkl of the data it was trained on")
+        return tokenizer
+    looked = ", ".join(map(str, places))
+    gpt2 = GPT2Tokenizer()
+    if gpt2.vocab_size > config.vocab_size:
+        has = f"no meta.pkl found ({looked}), and the checkpoint's vocabulary of {config.vocab_size} is smaller than GPT-2's"
+        raise ModelError("model.meta", None, f"{has}; give the path of the meta.pkl of the data it was trained on")
+    log.info("no meta.pkl found (%s): GPT-2 encoding", looked)
+    return gpt2
+
+
+def _meta_places(out_dir: Path, dataset: object) -> list[Path]:
+    """Where ``meta.pkl`` is looked for. ``dataset`` comes out of the checkpoint, so it must not lead out of ``data/``."""
+    places = [out_dir / "meta.pkl"]
+    if isinstance(dataset, str) and re.fullmatch(r"(?!.*\.\.)\w[\w.-]*(/\w[\w.-]*)*", dataset):
+        places += [Path("data", dataset, "meta.pkl"), out_dir.parent / "data" / dataset / "meta.pkl"]
+    elif dataset is not None:
+        log.warning("the checkpoint's dataset name %.80r is not looked up: it is not a plain name", dataset)
+    return places
+
+
+# --- Hugging Face ---------------------------------------------------------------------------------------------------------
+
+
+class ModelFiles(Protocol):
+    """The files of a Hugging Face model; ``key`` and ``value`` name it in errors.
+
+    ``unreachable``: why the place where they are kept could not be asked for a file, None as long as it could.
+    """
+
+    key: str
+    value: str
+    unreachable: str | None
+
+    def find(self, name: str) -> Path | None:
+        """The path of a file of the model, None where it has none of that name."""
+        ...
+
+    def absent(self, what: str) -> ModelError:
+        """The error that says that ``what`` is needed and not there."""
+        ...
+
+
+class LocalFiles:
+    """The model's files in a directory."""
+
+    def __init__(self, directory: Path, key: str, value: str) -> None:
+        self.key, self.value = key, value
+        self.unreachable: str | None = None
+        self._directory = directory
+
+    def find(self, name: str) -> Path | None:
+        path = self._directory / name
+        return path if path.is_file() else None
+
+    def absent(self, what: str) -> ModelError:
+        return ModelError(self.key, self.value, f"the directory has no {what}")
+
+
+class HubFiles:
+    """The model's files on the Hugging Face hub, through the hub library's cache."""
+
+    def __init__(self, repo: str, key: str, value: str) -> None:
+        self.key, self.value = key, value
+        self.unreachable: str | None = None
+        self._repo = repo
+        self._hub = _hub()
+
+    def find(self, name: str) -> Path | None:
+        errors = self._hub.errors
+        try:
+            return Path(self._hub.hf_hub_download(self._repo, name, library_name="gptsweep"))
+        except errors.LocalEntryNotFoundError as error:
+            offline = self._hub.constants.HF_HUB_OFFLINE
+            self.unreachable = "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({_cause(error)})"
+            return None
+        except errors.EntryNotFoundError:
+            return None
+        except errors.GatedRepoError as error:
+            how = f"ask for access at https://huggingface.co/{self._repo} and log in with: hf auth login"
+            raise self._wrong(f"{self._repo} is gated; {how}") from error
+        except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+            local = "neither a directory here nor a model on the hub" if self.key == "model.path" else "not a model on the hub"
+            raise self._wrong(f"{self._repo} is {local} (a private one needs: hf auth login)") from error
+        # The library's other errors are those of whichever HTTP library it uses (three so far), and the disk's.
+        except Exception as error:
+            raise self._wrong(
+                f"fetching {name} of {self._repo} failed ({_cause(error)}); run again, or {self._by_hand()}"
+            ) from error
+
+    def absent(self, what: str) -> ModelError:
+        if self.unreachable:
+            return self._wrong(f"{what} of {self._repo} is not in the cache and {self.unreachable}; {self._by_hand()}")
+        return self._wrong(f"{self._repo} has no {what}")
+
+    def _by_hand(self) -> str:
+        directory = self._repo.rpartition("/")[2]
+        fetch = f"hf download {self._repo} --include '*.json' '*.safetensors' merges.txt --local-dir {directory}"
+        return f"fetch it on a machine with network: {fetch}; then use: model=hf model.path={directory}"
+
+    def _wrong(self, what: str) -> ModelError:
+        return ModelError(self.key, self.value, what)
+
+
+def _hub() -> Any:
+    """The hub library, with its telemetry off."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # Imported late: it costs a quarter of a second that only models from the hub need, and reads its settings at import.
+    import huggingface_hub
+    import huggingface_hub.errors
+
+    return huggingface_hub
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason of a hub error, in one line."""
+    while (deeper := error.__cause__ or error.__context__) is not None:
+        error = deeper
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0].removesuffix(": ")
+
+
+def _cached_name(name: str) -> str:
+    """Hub id of one of OpenAI's models. nanoGPT fetches them by their old ids, and what is cached so is not fetched again."""
+    cached = _hub().try_to_load_from_cache
+    current = f"{HUB_OWNER}/{name}"
+    has_old = isinstance(cached(name, "model.safetensors"), str) and isinstance(cached(name, "config.json"), str)
+    return name if has_old and not isinstance(cached(current, "model.safetensors"), str) else current
+
+
+def _files_at(path: str) -> ModelFiles:
+    directory = Path(path).expanduser()
+    if directory.is_dir():
+        return LocalFiles(directory, "model.path", path)
+    if directory.exists():
+        raise ModelError("model.path", path, "is a file; give the directory that holds config.json and the safetensors")
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):
+        raise ModelError("model.path", path, f"no such directory in {Path.cwd()}, and not a hub id such as {HUB_OWNER}/gpt2")
+    return HubFiles(path, "model.path", path)
+
+
+def open_hf(files: ModelFiles, tokenizer: Tokenizer | None = None) -> Checkpoint:
+    """A model of the GPT-2 architecture as `transformers` saves it: ``config.json``, safetensors, and its tokenizer's files."""
+    if (path := files.find("config.json")) is None:
+        raise files.absent("config.json")
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(files.key, files.value, f"its config.json cannot be read ({error})") from error
+    config = _hf_config(settings, files)
+    stored = {
+        _hf_name(name): tensor.transposed() if re.search(r"\.c_(attn|proj|fc)\.weight$", name) else tensor
+        for name, tensor in _hf_tensors(files).items()
+    }
+    return _checkpoint(config, tokenizer or _hf_tokenizer(settings, config, files), stored, files.key, files.value)
+
+
+def _hf_config(settings: Any, files: ModelFiles) -> GPTConfig:
+    def wrong(what: str) -> ModelError:
+        return ModelError(files.key, files.value, what)
+
+    kind = settings.get("model_type") if isinstance(settings, dict) else None
+    if kind != "gpt2":
+        raise wrong(f"its config.json names the architecture {kind!r}; gptsweep runs model_type 'gpt2' (GPT-2, distilgpt2, …)")
+    for name, usual in {
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+        "quantization_config": None,
+    }.items():
+        if settings.get(name, usual) != usual:
+            raise wrong(f"its config.json has {name}={settings[name]!r}, which gptsweep does not run")
+    activation = settings.get("activation_function", "gelu_new")
+    if activation not in _ACTIVATIONS:
+        raise wrong(f"its activation_function is {activation!r}; gptsweep runs {', '.join(_ACTIVATIONS)}")
+    names = {"vocab_size": "vocab_size", "n_positions": "block_size", "n_layer": "n_layer", "n_head": "n_head"}
+    names |= {"n_embd": "n_embd", "n_inner": "n_inner"}
+    shape = {ours: settings[theirs] for theirs, ours in names.items() if settings.get(theirs) is not None}
+    if odd := [name for name, size in shape.items() if isinstance(size, bool) or not isinstance(size, int)]:
+        raise wrong(f"its config.json has {odd[0]}={shape[odd[0]]!r}, which is not a whole number")
+    try:
+        return GPTConfig(
+            **shape,
+            tied_head=bool(settings.get("tie_word_embeddings", True)),
+            activation=_ACTIVATIONS[activation],
+            layer_norm_epsilon=float(settings.get("layer_norm_epsilon", 1e-5)),
+        )
+    except (TypeError, ValueError) as error:
+        raise wrong(f"its config.json cannot be ({error})") from error
+
+
+def _hf_name(name: str) -> str:
+    """nanoGPT's name of a weight: files of the bare model lack the prefix."""
+    return f"transformer.{name}" if name.partition(".")[0] in ("wte", "wpe", "h", "ln_f") else name
+
+
+def _hf_tensors(files: ModelFiles) -> dict[str, StoredTensor]:
+    if (whole := files.find("model.safetensors")) is not None:
+        return read_safetensors(whole, files.key, files.value)[0]
+    if (index := files.find("model.safetensors.index.json")) is None:
+        convert = "AutoModelForCausalLM.from_pretrained(PATH).save_pretrained(DIR) of transformers writes it from older formats"
+        raise files.absent(f"model.safetensors or model.safetensors.index.json ({convert})")
+    try:
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if not all(re.fullmatch(r"\w[\w.-]*\.safetensors", shard) for shard in shards):
+            raise ValueError("a shard is not a plain file name")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(files.key, files.value, f"its model.safetensors.index.json is damaged ({error})") from error
+    tensors: dict[str, StoredTensor] = {}
+    for shard in shards:
+        if (path := files.find(shard)) is None:
+            raise files.absent(shard)
+        tensors |= read_safetensors(path, files.key, files.value)[0]
+    return tensors
+
+
+def _hf_tokenizer(settings: Mapping[str, Any], config: GPTConfig, files: ModelFiles) -> Tokenizer:
+    end = settings.get("eos_token_id")
+    end = end[0] if isinstance(end, list) and end else end
+    eot_id = end if isinstance(end, int) else None
+    found = read_hf_tokenizer(files.find, limit=config.vocab_size, eot_id=eot_id, key=files.key, value=files.value)
+    if found is not None:
+        return found
+    what = "tokenizer.json, or vocab.json with merges.txt"
+    gpt2 = GPT2Tokenizer()
+    if files.unreachable:
+        raise files.absent(what)
+    if not gpt2.vocab_size <= config.vocab_size <= GPT2_PADDED_VOCAB:
+        raise files.absent(f"{what}, and its vocabulary of {config.vocab_size} is not GPT-2's")
+    log.warning("%s has no %s: GPT-2 encoding", files.value, what)
+    return gpt2
+
+
+# --- common to all sources ------------------------------------------------------------------------------------------------
+
+
+def _checkpoint(
+    config: GPTConfig, tokenizer: Tokenizer, stored: Mapping[str, StoredTensor], key: str, value: str
+) -> Checkpoint:
+    """A checkpoint of what is ``stored`` by name: held against ``config``, hashed, and the head found tied or not."""
+    weights = _fit(config, stored, key, value)
+    if tokenizer.vocab_size > config.vocab_size:
+        has = f"the tokenizer has {tokenizer.vocab_size} tokens and the model's embedding {config.vocab_size} rows"
+        raise ModelError(key, value, f"{has}; it belongs to another model")
+    places = list(dict.fromkeys(weights.values()))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        digests = dict(zip(places, pool.map(StoredTensor.sha256, places), strict=True))
+    content = {name: (str(weight.dtype), weight.shape, weight.stride, digests[weight]) for name, weight in weights.items()}
+    tied = content[_HEAD] == content[_EMBEDDING]
+    if tied:
+        del weights[_HEAD], content[_HEAD]
+    elif config.tied_head:
+        log.info("the head and the embedding are stored with different values: they are not tied")
+    config = replace(config, tied_head=tied)
+    decides = json.dumps({"config": asdict(config), "weights": content}, sort_keys=True)
+    fingerprint = hashlib.sha256(decides.encode()).hexdigest()
+    return Checkpoint(config=config, tokenizer=tokenizer, fingerprint=fingerprint, weights=weights)
+
+
+def _fit(config: GPTConfig, stored: Mapping[str, StoredTensor], key: str, value: str) -> dict[str, StoredTensor]:
+    """Those of ``stored`` that ``GPT(config)`` has, the head always among them.
+
+    Raises:
+        ModelError: a weight is missing, has another shape than ``config`` says, is no float, or has no place in a GPT-2.
+    """
+
+    def wrong(what: str) -> ModelError:
+        return ModelError(key, value, what)
+
+    weights = dict(stored)
+    if config.tied_head:  # a file may hold either of the two, or both
+        for name, twin in ((_EMBEDDING, _HEAD), (_HEAD, _EMBEDDING)):
+            if name not in weights and twin in weights:
+                weights[name] = weights[twin]
+
+    def require(shapes: Mapping[str, tuple[int, ...]]) -> None:
+        if missing := [name for name in shapes if name not in weights]:
+            raise wrong(f"the weights {_some(missing)} are missing")
+        for name, shape in shapes.items():
+            if weights[name].shape != shape:
+                has = f"the weight {name} has the shape {list(weights[name].shape)}"
+                raise wrong(f"{has}, and by the model's own settings it should be {list(shape)}")
+            if weights[name].dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+                raise wrong(f"the weight {name} is stored as {weights[name].dtype}; quantised weights cannot be loaded")
+
+    # The outline first: a damaged config may ask for a model too large even to lay out.
+    last = f"transformer.h.{config.n_layer - 1}.ln_1.weight"
+    require({_EMBEDDING: (config.vocab_size, config.n_embd), last: (config.n_embd,)})
+    with torch.device("meta"):
+        parameters = GPT(replace(config, tied_head=False)).named_parameters()
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters}
+    require(shapes)
+    others = [name for name in stored if name not in shapes and not re.search(r"\.attn\.(masked_)?bias$", name)]
+    if strange := [name for name in others if name.startswith(("transformer.", "lm_head."))]:
+        raise wrong(f"it has weights that a GPT-2 of its settings does not have: {_some(strange)}")
+    if others:
+        log.info("weights outside the language model are left out: %s", _some(others))
+    return {name: weights[name] for name in shapes}
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more

@@ -1,0 +1,94 @@
+"""Read `start`: the text itself, or the prompts of a file."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import PromptError
+from .records import Prompt
+
+log = logging.getLogger(__name__)
+
+
+def read_prompts(start: str) -> tuple[Prompt, ...]:
+    r"""The prompts that ``start`` stands for, in order; ids are ``"0"``, ``"1"``, … by place unless the file gives them.
+
+    - ``FILE:path``: the whole file is one prompt, as nanoGPT reads it: UTF-8, ``\r\n`` becomes ``\n``, a closing newline stays.
+    - ``LINES:path``: a prompt a line, without its newline; lines of nothing but white space are skipped.
+    - ``JSONL:path``: a JSON object a line, with ``prompt`` and optionally ``id`` (a string or a whole number); other fields are
+      left alone, blank lines are skipped.
+    - anything else is the prompt.
+
+    Raises:
+        PromptError: the file cannot be read, or a line of it is not as above, or it holds no prompt.
+    """
+    kind, separator, path = start.partition(":")
+    if not separator or kind not in ("FILE", "LINES", "JSONL"):
+        return (Prompt("0", start),)
+    text = _read(start, path)
+    if kind == "FILE":
+        if text.startswith("\ufeff"):
+            log.warning("%s starts with a byte order mark, which becomes part of the prompt, as in nanoGPT", path)
+        if not text:
+            raise PromptError("start", start, "the file is empty; a prompt needs at least one character")
+        return (Prompt("0", text),)
+    lines = text.removeprefix("\ufeff").split("\n")
+    numbered = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+    if kind == "LINES":
+        prompts = tuple(Prompt(str(place), line) for place, (_, line) in enumerate(numbered))
+    else:
+        prompts = tuple(_from_json(start, numbered))
+    if not prompts:
+        raise PromptError("start", start, "the file holds no prompt: every line is blank")
+    return prompts
+
+
+def _read(start: str, path: str) -> str:
+    if not path:
+        raise PromptError("start", start, "names no file; give a path after the colon")
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise PromptError(
+            "start", start, f"line {line} is not UTF-8 (byte {error.start} of the file); save it as UTF-8"
+        ) from error
+    except FileNotFoundError as error:
+        raise PromptError("start", start, f"no such file (looked in {Path.cwd()})") from error
+    except IsADirectoryError as error:
+        raise PromptError("start", start, "is a directory; give a file") from error
+    except (OSError, ValueError) as error:
+        raise PromptError("start", start, f"cannot be read: {error}") from error
+
+
+def _from_json(start: str, numbered: Iterator[tuple[int, str]]) -> Iterator[Prompt]:
+    seen: dict[str, int] = {}
+    for place, (number, line) in enumerate(numbered):
+
+        def wrong(what: str, number: int = number) -> PromptError:
+            return PromptError("start", start, f"line {number} {what}")
+
+        try:
+            fields: Any = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+            raise wrong(f'is not JSON ({reason}); each line is an object like {{"prompt": "Once"}}') from error
+        if not isinstance(fields, dict):
+            raise wrong('is not an object; each line is an object like {"prompt": "Once"}')
+        if "prompt" not in fields:
+            raise wrong(f"has no field 'prompt'; its fields are {', '.join(map(repr, fields)) or 'none'}")
+        prompt, prompt_id = fields["prompt"], fields.get("id")
+        if not isinstance(prompt, str) or not prompt:
+            raise wrong(f"has the prompt {json.dumps(prompt)[:80]}; it must be a string of at least one character")
+        if isinstance(prompt_id, bool) or not isinstance(prompt_id, (str, int, type(None))) or prompt_id == "":
+            raise wrong(f"has the id {json.dumps(prompt_id)[:80]}; it must be a string or a whole number")
+        name = str(place) if prompt_id is None else str(prompt_id)
+        if name in seen:
+            by_place = " (lines without an id are numbered from 0)" if prompt_id is None else ""
+            raise wrong(f"has the id {name!r}, and so has line {seen[name]}{by_place}; ids must differ")
+        seen[name] = number
+        yield Prompt(name, prompt)
