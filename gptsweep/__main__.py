@@ -1,0 +1,328 @@
+"""The command: ``python -m gptsweep``, Hydra's own `main` with errors a user can act on.
+
+A mistake in the config is found before a directory is made or a model loaded, and is one line with exit status 2; a bug is a
+traceback. ``HYDRA_FULL_ERROR=1`` shows the traceback of both.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from .config import CONF_DIR, GROUPS, choices, from_omegaconf, keys, meant, point_from_config, register, unknown_key
+from .errors import ConfigError, GptsweepError, shown
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_IN_THE_WAY = {errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+
+HELP = r"""gptsweep samples from GPT models: one run, or a sweep of settings in one batched pass.
+
+Usage:
+  python -m gptsweep [key=value ...]           one run, into outputs/runs/<name>/
+  python -m gptsweep -m [key=value,value ...]  a sweep, into outputs/sweeps/<name>/
+  python -m gptsweep.review <directory>        the results, seen at a glance
+
+Examples:
+  python -m gptsweep                           the embedded model, no network
+  python -m gptsweep model=gpt2 start="Once upon a time" sampling.temperature=0.9
+  python -m gptsweep model=resume model.out_dir=out-shakespeare-char start=FILE:prompt.txt
+  python -m gptsweep experiment=batch          many prompts from a file
+  python -m gptsweep -m name=night sampling.top_k=50,200,null seed=1,2,3
+  python -m gptsweep -m name=night sampling.top_k=50,200,null seed=1,2,3,4     only what is missing
+
+{groups}
+
+Settings, with their defaults:
+{settings}
+
+Quote what the shell would read: 'sampling.stop=["\n\n"]'. In start and sampling.stop, \n is a newline.
+
+More:
+  --cfg job        the config that the same line would run with
+  --info           where the config comes from
+  --config-dir X   a directory with choices of your own
+  --hydra-help     Hydra's flags, launchers and sweepers
+  eval "$(python -m gptsweep -sc install=bash)"    completion with the Tab key
+"""
+
+BASH_COMPLETION = r"""_gptsweep_completion() {
+    local word="${COMP_WORDS[COMP_CWORD]}" command="${COMP_WORDS[0]}"
+    if [[ $command == *python* ]]; then
+        [[ ${COMP_WORDS[1]} == -m && ${COMP_WORDS[2]} == gptsweep ]] || return
+        command="$command -m gptsweep"
+    fi
+    COMPREPLY=($(compgen -W "$(COMP_LINE="$COMP_LINE" $command -sc query=bash 2> /dev/null)" -- "$word"))
+}
+COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
+complete -o nospace -o default -F _gptsweep_completion gptsweep python python3"""
+
+
+class Refused(BaseException):
+    """Carries an error out of a Hydra callback; an Exception there would become a warning."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class Report(Callback):
+    """Looks at the config before Hydra makes a directory, and says at the end where the results are."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            point_from_config(config)
+        except Exception as error:
+            raise Refused(error) from error
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            check_sweep(config, GlobalHydra.instance().config_loader())
+        except Exception as error:
+            raise Refused(error) from error
+
+    def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
+        job_return: JobReturn = kwargs["job_return"]
+        if job_return.status is JobStatus.COMPLETED:
+            say_where(config.hydra.runtime.output_dir)
+        elif isinstance(error := job_return._return_value, GptsweepError):
+            raise Refused(error) from error  # before Hydra prints a line of its own about it
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        say_where(config.hydra.sweep.dir)
+
+
+def say_where(directory: str) -> None:
+    path = Path(directory).absolute()
+    print(f"Results: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+
+
+def check_sweep(config: DictConfig, loader: ConfigLoader) -> None:
+    """Refuse a sweep with a wrong value before anything is made for it.
+
+    Composes the first point, then tries every other value of every swept key in it: the sum of the values, not their product.
+    What is wrong only in combination is left to the launcher.
+
+    Raises:
+        ConfigError: a value is wrong, stands twice, or would not show in the names of the points' directories.
+        HydraException: an override cannot be composed.
+    """
+    parser = OverridesParser.create(config_loader=loader)
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    overrides = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
+    swept: dict[str, list[str]] = {}  # a later override of a key replaces an earlier one, as in the sweeper
+    for override in parser.parse_overrides(overrides):
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            swept[key] = [override.input_line or ""]
+        elif override.is_discrete_sweep():
+            swept[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            check_directories(config, key, swept[key], override.get_value_string())
+    first = {key: line for key, (line, *_) in swept.items()}
+    point = loader.load_sweep_config(config, list(first.values()))
+    point_from_config(point)
+    for key, (line, *others) in swept.items():
+        for other in others:
+            if key in keys():  # a value, not a choice of a group: no need to compose again
+                set_value(point, parser.parse_override(other))
+                point_from_config(point)
+            else:
+                point_from_config(loader.load_sweep_config(config, list((first | {key: other}).values())))
+        if others and key in keys():
+            set_value(point, parser.parse_override(line))
+
+
+def check_directories(config: DictConfig, key: str, lines: list[str], value: str) -> None:
+    if not lines or len(set(lines)) < len(lines):
+        raise ConfigError(key, value, "must hold each value once, and at least one")
+    named_after_overrides = "gptsweep.point_dir" in OmegaConf.to_yaml(config.hydra.sweep)
+    if named_after_overrides and key in config.hydra.job.config.override_dirname.exclude_keys:
+        raise ConfigError(key, value, "takes one value in a sweep, as the directories of points are not named after it")
+
+
+def set_value(cfg: DictConfig, override: Override) -> None:
+    try:
+        OmegaConf.update(cfg, override.key_or_group, override.value())
+    except OmegaConfBaseException as error:
+        raise from_omegaconf(error, override.get_value_string()) from error
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
+def task(cfg: DictConfig) -> float | None:
+    """One point: what Hydra calls for a run, and for every job of a sweep."""
+    from .session import run_job  # late, as it imports torch: --help, --cfg and a mistake in the config need not wait for it
+
+    return run_job(cfg, Path(HydraConfig.get().runtime.output_dir))
+
+
+def main() -> int:
+    """Run ``sys.argv``; the exit status: 0, 2 for a mistake the user can mend, 130 for Ctrl-C."""
+    arguments = sys.argv[1:]
+    user_wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    try:
+        if {"-sc", "--shell-completion"} & set(arguments) and complete(arguments):
+            return 0
+        if {"-h", "--help"} & set(arguments):
+            print(help_text(), end="", flush=True)
+            return 0
+        register()
+        sys.argv = ["gptsweep", *from_shell(arguments)]
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors then, where it would print pages and exit
+        task()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (Refused, Exception) as raised:
+        error = raised.error if isinstance(raised, Refused) else raised
+        message = explain(error, arguments)
+        if user_wants_traceback or message is None:
+            raise error from error.__cause__
+        print(f"gptsweep: error: {message}", file=sys.stderr)
+        return error.exit_status if isinstance(error, GptsweepError) else 2
+    finally:
+        if not user_wants_traceback:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+    return 0
+
+
+def help_text() -> str:
+    """The overview; choices, keys, defaults and notes are read from ``conf/``.
+
+    Hydra's own help composes the config and copies it for each of its groups: 0.4 s more.
+    """
+    groups, settings = [], []
+    for group in GROUPS:
+        groups.append(f"{group}=")
+        for choice in choices(group):
+            note = re.search(r"^# (?!@)(.*)", read_conf(f"{group}/{choice}"), re.MULTILINE)
+            groups.append(f"  {choice:14} {note[1] if note else ''}".rstrip())
+    for file in ("config", "model/resume", "model/hf", "device/auto", "sampling/default"):
+        prefix = f"{file.partition('/')[0]}." if "/" in file else ""
+        for line in read_conf(file).splitlines():
+            match = re.fullmatch(r"(\w+): (\S+)(?: # (.*))?", line)
+            if match and (key := prefix + match[1]) in keys() and key != "model.name":
+                settings.append(f"  {f'{key}={match[2]}':35} {match[3] or ''}".rstrip())
+    return HELP.format(groups="\n".join(groups), settings="\n".join(settings))
+
+
+def read_conf(name: str) -> str:
+    return (CONF_DIR / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def from_shell(arguments: list[str]) -> list[str]:
+    """``arguments`` as Hydra's grammar wants them.
+
+    A prompt is text: where Hydra cannot read ``start=Hello, <world>!`` as one value, or would cut its spaces, it is put in
+    quotes. In a sweep a comma parts prompts, so there only what holds none and cannot be read.
+
+    Raises:
+        ConfigError: a setting with dashes, as nanoGPT has them.
+    """
+    sweeping = bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments))
+    ready = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and key.startswith("--") and not key.startswith(("--config", "--info", "--cfg", "--package", "--exp")):
+            name = key.lstrip("-")
+            near = name if name in keys() else meant(name)
+            raise ConfigError(key, value, f"write {near}={value}, without dashes" if near else unknown_key(name, value).wanted)
+        if argument.startswith("start=") and not is_readable(argument, sweeping):
+            argument = "start=" + QuotedString(value, Quote.double).with_quotes()
+        ready.append(argument)
+    return ready
+
+
+def is_readable(argument: str, sweeping: bool) -> bool:
+    """Whether Hydra reads the whole of ``argument``, and, without -m, as one value."""
+    value = argument.partition("=")[2]
+    try:
+        override = OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return sweeping and "," in value
+    return sweeping or (value == value.strip() and not override.is_sweep_override())
+
+
+def explain(error: BaseException, arguments: list[str]) -> str | None:
+    """``error`` in one line that names the key, the value and what would work; None where it is no mistake of the user's."""
+    message = str(error)
+    if isinstance(error, GptsweepError):
+        return message
+    if isinstance(error, OverrideParseException):
+        key, equals, value = error.override.partition("=")
+        if not equals:
+            return f"{shown(key)}: must be key=value" + (f"; did you mean {near}=…?" if (near := meant(key)) else "")
+        quoted = f"{key}={QuotedString(value, Quote.double).with_quotes()}"
+        return str(ConfigError(key, value, f"Hydra cannot read it; to take it as text, quote it twice: '{quoted}'"))
+    if match := re.match(
+        r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'(?:\n1\. To|$| requires)", message, re.DOTALL
+    ):
+        key, _, value = match[1].partition("=")
+        return str(ConfigError(key, value, f"several values are a sweep, which needs -m; one list is {key}=[{value}]"))
+    if match := re.match(r"Multiple values for ([\w/]+)", message):
+        return f"{match[1]}: has a choice already; write {match[1]}=… without +"
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+        hint = "; device.name=cuda:1 names one GPU" if group == "device" else ""
+        return str(ConfigError(group, choice, f"must be one of {', '.join(error.options)}{hint}"))
+    if match := re.search(r"To append to your config use \+(.*)|Error merging override (.*)", message, re.DOTALL):
+        override = match[1] or match[2]
+        if override.startswith("~"):
+            return f"{override}: a setting cannot be taken away"
+        key, _, value = override.lstrip("+").partition("=")
+        if isinstance(cause := error.__cause__ or error.__context__, OmegaConfBaseException):
+            section_unknown = key.startswith(f"{cause.full_key}.") and key not in keys()
+            return str(unknown_key(key, value) if section_unknown else from_omegaconf(cause, value))
+    if match := re.match(r"In '(.*)': \w+ raised while composing config:\n(.*?)\n.*full_key: (\S+)", message, re.DOTALL):
+        return f"{match[3]}: {match[2]}, in {match[1]}.yaml"
+    if message.startswith("Config group override must be"):
+        for argument in arguments:
+            group, _, value = argument.partition("=")
+            if group in GROUPS:
+                return str(ConfigError(group, value, f"must be one of {', '.join(choices(group))}"))
+    if isinstance(error, OSError) and error.errno in _FULL | _FORBIDDEN | _IN_THE_WAY:
+        place = "hydra.sweep.dir" if {"-m", "--multirun"} & set(arguments) else "hydra.run.dir"
+        return f"cannot write {error.filename or 'the results'}: {error.strerror}; {place} takes another place"
+    if isinstance(error, (HydraException, OmegaConfBaseException, YAMLError)) or message.startswith(("Only one of", "The --")):
+        return " ".join(message.partition("Config search path:")[0].split()) or type(error).__name__
+    return None
+
+
+def complete(arguments: list[str]) -> bool:
+    """Answer a request of the shell's completion; False where Hydra's own answer is right.
+
+    Hydra's knows ``python script.py`` and console scripts, not ``python -m gptsweep``.
+    """
+    if "install=bash" in arguments:
+        print(BASH_COMPLETION)
+        return True
+    if "uninstall=bash" in arguments:
+        print("complete -r gptsweep python python3; unset -f _gptsweep_completion")
+        return True
+    os.environ["COMP_LINE"] = re.sub(r"^.*?\s-m\s+gptsweep\b", "gptsweep", os.environ.get("COMP_LINE", ""))
+    return False
+
+
+if __name__ == "__main__":
+    from gptsweep.__main__ import main  # by its own name, as Hydra imports Report from there
+
+    sys.exit(main())
