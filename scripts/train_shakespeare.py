@@ -1,0 +1,329 @@
+"""Train the character-level GPT that gptsweep carries in its package (``model=shakespeare``).
+
+    OMP_NUM_THREADS=1 python scripts/train_shakespeare.py --text tinyshakespeare.txt
+
+The text is nanoGPT's ``shakespeare_char``: the first nine tenths are trained on, the last tenth is held out. The matrices
+inside the blocks are trained with Muon (Jordan et al., 2024), embeddings and norms with AdamW, in float32 on the CPU. One
+directory gets
+
+    model.safetensors    float16 weights, a tied head stored once; metadata: ``config`` (GPTConfig) and ``training``, both JSON
+    vocab.json           the characters, in the order of their ids
+    train.log            the machine and one line an evaluation
+
+and is always loadable: every evaluation that is better than those before replaces ``model.safetensors``. The validation loss is
+that of the file (float16 weights), over the whole of the last tenth, in nats a character.
+
+Every random number of a step is drawn from (seed, step), so a run that is killed and resumed writes the same bytes as one that
+was not, and two runs on one kind of machine with one torch build do too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the script belongs to a checkout: train what stands here, not what is installed
+
+from gptsweep.model import GPT, GPTConfig  # noqa: E402
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything besides the text that decides which weights come out; rates are peaks, see `rate`."""
+
+    n_layer: int = 4
+    n_head: int = 6
+    n_embd: int = 192
+    block_size: int = 256
+    steps: int = 4000
+    batch_size: int = 12
+    muon_rate: float = 0.03
+    adam_rate: float = 0.01
+    weight_decay: float = 0.1
+    dropout: float = 0.05
+    warm_up: int = 20
+    decay: float = 0.6
+    seed: int = 1337
+
+    def rate(self, step: int) -> float:
+        """Fraction of the peak rate: linear warm-up, flat, then linear to zero over the last ``decay`` of the steps."""
+        return min(1.0, (step + 1) / self.warm_up, (self.steps - step) / (self.decay * self.steps))
+
+    @property
+    def flat_until(self) -> int:
+        """Up to this step a run does not depend on ``steps``."""
+        return math.floor(self.steps * (1 - self.decay))
+
+
+class Corpus:
+    """The text as ids, as nanoGPT's ``shakespeare_char`` prepares it."""
+
+    def __init__(self, text: str) -> None:
+        self.vocabulary = sorted(set(text))
+        place = {character: i for i, character in enumerate(self.vocabulary)}
+        ids = torch.tensor([place[character] for character in text])
+        cut = int(len(ids) * 0.9)
+        self.train, self.held_out = ids[:cut], ids[cut:]
+        self.sha256 = hashlib.sha256(text.encode()).hexdigest()
+
+    def batch(self, rows: int, length: int) -> tuple[Tensor, Tensor]:
+        """Windows at random places of the training part: inputs and next characters, ``int64 [rows, length]``."""
+        starts = torch.randint(len(self.train) - length, (rows, 1))
+        windows = self.train[starts + torch.arange(length + 1)]
+        return windows[:, :-1], windows[:, 1:]
+
+
+@torch.no_grad()
+def validation_loss(model: GPT, ids: Tensor) -> float:
+    """Mean loss in nats over every character of ``ids [n]`` but the first, read in windows that do not overlap."""
+    windows = zip(ids[:-1].split(model.config.block_size), ids[1:].split(model.config.block_size), strict=True)
+    total = sum(F.cross_entropy(model(inputs[None])[0], targets, reduction="sum").item() for inputs, targets in windows)
+    return total / (len(ids) - 1)
+
+
+def add_dropout(model: GPT, p: float) -> None:
+    """Dropout where nanoGPT has it (embeddings, ends of both branches; not inside attention), as hooks on a plain GPT."""
+
+    def drop(module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        return F.dropout(output, p, module.training)
+
+    def drop_first(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return F.dropout(inputs[0], p, module.training), *inputs[1:]
+
+    blocks = model.transformer.h
+    blocks[0].register_forward_pre_hook(drop_first)
+    for block in blocks:
+        block.attn.c_proj.register_forward_hook(drop)
+        block.mlp.c_proj.register_forward_hook(drop)
+
+
+def optimisers(model: GPT, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for the rest; ``initial_rate`` in each group is the peak."""
+    matrices = [p for p in model.transformer.h.parameters() if p.dim() == 2]
+    inside = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in inside]
+    found: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, lr=recipe.muon_rate, weight_decay=recipe.weight_decay),
+        torch.optim.AdamW(rest, lr=recipe.adam_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    for optimiser in found:
+        for group in optimiser.param_groups:
+            group["initial_rate"] = group["lr"]
+    return found
+
+
+def float16_weights(model: GPT) -> dict[str, Tensor]:
+    """The parameters as they are stored: float16, a tied head once, under its embedding's name."""
+    return {name: p.detach().half().contiguous() for name, p in model.named_parameters()}
+
+
+def as_stored(model: GPT, weights: dict[str, Tensor]) -> GPT:
+    """A plain GPT (no hooks) in float32 holding ``weights``."""
+    stored = GPT(model.config)
+    stored.load_state_dict(weights, strict=False)
+    return stored.eval()
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write ``data`` so that ``path`` holds either the old bytes or the new ones, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(data)
+    os.replace(partial, path)
+
+
+def ordered(data: bytes) -> bytes:
+    """The same safetensors file with its header's keys in order: the library writes metadata in an order that varies."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[end:]
+
+
+def machine() -> str:
+    """The processor's name where Linux gives it, the processor's family elsewhere."""
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return found[1] if found else platform.machine()
+
+
+class Training:
+    """One run: the model, its optimisers, and how far they have come."""
+
+    def __init__(self, corpus: Corpus, recipe: Recipe, out: Path, state_file: Path) -> None:
+        self.corpus, self.recipe, self.out, self.state_file = corpus, recipe, out, state_file
+        self.config = GPTConfig(
+            block_size=recipe.block_size,
+            vocab_size=len(corpus.vocabulary),
+            n_layer=recipe.n_layer,
+            n_head=recipe.n_head,
+            n_embd=recipe.n_embd,
+            bias=False,
+        )
+        self.model = GPT(self.config).initialise(torch.Generator().manual_seed(recipe.seed))
+        add_dropout(self.model, recipe.dropout)
+        self.optimisers = optimisers(self.model, recipe)
+        self.step = 0
+        self.seconds = 0.0
+        self.best = math.inf
+
+    @property
+    def characters(self) -> int:
+        """Characters trained on so far, repetitions counted."""
+        return self.step * self.recipe.batch_size * self.recipe.block_size
+
+    def save(self) -> None:
+        """Keep the state, so that `resume` goes on from here."""
+        state = {
+            "recipe": dataclasses.asdict(self.recipe),
+            "text": self.corpus.sha256,
+            "model": self.model.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "progress": {"step": self.step, "seconds": self.seconds, "best": self.best},
+        }
+        data = io.BytesIO()
+        torch.save(state, data)
+        replace(self.state_file, data.getvalue())
+
+    def resume(self) -> None:
+        """Go on from the kept state. Raises ValueError where it belongs to another run."""
+        state = torch.load(self.state_file, weights_only=True)
+        before = Recipe(**state["recipe"])
+        same = dataclasses.replace(before, steps=self.recipe.steps) == self.recipe and state["text"] == self.corpus.sha256
+        if not same:
+            raise ValueError(f"{self.state_file} belongs to another text or recipe: {before}")
+        self.step, self.seconds, self.best = (state["progress"][key] for key in ("step", "seconds", "best"))
+        if before.steps != self.recipe.steps and self.step > min(before.flat_until, self.recipe.flat_until):
+            raise ValueError(f"the rate is falling already at step {self.step}: --steps must stay {before.steps}")
+        self.model.load_state_dict(state["model"])
+        for optimiser, kept in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(kept)
+
+    def advance(self) -> Tensor:
+        """One step; its loss."""
+        torch.manual_seed(self.recipe.seed * 1_000_003 + self.step)
+        inputs, targets = self.corpus.batch(self.recipe.batch_size, self.recipe.block_size)
+        loss = F.cross_entropy(self.model(inputs).flatten(0, 1), targets.flatten())
+        loss.backward()
+        rate = self.recipe.rate(self.step)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = group["initial_rate"] * rate
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+        return loss.detach()
+
+    def export(self, weights: dict[str, Tensor], loss: float) -> None:
+        """Write the files that the package carries. No times in them: the same run gives the same bytes."""
+        facts = dataclasses.asdict(self.recipe) | {
+            "step": self.step,
+            "characters": self.characters,
+            "validation_loss": round(loss, 5),
+            "text_sha256": self.corpus.sha256,
+            "torch": torch.__version__,
+        }
+        metadata = {"config": json.dumps(dataclasses.asdict(self.config)), "training": json.dumps(facts)}
+        replace(self.out / "model.safetensors", ordered(save(weights, metadata)))
+        replace(self.out / "vocab.json", (json.dumps(self.corpus.vocabulary) + "\n").encode())
+
+    def log(self, line: str) -> None:
+        print(line, flush=True)
+        with (self.out / "train.log").open("a") as file:
+            file.write(line + "\n")
+
+    def run(self, evaluate_every: int, save_seconds: float) -> None:
+        """Train to the last step."""
+        self.model.train()
+        saved = time.monotonic()
+        started = saved - self.seconds
+        losses: list[Tensor] = []
+        while self.step < self.recipe.steps:
+            losses.append(self.advance())
+            self.seconds = time.monotonic() - started
+            last = self.step == self.recipe.steps
+            if last or self.step % evaluate_every == 0:
+                weights = float16_weights(self.model)
+                loss = validation_loss(as_stored(self.model, weights), self.corpus.held_out)
+                if loss < self.best:
+                    self.best = loss
+                    self.export(weights, loss)
+                train_loss = torch.stack(losses).mean().item()
+                losses.clear()
+                self.log(
+                    f"step {self.step:5d}  characters {self.characters:9d}  train loss (with dropout) {train_loss:.4f}"
+                    f"  validation loss {loss:.4f}  seconds {self.seconds:.0f}"
+                )
+            if last or time.monotonic() - saved > save_seconds:
+                self.save()
+                saved = time.monotonic()
+        self.log(
+            f"done: validation loss {self.best:.4f} over {len(self.corpus.held_out)} characters, {self.seconds:.0f} seconds"
+        )
+
+
+def arguments(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace, Recipe]:
+    """The command line: where things are, and one option a field of `Recipe`."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--text", type=Path, required=True, help="the text to learn, UTF-8")
+    parser.add_argument("--out", type=Path, default=ROOT / "gptsweep/data/shakespeare", help="directory for the model")
+    parser.add_argument("--state", type=Path, default=ROOT / "outputs/train_shakespeare.pt", help="file for --resume")
+    parser.add_argument("--resume", action="store_true", help="go on from --state; --steps may change while the rate is flat")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads; another number gives other last bits")
+    parser.add_argument("--evaluate-every", type=int, default=500, metavar="STEPS")
+    parser.add_argument("--save-seconds", type=float, default=180, help="time between two savings of the state")
+    recipe = parser.add_argument_group("recipe")
+    for field in dataclasses.fields(Recipe):
+        kind = type(field.default)
+        recipe.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default, help="default %(default)s")
+    found = parser.parse_args(argv)
+    chosen = Recipe(**{field.name: getattr(found, field.name) for field in dataclasses.fields(Recipe)})
+    return parser, found, chosen
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser, found, recipe = arguments(argv)
+    torch.set_num_threads(found.threads)
+    try:
+        corpus = Corpus(found.text.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        parser.error(f"--text {found.text}: {error}")
+    if len(corpus.train) <= recipe.block_size or len(corpus.held_out) < 2:
+        parser.error(f"--text {found.text}: too short to train on windows of {recipe.block_size} characters")
+    training = Training(corpus, recipe, found.out, found.state)
+    found.out.mkdir(parents=True, exist_ok=True)
+    if found.resume:
+        try:
+            training.resume()
+        except (OSError, ValueError) as error:
+            parser.error(f"--resume: {error}")
+        training.log(f"resumed at step {training.step}, for {recipe.steps} steps")
+    else:
+        (found.out / "train.log").unlink(missing_ok=True)
+        parameters = sum(p.numel() for p in training.model.parameters())
+        training.log(f"{machine()}, {found.threads} thread(s), Python {platform.python_version()}, torch {torch.__version__}")
+        training.log(f"{parameters} parameters, {training.config}")
+        training.log(f"{recipe}, text sha256 {corpus.sha256}")
+    training.run(found.evaluate_every, found.save_seconds)
+
+
+if __name__ == "__main__":
+    main()
