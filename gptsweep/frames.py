@@ -13,11 +13,12 @@ import math
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 import pandas as pd
 
@@ -170,6 +171,16 @@ class Sweep:
         table = pd.DataFrame.from_dict({name: rows[name] for name in METRICS if name in rows}, orient="index")
         table.index.name = "metric"
         return table
+
+    def effect(self, key: str) -> pd.DataFrame:
+        """What a swept setting does: `compare` from its lowest value to its highest, an unset one counting as highest."""
+        values = ordered(self.summary[key])
+        return self.compare({key: values[0]}, {key: values[-1]})
+
+    def only(self, chosen: npt.NDArray[np.bool_]) -> Sweep:
+        """The sweep with these points alone; their labels stay."""
+        summary = self.summary[chosen]
+        return replace(self, summary=summary, samples=self.samples[self.samples["point"].isin(summary.index)])
 
     def to_xarray(self) -> xarray.Dataset:
         """The metrics as an `xarray.Dataset` with the swept settings as dimensions; ``null`` stands for an unset one.
@@ -454,6 +465,25 @@ def strings(texts: Sequence[str | None]) -> pd.Series[Any]:
         return pd.Series(texts, dtype="str")
     except UnicodeEncodeError:
         return pd.Series([text and text.encode("utf-8", "replace").decode() for text in texts], dtype="str")
+
+
+def ordered(column: pd.Series[Any]) -> list[Any]:
+    """The different values of a setting: numbers by size, then texts, an unset one last."""
+    return sorted({plain(value) for value in column}, key=lambda value: (value is None, isinstance(value, str), value or 0))
+
+
+def plain(value: Any) -> Any:
+    """A cell as a Python value; None where it is empty."""
+    if pd.isna(value):
+        return None
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def label(value: Any) -> str:
+    """A setting as a user types it."""
+    if value is None:
+        return "null"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 class Columns:

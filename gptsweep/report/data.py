@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..compare import MIN_PAIRS, sample_values
-from ..frames import STATUSES, Sweep
+from ..frames import STATUSES, Sweep, label, ordered, plain
 from ..metrics import METRICS, STANDARD_ERROR, metric_reasons
 
 MAX_SAMPLES = 10_000
@@ -113,7 +113,7 @@ def effects(sweep: Sweep, values: dict[str, list[Any]]) -> list[dict[str, Any]]:
     for key, choices in values.items():
         along = sweep.group([key])
         along = along.assign(place=[choices.index(plain(value)) for value in along[key]]).sort_values("place")
-        change = sweep.compare({key: choices[0]}, {key: choices[-1]})
+        change = sweep.effect(key)
         found.append(
             {
                 "key": key,
@@ -165,25 +165,6 @@ def by_seed(sweep: Sweep, points: Sequence[int], name: str) -> dict[str, float |
     """A metric per point, by the seed of the point."""
     rows = sweep.summary.loc[list(points)]
     return {str(seed): number(value) for seed, value in zip(rows["seed"], rows[name], strict=True)} if "seed" in rows else {}
-
-
-def ordered(column: pd.Series[Any]) -> list[Any]:
-    """The different values of a setting: numbers by size, then texts, an unset one last."""
-    return sorted({plain(value) for value in column}, key=lambda value: (value is None, isinstance(value, str), value or 0))
-
-
-def plain(value: Any) -> Any:
-    """A cell as a Python value; None where it is empty."""
-    if pd.isna(value):
-        return None
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def label(value: Any) -> str:
-    """A setting as a user types it."""
-    if value is None:
-        return "null"
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def numbers(values: Sequence[Any]) -> list[float] | None:

@@ -20,10 +20,10 @@ function el(tag, attributes = {}, ...children) {
     else if (name === "style") for (const [property, setting] of Object.entries(value)) node.style.setProperty(property, setting);
     else node.setAttribute(name, value === true ? "" : value);
   }
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
   return node;
 }
-const fill = (node, ...children) => node.replaceChildren(...children.flat().filter(Boolean));
+const fill = (node, ...children) => node.replaceChildren(...children.flat(Infinity).filter(Boolean));
 const plural = (n, one, more = one + "s") => `${n.toLocaleString("en")} ${n === 1 ? one : more}`;
 
 /** A number as people read it: three digits that matter, a real minus sign. */
@@ -36,13 +36,15 @@ function show(value, digits = 3) {
     : value.toFixed(Math.max(0, Math.min(6, digits - 1 - Math.floor(Math.log10(size)))));
   return text.replace("-", "\u2212");
 }
-/** An error or a change beside its value: as many decimals as the value has. */
-function showLike(value, like) {
+/** A value of a metric: shares to three decimals, everything else to three digits. */
+const showOf = (name, value) => (byName[name].unit !== "share" || value === null || value === undefined ? show(value) : value.toFixed(3).replace(/^-(?!0.000$)/, "\u2212").replace("-", ""));
+/** An error or the end of a range beside its value: as many decimals as the value has. */
+function showLike(name, value, like) {
   if (value === null || value === undefined) return "–";
-  const decimals = (show(like).split(".")[1] || "").length;
+  const decimals = (showOf(name, like).split(".")[1] || "").length;
   return value.toFixed(Math.min(6, decimals)).replace("-", "\u2212");
 }
-const signed = (value) => (value > 0 ? "+" : "") + show(value);
+const signed = (name, value) => (value > 0 ? "+" : "") + showOf(name, value);
 const label = (key, place) => keys[key].labels[place];
 const short = (text, most = 28) => (text = JSON.stringify(text).slice(1, -1)).length > most ? text.slice(0, most - 1) + "…" : text;
 const groupName = (g) => keys.map((key, k) => `${key.name} ${short(label(k, groups.at[g][k]))}`).join(" · ") || "this run";
@@ -166,7 +168,7 @@ function pooled(name, members) {
 function members(wanted) {
   return every.filter((g) => keys.every((_, k) => (k in wanted ? groups.at[g][k] === wanted[k] : state.fixed[k] === all || groups.at[g][k] === state.fixed[k])));
 }
-const spoken = (found) => (found ? `${show(found.mean)}${found.error === null ? "" : ` ± ${showLike(found.error, found.mean)}`}, n = ${found.n}` : "no value");
+const spoken = (name, found) => (found ? `${showOf(name, found.mean)}${found.error === null ? "" : ` ± ${showLike(name, found.error, found.mean)}`}, n = ${found.n}` : "no value");
 
 /* ---------- head ---------- */
 
@@ -223,7 +225,7 @@ function drawEffects() {
   const head = el("tr", {}, el("th", { scope: "col" }, "Metric"), data.effects.map(({ key }) => {
     const { labels } = keys.find((one) => one.name === key);
     return el("th", { scope: "colgroup", colspan: 2 }, key, el("span", { class: "range" }, `${short(labels[0])} → ${short(labels[labels.length - 1])}`));
-  }));
+  }), data.effects.length < 3 && el("th", { scope: "col", class: "what" }, "What it is"));
   const rows = metrics.map(({ name, label: text, meaning }) => el("tr", { class: name === state.metric && "now" },
     el("th", { scope: "row" }, el("button", {
       type: "button", title: meaning, "aria-pressed": String(name === state.metric), onclick: () => update({ metric: name }, drawEffects, drawCharts),
@@ -233,12 +235,12 @@ function drawEffects() {
       const cells = [el("td", { class: "spark" }, sparkline(along[name] || []))];
       if (difference === null) cells.push(el("td", { class: "unsure" }, "–"));
       else if (pairs < data.min_pairs || low === null)
-        cells.push(el("td", { class: "unsure", title: `only ${plural(pairs, "pair")}` }, `${signed(difference)} `, el("span", { class: "pm" }, "too few pairs to tell")));
+        cells.push(el("td", { class: "unsure", title: `only ${plural(pairs, "pair")}` }, `${signed(name, difference)} `, el("span", { class: "pm" }, "too few pairs to tell")));
       else cells.push(el("td", { class: differs ? "" : "unsure", title: plural(pairs, "pair") },
-        differs ? signed(difference) : el("span", {}, "≈ ", signed(difference)), " ",
-        el("span", { class: "pm" }, `[${showLike(low, difference)}, ${showLike(high, difference)}]`)));
+        differs ? signed(name, difference) : el("span", {}, "≈ ", signed(name, difference)), " ",
+        el("span", { class: "pm" }, `[${showLike(name, low, difference)}, ${showLike(name, high, difference)}]`)));
       return cells;
-    })));
+    }), data.effects.length < 3 && el("td", { class: "what" }, meaning)));
   fill($("effects-body"), el("table", { class: "effects" }, el("thead", {}, head), el("tbody", {}, rows)));
 }
 
@@ -285,11 +287,11 @@ function drawHeat() {
   }));
   const means = cells.flat().filter((cell) => cell.found).map((cell) => cell.found.mean);
   const low = Math.min(...means), high = Math.max(...means);
-  const logarithmic = low > 0 && high / low > 30;
+  const logarithmic = widely(state.metric, low, high);
   const share = (v) => (high === low ? 0.5 : logarithmic ? Math.log(v / low) / Math.log(high / low) : (v - low) / (high - low));
   const row = (y) => el("tr", {}, el("th", { scope: "row", title: ky.labels[y] }, short(ky.labels[y], 14)), kx.labels.map((text, x) => {
     const { inside, found } = cells[y][x];
-    const name = `${kx.name} ${short(text)}, ${ky.name} ${short(ky.labels[y])}: ${settingName(state.metric)} ${spoken(found)}`;
+    const name = `${kx.name} ${short(text)}, ${ky.name} ${short(ky.labels[y])}: ${settingName(state.metric)} ${spoken(state.metric, found)}`;
     if (!inside.length) return el("td", {}, "");
     const one = inside.length === 1 ? inside[0] : inside[Math.floor(inside.length / 2)];
     const part = found ? share(found.mean) : 0;
@@ -297,7 +299,7 @@ function drawHeat() {
       type: "button", class: found ? "" : "none", "aria-label": name + (state.columns.includes(one) ? ", shown among the samples" : ""),
       style: found ? { background: heatColour(part), color: part < 0.5 ? "var(--on-low)" : "var(--on-high)" } : {},
       onmouseenter: () => read(name), onfocus: () => read(name), onclick: () => toggle(one),
-    }, found ? show(found.mean) : "–", badge(one)));
+    }, found ? showOf(state.metric, found.mean) : "–", badge(one)));
   }));
   const table = el("table", { class: "heat" + (kx.labels.length > 10 ? " dense" : "") },
     el("caption", { class: "visually-hidden" }, `${settingName(state.metric)} by ${kx.name} and ${ky.name}`),
@@ -306,19 +308,21 @@ function drawHeat() {
   fill($("heat"),
     el("figcaption", {}, `${settingName(state.metric)} `, el("span", {}, `by ${kx.name} (across) and ${ky.name} (up)`)),
     el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Heat map" }, table),
-    means.length > 0 && el("p", { class: "legend" }, show(low), el("i"), show(high), logarithmic ? " logarithmic" : "", " · press a cell to read its samples"));
+    means.length > 0 && el("p", { class: "legend" }, showOf(state.metric, low), el("i"), showOf(state.metric, high), logarithmic ? " logarithmic" : "", " · press a cell to read its samples"));
 }
 
+/** Whether values span so much that a logarithmic scale shows more; never for shares. */
+const widely = (name, low, high) => low > 0 && high / low > 30 && !(name && byName[name].unit === "share");
+
 /** Positions along an axis: linear, logarithmic where values span a factor of 30, or evenly spaced names. */
-function scale(lows, highs, from, to, { numbers = null, labels = null } = {}) {
+function scale(lows, highs, from, to, { numbers = null, labels = null, name = null } = {}) {
   if (labels && !numbers) {
     const gap = (to - from) / Math.max(1, labels.length - 1);
     return { of: (i) => (labels.length === 1 ? (from + to) / 2 : from + gap * i), ticks: labels.map((text, i) => [i, short(text, 10)]) };
   }
   let low = Math.min(...lows), high = Math.max(...highs);
   if (low === high) { low -= Math.abs(low) * 0.1 || 0.5; high += Math.abs(high) * 0.1 || 0.5; }
-  const logarithmic = low > 0 && high / low > 30;
-  if (logarithmic) {
+  if (widely(name, low, high)) {
     const of = (v) => from + ((to - from) * Math.log(v / low)) / Math.log(high / low);
     let ticks = [];
     for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++)
@@ -348,7 +352,10 @@ function frame(x, y, W, H, box, xName, yName, marks, alt) {
     el("text", { class: "name", x: 2, y: 12 }, yName), marks);
 }
 /** Colour of line i of n: an ordered ramp, because the values of a setting have an order. */
-const lineColour = (i, n) => (n === 1 ? "var(--accent)" : `color-mix(in oklab, var(--a) ${Math.round((100 * i) / (n - 1))}%, var(--accent))`);
+function lineColour(i, n) {
+  const share = n === 1 ? 0 : i / (n - 1);
+  return share < 0.5 ? `color-mix(in oklab, var(--b) ${Math.round(share * 200)}%, var(--accent))` : `color-mix(in oklab, var(--a) ${Math.round(share * 200 - 100)}%, var(--b))`;
+}
 
 /** Labels at the ends of lines, pushed apart so that they can be read. */
 function apart(ends, gap, low, high) {
@@ -371,7 +378,7 @@ function drawCurve() {
   const W = two ? 560 : 1000, H = 350, box = { left: 52, right: W - (two ? 92 : 20), top: 28, bottom: H - 44 };
   const numbers = kx.numbers;
   const x = numbers ? scale(numbers, numbers, box.left + 8, box.right - 8, { numbers }) : scale([], [], box.left + 14, box.right - 14, { labels: kx.labels });
-  const y = scale(flat.map((p) => p.mean - (p.error || 0)), flat.map((p) => p.mean + (p.error || 0)), box.bottom, box.top);
+  const y = scale(flat.map((p) => p.mean - (p.error || 0)), flat.map((p) => p.mean + (p.error || 0)), box.bottom, box.top, { name: state.metric });
   const px = (p) => x.of(numbers ? numbers[p.x] : p.x);
   const marks = lines.map((line, i) => {
     const colour = lineColour(i, lines.length);
@@ -379,7 +386,7 @@ function drawCurve() {
       el("path", { class: "line", stroke: colour, d: line.map((p, at) => `${at ? "L" : "M"}${px(p).toFixed(1)} ${y.of(p.mean).toFixed(1)}`).join("") }),
       line.map((p) => p.error !== null && el("line", { class: "bar1", stroke: colour, x1: px(p), x2: px(p), y1: y.of(Math.max(p.mean - p.error, -1e300)), y2: y.of(p.mean + p.error) })),
       line.map((p) => {
-        const text = `${kx.name} ${short(kx.labels[p.x])}${two ? `, ${ky.name} ${short(ky.labels[i])}` : ""}: ${settingName(state.metric)} ${spoken(p)}`;
+        const text = `${kx.name} ${short(kx.labels[p.x])}${two ? `, ${ky.name} ${short(ky.labels[i])}` : ""}: ${settingName(state.metric)} ${spoken(state.metric, p)}`;
         return [el("circle", { class: "dot", fill: colour, cx: px(p), cy: y.of(p.mean), r: 4.5, onmouseenter: () => read(text), onclick: () => toggle(p.g) }, el("title", {}, text)),
           ring(p.g, px(p), y.of(p.mean))];
       }));
@@ -394,7 +401,7 @@ function drawCurve() {
     el("figcaption", {}, `${settingName(state.metric)} `, el("span", {}, `along ${kx.name}; bars are one standard error`)),
     frame(x, y, W, H, box, kx.name, settingName(state.metric), [marks, names], alt),
     tableOf([two ? `${ky.name} \\ ${kx.name}` : kx.name, ...kx.labels.map((text) => short(text))],
-      lines.map((line, i) => [two ? short(ky.labels[i]) : settingName(state.metric), ...kx.labels.map((_, at) => { const p = line.find((one) => one.x === at); return p ? spoken(p) : "–"; })])));
+      lines.map((line, i) => [two ? short(ky.labels[i]) : settingName(state.metric), ...kx.labels.map((_, at) => { const p = line.find((one) => one.x === at); return p ? spoken(state.metric, p) : "–"; })])));
 }
 const ring = (g, x, y) => {
   const at = state.columns.indexOf(g);
@@ -412,7 +419,7 @@ function drawScatter() {
   if (!dots.length) { fill($("scatter"), el("p", { class: "empty" }, "No point has both metrics.")); return; }
   const W = 1000, H = 420, box = { left: 56, right: W - 110, top: 28, bottom: H - 44 };
   const edge = (part, sign) => dots.map((dot) => dot[part].mean + sign * (dot[part].error || 0));
-  const x = scale(edge("px", -1), edge("px", 1), box.left + 8, box.right - 8), y = scale(edge("py", -1), edge("py", 1), box.bottom, box.top);
+  const x = scale(edge("px", -1), edge("px", 1), box.left + 8, box.right - 8, { name: mx }), y = scale(edge("py", -1), edge("py", 1), box.bottom, box.top, { name: my });
   const colourOf = (g) => (two ? lineColour(groups.at[g][state.y], keys[state.y].labels.length) : "var(--accent)");
   const others = (g) => groups.at[g].filter((_, k) => k !== state.x).join();
   const paths = new Map();
@@ -425,7 +432,7 @@ function drawScatter() {
       d: line.map((dot, at) => `${at ? "L" : "M"}${x.of(dot.px.mean).toFixed(1)} ${y.of(dot.py.mean).toFixed(1)}`).join("") })),
     dots.map(({ g, px, py }) => {
       const cx = x.of(px.mean), cy = y.of(py.mean), colour = colourOf(g);
-      const text = `${groupName(g)}: ${settingName(mx)} ${spoken(px)}; ${settingName(my)} ${spoken(py)}`;
+      const text = `${groupName(g)}: ${settingName(mx)} ${spoken(mx, px)}; ${settingName(my)} ${spoken(my, py)}`;
       return el("g", {},
         px.error && el("line", { class: "bar1", stroke: colour, x1: x.of(px.mean - px.error), x2: x.of(px.mean + px.error), y1: cy, y2: cy }),
         py.error && el("line", { class: "bar1", stroke: colour, x1: cx, x2: cx, y1: y.of(py.mean - py.error), y2: y.of(py.mean + py.error) }),
@@ -439,7 +446,7 @@ function drawScatter() {
   $("scatter").className = "wide";
   fill($("scatter"),
     el("figcaption", {}, `${settingName(my)} against ${settingName(mx)} `, el("span", {}, `a dot is a point, a line follows ${keys[state.x].name}; no corner is best by itself`)),
-    frame(x, y, W, H, box, settingName(mx), settingName(my), marks.flat(3).filter(Boolean), alt));
+    frame(x, y, W, H, box, settingName(mx), settingName(my), marks, alt));
 }
 
 function drawCharts() {
@@ -520,7 +527,7 @@ function drawPoints() {
     if (mean[g] === null) return el("td", { class: "n unsure", title: data.reasons[name] || "" }, "–");
     const unsure = state.base !== null && g !== state.base && differs(name, g, state.base);
     const mark = state.base === null || g === state.base || unsure === true ? "" : unsure === false ? "≈ " : "? ";
-    return el("td", { class: "n" + (mark ? " unsure" : ""), title: `n = ${n[g]}` }, mark, show(mean[g]), error[g] === null ? "" : el("span", { class: "pm" }, ` ±${showLike(error[g], mean[g])}`));
+    return el("td", { class: "n" + (mark ? " unsure" : ""), title: `n = ${n[g]}` }, mark, showOf(name, mean[g]), error[g] === null ? "" : el("span", { class: "pm" }, ` ±${showLike(name, error[g], mean[g])}`));
   };
   const row = (g) => {
     const at = state.columns.indexOf(g), name = groupName(g);
@@ -595,7 +602,9 @@ function writeFolded(node, text, id) {
     write(node, text.slice(from, run.from));
     const key = `${id}/${run.from}`, times = Math.round(run.length / run.unit.length);
     const open = unfolded.has(key);
-    write(node, open ? text.slice(run.from, run.from + run.length) : run.unit);
+    const phrase = el("span", { class: "phrase" });
+    write(phrase, open ? text.slice(run.from, run.from + run.length) : run.unit);
+    node.append(phrase);
     node.append(el("button", { type: "button", class: "times", "aria-expanded": String(open), "aria-label": `repeated ${times} times; press to ${open ? "fold" : "unfold"}`,
       onclick: () => { open ? unfolded.delete(key) : unfolded.add(key); drawSamples(); } }, `×${times}`));
     from = run.from + run.length;
