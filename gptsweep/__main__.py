@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.hydra import Hydra
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -22,6 +23,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -109,6 +111,22 @@ class Report(Callback):
         say_where(config.hydra.sweep.dir)
 
 
+def get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> RunMode | None:
+    """`Hydra.get_mode`, but a mistake ends the command here.
+
+    Hydra's swallows the error, composes a second time and meets it again: 0.1 s in which the user waits for one line.
+    """
+    cfg = self.compose_config(config_name, overrides, RunMode.MULTIRUN, validate_sweep_overrides=False)
+    mode: RunMode | None = cfg.hydra.mode
+    if not is_sweep(sys.argv) and mode is not RunMode.MULTIRUN and not any("," in line or "(" in line for line in overrides):
+        point_from_config(cfg)
+    return mode
+
+
+def is_sweep(arguments: list[str]) -> bool:
+    return bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments))
+
+
 def say_where(directory: str) -> None:
     path = Path(directory).absolute()
     print(f"Results: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
@@ -185,6 +203,7 @@ def main() -> int:
         register()
         sys.argv = ["gptsweep", *from_shell(arguments)]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors then, where it would print pages and exit
+        Hydra.get_mode = get_mode  # type: ignore[method-assign]
         task()
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -238,7 +257,7 @@ def from_shell(arguments: list[str]) -> list[str]:
     Raises:
         ConfigError: a setting with dashes, as nanoGPT has them.
     """
-    sweeping = bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments))
+    sweeping = is_sweep(arguments)
     ready = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
@@ -300,7 +319,7 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
             if group in GROUPS:
                 return str(ConfigError(group, value, f"must be one of {', '.join(choices(group))}"))
     if isinstance(error, OSError) and error.errno in _FULL | _FORBIDDEN | _IN_THE_WAY:
-        place = "hydra.sweep.dir" if {"-m", "--multirun"} & set(arguments) else "hydra.run.dir"
+        place = "hydra.sweep.dir" if is_sweep(arguments) else "hydra.run.dir"
         return f"cannot write {error.filename or 'the results'}: {error.strerror}; {place} takes another place"
     if isinstance(error, (HydraException, OmegaConfBaseException, YAMLError)) or message.startswith(("Only one of", "The --")):
         return " ".join(message.partition("Config search path:")[0].split()) or type(error).__name__
