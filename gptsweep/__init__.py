@@ -1,0 +1,43 @@
+"""Sampling sweeps on GPT models: every point in one batched pass, every sample the same to the bit however it was run."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import ConfigError as ConfigError
+    from .errors import DeviceError as DeviceError
+    from .errors import GptsweepError as GptsweepError
+    from .errors import ModelError as ModelError
+    from .errors import PromptError as PromptError
+    from .errors import ResultsError as ResultsError
+    from .frames import Sweep as Sweep
+    from .frames import read_sweep as read_sweep
+    from .model import GPT as GPT
+    from .model import GPTConfig as GPTConfig
+    from .records import Sample as Sample
+    from .session import LM as LM
+    from .session import load as load
+    from .session import sweep as sweep
+
+_HOMES = {
+    **dict.fromkeys(("GptsweepError", "ConfigError", "ModelError", "PromptError", "DeviceError", "ResultsError"), "errors"),
+    **dict.fromkeys(("GPT", "GPTConfig"), "model"),
+    **dict.fromkeys(("LM", "load", "sweep"), "session"),
+    **dict.fromkeys(("Sweep", "read_sweep"), "frames"),
+    "Sample": "records",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    # What needs torch or pandas is imported when it is first used: `--help` and a mistyped key must answer at once.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -49,8 +49,9 @@ class KVCache:
     def __init__(self, config: GPTConfig, *, n_pages: int, n_tables: int, dtype: torch.dtype, device: torch.device) -> None:
         self.config = config
         shape = (config.n_layer, n_pages, config.n_head, PAGE, config.head_size)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
+        # Zeros, as `paged_attention` gives what lies beyond a sequence's end the weight 0, which NaN would survive.
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.tables = np.zeros((n_tables, -(-config.block_size // PAGE)), np.int32)
         self.page_count = np.zeros(n_tables, np.int64)
         self._users = np.zeros(n_pages, np.int32)

@@ -7,17 +7,18 @@ one with a single pending token, and both go through the same pass; a sequence t
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .cache import KVCache, Reading, Span, paged_attention, paged_attention_kernels, pages_for
+from .cache import PAGE, KVCache, Reading, Span, paged_attention, paged_attention_kernels, pages_for
 from .errors import ModelError
 from .linear import row_invariant
 from .model import GPT
@@ -29,19 +30,42 @@ try:
 except ImportError:  # numba has no wheel for this platform
     kernels = None  # type: ignore[assignment]
 
+log = logging.getLogger(__name__)
+
 MOST_ROWS = 256
 """Rows decoded together unless the caller says otherwise: more gain nothing on the CPUs measured (benchmarks/README.md)."""
 _TOKENS_A_PASS = 2048
-_HELD_PROMPTS = 64
+_HELD_PROMPTS = 16
 _SHARE_OF_MEMORY = 0.4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """Bounds on the rows of a run, known before the first: how many, and the most tokens in a prompt and in a whole row."""
+
+    rows: int
+    prompt_tokens: int
+    row_tokens: int
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> Workload:
+        """The bounds of rows that are all there."""
+        return cls(
+            rows=len(rows),
+            prompt_tokens=max((len(row.prompt_ids) for row in rows), default=1),
+            row_tokens=max((len(row.prompt_ids) + row.sampling.max_new_tokens for row in rows), default=1),
+        )
 
 
 @dataclass(slots=True)
 class Progress:
-    """What the engine is doing, updated at each step."""
+    """What the engine has done: rows now in flight, tokens chosen so far."""
 
     rows_in_flight: int = 0
     tokens: int = 0
+
+
+OnStep = Callable[[Progress], None]
 
 
 @dataclass(slots=True)
@@ -122,45 +146,53 @@ class Engine:
         self.model = model
         self.vocab_size = vocab_size
         self.max_rows = max_rows
-        self.device = model.transformer.wte.weight.device
-        self.dtype = model.transformer.wte.weight.dtype
+        self.device = model.embedding.device
+        self.dtype = model.embedding.dtype
         self.use_kernels = use_kernels and kernels is not None and self.device.type == "cpu"
         self.promise = self.use_kernels and row_invariant(model)
-        self.progress = Progress()
 
-    def run(self, rows: Iterable[Row], on_step: Callable[[Progress], None] | None = None) -> Iterator[Completion]:
+    def run(self, rows: Iterable[Row], workload: Workload | None = None, on_step: OnStep | None = None) -> Iterator[Completion]:
         """Generate a completion for every row, and yield each as it finishes.
 
-        Rows are started in the order given. When memory runs out, half as many are tried together, from their beginning.
+        Rows are taken from ``rows`` when there is room for them, and started in that order; those with ``rng=torch`` that
+        share a stream must come one after another. When memory runs out, half as many are tried together.
+
+        Args:
+            rows: the rows, made as late as the caller likes.
+            workload: their bounds; None looks at all rows first.
+            on_step: called after each step; what it raises ends the run.
 
         Raises:
             ModelError: the model's logits are not numbers.
         """
-        waiting = deque(_lanes(rows))
-        max_rows = self.max_rows or self._planned_rows([row for lane in waiting for row in lane.rows])
+        if workload is None:
+            rows = list(rows)
+            workload = Workload.of(rows)
+        waiting = _Waiting(rows)
+        max_rows = min(self.max_rows or self._planned_rows(workload), max(1, workload.rows))
+        progress = Progress()
         while waiting:
             flight = None
             try:
-                flight = _Flight(self, waiting, min(max_rows, len(waiting)))
+                flight = _Flight(self, waiting, workload, max_rows, progress)
                 while flight.busy:
                     with torch.inference_mode():
                         finished = flight.step()
-                    self.progress.rows_in_flight = len(flight.running)
                     if on_step is not None:
-                        on_step(self.progress)
+                        on_step(progress)
                     yield from finished
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error) or max_rows == 1:
                     raise
-                max_rows = max(1, min(max_rows, len(waiting) + (len(flight.running) if flight else 0)) // 2)
+                max_rows //= 2
+                log.warning("out of memory: going on with %d rows at a time", max_rows)
                 if flight is not None:
                     flight.requeue()
 
-    def _planned_rows(self, rows: Sequence[Row]) -> int:
+    def _planned_rows(self, workload: Workload) -> int:
         config = self.model.config
-        longest = max((positions_needed(row, config.block_size) for row in rows), default=1)
-        row_bytes = pages_for(longest) * 16 * 2 * config.n_layer * config.n_embd * self.cache_dtype.itemsize
-        row_bytes += 4 * config.vocab_size
+        positions = PAGE * pages_for(min(config.block_size, workload.row_tokens))
+        row_bytes = positions * 2 * config.n_layer * config.n_embd * self.cache_dtype.itemsize + 4 * config.vocab_size
         return max(1, min(MOST_ROWS, int(_SHARE_OF_MEMORY * available_memory(self.device) / row_bytes)))
 
     @property
@@ -172,29 +204,26 @@ class Engine:
 class _Flight:
     """The rows in flight and everything they need; one lives until its rows are done or memory runs out."""
 
-    def __init__(self, engine: Engine, waiting: deque[_Lane], max_rows: int) -> None:
-        self.engine, self.model, self.waiting, self.max_rows = engine, engine.model, waiting, max_rows
+    def __init__(self, engine: Engine, waiting: _Waiting, workload: Workload, max_rows: int, progress: Progress) -> None:
+        self.engine, self.model, self.waiting, self.progress = engine, engine.model, waiting, progress
         config = engine.model.config
         self.block_size = config.block_size
         self.running: dict[int, _Running] = {}
         self.sequences: list[_Sequence] = []
         self.rows = np.zeros(max_rows, ROW)
-        rows = [row for lane in waiting for row in lane.rows]
-        self.prompts_waiting = Counter(self._window(row.prompt_ids, row.sampling.overflow) for row in rows)
-        held = min(_HELD_PROMPTS, len(self.prompts_waiting))
-        longest = max(positions_needed(row, config.block_size) for row in rows)
-        longest_prompt = max(len(window) for window in self.prompts_waiting)
+        self.max_held = min(_HELD_PROMPTS, workload.rows)
+        self.held: OrderedDict[tuple[int, ...], _Sequence] = OrderedDict()
+        self.free_slots = list(range(max_rows - 1, -1, -1))
+        self.free_tables = list(range(max_rows + self.max_held - 1, -1, -1))
+        row_pages = pages_for(min(config.block_size, workload.row_tokens))
+        held_pages = pages_for(min(config.block_size, workload.prompt_tokens))
         self.cache = KVCache(
             config,
-            n_pages=max_rows * pages_for(longest) + held * pages_for(longest_prompt),
-            n_tables=max_rows + held,
+            n_pages=max_rows * row_pages + self.max_held * held_pages,
+            n_tables=len(self.free_tables),
             dtype=engine.cache_dtype,
             device=engine.device,
         )
-        self.max_held = held
-        self.held: OrderedDict[tuple[int, ...], _Sequence] = OrderedDict()
-        self.free_slots = list(range(max_rows - 1, -1, -1))
-        self.free_tables = list(range(max_rows + held - 1, -1, -1))
         if engine.use_kernels:
             self.store = kernels.Kernel("store", engine.cache_dtype, kernels.ATTEND)
             self.attend = kernels.Kernel("attend", engine.cache_dtype, kernels.ATTEND)
@@ -213,27 +242,24 @@ class _Flight:
 
     def requeue(self) -> None:
         """Put the rows in flight back to wait, from their beginning."""
-        for running in sorted(self.running.values(), key=lambda r: r.slot, reverse=True):
+        for running in reversed(self.running.values()):
             running.lane.rows.appendleft(running.row)
             if running.lane.generator is not None and running.stream_state is not None:
                 running.lane.generator.set_state(running.stream_state)
-            self.waiting.appendleft(running.lane)
-        self.running.clear()
+            self.waiting.put_back(running.lane)
 
     # -- schedule --------------------------------------------------------------------------------------------------------
 
     def _schedule(self) -> None:
         """Start waiting rows in the free slots; rows with the same prompt start on one sequence."""
         started: dict[tuple[int, ...], _Sequence] = {}
-        while self.waiting and self.free_slots:
-            lane = self.waiting.popleft()
+        while self.free_slots and self.waiting:
+            lane = self.waiting.next()
             row = lane.rows.popleft()
             window = self._window(row.prompt_ids, row.sampling.overflow)
             if window not in started:
                 started[window] = self._open(window)
-            running = self._start(row, lane)
-            started[window].members.append(running)
-            self.prompts_waiting[window] -= 1
+            started[window].members.append(self._start(row, lane))
         self.sequences += started.values()
 
     def _start(self, row: Row, lane: _Lane) -> _Running:
@@ -269,17 +295,12 @@ class _Flight:
         return _Sequence(table, held.length, list(window[held.length :]), [])
 
     def _hold(self, window: tuple[int, ...], sequence: _Sequence) -> None:
-        """Keep a prompt's keys and values for the rows still waiting to start on it."""
-        if len(window) == 1 or window in self.held:
-            return
+        """Keep a prompt's keys and values for rows that start on it later."""
         if len(self.held) == self.max_held:
-            self._let_go(next(iter(self.held)))
+            self._close(self.held.popitem(last=False)[1].table)
         holder = _Sequence(self.free_tables.pop(), len(window) - 1, [], [])
         self.cache.fork(sequence.table, holder.table, holder.length)
         self.held[window] = holder
-
-    def _let_go(self, window: tuple[int, ...]) -> None:
-        self._close(self.held.pop(window).table)
 
     def _close(self, table: int) -> None:
         self.cache.release(table)
@@ -303,20 +324,18 @@ class _Flight:
             hidden = self.model.hidden(torch.tensor(ids, device=device), positions, attend, kept)
             wanted.append(hidden[[i for i, span in enumerate(spans) if span.end == ends[span.table]]])
         for sequence in self.sequences:
-            window, fresh = tuple(sequence.pending), sequence.length == 0
-            sequence.length += len(sequence.pending)
-            sequence.pending = []
-            if fresh and self.prompts_waiting[window] > 0:
-                self._hold(window, sequence)
-        for window in [w for w in self.held if self.prompts_waiting[w] == 0]:
-            self._let_go(window)
+            read, sequence.pending = sequence.pending, []
+            sequence.length += len(read)
+            if sequence.length == len(read) > 1 and not sequence.members[0].token_ids:
+                self._hold(tuple(read), sequence)
         return self.model.logits(torch.cat(wanted))
 
     # -- choose ----------------------------------------------------------------------------------------------------------
 
     def _choose(self, logits: Tensor) -> None:
         """Choose every row's next token, into ``rows``."""
-        counter, streams = [], []
+        counter: list[_Running] = []
+        streams: list[_Running] = []
         for place, sequence in enumerate(self.sequences):
             for running in sequence.members:
                 self.rows["logits_row"][running.slot] = place
@@ -379,16 +398,17 @@ class _Flight:
                 else:
                     finished.append(running.completion(reason))
                     self._retire(running)
-            self.engine.progress.tokens += len(sequence.members)
+            self.progress.tokens += len(sequence.members)
             sequences += self._part(sequence, parting)
         self.sequences = sequences
+        self.progress.rows_in_flight = len(self.running)
         return finished
 
     def _retire(self, running: _Running) -> None:
         del self.running[running.slot]
         self.free_slots.append(running.slot)
         if running.lane.rows:
-            self.waiting.appendleft(running.lane)
+            self.waiting.put_back(running.lane)
 
     def _part(self, sequence: _Sequence, parting: dict[tuple[int, str], list[_Running]]) -> list[_Sequence]:
         """The sequences on which the rows of ``sequence`` go on, each with the token that its rows chose pending."""
@@ -409,25 +429,40 @@ class _Flight:
         return _Sequence(self.free_tables.pop(), 0, list(self._window(ids, overflow)), members)
 
 
-def positions_needed(row: Row, block_size: int) -> int:
-    """How many positions of the cache a row can come to use."""
-    return min(block_size, len(row.prompt_ids) + row.sampling.max_new_tokens)
+class _Waiting:
+    """The lanes not in flight, made from rows no earlier than they are asked for."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._returned: deque[_Lane] = deque()
+        self._lanes = _lanes(rows)
+
+    def __bool__(self) -> bool:
+        if not self._returned:
+            self._returned.extend(itertools.islice(self._lanes, 1))
+        return bool(self._returned)
+
+    def next(self) -> _Lane:
+        """The lane to start next; there must be one."""
+        return self._returned.popleft()
+
+    def put_back(self, lane: _Lane) -> None:
+        """Let ``lane`` be next."""
+        self._returned.appendleft(lane)
 
 
-def _lanes(rows: Iterable[Row]) -> list[_Lane]:
-    """Rows with ``rng=torch`` that differ in nothing but sample_index share a stream, and so a lane, in that order."""
-    lanes: list[_Lane] = []
-    streams: dict[tuple[Any, ...], _Lane] = {}
-    for row in rows:
-        if row.sampling.rng == "counter":
-            lanes.append(_Lane(deque([row])))
-            continue
-        stream = (row.sampling, row.noise_key, row.prompt_index, row.prompt_ids)
-        if stream not in streams:
-            streams[stream] = _Lane(deque(), torch.Generator().manual_seed(row.noise_key))
-            lanes.append(streams[stream])
-        streams[stream].rows.append(row)
-    return lanes
+def _lanes(rows: Iterable[Row]) -> Iterator[_Lane]:
+    """A lane for each row; rows with ``rng=torch`` that differ in nothing but sample_index draw from one stream in turn."""
+
+    def stream(row: Row) -> object:
+        return row if row.sampling.rng == "counter" else (row.sampling, row.noise_key, row.prompt_index, row.prompt_ids)
+
+    for _, group in itertools.groupby(rows, stream):
+        lane = deque(group)
+        generator = torch.Generator().manual_seed(lane[0].noise_key) if lane[0].sampling.rng == "torch" else None
+        if generator is None:
+            yield from (_Lane(deque([row])) for row in lane)
+        else:
+            yield _Lane(lane, generator)
 
 
 def _passes(sequences: Sequence[_Sequence]) -> Iterator[tuple[list[Span], list[int]]]:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import carray, cfunc, from_dtype, njit, types
+from numba import carray, cfunc, from_dtype, njit, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic, overload
 
 from .sampling import EDIT, ROW

@@ -9,21 +9,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .model import GPT, Linear
+from .model import GPT
 
 _ROWS_PACKED_FOR = 64
 _MEASURED_ROWS = (1, 2, 3, 7, 16, 33, 64)
 
 
 class PackedLinear(nn.Module):
-    """A `Linear` in oneDNN's own weight layout, for inference on a CPU.
+    """A linear layer in oneDNN's own weight layout, for inference on a CPU.
 
     Args:
         linear: the layer; its weight is no longer needed afterwards.
         gelu: the activation to apply to the result, fused.
     """
 
-    def __init__(self, linear: Linear, gelu: nn.GELU | None = None) -> None:
+    def __init__(self, linear: nn.Linear, gelu: nn.GELU | None = None) -> None:
         super().__init__()
         self.dtype = linear.weight.dtype
         self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS_PACKED_FOR)
@@ -39,20 +39,28 @@ class PackedLinear(nn.Module):
         return y[: len(rows)].view(*x.shape[:-1], -1)
 
 
-def pack(model: GPT) -> None:
-    """Replace the linear layers of ``model`` by prepacked ones, one at a time, in place."""
-    for block in model.transformer.h:
-        block.attn.c_attn = PackedLinear(block.attn.c_attn)
-        block.attn.c_proj = PackedLinear(block.attn.c_proj)
-        block.mlp.c_fc = PackedLinear(block.mlp.c_fc, block.mlp.gelu)
+def pack(model: GPT, layer: type[PackedLinear] = PackedLinear) -> None:
+    """Replace the linear layers of ``model`` by ``layer``, one at a time, in place."""
+    for block in model.blocks:
+        block.attn.c_attn = layer(as_linear(block.attn.c_attn))
+        block.attn.c_proj = layer(as_linear(block.attn.c_proj))
+        gelu = block.mlp.gelu
+        block.mlp.c_fc = layer(as_linear(block.mlp.c_fc), gelu if isinstance(gelu, nn.GELU) else None)
         block.mlp.gelu = nn.Identity()
-        block.mlp.c_proj = PackedLinear(block.mlp.c_proj)
-    model.lm_head = PackedLinear(model.lm_head)
+        block.mlp.c_proj = layer(as_linear(block.mlp.c_proj))
+    model.lm_head = layer(as_linear(model.lm_head))
+
+
+def as_linear(module: nn.Module) -> nn.Linear:
+    """``module``, which must be a layer not yet packed."""
+    if not isinstance(module, nn.Linear):
+        raise TypeError(f"{type(module).__name__} is not a linear layer with weights of its own")
+    return module
 
 
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether oneDNN has prepacked layers of this dtype for this CPU."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -64,8 +72,7 @@ def can_pack(dtype: torch.dtype) -> bool:
 @torch.inference_mode()
 def row_invariant(model: GPT) -> bool:
     """Whether each of the model's layers gives a row the same bits whatever the number of rows: a few ms on one block."""
-    block = model.transformer.h[0]
-    device = model.transformer.wte.weight.device
+    block, device = model.blocks[0], model.embedding.device
     x = torch.linspace(-2, 2, _MEASURED_ROWS[-1] * model.config.n_embd, device=device).sin().view(_MEASURED_ROWS[-1], -1)
 
     def run(rows: Tensor) -> tuple[Tensor, ...]:

@@ -112,7 +112,7 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
         high1, low1 = _multiply(0xCD9E8D57, c2)
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
         k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
-    return torch.stack(torch.broadcast_tensors(c0, c1, c2, c3), -1)
+    return torch.stack((c0, c1, c2, c3), -1)
 
 
 def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,656 @@
+"""Run these points: the one loop that the command, the launcher and the Python interface call.
+
+A point becomes a `Task` (prompts read and encoded, point_id known), tasks become rows, and rows go through one engine per
+loaded model. Rows that would come out the same are run once and delivered to each task that wants them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import platform
+import signal
+import threading
+import time
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf import DictConfig
+
+from . import engine as engine_module
+from .checkpoint import load_weights, open_checkpoint
+from .config import point_from_config
+from .engine import Engine, OnStep, Workload
+from .errors import ConfigError, DeviceError, GptsweepError, PromptError
+from .linear import can_pack, pack
+from .metrics import text_metrics
+from .model import GPT
+from .progress import Progress
+from .prompts import read_prompts
+from .records import Completion, DeviceSettings, ModelSource, Point, Prompt, Row, Sample, Sampling, point_id
+from .results import PointWriter, read_manifest, summarise
+from .sampling import independent_key
+from .tokenizer import Tokenizer, completion_text, stop_watch
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_OPEN_POINTS = 200
+"""Points whose directories are held open at once: each takes a file descriptor, of which a process often has 1,024."""
+
+
+# -- a loaded model ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LM:
+    """A loaded language model: `generate` text, or write your own loop on ``model(ids)``.
+
+    ``model`` maps ``int64 [batch, time]`` to logits ``[batch, time, vocab_size]``; it is for inference. ``dtype`` and
+    ``device_type`` are resolved, never ``auto``. ``promise``: whether samples are the same to the bit whatever the batch.
+    """
+
+    source: ModelSource
+    device: DeviceSettings
+    model: GPT
+    tokenizer: Tokenizer
+    fingerprint: str
+    engine: Engine
+    dtype: str
+    device_type: str
+
+    @property
+    def promise(self) -> bool:
+        """Whether samples are the same to the bit whatever else is in the batch, on this machine and torch build."""
+        return self.engine.promise
+
+    def generate(
+        self, prompts: str | Sequence[str], *, num_samples: int = 1, seed: int = 1337, **sampling: Any
+    ) -> list[Sample]:
+        """Continue one prompt or several.
+
+        Args:
+            prompts: the text to continue; ``FILE:``, ``LINES:`` and ``JSONL:`` are not read here.
+            num_samples: completions of each prompt.
+            seed: from 0 to 2**64 - 1.
+            **sampling: any key of the config group ``sampling`` (``temperature=0.8, top_k=200, max_new_tokens=500, …``).
+
+        Returns:
+            `Sample` records ordered by prompt and sample: ``.completion`` is the text, ``.token_ids`` what was sampled.
+
+        Raises:
+            ConfigError: a setting is out of its range.
+            PromptError: a prompt is empty, cannot be encoded, or does not fit with ``overflow="stop"``.
+        """
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        point = Point(
+            model=self.source, device=self.device, sampling=sampling_of(num_samples=num_samples, **sampling), seed=seed
+        )
+        task = Task.of(self, point, encoded(self, tuple(Prompt(str(i), text) for i, text in enumerate(texts))))
+        return sorted((sample for _, sample in generate(self, [task])), key=lambda sample: sample.key)
+
+
+def load(
+    model: str | os.PathLike[str] = "shakespeare",
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    compile: bool = False,
+    threads: int | None = None,
+    max_rows: int | None = None,
+    meta: str | None = None,
+) -> LM:
+    """Load a model.
+
+    Args:
+        model: ``shakespeare``, ``gpt2``, ``gpt2-medium``, ``gpt2-large``, ``gpt2-xl``; a nanoGPT ``out_dir`` (a directory
+            with ``ckpt.pt``); or a directory or hub id with ``config.json`` and safetensors of the GPT-2 architecture.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``, ``int8``.
+        compile: whether to use `torch.compile`.
+        threads: CPU threads; None is torch's own.
+        max_rows: rows decoded together; None plans from memory.
+        meta: path of the ``meta.pkl`` of a nanoGPT checkpoint, where it is not found by itself.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be read.
+        DeviceError: the device, dtype or compiler is not there.
+    """
+    name = os.fspath(model)
+    if (Path(name) / "ckpt.pt").exists():
+        source = ModelSource(name="resume", out_dir=name, meta=meta)
+    elif name in ("resume", "hf") or Path(name).is_dir() or "/" in name:
+        source = ModelSource(name="hf", path=name)
+    else:
+        source = ModelSource(name=name)
+    settings = DeviceSettings(name=device, dtype=dtype, compile=compile, threads=threads, max_rows=max_rows)
+    return open_model(source, settings)
+
+
+def open_model(source: ModelSource, settings: DeviceSettings) -> LM:
+    """Load the model of a point. `load` is the same with fewer words."""
+    device = resolve_device(settings.name)
+    dtype = resolve_dtype(settings.dtype, device)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    checkpoint = open_checkpoint(source)
+    with torch.device("meta"):
+        model = GPT(checkpoint.config)
+    load_weights(checkpoint, model, _DTYPES[dtype])
+    model.eval()
+    if device.type != "cpu":
+        model.to(device)
+    elif can_pack(_DTYPES[dtype]) and not settings.compile:
+        pack(model)
+    if settings.compile:
+        compile_blocks(model)
+    engine = Engine(model, vocab_size=checkpoint.tokenizer.vocab_size, max_rows=settings.max_rows)
+    if not engine.promise:
+        log.warning("on this device samples may differ with the number of rows decoded together (promise: false)")
+    return LM(source, settings, model, checkpoint.tokenizer, checkpoint.fingerprint, engine, dtype, device.type)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device of ``device.name``; ``auto`` is CUDA, else MPS, else the CPU."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    device = torch.device(name)
+    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count() if cuda else 0)), *(["mps"] if mps else [])]
+    if f"{device.type}:{device.index or 0}" not in there and device.type not in there:
+        raise DeviceError("device.name", name, f"is not there; this machine has {', '.join(there)}")
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> str:
+    """The dtype of ``device.dtype``; ``auto`` is bfloat16 on a GPU that has it, float16 on one that has not, else float32."""
+    if name == "int8" and device.type != "cpu":
+        raise DeviceError("device.dtype", name, f"int8 runs on a CPU, and the device is {device}; try bfloat16 or float16")
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    return "float32"
+
+
+def compile_blocks(model: GPT) -> None:
+    """`torch.compile` the model's blocks, and see that it works here."""
+    mode = "max-autotune-no-cudagraphs" if model.embedding.is_cuda else None
+    for block in model.blocks:
+        block.project = torch.compile(block.project, dynamic=True, mode=mode)  # type: ignore[method-assign]
+        block.finish = torch.compile(block.finish, dynamic=True, mode=mode)  # type: ignore[method-assign]
+    x = torch.zeros(2, model.config.n_embd, device=model.embedding.device)
+    try:
+        with torch.inference_mode():
+            model.blocks[0].project(x)
+    except Exception as error:  # the compiler's many errors share no base class
+        log.debug("torch.compile failed", exc_info=True)
+        what = f"torch.compile does not work here ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+        raise DeviceError(
+            "device.compile", True, f"{what}; it needs a C++ compiler such as g++, or device.compile=false"
+        ) from error
+
+
+def sampling_of(**settings: Any) -> Sampling:
+    """`Sampling` from keyword arguments as a user writes them: lists and dicts welcome."""
+    known = set(Sampling.__dataclass_fields__)
+    for name, value in settings.items():
+        if name not in known:
+            raise ConfigError(f"sampling.{name}", value, f"no such setting; there are {', '.join(sorted(known))}")
+    if isinstance(bias := settings.get("logit_bias"), Mapping):
+        settings["logit_bias"] = tuple(sorted((int(token), float(addend)) for token, addend in bias.items()))
+    if isinstance(stop := settings.get("stop"), (str, list)):
+        settings["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+    return Sampling(**settings)
+
+
+# -- points to rows ----------------------------------------------------------------------------------------------------------
+
+
+Prompts = tuple[tuple[Prompt, ...], tuple[tuple[int, ...], ...]]
+"""Prompts, and their token ids."""
+
+
+def encoded(lm: LM, prompts: tuple[Prompt, ...]) -> Prompts:
+    """The prompts with their token ids.
+
+    Raises:
+        PromptError: a prompt has a character that the model does not know.
+    """
+    return prompts, tuple(tuple(lm.tokenizer.encode(prompt.text)) for prompt in prompts)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """A point with its prompts read and encoded: ready for the engine of the model it belongs to."""
+
+    point: Point
+    prompts: tuple[Prompt, ...]
+    prompt_ids: tuple[tuple[int, ...], ...]
+    point_id: str
+    noise_key: int
+
+    @classmethod
+    def of(cls, lm: LM, point: Point, prompts: Prompts) -> Task:
+        """Hold a point and its prompts against the model.
+
+        Raises:
+            PromptError: a prompt does not fit.
+            ConfigError: a setting does not go with the model.
+        """
+        sampling = point.sampling
+        texts, prompt_ids = prompts
+        block_size = lm.model.config.block_size
+        if sampling.overflow == "stop" and (longest := max(map(len, prompt_ids))) > block_size:
+            what = f"a prompt has {longest} tokens, and the model reads {block_size}; shorten it, or use sampling.overflow=crop"
+            raise PromptError("start", point.start, what)
+        if sampling.stop_at_eot and lm.tokenizer.eot_id is None:
+            raise ConfigError(
+                "sampling.stop_at_eot", True, f"model={lm.source.name} has no end-of-text token; use sampling.stop"
+            )
+        for token, _ in sampling.logit_bias:
+            if token >= lm.tokenizer.vocab_size:
+                wanted = f"token ids of model={lm.source.name} are below {lm.tokenizer.vocab_size}"
+                raise ConfigError("sampling.logit_bias", token, wanted)
+        identity = point_id(point, prompts=texts, weights=lm.fingerprint, tokenizer=lm.tokenizer.fingerprint,
+                            dtype=lm.dtype, device_type=lm.device_type)  # fmt: skip
+        key = point.seed if sampling.noise == "common" else independent_key(point.seed, identity)
+        return cls(point, texts, prompt_ids, identity, key)
+
+    @property
+    def keys(self) -> Iterator[tuple[int, int]]:
+        """``(prompt_index, sample_index)`` of every sample the point asks for, in the order of the file."""
+        return itertools.product(range(len(self.prompts)), range(self.point.sampling.num_samples))
+
+    def row(self, lm: LM, key: tuple[int, int]) -> Row:
+        """The row of one sample."""
+        sampling = self.point.sampling
+        return Row(
+            prompt_ids=self.prompt_ids[key[0]],
+            sampling=sampling,
+            noise_key=self.noise_key,
+            prompt_index=key[0],
+            sample_index=key[1],
+            eot_id=lm.tokenizer.eot_id,
+            new_watch=partial(stop_watch, lm.tokenizer, sampling.stop) if sampling.stop else None,
+        )
+
+    def outcome_key(self, key: tuple[int, int]) -> object:
+        """Equal for samples that come out the same: greedy ones whatever their seed, equal points' whatever their names."""
+        sampling = replace(self.point.sampling, num_samples=1, noise="common")
+        if sampling.temperature == 0:
+            greedy = replace(sampling, top_k=None, top_p=None, min_p=None)
+            return self.prompt_ids[key[0]], greedy
+        return self.prompt_ids[key[0]], sampling, self.noise_key, key
+
+    def sample(self, lm: LM, key: tuple[int, int], completion: Completion) -> Sample:
+        """The line of ``samples.jsonl`` that a completion makes."""
+        sampling, prompt = self.point.sampling, self.prompts[key[0]]
+        eot_id = lm.tokenizer.eot_id if sampling.stop_at_eot else None
+        return Sample(
+            point_id=self.point_id,
+            prompt_id=prompt.id,
+            prompt_index=key[0],
+            sample_index=key[1],
+            seed=self.point.seed,
+            sampling=sampling,
+            model=self.point.model.name,
+            prompt=prompt.text,
+            completion=completion_text(lm.tokenizer, completion.token_ids, sampling.stop, eot_id),
+            finish_reason=completion.finish_reason,
+            prompt_tokens=len(self.prompt_ids[key[0]]),
+            token_ids=completion.token_ids,
+            logprob_mean=completion.logprob_mean,
+            sampler_logprob_mean=completion.sampler_logprob_mean,
+            entropy_mean=completion.entropy_mean,
+        )
+
+
+Wanted = tuple[Task, tuple[int, int]]
+"""A sample of a task, by its ``(prompt_index, sample_index)``."""
+
+
+def generate(
+    lm: LM, tasks: Sequence[Task], wanted: Mapping[Task, Sequence[tuple[int, int]]] | None = None, on_step: OnStep | None = None
+) -> Iterator[tuple[Task, Sample]]:
+    """Run the samples of ``tasks`` in one batched pass, and yield each as it finishes.
+
+    Args:
+        lm: the model of all of them.
+        tasks: in the order in which to start them.
+        wanted: the samples to make of each task; None: all.
+        on_step: called after each step of the engine.
+    """
+    deliveries: dict[object, list[Wanted]] = defaultdict(list)
+    for task in tasks:
+        keys = list(task.keys) if wanted is None else wanted[task]
+        if keys and task.point.sampling.rng == "torch":
+            keys = list(task.keys)  # a stream's samples come in turn, those already there included
+        for key in keys:
+            deliveries[task.outcome_key(key)].append((task, key))
+    outcomes: dict[int, tuple[Row, object]] = {}
+    workload = Workload(
+        rows=len(deliveries),
+        prompt_tokens=max((len(ids) for task in tasks for ids in task.prompt_ids), default=1),
+        row_tokens=max((len(ids) + t.point.sampling.max_new_tokens for t in tasks for ids in t.prompt_ids), default=1),
+    )
+
+    def rows() -> Iterator[Row]:
+        for outcome, ((task, key), *_) in deliveries.items():
+            row = task.row(lm, key)
+            outcomes[id(row)] = row, outcome
+            yield row
+
+    for completion in lm.engine.run(rows(), workload, on_step):
+        _, outcome = outcomes.pop(id(completion.row))
+        recipients, deliveries[outcome] = deliveries[outcome], []
+        for task, key in recipients:
+            yield task, task.sample(lm, key, completion)
+
+
+# -- rows to run directories -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """A point, and the run directory that its results belong in."""
+
+    point: Point
+    directory: Path
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What became of a job: the row of its ``summary.csv``, or the error that it failed with."""
+
+    job: Job
+    summary: Mapping[str, Any] | None = None
+    error: Exception | None = None
+
+
+def run_jobs(jobs: Sequence[Job], progress: Progress) -> Iterator[Outcome]:
+    """Run jobs, those with the same model and device in one batched pass, and yield each job's outcome as it is settled.
+
+    What is on disk already is not made again. An error of one job leaves the others alone; Ctrl-C and SIGTERM end the run
+    between two steps of the engine, with every finished sample on disk.
+
+    Raises:
+        KeyboardInterrupt: the user (or, as SIGTERM, the system) wants it to end.
+    """
+    groups: dict[tuple[ModelSource, DeviceSettings], list[Job]] = defaultdict(list)
+    for job in jobs:
+        groups[job.point.model, job.point.device].append(job)
+    done = _Done(points_total=len(jobs))
+    with Interruption() as interruption:
+        for (source, device), group in groups.items():
+            try:
+                lm = open_model(source, device)
+            except (GptsweepError, OSError, MemoryError) as error:
+                yield from (Outcome(job, error=error) for job in group)
+                continue
+            yield from _Batch(lm, progress, done, interruption).run(group)
+
+
+@dataclass(slots=True)
+class _Done:
+    """Counts over all groups of a run."""
+
+    points_total: int
+    points: int = 0
+    rows: int = 0
+    rows_total: int = 0
+    tokens: int = 0
+
+
+class _Batch:
+    """Jobs of one loaded model, on their way to disk."""
+
+    def __init__(self, lm: LM, progress: Progress, done: _Done, interruption: Interruption) -> None:
+        self.lm, self.progress, self.done, self.interruption = lm, progress, done, interruption
+        self.jobs: dict[Task, Job] = {}
+        self.missing: dict[Task, set[tuple[int, int]]] = {}
+        self.fresh: dict[Task, list[Sample]] = defaultdict(list)
+        self.writers: OrderedDict[Task, PointWriter] = OrderedDict()
+        self.started = time.perf_counter()
+        self.tokens_before = done.tokens
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+        """Settle every job."""
+        try:
+            yield from self._plan(jobs)
+            wanted = {task: sorted(keys) for task, keys in self.missing.items()}
+            self.done.rows_total += sum(map(len, wanted.values()))
+            self.started = time.perf_counter()
+            for task, sample in generate(self.lm, list(wanted), wanted, self._on_step):
+                if task in self.missing and sample.key in self.missing[task]:
+                    self.missing[task].discard(sample.key)
+                    self.fresh[task].append(sample)
+                    self.done.rows += 1
+                    self.progress.show_sample(sample.prompt + sample.completion)
+                    if not self.missing[task]:
+                        yield self._settle(task)
+                        self.done.points += 1
+            self._flush()
+        finally:
+            while self.writers:
+                self.writers.popitem()[1].__exit__(None, None, None)
+
+    def _plan(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+        """Make tasks of the jobs and see what is on disk; the outcomes of those that fail here, or have nothing left to do."""
+        prompts: dict[str, Prompts] = {}
+        for job in jobs:
+            point = job.point
+            try:
+                if point.start not in prompts:
+                    prompts[point.start] = encoded(self.lm, read_prompts(point.start))
+                task = Task.of(self.lm, point, prompts[point.start])
+                self.jobs[task] = job
+                writer = self._writer(task)
+                missing = set(task.keys) - writer.done
+                if writer.complete and not missing:
+                    speed = (read_manifest(job.directory) or {}).get("tokens_per_second")
+                    summary = self._summary(task, writer.samples(), speed)
+                    self._close(task)
+                    self.done.points += 1
+                    yield Outcome(job, summary=summary)
+                elif missing:
+                    self.missing[task] = missing
+                else:
+                    yield self._settle(task)
+            except (GptsweepError, OSError) as error:
+                yield Outcome(job, error=error)
+
+    def _on_step(self, engine: engine_module.Progress) -> None:
+        self._flush()
+        self.done.tokens = self.tokens_before + engine.tokens
+        self.progress.update(
+            rows_done=self.done.rows,
+            rows_total=self.done.rows_total,
+            rows_in_flight=engine.rows_in_flight,
+            tokens=self.done.tokens,
+            points_done=self.done.points,
+            points_total=self.done.points_total,
+        )
+        self.interruption.check()
+
+    def _flush(self) -> None:
+        """Put the samples that finished in the last step on disk."""
+        for task, samples in self.fresh.items():
+            self._writer(task).add(samples)
+        self.fresh.clear()
+
+    def _settle(self, task: Task) -> Outcome:
+        try:
+            return Outcome(self.jobs[task], summary=self._finish(task))
+        except (GptsweepError, OSError) as error:
+            return Outcome(self.jobs[task], error=error)
+
+    def _finish(self, task: Task) -> Mapping[str, Any]:
+        """Write the files of a point whose samples are all there."""
+        writer = self._writer(task)
+        writer.add(self.fresh.pop(task, []))
+        seconds = time.perf_counter() - self.started
+        tokens = self.done.tokens - self.tokens_before
+        speed = tokens / seconds if tokens else None
+        summary = self._summary(task, writer.samples(), speed)
+        writer.finish(summary, {**provenance(self.lm, task), "seconds": seconds, "tokens_per_second": speed})
+        self._close(task)
+        return summary
+
+    def _summary(self, task: Task, samples: Sequence[Mapping[str, Any]], speed: float | None) -> dict[str, object]:
+        """The row of ``summary.csv``. ``tokens_per_second`` is how fast the batch decoded that the point was part of."""
+        return {**summarise(self._settings(task), samples), "tokens_per_second": speed, **text_metrics(samples)}
+
+    def _settings(self, task: Task) -> dict[str, object]:
+        point = task.point
+        return {
+            "point_id": task.point_id,
+            "model": point.model.name,
+            "start": point.start,
+            "seed": point.seed,
+            **point.sampling.as_json(),
+            "dtype": self.lm.dtype,
+            "device": self.lm.device_type,
+        }
+
+    def _writer(self, task: Task) -> PointWriter:
+        """The open writer of a task; the one longest unused is closed when there are many."""
+        if task not in self.writers:
+            if len(self.writers) == _OPEN_POINTS:
+                self.writers.popitem(last=False)[1].__exit__(None, None, None)
+            job = self.jobs[task]
+            self.writers[task] = PointWriter(job.directory, task.point_id, overwrite=job.overwrite).__enter__()
+        self.writers.move_to_end(task)
+        return self.writers[task]
+
+    def _close(self, task: Task) -> None:
+        self.writers.pop(task).__exit__(None, None, None)
+
+
+def provenance(lm: LM, task: Task) -> dict[str, object]:
+    """Where a point's samples come from: what ``manifest.json`` says beside counts and hashes."""
+    model, device = task.point.model, task.point.device
+    return {
+        "promise": lm.promise,
+        "model": {"name": model.name, "out_dir": model.out_dir if model.name == "resume" else None, "path": model.path},
+        "weights": lm.fingerprint,
+        "tokenizer": lm.tokenizer.fingerprint,
+        "device": lm.device_type,
+        "dtype": lm.dtype,
+        "compile": device.compile,
+        "threads": torch.get_num_threads(),
+        "versions": {"gptsweep": version("gptsweep"), "torch": torch.__version__, "python": platform.python_version()},
+        "machine": platform.platform(),
+    }
+
+
+class Interruption:
+    """While entered, Ctrl-C and SIGTERM ask the run to end at its next step; a second Ctrl-C ends it at once."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _frame: object) -> None:
+        if self._asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._asked = True
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if the run was asked to end."""
+        if self._asked:
+            raise KeyboardInterrupt
+
+
+# -- from Hydra and from Python ----------------------------------------------------------------------------------------------
+
+prepared: ContextVar[Mapping[Path, Outcome]] = ContextVar("prepared")
+"""Outcomes, by run directory, of points that a launcher has run together before it runs Hydra's jobs one by one."""
+
+
+def run_job(cfg: DictConfig, directory: Path) -> float | None:
+    """One point of the command: its results into ``directory``; the value of ``objective``, if one is named.
+
+    Raises:
+        GptsweepError: anything the user can mend.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; finished samples are on disk.
+    """
+    outcome = prepared.get({}).get(directory)
+    if outcome is None:
+        job = Job(point_from_config(cfg), directory, cfg.overwrite)
+        with Progress(quiet=cfg.quiet) as progress:
+            (outcome,) = run_jobs([job], progress)
+    if outcome.error is not None:
+        raise outcome.error
+    return None if cfg.objective is None else objective_of(outcome.summary or {}, cfg.objective)
+
+
+def objective_of(summary: Mapping[str, Any], name: str) -> float:
+    """The value of a summary column.
+
+    Raises:
+        ConfigError: there is no such column, or it has no number.
+    """
+    value = summary.get(name)
+    if isinstance(value, (int, float)):
+        return float(value)
+    numbers = [column for column, cell in summary.items() if isinstance(cell, (int, float)) and not isinstance(cell, bool)]
+    what = "has no value for this point" if name in summary else "is no column of summary.csv"
+    raise ConfigError("objective", name, f"{what}; there are {', '.join(numbers)}")
+
+
+def sweep(lm: LM, *, start: str | Sequence[str] = "\n", seed: int | Sequence[int] = 1337, **sampling: Any) -> pd.DataFrame:
+    """Generate every combination of settings in one batched pass.
+
+    Args:
+        lm: a loaded model.
+        start: a prompt, or ``FILE:``, ``LINES:`` or ``JSONL:`` and a path; a list sweeps over them.
+        seed: a seed, or a list of them.
+        **sampling: keys of the config group ``sampling``; a list sweeps over its values (of ``stop``, a list of lists).
+
+    Returns:
+        A row a sample, with the columns of ``samples.jsonl``; points in the order of the arguments, the last varying fastest.
+
+    Raises:
+        ConfigError, PromptError: as from `LM.generate`.
+    """
+    import pandas as pd  # late: half a second that only this function needs
+
+    axes = {"start": start, "seed": seed, **sampling}
+    lists = [values if _is_axis(name, values) else [values] for name, values in axes.items()]
+    tasks = []
+    for combination in itertools.product(*lists):
+        settings = dict(zip(axes, combination, strict=True))
+        text, number = settings.pop("start"), settings.pop("seed")
+        point = Point(model=lm.source, device=lm.device, sampling=sampling_of(**settings), start=text, seed=number)
+        tasks.append(Task.of(lm, point, encoded(lm, read_prompts(text))))
+    places = {task: place for place, task in enumerate(tasks)}
+    samples = sorted(((places[task], sample.key, sample) for task, sample in generate(lm, tasks)), key=lambda found: found[:2])
+    return pd.DataFrame([sample.as_json() for _, _, sample in samples])
+
+
+def _is_axis(name: str, values: object) -> bool:
+    if name == "stop":
+        return isinstance(values, (list, tuple)) and any(isinstance(value, (list, tuple)) for value in values)
+    return isinstance(values, (list, tuple, range))
