@@ -397,7 +397,7 @@ def assemble(points: list[PointFiles]) -> Sweep:
                 point.row.setdefault(name, *known.values())
     table = typed({name: [point.row.get(name) for point in points] for name in settings})
     swept = sorted((name for name in settings if table[name].nunique(dropna=False) > 1), key="seed".__eq__)
-    order = table.sort_values(swept, kind="stable").index if swept else table.index
+    order = table.sort_values(swept, kind="stable").index if swept else range(len(points))
     points = [points[place] for place in order]
 
     columns = Columns()

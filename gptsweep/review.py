@@ -188,8 +188,9 @@ def choice(text: str, sweep: Sweep, rows: pd.DataFrame) -> str | dict[str, Any]:
             raise ResultsError("diff", text, f"is no row; there are rows 0 to {len(rows) - 1}")
         settings = settings_of_row(rows.iloc[int(text)].to_dict(), keys_of(rows))
         return settings or str(sweep.summary["directory"].iloc[0])
-    if (sweep.summary["directory"] == text).any() or "=" not in text:
-        return Path(text).name if "/" in text and not (sweep.summary["directory"] == text).any() else text
+    for name in (text, Path(text).name):
+        if (sweep.summary["directory"] == name).any() or "=" not in name:
+            return name
     found: dict[str, Any] = {}
     for pair in text.split(","):
         key, _, typed = pair.partition("=")

@@ -102,5 +102,8 @@ def value(node: ast.expr, table: pd.DataFrame, expression: str) -> Any:
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -value(node.operand, table, expression)
     if isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
-        return ARITHMETIC[type(node.op)](value(node.left, table, expression), value(node.right, table, expression))
+        sides = [value(side, table, expression) for side in (node.left, node.right)]
+        if any(isinstance(side, str) for side in sides):
+            raise TypeError
+        return ARITHMETIC[type(node.op)](*sides)
     raise ResultsError("where", expression, f"{ast.unparse(node)} is not allowed; {WANTED}")

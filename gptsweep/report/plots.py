@@ -1,0 +1,148 @@
+"""The plots of the page as files, for papers and slides: SVG and PNG, drawn with matplotlib (the extra ``plots``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from ..errors import ResultsError
+from ..frames import Sweep, label, ordered, plain
+from ..metrics import METRICS
+from .data import numbers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMATS = ("svg", "png")
+RAMP = ("#eef1ea", "#3d7f86", "#0a2f45")
+LINES = ("#1c5f6b", "#6b4fa0", "#b4491f")
+STYLE: Any = {
+    "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left", "axes.titlesize": 10,
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e3ded4", "grid.linewidth": 0.8, "svg.hashsalt": "gptsweep",
+    "text.parse_math": False,
+    "savefig.dpi": 200, "figure.constrained_layout.use": True,
+}  # fmt: skip
+
+
+def write_plots(sweep: Sweep, directory: Path, names: Sequence[str]) -> list[Path]:
+    """Draw each metric along the swept settings, and diversity against perplexity (else the first two of ``names``).
+
+    Files: ``heat-<metric>``, ``curve-<metric>``, ``scatter-<metric>-<metric>``, each as ``.svg`` and ``.png``.
+
+    Raises:
+        ResultsError: matplotlib is not installed, or nothing was swept.
+    """
+    try:
+        import matplotlib as mpl  # an optional dependency, and slow to import
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ResultsError("plots", str(directory), "needs matplotlib: pip install 'gptsweep[plots]'") from error
+    keys = [key for key in sweep.swept if key != "seed"]
+    if not keys:
+        raise ResultsError("plots", str(directory), "nothing was swept but the seed; there is nothing to draw")
+    directory.mkdir(parents=True, exist_ok=True)
+    written = []
+    with mpl.rc_context(STYLE):
+        for name, figure in figures(sweep, keys, names, Figure):
+            for form in FORMATS:
+                path = directory / f"{name}.{form}"
+                figure.savefig(path, format=form, metadata={"Date": None} if form == "svg" else None)
+                written.append(path)
+    return written
+
+
+def figures(sweep: Sweep, keys: Sequence[str], names: Sequence[str], new: type[Figure]) -> Iterator[tuple[str, Figure]]:
+    """Every plot with its name."""
+    names = [name for name in names if name in sweep.metrics]
+    for name in names:
+        if len(keys) > 1:
+            figure = new(figsize=(5.2, 3.6))
+            draw_heat(figure, sweep, keys[0], keys[1], name)
+            yield f"heat-{name}", figure
+        figure = new(figsize=(5.2, 3.6))
+        draw_curve(figure.subplots(), sweep, keys, name)
+        yield f"curve-{name}", figure
+    pair = ["perplexity", "diversity"] if {"perplexity", "diversity"} <= set(names) else names[:2]
+    if len(pair) == 2:
+        x, y = pair
+        figure = new(figsize=(5.2, 3.6))
+        draw_scatter(figure.subplots(), sweep, keys, x, y)
+        yield f"scatter-{x}-{y}", figure
+
+
+def draw_heat(figure: Figure, sweep: Sweep, x: str, y: str, name: str) -> None:
+    """A metric over two settings, the others taken together."""
+    from matplotlib.colors import LinearSegmentedColormap  # as above
+
+    table = sweep.group([x, y])
+    columns, rows = ordered(table[x]), ordered(table[y])
+    grid = np.full((len(rows), len(columns)), np.nan)
+    for row in table.to_dict("records"):
+        grid[rows.index(plain(row[y])), columns.index(plain(row[x]))] = row[name]
+    axes = figure.subplots()
+    axes.grid(visible=False)
+    image = axes.imshow(grid, origin="lower", aspect="auto", cmap=LinearSegmentedColormap.from_list("gptsweep", RAMP))
+    axes.set_xticks(range(len(columns)), [label(value) for value in columns])
+    axes.set_yticks(range(len(rows)), [label(value) for value in rows])
+    if grid.size <= 100:
+        middle = np.nanmin(grid) + (np.nanmax(grid) - np.nanmin(grid)) / 2
+        for (row_at, column_at), value in np.ndenumerate(grid):
+            if np.isfinite(value):
+                axes.text(
+                    column_at, row_at, f"{value:.3g}", ha="center", va="center", color="white" if value > middle else "black"
+                )
+    axes.set(xlabel=x, ylabel=y, title=METRICS[name].label)
+    figure.colorbar(image, ax=axes)
+
+
+def draw_curve(axes: Axes, sweep: Sweep, keys: Sequence[str], name: str) -> None:
+    """A metric along the first setting, a line for each value of the second, bars of one standard error."""
+    table = sweep.group(list(keys[:2]))
+    values = ordered(table[keys[0]])
+    places = numbers(values) or [float(place) for place in range(len(values))]
+    lines = ordered(table[keys[1]]) if len(keys) > 1 else [None]
+    for number, value in enumerate(lines):
+        chosen = table if len(keys) < 2 else table[same(table[keys[1]], value)]
+        at = [values.index(plain(each)) for each in chosen[keys[0]]]
+        order = np.argsort(at)
+        x = np.asarray(places)[np.asarray(at)[order]]
+        mean, error = (chosen[column].to_numpy(float)[order] for column in (name, f"{name}_se"))
+        axes.errorbar(x, mean, yerr=np.nan_to_num(error), color=line_colour(number, len(lines)), marker="o", markersize=4,
+                      linewidth=1.5, elinewidth=1, label=label(value) if len(keys) > 1 else None)  # fmt: skip
+    if not numbers(values):
+        axes.set_xticks(places, [label(value) for value in values])
+    axes.set(xlabel=keys[0], ylabel=METRICS[name].label)
+    if len(keys) > 1:
+        axes.legend(title=keys[1], frameon=False, fontsize=8)
+
+
+def draw_scatter(axes: Axes, sweep: Sweep, keys: Sequence[str], x: str, y: str) -> None:
+    """One metric against another: a dot a point, a line along the first setting."""
+    table = sweep.group(list(keys[:2]))
+    table = table.assign(place=[ordered(table[keys[0]]).index(plain(value)) for value in table[keys[0]]]).sort_values("place")
+    lines = ordered(table[keys[1]]) if len(keys) > 1 else [None]
+    for number, value in enumerate(lines):
+        chosen = table if len(keys) < 2 else table[same(table[keys[1]], value)]
+        a, b, ea, eb = (chosen[column].to_numpy(float) for column in (x, y, f"{x}_se", f"{y}_se"))
+        axes.errorbar(a, b, xerr=np.nan_to_num(ea), yerr=np.nan_to_num(eb), color=line_colour(number, len(lines)), marker="o",
+                      markersize=4, linewidth=1, elinewidth=0.8, label=label(value) if len(keys) > 1 else None)  # fmt: skip
+    axes.set(xlabel=METRICS[x].label, ylabel=METRICS[y].label)
+    if len(keys) > 1:
+        axes.legend(title=keys[1], frameon=False, fontsize=8)
+
+
+def same(column: pd.Series[Any], value: Any) -> pd.Series[bool]:
+    """Which cells hold ``value``; None means an empty one."""
+    return column.isna() if value is None else (column == value).fillna(False).astype(bool)
+
+
+def line_colour(number: int, count: int) -> Any:
+    """The colour of a line: an ordered ramp, because the values of a setting have an order."""
+    from matplotlib.colors import LinearSegmentedColormap  # as above
+
+    return LinearSegmentedColormap.from_list("lines", LINES)(number / max(1, count - 1))
