@@ -14,6 +14,7 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -390,7 +391,7 @@ def read_samples(point: PointFiles) -> list[dict[str, Any]]:
 
 def assemble(points: list[PointFiles]) -> Sweep:
     """The frames of these points, ordered by what was swept."""
-    settings = [name for name in dict.fromkeys(name for point in points for name in point.row) if is_setting(name)]
+    settings = list(dict.fromkeys(name for point in points for name in setting_names(point.row)))
     for name in settings:
         if len(known := {same_cell(point.row[name]): point.row[name] for point in points if name in point.row}) == 1:
             for point in points:  # a point without a summary knows only what was overridden
@@ -418,9 +419,10 @@ def assemble(points: list[PointFiles]) -> Sweep:
     return Sweep(summary, columns.frame(summary[settings]), tuple(settings), tuple(swept), problems, damaged)
 
 
-def is_setting(name: str) -> bool:
-    """Whether a column of ``summary.csv`` says what was asked for, not what came out."""
-    return name not in METRICS and name not in COUNTS and name not in SPREADS and name not in ABOUT
+def setting_names(row: Iterable[str]) -> list[str]:
+    """The columns that say what was asked for, not what came out: in every file they stand before the counts."""
+    outcome = {*COUNTS, *METRICS, *SPREADS}
+    return [name for name in takewhile(lambda name: name not in outcome, row) if name not in ABOUT]
 
 
 def same_cell(value: object) -> object:
