@@ -72,7 +72,8 @@ def open_checkpoint(source: ModelSource) -> Checkpoint:
 
 
 def load_weights(checkpoint: Checkpoint, model: GPT, dtype: torch.dtype) -> None:
-    """Fill ``model``, a ``GPT(checkpoint.config)`` made on the meta device, with real CPU parameters in ``dtype``.
+    """Fill ``model``, a ``GPT(checkpoint.config)`` made on the meta device, with real CPU parameters in ``dtype``;
+    those of the layer norms are float32 always.
 
     One tensor at a time, so memory holds the model and the largest stored tensor. No parameter requires a gradient; a tied
     head stays tied.
@@ -84,7 +85,9 @@ def load_weights(checkpoint: Checkpoint, model: GPT, dtype: torch.dtype) -> None
     scratch = torch.empty(max(stored.nbytes for stored in checkpoint.weights.values()), dtype=torch.uint8)
     for name, stored in checkpoint.weights.items():
         module, _, leaf = name.rpartition(".")
-        weight = torch.empty(stored.shape, dtype=dtype).copy_(stored.read(scratch))
+        # Normalisation runs in float32 whatever the dtype of the linear layers.
+        kept = torch.float32 if ".ln_" in name else dtype
+        weight = torch.empty(stored.shape, dtype=kept).copy_(stored.read(scratch))
         setattr(model.get_submodule(module), leaf, nn.Parameter(weight, requires_grad=False))
     if checkpoint.config.tied_head:
         model.lm_head.weight = model.get_parameter(_EMBEDDING)
@@ -344,7 +347,7 @@ def _hf_config(settings: Any, files: ModelFiles) -> GPTConfig:
         if settings.get(name, usual) != usual:
             raise wrong(f"its config.json has {name}={settings[name]!r}, which gptsweep does not run")
     activation = settings.get("activation_function", "gelu_new")
-    if activation not in _ACTIVATIONS:
+    if activation not in list(_ACTIVATIONS):  # a list, for a damaged config may hold what has no hash
         raise wrong(f"its activation_function is {activation!r}; gptsweep runs {', '.join(_ACTIVATIONS)}")
     names = {"vocab_size": "vocab_size", "n_positions": "block_size", "n_layer": "n_layer", "n_head": "n_head"}
     names |= {"n_embd": "n_embd", "n_inner": "n_inner"}

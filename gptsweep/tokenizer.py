@@ -226,10 +226,9 @@ def read_meta(path: str | Path) -> CharTokenizer:
             meta: Any = _PlainUnpickler(file).load()
     except OSError as error:
         raise wrong(f"cannot be read ({error.strerror})") from error
-    except pickle.UnpicklingError as error:
-        raise wrong(f"is not a pickle of plain containers, numbers and strings ({error})") from error
     except Exception as error:  # a damaged pickle can raise anything: EOFError, IndexError, UnicodeDecodeError, MemoryError…
-        raise wrong(f"is damaged or not a pickle ({type(error).__name__})") from error
+        reason = str(error) if isinstance(error, pickle.UnpicklingError) else type(error).__name__
+        raise wrong(f"is not a pickle of plain containers, numbers and strings ({reason})") from error
     itos = meta.get("itos") if isinstance(meta, dict) else None
     if isinstance(itos, list):
         itos = dict(enumerate(itos))
