@@ -21,9 +21,9 @@ from torch import Tensor
 from .cache import PAGE, KVCache, Reading, Span, paged_attention, paged_attention_kernels, pages_for
 from .errors import ModelError
 from .linear import row_invariant
-from .model import GPT
+from .model import GPT, GPTConfig
 from .records import Completion, FinishReason, Row
-from .sampling import ROW, Edits, choose, edited, nanogpt_choice, row_settings
+from .sampling import ROW, Edits, choose, edited, nanogpt_choice, nanogpt_stream, row_settings
 
 try:
     from . import kernels
@@ -168,7 +168,7 @@ class Engine:
         if workload is None:
             rows = list(rows)
             workload = Workload.of(rows)
-        waiting = _Waiting(rows)
+        waiting = _Waiting(rows, self.model.config)
         max_rows = min(self.max_rows or self._planned_rows(workload), max(1, workload.rows))
         progress = Progress()
         while waiting:
@@ -432,9 +432,9 @@ class _Flight:
 class _Waiting:
     """The lanes not in flight, made from rows no earlier than they are asked for."""
 
-    def __init__(self, rows: Iterable[Row]) -> None:
+    def __init__(self, rows: Iterable[Row], config: GPTConfig) -> None:
         self._returned: deque[_Lane] = deque()
-        self._lanes = _lanes(rows)
+        self._lanes = _lanes(rows, config)
 
     def __bool__(self) -> bool:
         if not self._returned:
@@ -450,7 +450,7 @@ class _Waiting:
         self._returned.appendleft(lane)
 
 
-def _lanes(rows: Iterable[Row]) -> Iterator[_Lane]:
+def _lanes(rows: Iterable[Row], config: GPTConfig) -> Iterator[_Lane]:
     """A lane for each row; rows with ``rng=torch`` that differ in nothing but sample_index draw from one stream in turn."""
 
     def stream(row: Row) -> object:
@@ -458,7 +458,7 @@ def _lanes(rows: Iterable[Row]) -> Iterator[_Lane]:
 
     for _, group in itertools.groupby(rows, stream):
         lane = deque(group)
-        generator = torch.Generator().manual_seed(lane[0].noise_key) if lane[0].sampling.rng == "torch" else None
+        generator = nanogpt_stream(config, lane[0].noise_key) if lane[0].sampling.rng == "torch" else None
         if generator is None:
             yield from (_Lane(deque([row])) for row in lane)
         else:

@@ -5,6 +5,7 @@ Formulas here are the reference; `kernels` computes the same faster on a CPU.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .model import GPTConfig
 from .records import Row, Sampling
 
 EDIT = np.dtype([("id", "i8"), ("bias", "f8"), ("seen", "i8"), ("count", "i8")])
@@ -230,6 +232,36 @@ def truncated_tail(x: Tensor, top_p: float, min_p: float) -> Tensor:
     if min_p > 0:
         x = x.masked_fill(x < x.max() + math.log(min_p), -torch.inf)
     return x
+
+
+def nanogpt_stream(config: GPTConfig, seed: int) -> torch.Generator:
+    """The stream that nanoGPT's ``sample.py`` draws its tokens from.
+
+    That program seeds torch and then builds its model, whose first weights (overwritten by the checkpoint's) use up the
+    beginning of the stream.
+    """
+    generator = torch.Generator()
+    generator.set_state(_state_after_nanogpt_weights(config, seed))
+    return generator
+
+
+@functools.lru_cache(maxsize=64)
+def _state_after_nanogpt_weights(config: GPTConfig, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    width, hidden = config.n_embd, config.n_hidden
+    embedding, positions = (config.vocab_size, width), (config.block_size, width)
+    layers = [(3 * width, width), (width, width), (hidden, width), (width, hidden)] * config.n_layer
+    residual = [(width, width), (width, hidden)] * config.n_layer
+    # The layers' own draws, as torch's constructors make them.
+    uniform = [shape for layer in layers for shape in (layer, layer[:1]) if config.bias or len(shape) > 1]
+    for shape in (embedding, positions):
+        torch.empty(shape, dtype=torch.float32).normal_(generator=generator)
+    for shape in (*uniform, embedding):
+        torch.empty(shape, dtype=torch.float32).uniform_(generator=generator)
+    # nanoGPT's draws over them: the head, which is the embedding once more, then the residual projections a second time.
+    for shape in (embedding, positions, *layers, embedding, *residual):
+        torch.empty(shape, dtype=torch.float32).normal_(generator=generator)
+    return generator.get_state()
 
 
 def nanogpt_choice(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[int, float]:
