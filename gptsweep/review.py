@@ -413,10 +413,25 @@ def folded(text: str) -> str:
     """Text made visible, a phrase said at least three times on end written once with its count."""
     pieces, start = [], 0
     for run in re.finditer(r"(.{1,120}?)\1{2,}", text[:50_000], re.DOTALL):
-        if len(run[0]) >= 24 and run[1].strip():
-            pieces += [visible(text[start : run.start()]), visible(run[1]), f"⟨×{len(run[0]) // len(run[1])}⟩"]
-            start = run.end()
+        if len(run[0]) < 24 or not run[1].strip():
+            continue
+        size, end = len(run[1]), run.end()
+        while end < len(text) and text[end] == text[end - size]:
+            end += 1  # a last phrase that shifting makes whole
+        first = run.start() + word_shift(text, run.start(), size)
+        times = (end - first) // size
+        pieces += [visible(text[start:first]), visible(text[first : first + size]), f"⟨×{times}⟩"]
+        start = first + times * size
     return "".join([*pieces, visible(text[start:])])
+
+
+def word_shift(text: str, start: int, size: int) -> int:
+    """How far into a run of a phrase of ``size`` characters a phrase begins and ends at the edges of words; 0 if nowhere."""
+    for shift in range(size):
+        first = start + shift
+        if (first == 0 or text[first - 1].isspace()) and text[first + size - 1].isspace():
+            return shift
+    return 0
 
 
 def visible(text: str) -> str:

@@ -6,6 +6,7 @@ The page is one file: the data as JSON, a style sheet and a script, all in place
 from __future__ import annotations
 
 import json
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,5 @@ def page(data: dict[str, Any]) -> str:
     parts = {name: (assets / f"page.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     parts["data"] = text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-    title = str(data["title"]).replace("&", "&amp;").replace("<", "&lt;")
-    shell = parts["html"].replace("{{title}}", title)
-    for name in ("css", "js", "data"):
-        before, _, after = shell.partition("{{" + name + "}}")
-        shell = before + parts[name] + after
-    return shell
+    parts["title"] = str(data["title"]).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"\{\{(css|js|data|title)\}\}", lambda match: parts[match[1]], parts["html"])

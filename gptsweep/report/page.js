@@ -296,7 +296,7 @@ function drawHeat() {
     const one = inside.length === 1 ? inside[0] : inside[Math.floor(inside.length / 2)];
     const part = found ? share(found.mean) : 0;
     return el("td", {}, el("button", {
-      type: "button", class: found ? "" : "none", "aria-label": name + (state.columns.includes(one) ? ", shown among the samples" : ""),
+      type: "button", class: (found ? "" : "none") + (state.columns.includes(one) ? ` on t${state.columns.indexOf(one)}` : ""), "aria-label": name + (state.columns.includes(one) ? ", shown among the samples" : ""),
       style: found ? { background: heatColour(part), color: part < 0.5 ? "var(--on-low)" : "var(--on-high)" } : {},
       onmouseenter: () => read(name), onfocus: () => read(name), onclick: () => toggle(one),
     }, found ? showOf(state.metric, found.mean) : "–", badge(one)));
@@ -333,11 +333,18 @@ function scale(lows, highs, from, to, { numbers = null, labels = null, name = nu
   const rough = (high - low) / 5, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 2.5, 5, 10].map((lead) => lead * power).find((one) => one >= rough);
   const ticks = [];
-  if (!numbers) { low = Math.floor(low / step + 1e-9) * step; high = Math.ceil(high / step - 1e-9) * step; }
+  if (!numbers) {
+    const share = name && byName[name].unit === "share"; // never beyond 0 and 1
+    low = Math.max(share ? 0 : -Infinity, Math.floor(low / step + 1e-9) * step);
+    high = Math.min(share ? 1 : Infinity, Math.ceil(high / step - 1e-9) * step);
+  }
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-6; i++) ticks.push(+(i * step).toPrecision(12));
   const decimals = Math.max(0, -Math.floor(Math.log10(step) + 1e-9) + (String(step / power).includes(".5") ? 1 : 0));
   return { of: (v) => from + ((to - from) * (v - low)) / (high - low), ticks: ticks.map((v) => [v, v.toFixed(Math.min(8, decimals)).replace("-", "\u2212")]) };
 }
+
+/** A drawing is as wide as its place, so that its text has the size of text. */
+const width = (id) => Math.max(300, Math.min(1200, Math.round($(id).clientWidth) || 560));
 
 function frame(x, y, W, H, box, xName, yName, marks, alt) {
   return el("svg", { class: "plot", viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": alt },
@@ -375,7 +382,8 @@ function drawCurve() {
   }).filter(Boolean));
   const flat = lines.flat();
   if (!flat.length) { fill($("curve"), el("p", { class: "empty" }, "Nothing to draw yet.")); return; }
-  const W = two ? 560 : 1000, H = 350, box = { left: 52, right: W - (two ? 92 : 20), top: 28, bottom: H - 44 };
+  $("curve").classList.toggle("wide", !two);
+  const W = width("curve"), H = 350, box = { left: 52, right: W - (two ? 92 : 20), top: 28, bottom: H - 44 };
   const numbers = kx.numbers;
   const x = numbers ? scale(numbers, numbers, box.left + 8, box.right - 8, { numbers }) : scale([], [], box.left + 14, box.right - 14, { labels: kx.labels });
   const y = scale(flat.map((p) => p.mean - (p.error || 0)), flat.map((p) => p.mean + (p.error || 0)), box.bottom, box.top, { name: state.metric });
@@ -396,7 +404,6 @@ function drawCurve() {
   const names = few.map((end) => el("text", { x: box.right + 8, y: end.y + 4, style: { fill: lineColour(end.i, lines.length), "font-weight": 600 } }, short(ky.labels[end.i], 11)));
   if (two) names.push(el("text", { x: box.right + 8, y: 12, class: "name" }, short(ky.name, 14)));
   const alt = `${settingName(state.metric)} along ${kx.name}${two ? `, a line for each ${ky.name}` : ""}. The same numbers stand in the table below.`;
-  $("curve").classList.toggle("wide", !two);
   fill($("curve"),
     el("figcaption", {}, `${settingName(state.metric)} `, el("span", {}, `along ${kx.name}; bars are one standard error`)),
     frame(x, y, W, H, box, kx.name, settingName(state.metric), [marks, names], alt),
@@ -417,7 +424,8 @@ function drawScatter() {
   const { mx, my } = state, two = keys.length > 1;
   const dots = members({}).map((g) => ({ g, px: pooled(mx, [g]), py: pooled(my, [g]) })).filter((dot) => dot.px && dot.py);
   if (!dots.length) { fill($("scatter"), el("p", { class: "empty" }, "No point has both metrics.")); return; }
-  const W = 1000, H = 420, box = { left: 56, right: W - 110, top: 28, bottom: H - 44 };
+  $("scatter").className = "wide";
+  const W = width("scatter"), H = W < 600 ? 330 : 420, box = { left: 56, right: W - (W < 600 ? 84 : 110), top: 28, bottom: H - 44 };
   const edge = (part, sign) => dots.map((dot) => dot[part].mean + sign * (dot[part].error || 0));
   const x = scale(edge("px", -1), edge("px", 1), box.left + 8, box.right - 8, { name: mx }), y = scale(edge("py", -1), edge("py", 1), box.bottom, box.top, { name: my });
   const colourOf = (g) => (two ? lineColour(groups.at[g][state.y], keys[state.y].labels.length) : "var(--accent)");
@@ -443,7 +451,6 @@ function drawScatter() {
     two && el("text", { x: box.right + 8, y: 12, class: "name" }, short(keys.filter((_, k) => k !== state.x).map((key) => key.name).join(" · "), 18)),
   ];
   const alt = `${settingName(my)} against ${settingName(mx)}, a dot for each point. The same numbers stand in the table of points.`;
-  $("scatter").className = "wide";
   fill($("scatter"),
     el("figcaption", {}, `${settingName(my)} against ${settingName(mx)} `, el("span", {}, `a dot is a point, a line follows ${keys[state.x].name}; no corner is best by itself`)),
     frame(x, y, W, H, box, settingName(mx), settingName(my), marks, alt));
@@ -589,8 +596,17 @@ function write(node, text) {
 /** Runs of a phrase of at most 120 characters said at least three times on end, over at least 24 characters. */
 function repeats(text) {
   const found = [];
-  for (const match of text.slice(0, 50000).matchAll(/([^]{1,120}?)\1{2,}/g))
-    if (match[0].length >= 24 && match[1].trim()) found.push({ from: match.index, unit: match[1], length: match[0].length });
+  for (const match of text.slice(0, 50000).matchAll(/([^]{1,120}?)\1{2,}/g)) {
+    if (match[0].length < 24 || !match[1].trim()) continue;
+    const size = match[1].length, start = match.index;
+    let shift = 0; // begin the phrase where a word begins, and end it where one ends
+    for (let s = 0; s < size && /\s/.test(match[1]); s++)
+      if ((start + s === 0 || /\s/.test(text[start + s - 1])) && /\s/.test(text[start + s + size - 1])) { shift = s; break; }
+    let end = start + match[0].length;
+    while (end < text.length && text[end] === text[end - size]) end++; // a last phrase that shifting made whole
+    const from = start + shift, times = Math.floor((end - from) / size);
+    found.push({ from, unit: text.slice(from, from + size), length: times * size });
+  }
   return found;
 }
 const unfolded = new Set();
@@ -705,10 +721,11 @@ function drawSamples() {
       writeFolded(before, text.slice(0, fork), `${i}b`);
       const word = /^\s*\S+/u.exec(text.slice(fork, fork + 200)) || [text.slice(fork, fork + 1)];
       const mark = el("span", { class: "fork", title: at ? "here it parts from A" : "here the others part from it" });
-      const rest = text.slice(fork);
+      const rest = text.slice(fork), blank = rest.length - rest.trimStart().length;
       const runs = repeats(rest);
-      const end = runs.length && runs[0].from < word[0].length ? 0 : word[0].length;
-      write(mark, rest.slice(0, end));
+      const end = runs.length && runs[0].from < word[0].length ? blank : word[0].length;
+      write(before, rest.slice(0, blank));
+      write(mark, rest.slice(blank, end));
       body.append(before, mark);
       writeFolded(body, rest.slice(end), `${i}a`);
     } else {
@@ -731,6 +748,8 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   move(step);
 });
+let resized = 0;
+addEventListener("resize", () => { clearTimeout(resized); resized = setTimeout(drawCharts, 120); });
 addEventListener("hashchange", () => {
   if (location.hash === ours) return;
   readAddress();

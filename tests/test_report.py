@@ -1,0 +1,320 @@
+"""The page that is sent to a colleague: it opens offline in a real browser, shows text as text, and can be used by keyboard."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_sweep import VOCABULARY, made_samples, write_point, write_sweep
+
+from gptsweep.report import data as report_data
+from gptsweep.report import page, write_report
+
+CHROMIUM = (
+    os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+NASTY = "</script><script>boom()</script> <!-- <b>bold</b> \u2028 \u2029 \u202eright\u200f \0 nul \x1b[31m &amp; \ufeff"
+
+
+@pytest.fixture(scope="module")
+def sweep_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sweeps") / "night"
+    write_sweep(root, temperature=(0.0, 0.5, 1.0), top_k=(5, 50, None), seed=(1, 2), num_samples=6, prompts=("\n", "To be"))
+    write_report(root)
+    return root
+
+
+def embedded(html: str) -> Any:
+    """The page's data as the browser would read it."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+    assert found
+    return json.loads(found[1])
+
+
+def test_the_page_is_small_beside_its_data(sweep_dir: Path) -> None:
+    html = (sweep_dir / "report.html").read_text()
+    assert len(html.encode()) - len(json.dumps(embedded(html))) < 300_000
+    assert "http://" not in html.replace("http://www.w3.org/2000/svg", "")
+    assert "https://" not in html
+
+
+def test_no_text_can_end_the_script_it_stands_in(tmp_path: Path) -> None:
+    samples = made_samples(temperature=0.5, top_k=5, seed=1, text=NASTY, prompts=(NASTY,), num_samples=2)
+    write_point(tmp_path / "run", samples, start=NASTY)
+    html = write_report(tmp_path / "run").read_text()
+    assert html.count("</script>") == 2
+    assert "<!--" not in html
+    assert embedded(html)["samples"]["text"][0] == NASTY
+
+
+def test_a_title_is_text(sweep_dir: Path) -> None:
+    html = page(embedded((sweep_dir / "report.html").read_text()) | {"title": "<b>&{{css}}{{data}}</b>"})
+    assert "<title>&lt;b>&amp;{{css}}{{data}}&lt;/b> · gptsweep</title>" in html
+
+
+def test_numbers_on_the_page_are_those_of_the_frame(sweep_dir: Path) -> None:
+    from gptsweep.frames import read_sweep
+
+    data = embedded((sweep_dir / "report.html").read_text())
+    table = read_sweep(sweep_dir).group()
+    assert data["values"]["perplexity"]["mean"] == pytest.approx(list(table["perplexity"]), rel=1e-4)
+    assert data["values"]["self_bleu_4"]["n"] == [2] * 9
+    assert [key["labels"] for key in data["keys"]] == [["0", "0.5", "1"], ["5", "50", "null"]]
+    assert data["total"] == len(data["samples"]["text"]) == 216
+
+
+def test_too_many_samples_are_thinned_evenly_and_the_page_knows(sweep_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gptsweep.frames import read_sweep
+
+    monkeypatch.setattr(report_data, "MAX_SAMPLES", 60)
+    data = report_data.page_data(read_sweep(sweep_dir), "night")
+    samples = data["samples"]
+    assert 30 <= len(samples["text"]) <= 60
+    assert data["total"] == 216
+    by_group: dict[int, set[Any]] = {}
+    for group, *place in zip(samples["group"], samples["place"], samples["seed"], samples["index"], strict=True):
+        by_group.setdefault(group, set()).add(tuple(place))
+    assert len(by_group) == 9
+    assert len({frozenset(places) for places in by_group.values()}) == 1
+
+
+def test_the_page_of_a_partial_sweep_says_what_is_missing(tmp_path: Path) -> None:
+    root = write_sweep(tmp_path / "s", temperature=[0.5, 1.0], top_k=[5], seed=[1])
+    broken = root / "sampling.temperature=1.5,sampling.top_k=5,seed=1"
+    broken.mkdir()
+    lines = [sample.line() for sample in made_samples(temperature=1.5, top_k=5, seed=1)]
+    (broken / "samples.partial.jsonl").write_text("".join(lines[:3]) + "{torn")
+    (root / "sweep.csv").write_text("temperature,top_k,seed,status,error,directory\n2,5,1,failed,out of memory,nowhere\n")
+    data = embedded(write_report(root).read_text())
+    assert data["facts"]["statuses"] == {"complete": 2, "partial": 1, "failed": 1, "missing": 0}
+    assert any("out of memory" in problem for problem in data["problems"])
+    assert any("samples.partial.jsonl" in problem for problem in data["problems"])
+
+
+def test_a_page_can_be_written_before_the_first_sample(tmp_path: Path) -> None:
+    (tmp_path / "s" / "sampling.temperature=0.5" / ".hydra").mkdir(parents=True)
+    (tmp_path / "s" / "sampling.temperature=0.5" / ".hydra" / "overrides.yaml").write_text("- sampling.temperature=0.5\n")
+    assert embedded(write_report(tmp_path / "s").read_text())["facts"]["points"] == 1
+
+
+# ---------------------------------------------------------------------------------------------------- in a real browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    if not CHROMIUM:
+        pytest.skip("needs chromium: apt-get install chromium")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A page in Chromium, with everything that went wrong and everything it asked for."""
+
+    def __init__(self, browser: Any, path: Path, fragment: str = "", **context: Any) -> None:
+        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | context)
+        self.page = self.context.new_page()
+        self.errors: list[str] = []
+        self.requests: list[str] = []
+        self.page.on(
+            "console", lambda message: self.errors.append(message.text) if message.type in ("error", "warning") else None
+        )
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(f"file://{path}{fragment}")
+
+    def __enter__(self) -> Any:
+        return self.page
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.context.close()
+        if kind is None:
+            assert self.errors == []
+            assert [url for url in self.requests if not url.startswith(("file://", "data:"))] == []
+            assert len([url for url in self.requests if url.startswith("file://")]) == 1
+
+
+def test_it_opens_offline_without_a_request_or_an_error(browser: Any, sweep_dir: Path) -> None:
+    with Visit(browser, sweep_dir / "report.html", offline=True) as seen:
+        assert seen.locator("h1").inner_text() == "night"
+        assert "18 points" in seen.locator("#facts").inner_text()
+        assert seen.locator(".heat td button").count() == 9
+        assert seen.locator(".points tbody tr").count() == 9
+        assert seen.locator("#curve .dot").count() == 9
+        assert seen.locator(".column").count() == 3
+
+
+def test_the_metric_changes_every_chart(browser: Any, sweep_dir: Path) -> None:
+    with Visit(browser, sweep_dir / "report.html") as seen:
+        before = seen.locator(".heat").inner_text()
+        seen.select_option("#metric", "entropy_mean")
+        assert seen.locator(".heat").inner_text() != before
+        assert seen.locator("#charts-h").inner_text() == "Entropy"
+        seen.locator(".effects th button", has_text="Diversity").click()
+        assert seen.locator("#charts-h").inner_text() == "Diversity"
+
+
+def test_pressing_a_cell_shows_its_samples(browser: Any, sweep_dir: Path) -> None:
+    with Visit(browser, sweep_dir / "report.html", "#points=0") as seen:
+        assert seen.locator(".column").count() == 1
+        cell = seen.locator('.heat button[aria-label*="temperature 1, top_k 50"]')
+        cell.focus()
+        assert "top_k 50: Perplexity" in seen.locator("#read").inner_text()
+        seen.keyboard.press("Enter")
+        assert seen.locator(".column").count() == 2
+        assert "temperature 1 · top_k 50" in seen.locator(".column select").nth(1).evaluate("e => e.selectedOptions[0].text")
+
+
+def test_arrow_keys_move_through_the_samples(browser: Any, sweep_dir: Path) -> None:
+    with Visit(browser, sweep_dir / "report.html") as seen:
+        assert seen.locator("#where").inner_text() == "1 of 24"
+        first = seen.locator(".column .text").first.inner_text()
+        for _ in range(2):
+            seen.keyboard.press("ArrowRight")
+        assert seen.locator("#where").inner_text() == "3 of 24"
+        seen.keyboard.press("ArrowLeft")
+        seen.keyboard.press("ArrowLeft")
+        assert seen.locator("#where").inner_text() == "1 of 24"
+        assert seen.locator(".column .text").first.inner_text() == first
+        seen.locator("#find").focus()
+        seen.keyboard.press("ArrowRight")  # in a text field the keys belong to the text
+        assert seen.locator("#where").inner_text() == "1 of 24"
+
+
+def test_the_filter_keeps_only_samples_with_the_words(browser: Any, sweep_dir: Path) -> None:
+    with Visit(browser, sweep_dir / "report.html", "#points=8") as seen:
+        samples = embedded((sweep_dir / "report.html").read_text())["samples"]
+        texts = [text for text, group in zip(samples["text"], samples["group"], strict=True) if group == 8]
+        counts = {word: sum(word in text for text in texts) for word in VOCABULARY}
+        word, wanted = next((word, count) for word, count in counts.items() if 3 <= count <= 9)
+        seen.fill("#find", word.upper())
+        assert seen.locator("#where").inner_text().endswith(f"of {wanted}")
+        assert seen.locator(".text .hit").first.inner_text() == word
+        seen.fill("#find", "no such words")
+        assert seen.locator("#where").inner_text() == "nothing found"
+
+
+def test_a_link_brings_a_colleague_to_the_same_view(browser: Any, sweep_dir: Path) -> None:
+    with Visit(browser, sweep_dir / "report.html") as seen:
+        seen.select_option("#metric", "diversity")
+        seen.locator(".points tbody tr").nth(4).locator(".pickcell button").click()
+        seen.keyboard.press("ArrowRight")
+        seen.fill("#find", "the")
+        fragment = seen.evaluate("location.hash")
+        views = [seen.locator("main").inner_text(), seen.locator("#find").input_value()]
+    with Visit(browser, sweep_dir / "report.html", fragment) as seen:
+        assert [seen.locator("main").inner_text(), seen.locator("#find").input_value()] == views
+        seen.evaluate("location.hash = '#metric=zipf&sample=1-2-3'")
+        seen.wait_for_function("document.querySelector('#charts-h').textContent.startsWith('Zipf')")
+        assert "prompt 1" in seen.locator("#place").inner_text()
+    with Visit(browser, sweep_dir / "report.html", "#metric=nonsense&points=99,x&sample=9&x=%00&sort=y&base=-1") as seen:
+        assert seen.locator("#charts-h").inner_text() == "Perplexity"
+
+
+def test_text_is_shown_as_text_whatever_it_holds(browser: Any, tmp_path: Path) -> None:
+    for temperature in (0.5, 1.0):
+        samples = made_samples(
+            temperature=temperature, top_k=5, seed=1, text=f"{NASTY} {temperature}", prompts=(NASTY,), num_samples=2
+        )
+        write_point(tmp_path / NASTY.replace("/", "").replace("\0", "")[:40] / f"t{temperature}", samples, start=NASTY)
+    [root] = tmp_path.iterdir()
+    path = write_report(root).rename(tmp_path / "report.html")
+    with Visit(browser, path) as seen:
+        text = seen.locator(".column .text").first.inner_text()
+        assert "</script><script>boom()</script> <!-- <b>bold</b>" in text
+        assert seen.locator(".text .odd").all_inner_texts()[:7] == ["LS", "PS", "RLO", "RLM", "NUL", "ESC", "BOM"]
+        assert seen.locator(".text b").count() == 0
+        assert "&amp;" in text
+        assert seen.evaluate("document.querySelectorAll('script').length") == 2
+
+
+def test_the_first_difference_is_marked_and_repeats_are_folded(browser: Any, tmp_path: Path) -> None:
+    for temperature, ending in ((0.5, "one"), (1.0, "two")):
+        text = "My lord, " + "so it goes on " * 30 + ending + " and the rest"
+        write_point(tmp_path / "s" / f"t{temperature}", made_samples(temperature=temperature, top_k=5, seed=1, text=text))
+    with Visit(browser, write_report(tmp_path / "s")) as seen:
+        assert seen.locator(".text .fork").all_inner_texts() == ["one", "two"]
+        assert "parts from A after 429 characters" in seen.locator(".column").nth(1).inner_text()
+        fold = seen.locator(".text .times").first
+        assert fold.inner_text() == "×30"
+        assert seen.locator(".text").first.inner_text().count("so it goes on") == 1
+        fold.click()
+        assert seen.locator(".text").first.inner_text().count("so it goes on") == 30
+
+
+def test_what_cannot_be_told_from_the_chosen_point_is_marked(browser: Any, sweep_dir: Path) -> None:
+    with Visit(browser, sweep_dir / "report.html") as seen:
+        seen.select_option("#points-controls select", "0")
+        cells = seen.locator(".points tbody tr").nth(8).locator("td").all_inner_texts()
+        assert not any(cell.startswith("≈") and cell.startswith("7.") for cell in cells)
+        assert any(cell.startswith("≈ 40.0") for cell in cells)
+        seen.locator(".points thead button", has_text="Perplexity").click()
+        seen.locator(".points thead button", has_text="Perplexity").click()
+        assert seen.locator(".points th[aria-sort]").get_attribute("aria-sort") == "descending"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_serious_hindrance_for_anyone(browser: Any, sweep_dir: Path, scheme: str) -> None:
+    axe = pytest.importorskip("axe_core_python.sync_playwright", reason="needs axe-core-python").Axe()
+    with Visit(browser, sweep_dir / "report.html", "#find=the", color_scheme=scheme) as seen:
+        seen.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+        found = axe.run(seen)["violations"]
+        serious = [one for one in found if one["impact"] in ("serious", "critical")]
+        assert [(one["id"], [node["html"][:120] for node in one["nodes"]][:3]) for one in serious] == []
+
+
+def test_the_two_colour_schemes_differ_and_can_be_chosen(browser: Any, sweep_dir: Path) -> None:
+    def paper(seen: Any) -> str:
+        return str(seen.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+    with Visit(browser, sweep_dir / "report.html", color_scheme="light") as seen:
+        light = paper(seen)
+        seen.click("#theme")
+        assert paper(seen) == light
+        seen.click("#theme")
+        dark = paper(seen)
+    with Visit(browser, sweep_dir / "report.html", color_scheme="dark") as seen:
+        assert paper(seen) == dark != light
+
+
+@pytest.mark.parametrize("width", [360, 768])
+def test_nothing_sticks_out_on_a_phone(browser: Any, sweep_dir: Path, width: int) -> None:
+    with Visit(browser, sweep_dir / "report.html", viewport={"width": width, "height": 740}) as seen:
+        assert seen.evaluate("document.documentElement.scrollWidth") == width
+        assert seen.locator("#curve text").first.evaluate("e => e.getBoundingClientRect().height") > 9
+
+
+def test_a_printed_page_has_the_tables_and_no_controls(browser: Any, sweep_dir: Path) -> None:
+    with Visit(browser, sweep_dir / "report.html") as seen:
+        seen.emulate_media(media="print")
+        assert not seen.locator(".bar").is_visible()
+        assert seen.locator(".points").is_visible()
+
+
+def test_a_single_run_has_a_page_too(browser: Any, tmp_path: Path) -> None:
+    write_point(tmp_path / "run", made_samples(temperature=0.5, top_k=5, seed=1))
+    with Visit(browser, write_report(tmp_path / "run")) as seen:
+        assert seen.locator(".column").count() == 1
+        assert not seen.locator("#effects").is_visible()
+        seen.keyboard.press("ArrowRight")
+        assert seen.locator("#where").inner_text() == "2 of 10"
+
+
+def test_a_page_of_many_points_answers_at_once(browser: Any, tmp_path: Path) -> None:
+    root = write_sweep(
+        tmp_path / "s", temperature=[i / 20 for i in range(20)], top_k=list(range(1, 16)), seed=[1], num_samples=2
+    )
+    with Visit(browser, write_report(root)) as seen:
+        assert seen.locator(".points tbody tr").count() == 200
+        seen.get_by_text("Show all 300 points").click()
+        assert seen.locator(".points tbody tr").count() == 300
+        assert seen.locator(".heat td button").count() == 300
