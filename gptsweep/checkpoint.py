@@ -248,6 +248,8 @@ class HubFiles:
         try:
             return Path(self._hub.hf_hub_download(self._repo, name, library_name="gptsweep"))
         except errors.LocalEntryNotFoundError as error:
+            if self._hub.try_to_load_from_cache(self._repo, name) is self._hub._CACHED_NO_EXIST:
+                return None  # the hub said so when it was last asked
             offline = self._hub.constants.HF_HUB_OFFLINE
             self.unreachable = "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({_cause(error)})"
             return None
