@@ -25,6 +25,8 @@ from numba.extending import intrinsic, overload
 
 from .sampling import EDIT, ROW
 
+# Places in flat arrays are cast to uint64: a signed index that numba cannot prove positive may mean "from the end", and the
+# test for that keeps loops from vectorising (27 ns a position of attention against 180).
 FAST = {"reassoc", "contract", "nsz", "arcp"}
 BLOCK = 64
 """Logits are scanned in blocks of this many: a block whose greatest logit cannot win is skipped whole."""
@@ -42,6 +44,10 @@ CHOOSE = np.dtype(
     [(name, "i8") for name in ("n_rows", "stride", "vocab_size", "chunk")]
     + [(name, _ADDRESS) for name in ("next_unit", "logits", "rows", "order")]
 )
+
+
+_compiled_within = functools.partial(njit, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+"""For functions that only other kernels call: without the ways in from Python and C, numba compiles them in half the time."""
 
 
 # -- words for numba that numba does not have --------------------------------------------------------------------------------
@@ -81,7 +87,7 @@ def _widen(x):
     raise NotImplementedError
 
 
-@overload(_widen, inline="always")
+@overload(_widen)
 def _widen_overload(x):
     if x == types.uint16:
         return lambda x: np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32)
@@ -93,24 +99,24 @@ def _store_narrow(to, at, x):
     raise NotImplementedError
 
 
-@overload(_store_narrow, inline="always")
+@overload(_store_narrow)
 def _store_narrow_overload(to, at, x):
     if to.dtype == types.uint16:
 
         def store(to, at, x):
             bits = np.float32(x).view(np.uint32)
             odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
-            to[at] = np.uint16(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+            to[np.uint64(at)] = np.uint16(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
 
         return store
 
     def store_as_is(to, at, x):
-        to[at] = x
+        to[np.uint64(at)] = x
 
     return store_as_is
 
 
-@njit(fastmath=FAST, inline="always")
+@_compiled_within(fastmath=FAST)
 def _exp(x):
     """exp of a float32 at most 0, to about 1 ulp (Cephes' expf); never below 1.6e-38. Unlike libm's, it vectorises."""
     x = max(x, np.float32(-87.0))
@@ -129,7 +135,7 @@ def _exp(x):
 # -- attention ---------------------------------------------------------------------------------------------------------------
 
 
-@njit(fastmath=FAST)
+@_compiled_within(fastmath=FAST)
 def _store(task, qkv, keys, values):
     """Write the keys and values of every token into its place in its page."""
     pages = carray(_int64_at(task.pages), task.n_tokens)
@@ -145,11 +151,11 @@ def _store(task, qkv, keys, values):
                 to = ((pages[token] * n_head + head) * page_size + offsets[token]) * head_size
                 k = token * 3 * width + width + head * head_size
                 for d in range(head_size):
-                    keys[to + d] = qkv[k + d]
-                    values[to + d] = qkv[k + width + d]
+                    keys[np.uint64(to + d)] = qkv[np.uint64(k + d)]
+                    values[np.uint64(to + d)] = qkv[np.uint64(k + width + d)]
 
 
-@njit(fastmath=FAST)
+@_compiled_within(fastmath=FAST)
 def _score(q, keys, base, count, scores, first):
     """``scores[first:first + count] = keys @ q`` for one page of one head; the greatest of them."""
     size = q.size
@@ -159,10 +165,10 @@ def _score(q, keys, base, count, scores, first):
         k1, k2, k3 = k0 + size, k0 + 2 * size, k0 + 3 * size
         s0 = s1 = s2 = s3 = np.float32(0)
         for d in range(size):
-            s0 += q[d] * _widen(keys[k0 + d])
-            s1 += q[d] * _widen(keys[k1 + d])
-            s2 += q[d] * _widen(keys[k2 + d])
-            s3 += q[d] * _widen(keys[k3 + d])
+            s0 += q[d] * _widen(keys[np.uint64(k0 + d)])
+            s1 += q[d] * _widen(keys[np.uint64(k1 + d)])
+            s2 += q[d] * _widen(keys[np.uint64(k2 + d)])
+            s3 += q[d] * _widen(keys[np.uint64(k3 + d)])
         scores[first + i] = s0
         scores[first + i + 1] = s1
         scores[first + i + 2] = s2
@@ -172,13 +178,13 @@ def _score(q, keys, base, count, scores, first):
         k0 = base + i * size
         s0 = np.float32(0)
         for d in range(size):
-            s0 += q[d] * _widen(keys[k0 + d])
+            s0 += q[d] * _widen(keys[np.uint64(k0 + d)])
         scores[first + i] = s0
         greatest = max(greatest, s0)
     return greatest
 
 
-@njit(fastmath=FAST)
+@_compiled_within(fastmath=FAST)
 def _mix(weights, first, values, base, count, mixed):
     """``mixed += weights[first:first + count] @ values`` for one page of one head."""
     size = mixed.size
@@ -187,16 +193,16 @@ def _mix(weights, first, values, base, count, mixed):
         v1, v2, v3 = v0 + size, v0 + 2 * size, v0 + 3 * size
         w0, w1, w2, w3 = weights[first + i], weights[first + i + 1], weights[first + i + 2], weights[first + i + 3]
         for d in range(size):
-            low = w0 * _widen(values[v0 + d]) + w1 * _widen(values[v1 + d])
-            mixed[d] += low + (w2 * _widen(values[v2 + d]) + w3 * _widen(values[v3 + d]))
+            low = w0 * _widen(values[np.uint64(v0 + d)]) + w1 * _widen(values[np.uint64(v1 + d)])
+            mixed[d] += low + (w2 * _widen(values[np.uint64(v2 + d)]) + w3 * _widen(values[np.uint64(v3 + d)]))
     for i in range(count // 4 * 4, count):
         v0 = base + i * size
         w0 = weights[first + i]
         for d in range(size):
-            mixed[d] += w0 * _widen(values[v0 + d])
+            mixed[d] += w0 * _widen(values[np.uint64(v0 + d)])
 
 
-@njit(fastmath=FAST)
+@_compiled_within(fastmath=FAST)
 def _attend(task, qkv, keys, values, out):
     """Softmax attention of every kept token over its own past, one (token, head) at a time."""
     width, n_head, page_size, max_pages = task.width, task.n_head, task.page_size, task.max_pages
@@ -219,7 +225,7 @@ def _attend(task, qkv, keys, values, out):
             length = lengths[place]
             at = kept[place] * 3 * width + head * size
             for d in range(size):
-                q[d] = scale * _widen(qkv[at + d])
+                q[d] = scale * _widen(qkv[np.uint64(at + d)])
             greatest = np.float32(-np.inf)
             for first in range(0, length, page_size):
                 base = (np.int64(table[first // page_size]) * n_head + head) * page_size * size
@@ -241,7 +247,7 @@ def _attend(task, qkv, keys, values, out):
 # -- choosing tokens ---------------------------------------------------------------------------------------------------------
 
 
-@njit(inline="always")
+@_compiled_within()
 def _philox(c0, c1, c2, c3, k0, k1):
     """Philox4x32-10 (Salmon et al., SC'11): four uint32 words for a uint32 counter and key."""
     for _ in range(10):
@@ -256,12 +262,12 @@ def _philox(c0, c1, c2, c3, k0, k1):
     return c0, c1, c2, c3
 
 
-@njit
+@_compiled_within()
 def _gumbel(word):
     return -np.log(-np.log((np.float64(word) + 0.5) / 4294967296.0))
 
 
-@njit
+@_compiled_within()
 def _gumbel_of(row, token):
     """The noise of one token in one row."""
     key = np.uint64(row.noise_key)
@@ -271,7 +277,7 @@ def _gumbel_of(row, token):
     return _gumbel(words[0] if lane == 0 else words[1] if lane == 1 else words[2] if lane == 2 else words[3])
 
 
-@njit
+@_compiled_within()
 def _block_words(row, block, words):
     """The noise words of all tokens of a block; `_gumbel_of`'s, a block at a time so that it vectorises."""
     key = np.uint64(row.noise_key)
@@ -286,7 +292,7 @@ def _block_words(row, block, words):
         words[3 * quads + i] = w3
 
 
-@njit(fastmath=FAST)
+@_compiled_within(fastmath=FAST)
 def _top_of_block(x, block):
     top = np.float32(-np.inf)
     for i in range(block * BLOCK, (block + 1) * BLOCK):
@@ -294,11 +300,11 @@ def _top_of_block(x, block):
     return top
 
 
-@njit(fastmath=FAST)
+@_compiled_within(fastmath=FAST)
 def _open(logits, begin, vocab_size, x, tops):
     """Widen a row's logits into ``x``, padded with -inf to whole blocks, and find each block's greatest; return the greatest"""
     for i in range(vocab_size):
-        x[i] = _widen(logits[begin + i])
+        x[i] = _widen(logits[np.uint64(begin + i)])
     x[vocab_size:] = np.float32(-np.inf)
     greatest = np.float32(-np.inf)
     for block in range(tops.size):
@@ -307,7 +313,7 @@ def _open(logits, begin, vocab_size, x, tops):
     return greatest
 
 
-@njit(fastmath=FAST)
+@_compiled_within(fastmath=FAST)
 def _masses(x, vocab_size, greatest, inverse):
     """With ``e = exp((x - greatest) * inverse)``: the sums over the vocabulary of ``e``, and of ``e`` times that exponent."""
     mass = moment = 0.0
@@ -323,7 +329,7 @@ def _masses(x, vocab_size, greatest, inverse):
     return mass, moment
 
 
-@njit
+@_compiled_within()
 def _gather(x, tops, threshold, ids):
     """Put the ids of all logits of at least ``threshold`` into ``ids``, ascending; how many."""
     count = 0
@@ -335,7 +341,7 @@ def _gather(x, tops, threshold, ids):
     return count
 
 
-@njit
+@_compiled_within()
 def _split(x, ids, weights, count, target):
     """Put the likeliest of ``ids`` first, as few as weigh ``target`` together; how many those are.
 
@@ -372,7 +378,7 @@ def _split(x, ids, weights, count, target):
     return high
 
 
-@njit
+@_compiled_within()
 def _kth(x, ids, weights, count, k):
     """The k-th greatest of ``x[ids]``."""
     for i in range(count):
@@ -384,7 +390,7 @@ def _kth(x, ids, weights, count, k):
     return least
 
 
-@njit
+@_compiled_within()
 def _weigh(x, ids, weights, count, greatest, temperature):
     """``weights = exp((x[ids] - greatest) / temperature)``; their sum."""
     mass = 0.0
@@ -394,7 +400,7 @@ def _weigh(x, ids, weights, count, greatest, temperature):
     return mass
 
 
-@njit
+@_compiled_within()
 def _survivors(row, x, tops, vocab_size, greatest, ids, weights):
     """Put the ids that top_k, top_p and min_p leave into ``ids``; how many, or -1 for the whole vocabulary."""
     temperature = row.temperature
@@ -434,7 +440,7 @@ def _survivors(row, x, tops, vocab_size, greatest, ids, weights):
     return count
 
 
-@njit
+@_compiled_within()
 def _race(row, x, tops, vocab_size, words):
     """argmax(x / temperature + noise) over the whole vocabulary; only what can still win has its noise made."""
     temperature = row.temperature
@@ -461,7 +467,7 @@ def _race(row, x, tops, vocab_size, words):
     return winner
 
 
-@njit
+@_compiled_within()
 def _edit(row, x, tops):
     """Apply logit_bias and the penalties to the few tokens they touch."""
     edits = carray(_edit_at(row.edits), row.n_edits)
@@ -477,7 +483,7 @@ def _edit(row, x, tops):
         tops[block] = _top_of_block(x, block)
 
 
-@njit
+@_compiled_within()
 def _choose_one(row, x, tops, ids, weights, words, vocab_size):
     """The next token of a row from its edited logits, and its log-probability under the distribution sampled from."""
     greatest = tops.max()
@@ -500,7 +506,7 @@ def _choose_one(row, x, tops, ids, weights, words, vocab_size):
     return token, (np.float64(x[token]) - np.float64(greatest)) / row.temperature - np.log(mass)
 
 
-@njit
+@_compiled_within()
 def _choose(task, logits):
     """Choose the next token of every row."""
     vocab_size = task.vocab_size
@@ -629,6 +635,7 @@ class Kernel:
     """A compiled kernel and its task record: set the record's fields, then call."""
 
     def __init__(self, name: str, dtype: torch.dtype, record: np.dtype[Any]) -> None:
+        self.name = name
         self.task = np.zeros((), record)
         self._next_unit = np.zeros(1, np.int64)
         self.task["next_unit"] = self._next_unit.ctypes.data

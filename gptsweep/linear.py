@@ -1,4 +1,4 @@
-"""Linear layers prepacked for a CPU: oneDNN's blocked weights, and int8 weights; GELU fused into the layer before it.
+"""Linear layers prepacked for a CPU: oneDNN's blocked weights, with GELU fused into the layer before it, and int8 weights.
 
 The point of prepacking is speed and bits: a row of the result is the same however many rows are multiplied with it, which
 `torch.nn.functional.linear` does not give. `row_invariant` checks that on the machine at hand.
@@ -39,7 +39,44 @@ class PackedLinear(nn.Module):
         return y[: len(rows)].view(*x.shape[:-1], -1)
 
 
-def pack(model: GPT, layer: type[PackedLinear] = PackedLinear) -> None:
+class Int8Linear(nn.Module):
+    """A linear layer with int8 weights, a scale for each output channel, for inference on a CPU.
+
+    Each row of the input is quantised to int8 with a scale of its own: one scale for a batch would let rows change their
+    neighbours. The integer sums are exact, and everything around them is float32.
+
+    Args:
+        linear: the layer, in float32; its weight is no longer needed afterwards.
+        gelu: the activation to apply to the result.
+    """
+
+    _ZERO = 128  # oneDNN is fast for unsigned inputs, so int8 is shifted into uint8
+
+    def __init__(self, linear: nn.Linear, gelu: nn.GELU | None = None) -> None:
+        super().__init__()
+        weight = linear.weight.detach()
+        self.scales = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+        quantised = (weight / self.scales[:, None]).round().to(torch.int8)
+        self.packed = torch.ops.onednn.qlinear_prepack(quantised, [_ROWS_PACKED_FOR, weight.shape[1]])
+        self.zeros = torch.zeros(len(weight), dtype=torch.int64)
+        self.bias = None if linear.bias is None else linear.bias.detach()
+        self.gelu = gelu
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        scale = rows.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / 127
+        quantised = (rows / scale).round_().add_(self._ZERO).to(torch.uint8)
+        y: Tensor = torch.ops.onednn.qlinear_pointwise(
+            *(quantised, 1.0, self._ZERO, self.packed, self.scales, self.zeros),
+            *(None, 1.0, 0, torch.float32, "none", [], ""),
+        )
+        y *= scale
+        if self.bias is not None:
+            y += self.bias
+        return (y if self.gelu is None else self.gelu(y)).view(*x.shape[:-1], -1)
+
+
+def pack(model: GPT, layer: type[PackedLinear] | type[Int8Linear] = PackedLinear) -> None:
     """Replace the linear layers of ``model`` by ``layer``, one at a time, in place."""
     for block in model.blocks:
         block.attn.c_attn = layer(as_linear(block.attn.c_attn))
@@ -62,6 +99,8 @@ def can_pack(dtype: torch.dtype) -> bool:
     """Whether oneDNN has prepacked layers of this dtype for this CPU."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
+    if dtype == torch.int8:
+        return torch.backends.quantized.engine in ("x86", "onednn")
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if dtype == torch.float16:

@@ -29,8 +29,8 @@ from . import engine as engine_module
 from .checkpoint import load_weights, open_checkpoint
 from .config import point_from_config
 from .engine import Engine, OnStep, Workload
-from .errors import ConfigError, DeviceError, GptsweepError, PromptError
-from .linear import can_pack, pack
+from .errors import ConfigError, DeviceError, GptsweepError, Interrupted, PromptError
+from .linear import Int8Linear, can_pack, pack
 from .metrics import text_metrics
 from .model import GPT
 from .progress import Progress
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
 _OPEN_POINTS = 200
 """Points whose directories are held open at once: each takes a file descriptor, of which a process often has 1,024."""
 
@@ -147,13 +147,17 @@ def open_model(source: ModelSource, settings: DeviceSettings) -> LM:
     checkpoint = open_checkpoint(source)
     with torch.device("meta"):
         model = GPT(checkpoint.config)
-    load_weights(checkpoint, model, _DTYPES[dtype])
+    load_weights(checkpoint, model, torch.float32 if dtype == "int8" else _DTYPES[dtype])
     model.eval()
     if device.type != "cpu":
         model.to(device)
+    elif dtype == "int8":
+        pack(model, Int8Linear)
     elif can_pack(_DTYPES[dtype]) and not settings.compile:
         pack(model)
     if settings.compile:
+        if dtype == "int8":
+            raise DeviceError("device.compile", True, "does not go with device.dtype=int8; use one of them")
         compile_blocks(model)
     engine = Engine(model, vocab_size=checkpoint.tokenizer.vocab_size, max_rows=settings.max_rows)
     if not engine.promise:
@@ -175,8 +179,8 @@ def resolve_device(name: str) -> torch.device:
 
 def resolve_dtype(name: str, device: torch.device) -> str:
     """The dtype of ``device.dtype``; ``auto`` is bfloat16 on a GPU that has it, float16 on one that has not, else float32."""
-    if name == "int8" and device.type != "cpu":
-        raise DeviceError("device.dtype", name, f"int8 runs on a CPU, and the device is {device}; try bfloat16 or float16")
+    if name == "int8" and (device.type != "cpu" or not can_pack(torch.int8)):
+        raise DeviceError("device.dtype", name, f"int8 needs a CPU with oneDNN's int8 layers, not {device}; try bfloat16")
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -380,27 +384,48 @@ class Outcome:
     error: Exception | None = None
 
 
-def run_jobs(jobs: Sequence[Job], progress: Progress) -> Iterator[Outcome]:
+def run_jobs(jobs: Sequence[Job], progress: Progress, models: Models | None = None) -> Iterator[Outcome]:
     """Run jobs, those with the same model and device in one batched pass, and yield each job's outcome as it is settled.
 
     What is on disk already is not made again. An error of one job leaves the others alone; Ctrl-C and SIGTERM end the run
     between two steps of the engine, with every finished sample on disk.
 
+    Args:
+        jobs: in the order in which to start them.
+        progress: shows how far they are.
+        models: keeps the last model for the next call; None keeps none.
+
     Raises:
-        KeyboardInterrupt: the user (or, as SIGTERM, the system) wants it to end.
+        Interrupted: the user (or, as SIGTERM, the system) wants it to end.
     """
     groups: dict[tuple[ModelSource, DeviceSettings], list[Job]] = defaultdict(list)
     for job in jobs:
         groups[job.point.model, job.point.device].append(job)
     done = _Done(points_total=len(jobs))
+    models = models or Models()
     with Interruption() as interruption:
         for (source, device), group in groups.items():
             try:
-                lm = open_model(source, device)
+                lm = models.open(source, device)
             except (GptsweepError, OSError, MemoryError) as error:
                 yield from (Outcome(job, error=error) for job in group)
                 continue
             yield from _Batch(lm, progress, done, interruption).run(group)
+            del lm  # before the next is loaded: two need not fit
+
+
+class Models:
+    """Opens models, and keeps the last one open for whoever wants it next."""
+
+    def __init__(self) -> None:
+        self._last: LM | None = None
+
+    def open(self, source: ModelSource, settings: DeviceSettings) -> LM:
+        """As `open_model`, which see."""
+        if self._last is None or (self._last.source, self._last.device) != (source, settings):
+            self._last = None
+            self._last = open_model(source, settings)
+        return self._last
 
 
 @dataclass(slots=True)
@@ -511,19 +536,8 @@ class _Batch:
 
     def _summary(self, task: Task, samples: Sequence[Mapping[str, Any]], speed: float | None) -> dict[str, object]:
         """The row of ``summary.csv``. ``tokens_per_second`` is how fast the batch decoded that the point was part of."""
-        return {**summarise(self._settings(task), samples), "tokens_per_second": speed, **text_metrics(samples)}
-
-    def _settings(self, task: Task) -> dict[str, object]:
-        point = task.point
-        return {
-            "point_id": task.point_id,
-            "model": point.model.name,
-            "start": point.start,
-            "seed": point.seed,
-            **point.sampling.as_json(),
-            "dtype": self.lm.dtype,
-            "device": self.lm.device_type,
-        }
+        settings = {"point_id": task.point_id, **settings_of(task.point, dtype=self.lm.dtype, device=self.lm.device_type)}
+        return {**summarise(settings, samples), "tokens_per_second": speed, **text_metrics(samples)}
 
     def _writer(self, task: Task) -> PointWriter:
         """The open writer of a task; the one longest unused is closed when there are many."""
@@ -537,6 +551,30 @@ class _Batch:
 
     def _close(self, task: Task) -> None:
         self.writers.pop(task).__exit__(None, None, None)
+
+
+def settings_of(point: Point, *, dtype: str, device: str) -> dict[str, object]:
+    """The columns of ``summary.csv`` and ``sweep.csv`` that say what was asked for; ``dtype`` and ``device`` as resolved."""
+    model = point.model
+    where = {"out_dir": model.out_dir} if model.name == "resume" else {"path": model.path} if model.name == "hf" else {}
+    return {
+        "model": model.name,
+        **where,
+        "start": point.start,
+        "seed": point.seed,
+        **point.sampling.as_json(),
+        "dtype": dtype,
+        "device": device,
+    }
+
+
+def wanted_settings(point: Point) -> dict[str, object]:
+    """`settings_of` a point whose model is not loaded."""
+    try:
+        device = resolve_device(point.device.name)
+        return settings_of(point, dtype=resolve_dtype(point.device.dtype, device), device=device.type)
+    except DeviceError:
+        return settings_of(point, dtype=point.device.dtype, device=point.device.name)
 
 
 def provenance(lm: LM, task: Task) -> dict[str, object]:
@@ -560,7 +598,7 @@ class Interruption:
     """While entered, Ctrl-C and SIGTERM ask the run to end at its next step; a second Ctrl-C ends it at once."""
 
     def __init__(self) -> None:
-        self._asked = False
+        self._asked: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -573,14 +611,14 @@ class Interruption:
             signal.signal(number, handler)
 
     def _ask(self, number: int, _frame: object) -> None:
-        if self._asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._asked = True
+        if self._asked is not None and number == signal.SIGINT:
+            raise Interrupted(number)
+        self._asked = number
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt if the run was asked to end."""
-        if self._asked:
-            raise KeyboardInterrupt
+        """Raise `Interrupted` if the run was asked to end."""
+        if self._asked is not None:
+            raise Interrupted(self._asked)
 
 
 # -- from Hydra and from Python ----------------------------------------------------------------------------------------------
@@ -594,13 +632,16 @@ def run_job(cfg: DictConfig, directory: Path) -> float | None:
 
     Raises:
         GptsweepError: anything the user can mend.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; finished samples are on disk.
+        Interrupted: Ctrl-C or SIGTERM; finished samples are on disk.
     """
     outcome = prepared.get({}).get(directory)
     if outcome is None:
         job = Job(point_from_config(cfg), directory, cfg.overwrite)
-        with Progress(quiet=cfg.quiet) as progress:
-            (outcome,) = run_jobs([job], progress)
+        try:
+            with Progress(quiet=cfg.quiet) as progress:
+                (outcome,) = run_jobs([job], progress)
+        except Interrupted as stopped:
+            raise Interrupted(stopped.signal_number, cfg.name) from None
     if outcome.error is not None:
         raise outcome.error
     return None if cfg.objective is None else objective_of(outcome.summary or {}, cfg.objective)
