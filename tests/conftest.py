@@ -1,0 +1,21 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# A shared machine is slow at times; that is no failure.
+settings.register_profile("gptsweep", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+settings.load_profile("gptsweep")
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """For tests that set the thread count: it is put back afterwards."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,211 @@
+"""The plain twins: what the engine does fast, done here slowly, one row and one token at a time, to be read and believed.
+
+Nothing here calls the engine, its kernels or its sampling. The model's `forward` is the one thing borrowed, and that is held
+against transformers in test_model.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gptsweep.model import GPT, GPTConfig
+from gptsweep.records import Row, Sampling
+
+UNDECIDED = 1e-4
+"""Two tokens that close in the race are decided by rounding, which the twin does in another order."""
+
+
+def peaked_gpt(config: GPTConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> GPT:
+    """A random model whose distributions have a head and a tail, as a trained one's have; every parameter is random."""
+    generator = torch.Generator().manual_seed(seed)
+    model = GPT(config).initialise(generator).requires_grad_(False)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.mul_(5)
+        else:
+            parameter.add_(torch.empty_like(parameter).normal_(0, 0.1, generator=generator))
+    # Logits with a standard deviation of about 3.
+    model.transformer.ln_f.weight.mul_(30 / math.sqrt(config.n_embd))
+    return model.to(dtype).eval()
+
+
+# -- nanoGPT -----------------------------------------------------------------------------------------------------------------
+
+
+def draw_first_weights(config: GPTConfig) -> None:
+    """Use up torch's global stream as building nanoGPT's model does: each layer's own weights, then the model's over them."""
+    wte, wpe = nn.Embedding(config.vocab_size, config.n_embd), nn.Embedding(config.block_size, config.n_embd)
+    layers: list[nn.Linear] = []
+    residual: list[nn.Linear] = []
+    n = config.n_embd
+    for _ in range(config.n_layer):
+        c_attn, attn_proj = nn.Linear(n, 3 * n, bias=config.bias), nn.Linear(n, n, bias=config.bias)
+        c_fc, mlp_proj = nn.Linear(n, 4 * n, bias=config.bias), nn.Linear(4 * n, n, bias=config.bias)
+        layers += [c_attn, attn_proj, c_fc, mlp_proj]
+        residual += [attn_proj, mlp_proj]
+    head = nn.Linear(n, config.vocab_size, bias=False)
+    for module in (wte, wpe, *layers, head, *residual):
+        nn.init.normal_(module.weight, mean=0.0, std=0.02)
+
+
+@torch.no_grad()
+def nanogpt_generate(model: GPT, idx: Tensor, max_new_tokens: int, temperature: float, top_k: int | None) -> Tensor:
+    """nanoGPT's ``GPT.generate``: the whole context again for every token, cropped; the draw from torch's global stream."""
+    for _ in range(max_new_tokens):
+        logits = model(idx[:, -model.config.block_size :])[:, -1, :] / temperature
+        if top_k is not None:
+            kth = torch.topk(logits, min(top_k, logits.size(-1))).values[:, [-1]]
+            logits[logits < kth] = -float("inf")
+        idx = torch.cat((idx, torch.multinomial(F.softmax(logits, dim=-1), num_samples=1)), dim=1)
+    return idx
+
+
+def nanogpt_sample(
+    model: GPT, start: Sequence[int], *, num_samples: int, max_new_tokens: int, temperature: float, top_k: int | None, seed: int
+) -> list[list[int]]:
+    """nanoGPT's ``sample.py``: one seed, then one sample after another. The new ids of each."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        draw_first_weights(model.config)
+        x = torch.tensor([list(start)])
+        return [
+            nanogpt_generate(model, x, max_new_tokens, temperature, top_k)[0, len(start) :].tolist() for _ in range(num_samples)
+        ]
+
+
+# -- counter noise -----------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1 << 18)
+def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Philox4x32-10 in Python's own integers (Salmon, Moraes, Dror, Shaw, SC'11)."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        product0, product1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1, c2, c3 = (
+            (product1 >> 32) ^ c1 ^ k0,
+            product1 % 2**32,
+            (product0 >> 32) ^ c3 ^ k1,
+            product0 % 2**32,
+        )
+        k0, k1 = (k0 + 0x9E3779B9) % 2**32, (k1 + 0xBB67AE85) % 2**32
+    return c0, c1, c2, c3
+
+
+def gumbel(token: int, *, noise_key: int, position: int, sample_index: int, prompt_index: int) -> float:
+    """The noise of one token: the formula of the README."""
+    counter = (token // 4, position, sample_index, prompt_index)
+    word = philox4x32(counter, (noise_key % 2**32, noise_key // 2**32))[token % 4]
+    return -math.log(-math.log((word + 0.5) / 2**32))
+
+
+# -- the distribution sampled from -------------------------------------------------------------------------------------------
+
+
+def edited(logits: Sequence[float], sampling: Sampling, prompt_ids: Sequence[int], new_ids: Sequence[int]) -> list[float]:
+    """Logits after logit_bias (OpenAI), repetition penalty (Keskar et al. 2019), frequency and presence penalty (OpenAI)."""
+    x = list(logits)
+    for token, addend in sampling.logit_bias:
+        x[token] += addend
+    for token in {*prompt_ids, *new_ids}:
+        x[token] = x[token] * sampling.repetition_penalty if x[token] < 0 else x[token] / sampling.repetition_penalty
+    for token in set(new_ids):
+        x[token] -= sampling.frequency_penalty * new_ids.count(token) + sampling.presence_penalty
+    return x
+
+
+def probabilities(x: Sequence[float], sampling: Sampling) -> dict[int, float]:
+    """What the tokens that temperature, top_k, top_p and min_p leave are drawn with, by id."""
+    if sampling.temperature == 0:
+        return {max(range(len(x)), key=lambda token: (x[token], -token)): 1.0}
+    kept = {token: value / sampling.temperature for token, value in enumerate(x)}
+    if sampling.top_k is not None and sampling.top_k < len(kept):
+        kth = sorted(kept.values(), reverse=True)[sampling.top_k - 1]
+        kept = {token: value for token, value in kept.items() if value >= kth}
+    if sampling.top_p is not None:
+        p, mass, nucleus = normalised(kept), 0.0, {}
+        for token in sorted(kept, key=lambda token: (-kept[token], token)):
+            if mass < sampling.top_p:
+                nucleus[token] = kept[token]
+            mass += p[token]
+        kept = nucleus
+    if sampling.min_p is not None:
+        p = normalised(kept)
+        kept = {token: value for token, value in kept.items() if p[token] >= sampling.min_p * max(p.values())}
+    return normalised(kept)
+
+
+def normalised(kept: dict[int, float]) -> dict[int, float]:
+    """A softmax."""
+    greatest = max(kept.values())
+    total = sum(math.exp(value - greatest) for value in kept.values())
+    return {token: math.exp(value - greatest) / total for token, value in kept.items()}
+
+
+# -- decoding ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Twin:
+    """What a row should come out as. ``margins`` says by how much each token won its race."""
+
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str = ""
+    margins: list[float] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    sampler_logprobs: list[float] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
+
+
+@torch.no_grad()
+def decode(model: GPT, row: Row, vocab_size: int, stopped: Callable[[list[int]], bool] = lambda _ids: False) -> Twin:
+    """One row with counter noise, everything computed anew for every token.
+
+    ``stopped`` is told all new ids each time, and says whether they hold a stop string.
+    """
+    sampling, block_size, twin = row.sampling, model.config.block_size, Twin()
+    half = max(1, block_size // 2)
+    context = list(row.prompt_ids)
+    if len(context) > block_size:
+        context = context[-half:] if sampling.overflow == "rebase" else context[-block_size:]
+    while not twin.finish_reason:
+        logits = model(torch.tensor([context]))[0, -1, :vocab_size].double()
+        x = edited(logits.tolist(), sampling, row.prompt_ids, twin.token_ids)
+        p = probabilities(x, sampling)
+        race = {
+            token: math.log(p[token]) + gumbel(token, noise_key=row.noise_key, position=len(twin.token_ids),
+                                               sample_index=row.sample_index, prompt_index=row.prompt_index)
+            for token in p if p[token] > 0
+        }  # fmt: skip
+        token = max(race, key=lambda token: (race[token], -token))
+        # A greedy row's race is over the logits themselves.
+        scores = sorted(race.values() if sampling.temperature else x, reverse=True)
+        twin.margins.append(scores[0] - scores[1] if len(scores) > 1 else math.inf)
+        logprobs = logits.log_softmax(-1)
+        twin.token_ids.append(token)
+        twin.logprobs.append(float(logprobs[token]))
+        twin.sampler_logprobs.append(math.log(p[token]))
+        twin.entropies.append(float(-(logprobs.exp() * logprobs).sum()))
+        if sampling.stop_at_eot and token == row.eot_id:
+            twin.finish_reason = "eot"
+        elif stopped(twin.token_ids):
+            twin.finish_reason = "stop"
+        elif len(twin.token_ids) == sampling.max_new_tokens:
+            twin.finish_reason = "length"
+        elif len(context) < block_size:
+            context.append(token)
+        elif sampling.overflow == "crop":
+            context = [*context[1:], token]
+        elif sampling.overflow == "rebase":
+            context = [*context, token][-half:]
+        else:
+            twin.finish_reason = "overflow"
+    return twin
