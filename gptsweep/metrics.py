@@ -58,14 +58,14 @@ METRICS: dict[str, Metric] = {
             "Perplexity",
             "sample",
             "",
-            "exp of minus the mean log-probability of a token, at temperature 1 and untruncated",
+            "exp of minus the mean log-probability of a token, at temperature 1",
         ),
         Metric(
             "sampler_perplexity",
             "Sampler perplexity",
             "sample",
             "",
-            "the same under the distribution sampled from, after temperature and truncation",
+            "the same under the distribution that was sampled from",
         ),
         Metric(
             "logprob_mean", "Log-probability", "sample", "nats", "mean log-probability of a token at temperature 1, by sample"
@@ -75,7 +75,7 @@ METRICS: dict[str, Metric] = {
             "Sampler log-probability",
             "sample",
             "nats",
-            "mean log-probability of a token under the distribution sampled from, by sample",
+            "mean log-probability of a token as it was sampled from, by sample",
         ),
         Metric(
             "entropy_mean", "Entropy", "sample", "nats", "mean entropy of the model's next-token distribution at temperature 1"

@@ -25,6 +25,7 @@ from rich.text import Text
 from .errors import GptsweepError, ResultsError
 from .frames import Sweep, label, ordered, plain, read_sweep
 from .metrics import METRICS
+from .reference import try_update, update_reference
 from .report import write_report
 from .report.data import failures, reasons, thinned
 from .results import SWEEP, write_sweep_csv
@@ -78,7 +79,10 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--group", metavar="KEY[,KEY]", help="one row for each value of these settings, everything else together"
     )
-    found.add_argument("--best", metavar="METRIC:min|max", help="mark the best row, and those that cannot be told from it")
+    found.add_argument(
+        "--best", metavar="METRIC:min|max|reference", help="mark the best row, and those that cannot be told from it"
+    )
+    found.add_argument("--reference", metavar="TEXT", help="hold everything against a text, as FILE:path")
     found.add_argument("--diff", nargs=2, metavar="POINT", help="compare two points: row numbers, settings or directories")
     found.add_argument("--samples", type=int, default=3, metavar="N", help="with --diff: so many samples side by side (3)")
     found.add_argument("--format", choices=("table", "csv", "json"), help="table on a terminal, csv in a pipe")
@@ -112,6 +116,7 @@ def review(options: argparse.Namespace) -> None:
         raise ResultsError("where", options.where, f"holds for none of the {len(whole.summary)} points")
     names = chosen_metrics(sweep, options.metric)
     rows = sorted_rows(sweep.group(options.group.split(",") if options.group else None), options.sort)
+    reference = reference_of(options, whole)
     form = options.format or ("table" if sys.stdout.isatty() else "csv")
     console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 160)
     if options.diff:
@@ -123,11 +128,11 @@ def review(options: argparse.Namespace) -> None:
         else:
             write_frame(difference.reset_index(), form)
     elif form == "table":
-        print_sweep(console, sweep, rows, names, options)
+        print_sweep(console, sweep, rows, names, options.best, reference)
     else:
         if options.best:
-            rows["verdict"] = verdicts(sweep, rows, options.best)[1]
-        write_frame(flat(rows, names), form)
+            rows["verdict"] = verdicts(sweep, rows, options.best, reference)[1]
+        write_frame(flat(rows, names, reference), form)
     for problem in (*whole.problems, *failures(whole)):
         print(f"gptsweep.review: {problem}", file=sys.stderr)
     if options.plots:
@@ -136,17 +141,24 @@ def review(options: argparse.Namespace) -> None:
         for path in write_plots(sweep, options.plots, names):
             print(path, file=sys.stderr)
     if not options.no_report and len(options.path) == 1:
-        bring_up_to_date(options.path[0], whole)
+        bring_up_to_date(options.path[0], whole, reference)
 
 
-def bring_up_to_date(path: Path, sweep: Sweep) -> None:
+def reference_of(options: argparse.Namespace, sweep: Sweep) -> dict[str, float | None] | None:
+    """The metrics of the reference text; one that was asked for here and cannot be had is an error."""
+    if options.reference:
+        return update_reference(options.path[0], sweep, options.reference)
+    return try_update(options.path[0], sweep)
+
+
+def bring_up_to_date(path: Path, sweep: Sweep, reference: dict[str, float | None] | None) -> None:
     """Write ``sweep.csv`` (for a sweep) and ``report.html``; a directory that cannot be written is only said."""
     try:
         if (path / "multirun.yaml").is_file() or (path / SWEEP).is_file():
             write_sweep_csv(
                 path, [{str(name): plain(cell) for name, cell in row.items()} for row in sweep.summary.to_dict("records")]
             )
-        print(f"report: {write_report(path, sweep)}", file=sys.stderr)
+        print(f"report: {write_report(path, sweep, reference)}", file=sys.stderr)
     except ResultsError as error:
         print(f"gptsweep.review: no report: {error}", file=sys.stderr)
 
@@ -213,25 +225,32 @@ def matching(key: str, typed: str, values: Sequence[Any]) -> Any:
     raise ResultsError("diff", f"{key}={typed}", f"is not there; {key} has {', '.join(map(label, values))}")
 
 
-def best_of(rows: pd.DataFrame, best: str) -> tuple[str, int]:
+def best_of(rows: pd.DataFrame, best: str, reference: Mapping[str, float | None] | None) -> tuple[str, int]:
     """The metric named by ``--best``, and the number of the best row."""
     name, _, direction = best.partition(":")
     if name not in METRICS:
         raise ResultsError("best", best, f"must start with one of {', '.join(METRICS)}")
-    if direction not in ("min", "max"):
-        raise ResultsError("best", best, f"no metric is best by itself: say {name}:min or {name}:max")
+    if direction not in ("min", "max", "reference"):
+        raise ResultsError("best", best, f"no metric is best by itself: say {name}:min, {name}:max or {name}:reference")
     if name not in rows or not rows[name].notna().any():
         raise ResultsError("best", best, "no point has this metric")
     values = rows[name].to_numpy(float)
-    return name, int(np.nanargmin(values) if direction == "min" else np.nanargmax(values))
+    if direction == "reference":
+        goal = (reference or {}).get(name)
+        if goal is None:
+            raise ResultsError("best", best, "there is no reference text with this metric; give one with --reference FILE:path")
+        values = np.abs(values - goal)
+    return name, int(np.nanargmax(values) if direction == "max" else np.nanargmin(values))
 
 
-def verdicts(sweep: Sweep, rows: pd.DataFrame, best: str) -> tuple[str, list[str]]:
+def verdicts(
+    sweep: Sweep, rows: pd.DataFrame, best: str, reference: Mapping[str, float | None] | None = None
+) -> tuple[str, list[str]]:
     """The metric of ``--best``, and how each row stands to the best one.
 
     That is ``best``, ``alike`` (the samples cannot tell it from the best), ``differs``, or ``unclear`` (too few pairs).
     """
-    name, at = best_of(rows, best)
+    name, at = best_of(rows, best, reference)
     keys = keys_of(rows)
     thin = thinned(sweep)
     first = settings_of_row(rows.iloc[at].to_dict(), keys)
@@ -245,9 +264,16 @@ def verdicts(sweep: Sweep, rows: pd.DataFrame, best: str) -> tuple[str, list[str
     return name, found
 
 
-def flat(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """The table for other programs: settings, counts, and for each metric its mean, error and n."""
+def flat(rows: pd.DataFrame, names: Sequence[str], reference: Mapping[str, float | None] | None = None) -> pd.DataFrame:
+    """The table for other programs: settings, counts, and for each metric its mean, error and n.
+
+    With a reference text also ``<metric>_distance``: how far the mean lies above it.
+    """
     columns = [*keys_of(rows), "num_points", "num_samples", *(f"{name}{part}" for name in names for part in ("", "_se", "_n"))]
+    for name in names:
+        if reference and (goal := reference.get(name)) is not None and name in rows:
+            rows = rows.assign(**{f"{name}_distance": rows[name] - goal})
+            columns.insert(columns.index(f"{name}_n") + 1, f"{name}_distance")
     if "verdict" in rows:
         columns.append("verdict")
     return rows.reindex(columns=columns)
@@ -278,10 +304,13 @@ def like(name: str, value: float, shown: float) -> str:
     return "–" if not math.isfinite(value) else f"{value:.{len(number(name, shown).partition('.')[2])}f}"
 
 
-def print_sweep(console: Console, sweep: Sweep, rows: pd.DataFrame, names: Sequence[str], options: argparse.Namespace) -> None:
+def print_sweep(
+    console: Console, sweep: Sweep, rows: pd.DataFrame, names: Sequence[str], asked: str | None,
+    reference: Mapping[str, float | None] | None,
+) -> None:  # fmt: skip
     """The table of the sweep, then what each setting does."""
     keys = keys_of(rows)
-    best, marks = verdicts(sweep, rows, options.best) if options.best else ("", [""] * len(rows))
+    best, marks = verdicts(sweep, rows, asked, reference) if asked else ("", [""] * len(rows))
     done = sweep.summary["status"].value_counts()
     said = ", ".join(f"{done[status]} {status}" for status in ("complete", "partial", "failed", "missing") if status in done)
     console.print(Text(f"{len(sweep.summary)} points ({said}), {len(sweep.samples):,} samples", style="bold"))
@@ -297,6 +326,10 @@ def print_sweep(console: Console, sweep: Sweep, rows: pd.DataFrame, names: Seque
         for name in names:
             cells.append(metric_cell(row, name, marks[place] if name == best else ""))
         table.add_row(*cells)
+    if reference:
+        table.add_section()
+        values = [Text(number(name, reference.get(name)), style="cyan") for name in names]
+        table.add_row("", Text("reference text", style="cyan"), *[""] * len(keys), *values)
     console.print(table)
     if len(rows) > MAX_ROWS:
         console.print(f"{len(rows) - MAX_ROWS} more rows: --where, --group or --format csv", style="dim")

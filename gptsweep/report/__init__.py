@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..frames import Sweep, read_sweep
+from ..reference import try_update
 from ..results import atomic_write
 from .data import page_data
 
@@ -20,12 +21,13 @@ REPORT = "report.html"
 __all__ = ["page", "write_report"]
 
 
-def write_report(directory: Path, sweep: Sweep | None = None) -> Path:
+def write_report(directory: Path, sweep: Sweep | None = None, reference: dict[str, float | None] | None = None) -> Path:
     """Write ``report.html`` into ``directory``, whatever state the sweep is in.
 
     Args:
         directory: a sweep, a run, or a directory of them.
         sweep: what was read of it, if it was read already.
+        reference: the metrics of the reference text, if they were looked up already.
 
     Raises:
         ResultsError: there is nothing to show, or the page cannot be written.
@@ -33,7 +35,8 @@ def write_report(directory: Path, sweep: Sweep | None = None) -> Path:
     directory = Path(directory)
     path = directory / REPORT
     sweep = read_sweep(directory) if sweep is None else sweep
-    atomic_write(path, page(page_data(sweep, directory.resolve().name)).encode())
+    reference = try_update(directory, sweep) if reference is None else reference
+    atomic_write(path, page(page_data(sweep, directory.resolve().name, reference)).encode())
     return path
 
 

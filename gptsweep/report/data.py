@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ MAX_TEXT = 6_000_000
 SAMPLE_METRICS = ("perplexity", "sampler_perplexity", "entropy_mean", "seq_rep_4", "diversity", "ends_repeating")
 
 
-def page_data(sweep: Sweep, title: str) -> dict[str, Any]:
+def page_data(sweep: Sweep, title: str, reference: Mapping[str, float | None] | None = None) -> dict[str, Any]:
     """Everything on the page. Lists of one length stand for columns: a row of ``groups`` is a setting, its seeds together."""
     keys = [key for key in sweep.swept if key != "seed"]
     groups = sweep.group()
@@ -62,6 +62,7 @@ def page_data(sweep: Sweep, title: str) -> dict[str, Any]:
         "prompts": list(samples["prompt"].cat.categories),
         "samples": sample_columns(samples, group_of),
         "total": len(sweep.samples),
+        "reference": {name: number(reference.get(name)) for name in sweep.metrics} if reference else None,
     }  # fmt: skip
 
 

@@ -52,7 +52,7 @@ const settingName = (name) => byName[name].label;
 
 /* ---------- state, kept in the address ---------- */
 
-const all = "all";
+const all = "all", TEXT = "reference";
 const first = metrics.length ? metrics[0].name : null;
 const state = {
   metric: first, x: 0, y: Math.min(1, keys.length - 1), fixed: keys.map(() => all),
@@ -97,7 +97,7 @@ function readAddress() {
   state.find = given.get("find") ?? state.find;
   state.sort = given.get("sort") ?? state.sort;
   const base = given.has("base") ? Number(given.get("base")) : NaN;
-  state.base = Number.isInteger(base) && base >= 0 && base < count ? base : null;
+  state.base = given.get("base") === TEXT && data.reference ? TEXT : Number.isInteger(base) && base >= 0 && base < count ? base : null;
   if (given.has("sample")) {
     const at = places.findIndex((place) => place.id === given.get("sample"));
     if (at >= 0) state.at = at;
@@ -169,6 +169,9 @@ function members(wanted) {
   return every.filter((g) => keys.every((_, k) => (k in wanted ? groups.at[g][k] === wanted[k] : state.fixed[k] === all || groups.at[g][k] === state.fixed[k])));
 }
 const spoken = (name, found) => (found ? `${showOf(name, found.mean)}${found.error === null ? "" : ` ± ${showLike(name, found.error, found.mean)}`}, n = ${found.n}` : "no value");
+
+/** The metric of the reference text, if there is one. */
+const reference = (name) => (data.reference && data.reference[name] !== undefined ? data.reference[name] : null);
 
 /* ---------- head ---------- */
 
@@ -279,7 +282,8 @@ function heatColour(share) {
 }
 
 function drawHeat() {
-  if (keys.length < 2) { fill($("heat")); return; }
+  $("heat").hidden = keys.length < 2;
+  if (keys.length < 2) return;
   const kx = keys[state.x], ky = keys[state.y];
   const cells = ky.labels.map((_, y) => kx.labels.map((_, x) => {
     const inside = members({ [state.x]: x, [state.y]: y });
@@ -373,7 +377,6 @@ function apart(ends, gap, low, high) {
 }
 
 function drawCurve() {
-  if (!keys.length) { fill($("curve")); return; }
   const kx = keys[state.x], two = keys.length > 1, ky = two ? keys[state.y] : { labels: [""] };
   const lines = ky.labels.map((_, y) => kx.labels.map((_, x) => {
     const inside = members(two ? { [state.x]: x, [state.y]: y } : { [state.x]: x });
@@ -386,7 +389,8 @@ function drawCurve() {
   const W = width("curve"), H = 350, box = { left: 52, right: W - (two ? 92 : 20), top: 28, bottom: H - 44 };
   const numbers = kx.numbers;
   const x = numbers ? scale(numbers, numbers, box.left + 8, box.right - 8, { numbers }) : scale([], [], box.left + 14, box.right - 14, { labels: kx.labels });
-  const y = scale(flat.map((p) => p.mean - (p.error || 0)), flat.map((p) => p.mean + (p.error || 0)), box.bottom, box.top, { name: state.metric });
+  const goal = reference(state.metric), goals = goal === null ? [] : [goal];
+  const y = scale([...flat.map((p) => p.mean - (p.error || 0)), ...goals], [...flat.map((p) => p.mean + (p.error || 0)), ...goals], box.bottom, box.top, { name: state.metric });
   const px = (p) => x.of(numbers ? numbers[p.x] : p.x);
   const marks = lines.map((line, i) => {
     const colour = lineColour(i, lines.length);
@@ -406,7 +410,8 @@ function drawCurve() {
   const alt = `${settingName(state.metric)} along ${kx.name}${two ? `, a line for each ${ky.name}` : ""}. The same numbers stand in the table below.`;
   fill($("curve"),
     el("figcaption", {}, `${settingName(state.metric)} `, el("span", {}, `along ${kx.name}; bars are one standard error`)),
-    frame(x, y, W, H, box, kx.name, settingName(state.metric), [marks, names], alt),
+    frame(x, y, W, H, box, kx.name, settingName(state.metric), [goals.map((v) => [el("line", { class: "ref", x1: box.left, x2: box.right, y1: y.of(v), y2: y.of(v) }),
+      el("text", { class: "refname", x: box.left + 6, y: y.of(v) - 5 }, `reference text ${showOf(state.metric, v)}`)]), marks, names], alt),
     tableOf([two ? `${ky.name} \\ ${kx.name}` : kx.name, ...kx.labels.map((text) => short(text))],
       lines.map((line, i) => [two ? short(ky.labels[i]) : settingName(state.metric), ...kx.labels.map((_, at) => { const p = line.find((one) => one.x === at); return p ? spoken(state.metric, p) : "–"; })])));
 }
@@ -420,13 +425,13 @@ const tableOf = (head, rows) => el("details", { class: "as-table" }, el("summary
     el("tbody", {}, rows.map(([name, ...cells]) => el("tr", {}, el("th", { scope: "row" }, name), cells.map((text) => el("td", {}, text))))))));
 
 function drawScatter() {
-  if (!keys.length) { fill($("scatter")); return; }
   const { mx, my } = state, two = keys.length > 1;
   const dots = members({}).map((g) => ({ g, px: pooled(mx, [g]), py: pooled(my, [g]) })).filter((dot) => dot.px && dot.py);
   if (!dots.length) { fill($("scatter"), el("p", { class: "empty" }, "No point has both metrics.")); return; }
   $("scatter").className = "wide";
   const W = width("scatter"), H = W < 600 ? 330 : 420, box = { left: 56, right: W - (W < 600 ? 84 : 110), top: 28, bottom: H - 44 };
-  const edge = (part, sign) => dots.map((dot) => dot[part].mean + sign * (dot[part].error || 0));
+  const goal = { px: reference(mx), py: reference(my) }, aimed = goal.px !== null && goal.py !== null;
+  const edge = (part, sign) => [...dots.map((dot) => dot[part].mean + sign * (dot[part].error || 0)), ...(aimed ? [goal[part]] : [])];
   const x = scale(edge("px", -1), edge("px", 1), box.left + 8, box.right - 8, { name: mx }), y = scale(edge("py", -1), edge("py", 1), box.bottom, box.top, { name: my });
   const colourOf = (g) => (two ? lineColour(groups.at[g][state.y], keys[state.y].labels.length) : "var(--accent)");
   const others = (g) => groups.at[g].filter((_, k) => k !== state.x).join();
@@ -436,6 +441,8 @@ function drawScatter() {
     paths.get(others(dot.g)).push(dot);
   }
   const marks = [
+    aimed && [el("path", { class: "ref", d: `M${x.of(goal.px)} ${box.top}V${box.bottom}M${box.left} ${y.of(goal.py)}H${box.right}` }),
+      el("text", { class: "refname", x: x.of(goal.px) + 6, y: box.bottom - 8 }, "reference text")],
     [...paths.values()].map((line) => el("path", { class: "line", stroke: colourOf(line[0].g), style: { opacity: 0.35 },
       d: line.map((dot, at) => `${at ? "L" : "M"}${x.of(dot.px.mean).toFixed(1)} ${y.of(dot.py.mean).toFixed(1)}`).join("") })),
     dots.map(({ g, px, py }) => {
@@ -532,6 +539,11 @@ function drawPoints() {
   const cell = (name, g) => {
     const { mean, error, n } = values[name];
     if (mean[g] === null) return el("td", { class: "n unsure", title: data.reasons[name] || "" }, "–");
+    if (state.base === TEXT) {
+      const goal = reference(name);
+      return el("td", { class: "n", title: `${showOf(name, mean[g])} here, ${goal === null ? "no value" : showOf(name, goal)} in the reference text` },
+        goal === null ? "–" : signed(name, mean[g] - goal), error[g] === null ? "" : el("span", { class: "pm" }, ` ±${showLike(name, error[g], mean[g] - goal)}`));
+    }
     const unsure = state.base !== null && g !== state.base && differs(name, g, state.base);
     const mark = state.base === null || g === state.base || unsure === true ? "" : unsure === false ? "≈ " : "? ";
     return el("td", { class: "n" + (mark ? " unsure" : ""), title: `n = ${n[g]}` }, mark, showOf(name, mean[g]), error[g] === null ? "" : el("span", { class: "pm" }, ` ±${showLike(name, error[g], mean[g])}`));
@@ -549,8 +561,9 @@ function drawPoints() {
     ? "Means over samples and seeds, ± one standard error. Press a heading to sort by it."
     : "Means over samples, ± one standard error. Press a heading to sort by it.";
   fill($("points-controls"),
-    count > 1 && picker("Compare with", [["", "nothing"], ...every.slice(0, 2000).map((g) => [g, groupName(g)])], state.base ?? "", (g) => update({ base: g === "" ? null : +g }, drawPoints)),
-    state.base !== null && el("span", { class: "note" }, `≈ these samples cannot tell it from the chosen point; ? fewer than ${data.min_pairs} pairs`),
+    count > 1 && picker("Compare with", [["", "nothing"], ...(data.reference ? [[TEXT, "the reference text"]] : []), ...every.slice(0, 2000).map((g) => [g, groupName(g)])], state.base ?? "", (g) => update({ base: g === "" ? null : g === TEXT ? TEXT : +g }, drawPoints)),
+    state.base === TEXT && el("span", { class: "note" }, "each value is how far the point lies above the reference text"),
+    state.base !== null && state.base !== TEXT && el("span", { class: "note" }, `≈ these samples cannot tell it from the chosen point; ? fewer than ${data.min_pairs} pairs`),
     el("button", { type: "button", onclick: () => { everyMetric = !everyMetric; drawPoints(); } }, everyMetric ? "Fewer metrics" : "All metrics"));
   fill($("points-body"), el("table", { class: "points rows" },
     el("thead", {}, el("tr", {},
@@ -558,7 +571,9 @@ function drawPoints() {
       el("th", { scope: "col", class: "n" }, "samples"),
       names.map((name) => heading(name, byName[name].label.replace(/ \(.*/, ""), byName[name].meaning, { class: "n" })),
       el("th", { scope: "col", class: "pickcell" }, el("span", { class: "visually-hidden" }, "Samples")))),
-    el("tbody", {}, shown.map(row))),
+    el("tbody", {}, shown.map(row)),
+    data.reference && el("tfoot", {}, el("tr", {}, el("th", { scope: "row", colspan: Math.max(1, keys.length) + 1 }, "Reference text"),
+      names.map((name) => el("td", { class: "n" }, reference(name) === null ? "–" : showOf(name, reference(name)))), el("td", { class: "pickcell" })))),
   shown.length < order.length && el("p", {}, el("button", { type: "button", onclick: () => update({ all: true }, drawPoints) }, `Show all ${order.length.toLocaleString("en")} points`)));
   const why = names.filter((name) => data.reasons[name]).map((name) => `${byName[name].label} ${data.reasons[name]}`);
   $("reasons").textContent = why.length ? "A dash means that there is no value: " + why.join("; ") + "." : "";
