@@ -46,7 +46,7 @@ CHOOSE = np.dtype(
 )
 
 
-_compiled_within = functools.partial(njit, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+_compiled_within = functools.partial(njit, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 """For functions that only other kernels call: without the ways in from Python and C, numba compiles them in half the time."""
 
 
@@ -235,7 +235,8 @@ def _attend(task, qkv, keys, values, out):
                 weight = _exp(scores[i] - greatest)
                 scores[i] = weight
                 total += weight
-            mixed[:] = np.float32(0)
+            for d in range(size):
+                mixed[d] = np.float32(0)
             for first in range(0, length, page_size):
                 base = (np.int64(table[first // page_size]) * n_head + head) * page_size * size
                 _mix(scores, first, values, base, min(page_size, length - first), mixed)
@@ -301,16 +302,31 @@ def _top_of_block(x, block):
 
 
 @_compiled_within(fastmath=FAST)
+def _greatest(tops):
+    greatest = tops[0]
+    for block in range(tops.size):
+        greatest = max(greatest, tops[block])
+    return greatest
+
+
+@_compiled_within()
+def _first_block_with(tops, value):
+    block = 0
+    while tops[block] != value:
+        block += 1
+    return block
+
+
+@_compiled_within(fastmath=FAST)
 def _open(logits, begin, vocab_size, x, tops):
     """Widen a row's logits into ``x``, padded with -inf to whole blocks, and find each block's greatest; return the greatest"""
     for i in range(vocab_size):
         x[i] = _widen(logits[np.uint64(begin + i)])
-    x[vocab_size:] = np.float32(-np.inf)
-    greatest = np.float32(-np.inf)
+    for i in range(vocab_size, x.size):
+        x[i] = np.float32(-np.inf)
     for block in range(tops.size):
         tops[block] = _top_of_block(x, block)
-        greatest = max(greatest, tops[block])
-    return greatest
+    return _greatest(tops)
 
 
 @_compiled_within(fastmath=FAST)
@@ -445,7 +461,7 @@ def _race(row, x, tops, vocab_size, words):
     """argmax(x / temperature + noise) over the whole vocabulary; only what can still win has its noise made."""
     temperature = row.temperature
     winner, best = -1, -np.inf
-    start = np.argmax(tops)
+    start = _first_block_with(tops, _greatest(tops))
     quads = BLOCK // 4
     for step in range(tops.size + 1):
         block = start if step == 0 else step - 1
@@ -486,9 +502,9 @@ def _edit(row, x, tops):
 @_compiled_within()
 def _choose_one(row, x, tops, ids, weights, words, vocab_size):
     """The next token of a row from its edited logits, and its log-probability under the distribution sampled from."""
-    greatest = tops.max()
+    greatest = _greatest(tops)
     if row.temperature == 0:
-        block = np.argmax(tops)
+        block = _first_block_with(tops, greatest)
         for i in range(block * BLOCK, (block + 1) * BLOCK):
             if x[i] == greatest:
                 return i, 0.0
@@ -611,9 +627,9 @@ def _compiled(name: str, dtype: torch.dtype) -> Any:
     loops, task = _KERNELS[name, dtype]
     signature = types.void(types.CPointer(task))
     try:
-        return cfunc(signature, cache=True)(loops)
+        return cfunc(signature, cache=True, error_model="numpy")(loops)
     except RuntimeError:  # numba found no directory to cache in
-        return cfunc(signature)(loops)
+        return cfunc(signature, error_model="numpy")(loops)
 
 
 @functools.cache
