@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     from .session import LM as LM
     from .session import load as load
     from .session import sweep as sweep
+
+_PLUGIN_PATH = str(Path(__file__).parent / "_plugin_path")
+if _PLUGIN_PATH not in sys.path:  # Hydra looks for launchers in hydra_plugins, wherever on the path that is
+    sys.path.append(_PLUGIN_PATH)
 
 _HOMES = {
     **dict.fromkeys(("GptsweepError", "ConfigError", "ModelError", "PromptError", "DeviceError", "ResultsError"), "errors"),

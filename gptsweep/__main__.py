@@ -9,17 +9,19 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
@@ -28,8 +30,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from .compose import PointLoader, is_basic_sweeper
 from .config import CONF_DIR, GROUPS, choices, from_omegaconf, keys, meant, point_from_config, register, unknown_key
-from .errors import ConfigError, GptsweepError, shown
+from .errors import ConfigError, GptsweepError, Interrupted, SweepError, shown
+from .sweep_files import told
+
+PROGRAM = sys.argv[0]
+LISTED = 20
+"""Failed points that are told of at the end, at most."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -96,7 +104,12 @@ class Report(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
-            check_sweep(config, GlobalHydra.instance().config_loader())
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            loader = PointLoader(hydra.config_loader)
+            check_sweep(config, loader)
+            if "FusedLauncher" in config.hydra.launcher._target_:
+                hydra.config_loader = loader  # it knows the points now
         except Exception as error:
             raise Refused(error) from error
 
@@ -132,11 +145,11 @@ def say_where(directory: str) -> None:
     print(f"Results: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
 
 
-def check_sweep(config: DictConfig, loader: ConfigLoader) -> None:
+def check_sweep(config: DictConfig, loader: PointLoader) -> None:
     """Refuse a sweep with a wrong value before anything is made for it.
 
-    Composes the first point, then tries every other value of every swept key in it: the sum of the values, not their product.
-    What is wrong only in combination is left to the launcher.
+    With Hydra's own sweeper, every point is composed. With another, which chooses points as it goes, the first is, and then
+    every other value of a swept key in its place.
 
     Raises:
         ConfigError: a value is wrong, stands twice, or would not show in the names of the points' directories.
@@ -144,27 +157,22 @@ def check_sweep(config: DictConfig, loader: ConfigLoader) -> None:
     """
     parser = OverridesParser.create(config_loader=loader)
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
-    overrides = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
+    overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task])
     swept: dict[str, list[str]] = {}  # a later override of a key replaces an earlier one, as in the sweeper
-    for override in parser.parse_overrides(overrides):
+    for override in overrides:
         key = override.get_key_element()
         if not override.is_sweep_override():
             swept[key] = [override.input_line or ""]
         elif override.is_discrete_sweep():
             swept[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
             check_directories(config, key, swept[key], override.get_value_string())
+    if is_basic_sweeper(config):
+        loader.plan(config, BasicSweeper.split_arguments(overrides, None)[0])
+        return
     first = {key: line for key, (line, *_) in swept.items()}
-    point = loader.load_sweep_config(config, list(first.values()))
-    point_from_config(point)
-    for key, (line, *others) in swept.items():
-        for other in others:
-            if key in keys():  # a value, not a choice of a group: no need to compose again
-                set_value(point, parser.parse_override(other))
-                point_from_config(point)
-            else:
-                point_from_config(loader.load_sweep_config(config, list((first | {key: other}).values())))
-        if others and key in keys():
-            set_value(point, parser.parse_override(line))
+    others = [first | {key: line} for key, (_, *lines) in swept.items() for line in lines]
+    for point in (first, *others):
+        point_from_config(loader.load_sweep_config(config, list(point.values())))
 
 
 def check_directories(config: DictConfig, key: str, lines: list[str], value: str) -> None:
@@ -173,13 +181,6 @@ def check_directories(config: DictConfig, key: str, lines: list[str], value: str
     named_after_overrides = "gptsweep.point_dir" in OmegaConf.to_yaml(config.hydra.sweep)
     if named_after_overrides and key in config.hydra.job.config.override_dirname.exclude_keys:
         raise ConfigError(key, value, "takes one value in a sweep, as the directories of points are not named after it")
-
-
-def set_value(cfg: DictConfig, override: Override) -> None:
-    try:
-        OmegaConf.update(cfg, override.key_or_group, override.value())
-    except OmegaConfBaseException as error:
-        raise from_omegaconf(error, override.get_value_string()) from error
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
@@ -191,7 +192,10 @@ def task(cfg: DictConfig) -> float | None:
 
 
 def main() -> int:
-    """Run ``sys.argv``; the exit status: 0, 2 for a mistake the user can mend, 130 for Ctrl-C."""
+    """Run ``sys.argv``; the exit status.
+
+    0, 1 for a sweep with points that failed, 2 for a mistake the user can mend, 130 for Ctrl-C, 143 for SIGTERM.
+    """
     arguments = sys.argv[1:]
     user_wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
@@ -206,11 +210,20 @@ def main() -> int:
         Hydra.get_mode = get_mode  # type: ignore[method-assign]
         task()
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as stopped:
+        name = stopped.name if isinstance(stopped, Interrupted) else None
+        print(f"gptsweep: stopped; to go on: {command_line(arguments, name)}", file=sys.stderr)
+        return 128 + (stopped.signal_number if isinstance(stopped, Interrupted) else signal.SIGINT)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except SweepError as failed:
+        for directory, error in failed.failures[:LISTED]:
+            print(f"{directory}: {told(error)}", file=sys.stderr)
+        if len(failed.failures) > LISTED:
+            print(f"… and {len(failed.failures) - LISTED:,} more; sweep.csv has them all", file=sys.stderr)
+        print(f"gptsweep: error: {failed}; to retry: {command_line(arguments, failed.name)}", file=sys.stderr)
+        return failed.exit_status
     except (Refused, Exception) as raised:
         error = raised.error if isinstance(raised, Refused) else raised
         message = explain(error, arguments)
@@ -222,6 +235,13 @@ def main() -> int:
         if not user_wants_traceback:
             os.environ.pop("HYDRA_FULL_ERROR", None)
     return 0
+
+
+def command_line(arguments: list[str], name: str | None) -> str:
+    """The command that goes on in the same directory, for a shell."""
+    program = ["gptsweep"] if Path(PROGRAM).name == "gptsweep" else ["python", "-m", "gptsweep"]
+    named = name is None or any(argument.startswith("name=") for argument in arguments)
+    return shlex.join([*program, *arguments, *([] if named else [f"name={name}"])])
 
 
 def help_text() -> str:

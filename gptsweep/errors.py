@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 
 class GptsweepError(Exception):
     """A mistake the user can mend: one line that names the key, its value and what would work.
@@ -49,3 +51,36 @@ class DeviceError(GptsweepError):
 
 class ResultsError(GptsweepError):
     """A run directory cannot be written, is in use, or holds another point."""
+
+
+class SweepError(Exception):
+    """Points of a sweep failed; the others are done.
+
+    Args:
+        failures: run directory and error, a pair for each.
+        points: how many points the sweep has.
+        name: of the sweep, with which the same command goes on.
+    """
+
+    exit_status = 1
+
+    def __init__(self, failures: list[tuple[str, Exception]], points: int, name: str) -> None:
+        super().__init__(failures, points, name)
+        self.failures = failures
+        self.points = points
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"{len(self.failures):,} of {self.points:,} points failed"
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM ended a run between two steps; every finished sample is on disk.
+
+    ``name`` is the name of the run or sweep, with which the same command goes on; None where it is not known.
+    """
+
+    def __init__(self, signal_number: int = signal.SIGINT, name: str | None = None) -> None:
+        super().__init__(signal_number, name)
+        self.signal_number = signal_number
+        self.name = name

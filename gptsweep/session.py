@@ -468,6 +468,7 @@ class _Batch:
                         yield self._settle(task)
                         self.done.points += 1
             self._flush()
+            self._show(0)
         finally:
             while self.writers:
                 self.writers.popitem()[1].__exit__(None, None, None)
@@ -500,15 +501,18 @@ class _Batch:
     def _on_step(self, engine: engine_module.Progress) -> None:
         self._flush()
         self.done.tokens = self.tokens_before + engine.tokens
+        self._show(engine.rows_in_flight)
+        self.interruption.check()
+
+    def _show(self, rows_in_flight: int) -> None:
         self.progress.update(
             rows_done=self.done.rows,
             rows_total=self.done.rows_total,
-            rows_in_flight=engine.rows_in_flight,
+            rows_in_flight=rows_in_flight,
             tokens=self.done.tokens,
             points_done=self.done.points,
             points_total=self.done.points_total,
         )
-        self.interruption.check()
 
     def _flush(self) -> None:
         """Put the samples that finished in the last step on disk."""

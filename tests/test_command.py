@@ -11,6 +11,7 @@ import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -67,6 +68,10 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> Jobs:
 
     stand_in = types.ModuleType("gptsweep.session")
     stand_in.run_job = run_job  # type: ignore[attr-defined]
+    stand_in.run_jobs = lambda *_: iter(())  # type: ignore[attr-defined]
+    stand_in.wanted_settings = lambda point: {"seed": point.seed}  # type: ignore[attr-defined]
+    for name in ("Job", "Models", "Interruption", "prepared"):
+        setattr(stand_in, name, MagicMock())
     monkeypatch.setitem(sys.modules, "gptsweep.session", stand_in)
     return seen
 
@@ -222,11 +227,19 @@ def test_an_error_of_the_run_is_one_line(run: Run, jobs: Jobs, monkeypatch: pyte
     assert run("model=resume") == Ended(2, "", "gptsweep: error: model.out_dir=out: no such directory\n")
 
 
-def test_an_error_of_a_sweeps_point_ends_in_the_same_line(run: Run, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_ends_with_the_points_that_failed_and_the_command_that_retries_them(
+    run: Run, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fails(monkeypatch, ModelError("model.out_dir", "out", "no such directory"))
-    ended = run("-m", "model=resume", "seed=1,2")
-    assert ended.status == 2
-    assert ended.err.splitlines()[-1] == "gptsweep: error: model.out_dir=out: no such directory"
+    ended = run("-m", "model=resume", "seed=1,2", "name=night", "start=Good night")
+    assert ended.status == 1
+    seen = sorted(f"outputs/sweeps/night/{path.name}" for path in Path("outputs/sweeps/night").glob("model*"))
+    assert ended.err.splitlines()[-3:] == [
+        f"{seen[0]}: model.out_dir=out: no such directory",
+        f"{seen[1]}: model.out_dir=out: no such directory",
+        "gptsweep: error: 2 of 2 points failed; to retry: "
+        "python -m gptsweep -m model=resume seed=1,2 name=night 'start=Good night'",
+    ]
     assert "Traceback" not in ended.err
 
 

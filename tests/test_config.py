@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from gptsweep.__main__ import explain, set_value
+from gptsweep.__main__ import explain
 from gptsweep.config import (
     CHOICES,
     CONF_DIR,
@@ -297,18 +299,20 @@ GRAMMAR = [
 ]
 
 
+def changed(cfg: DictConfig, typed: str) -> DictConfig:
+    ConfigLoaderImpl._apply_overrides_to_config([OverridesParser.create().parse_override(typed)], cfg)
+    return cfg
+
+
 @pytest.mark.parametrize(("typed", "begins", "says"), RANGES + TYPES)
 def test_a_wrong_value_is_one_line_with_the_key_the_value_and_what_would_work(
     typed: str, begins: str, says: str, defaults: DictConfig
 ) -> None:
-    def changed() -> Point:
-        cfg = copy.deepcopy(defaults)
-        set_value(cfg, OverridesParser.create().parse_override(typed))
-        return point_from_config(cfg)
-
-    with pytest.raises(ConfigError) as caught:
-        changed()
-    line = str(caught.value)
+    cfg = copy.deepcopy(defaults)
+    with pytest.raises((ConfigError, HydraException)) as caught:
+        point_from_config(changed(cfg, typed))
+    line = explain(caught.value, [typed])
+    assert line is not None
     assert line.startswith(begins)
     assert says in line
     assert "\n" not in line

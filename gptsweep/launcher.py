@@ -1,0 +1,126 @@
+"""``hydra/launcher=fused``: all points of a sweep are run together, then Hydra's own `run_job` finds each one done.
+
+Run directories, ``.hydra/``, logs, callbacks, job numbers and return values are Hydra's. Other applications' sweeps, which have
+nothing to fuse, run as with Hydra's basic launcher.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from .compose import Planned, PointLoader, is_basic_sweeper
+from .config import Config
+from .errors import Interrupted, SweepError
+from .progress import Progress
+from .sweep_files import SweepTable, write_report
+
+if TYPE_CHECKING:
+    from .session import Models
+
+log = logging.getLogger(__name__)
+
+
+class FusedLauncher(BasicLauncher):
+    """Hydra's launcher interface."""
+
+    _sweep: FusedSweep | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra before the sweep."""
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self._sweep = FusedSweep(hydra_context, task_function, config) if OmegaConf.get_type(config) is Config else None
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Called by Hydra's sweeper with a batch of points, once or several times."""
+        if self._sweep is None:
+            return super().launch(job_overrides, initial_job_idx)
+        return self._sweep.run(job_overrides, initial_job_idx)
+
+
+class FusedSweep:
+    """A sweep whose config is gptsweep's: its batches, one after another, over the models and the files they share."""
+
+    def __init__(self, context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        if not isinstance(context.config_loader, PointLoader):
+            context.config_loader = PointLoader(context.config_loader)  # the sweeper's, too, from here on
+        self.context, self.task_function, self.config = context, task_function, config
+        self.loader = context.config_loader
+        self.directory = Path(str(config.hydra.sweep.dir))
+        self._models: Models | None = None
+        self._table: SweepTable | None = None
+
+    def run(self, batch: Sequence[Sequence[str]], first_number: int) -> list[JobReturn]:
+        """Run a batch of points.
+
+        Raises:
+            ConfigError, HydraException: a point cannot be composed; nothing has run.
+            SweepError: points failed, and the sweeper is Hydra's own, which would only stop at the first of them.
+            Interrupted: Ctrl-C or SIGTERM; everything finished is on disk.
+        """
+        setup_globals()
+        planned = self.loader.plan(self.config, batch, first_number)
+        self._configure_log()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        try:
+            returns = self._run(planned)
+        except Interrupted as stopped:
+            raise Interrupted(stopped.signal_number, self.config.name) from None
+        finally:
+            self._configure_log()
+            write_report(self.directory)
+        failures = [
+            (str(self.directory / job.directory.name), done._return_value)
+            for job, done in zip(planned, returns, strict=True)
+            if done.status is JobStatus.FAILED
+        ]
+        if failures and is_basic_sweeper(self.config):
+            raise SweepError(failures, len(planned), self.config.name)
+        return returns
+
+    def _run(self, planned: Sequence[Planned]) -> list[JobReturn]:
+        from . import session  # late: torch, which --help and a mistake in the config need not wait for
+
+        self._models = self._models or session.Models()
+        self._table = self._table or SweepTable(self.directory)
+        jobs = {job.directory: session.Job(job.point, job.directory, job.overwrite) for job in planned}
+        for job in planned:
+            self._table.expect(job.directory, job.overrides, session.wanted_settings(job.point))
+        log.info("Launching %d points as one batch", len(jobs))
+        outcomes: dict[Path, session.Outcome] = {}
+        token = session.prepared.set(outcomes)
+        try:
+            with session.Interruption() as interruption:
+                try:
+                    with Progress(quiet=self.config.quiet) as progress:
+                        for outcome in session.run_jobs(list(jobs.values()), progress, self._models):
+                            outcomes[outcome.job.directory] = outcome
+                            self._table.settle(outcome.job.directory, outcome.summary, outcome.error)
+                finally:
+                    self._table.close()
+                returns = []
+                for job in planned:
+                    interruption.check()
+                    returns.append(self._run_job(job))
+        finally:
+            session.prepared.reset(token)
+        return returns
+
+    def _run_job(self, job: Planned) -> JobReturn:
+        return run_job(
+            hydra_context=self.context,
+            task_function=self.task_function,
+            config=self.loader.load_job(self.config, job.overrides, job.number),
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+
+    def _configure_log(self) -> None:
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
