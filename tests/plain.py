@@ -33,7 +33,15 @@ def peaked_gpt(config: GPTConfig, seed: int = 0, dtype: torch.dtype = torch.floa
             parameter.add_(torch.empty_like(parameter).normal_(0, 0.1, generator=generator))
     # Logits with a standard deviation of about 3.
     model.transformer.ln_f.weight.mul_(30 / math.sqrt(config.n_embd))
-    return model.to(dtype).eval()
+    return in_dtype(model, dtype).eval()
+
+
+def in_dtype(model: GPT, dtype: torch.dtype) -> GPT:
+    """``model`` with its parameters in ``dtype``, those of the layer norms excepted, as a loaded one has them."""
+    for name, parameter in model.named_parameters():
+        if ".ln_" not in name:
+            parameter.data = parameter.data.to(dtype)
+    return model
 
 
 # -- nanoGPT -----------------------------------------------------------------------------------------------------------------
