@@ -21,31 +21,49 @@ MIN_PAIRS = 6
 MAX_BLOCKS = 4_000
 
 
-def pooled(name: str, points: pd.DataFrame) -> tuple[float, float, int]:
-    """Mean, standard error and n of a metric over points; see `Sweep.group`."""
-    points = points[points[name].notna()]
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+def pooled(name: str, points: pd.DataFrame, codes: Ints, groups: int) -> tuple[Floats, Floats, Ints]:
+    """Mean, standard error and n of a metric for each group of points; see `frames.Sweep.group`.
+
+    A mean over the samples of a group is put together from means, errors and numbers of its points: squared deviations within
+    the points and between them. A perplexity is put together as the mean log-probability of a token.
+
+    Args:
+        points: rows of ``Sweep.summary``.
+        codes: the group of each row, below ``groups``.
+    """
+    have = points[name].notna().to_numpy(bool)
+    points, codes = points[have], codes[have]
+
+    def total(values: npt.ArrayLike) -> Floats:
+        return np.asarray(np.bincount(codes, weights=np.asarray(values, dtype=float), minlength=groups), dtype=np.float64)
+
     values = points[name].to_numpy(float)
-    if not len(values):
-        return math.nan, math.nan, 0
     if METRICS[name].per == "point":
-        error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        return float(values.mean()), float(error), len(values)
-    n = points["num_samples"].to_numpy(float)
-    total = n.sum()
+        n = total(np.ones(len(values)))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = total(values) / n
+            error = np.sqrt(total((values - mean[codes]) ** 2) / np.where(n > 1, n - 1, np.nan) / n)
+        return mean, error, n.astype(np.int64)
+    samples = points["num_samples"].to_numpy(float)
     if name in metrics.STANDARD_ERROR:
-        error = points[metrics.STANDARD_ERROR[name]].to_numpy(float) / np.sqrt(n)
+        own = points[metrics.STANDARD_ERROR[name]].to_numpy(float) / np.sqrt(samples)
     else:
-        error = points[f"{name}_se"].to_numpy(float)
+        own = points[f"{name}_se"].to_numpy(float)
     logarithmic = name.endswith("perplexity")
-    weights = points["completion_tokens"].to_numpy(float) if logarithmic else n
+    weights = points["completion_tokens"].to_numpy(float) if logarithmic else samples
     if logarithmic:
-        values, error = np.log(values), error / values
-    mean = float(weights @ values / weights.sum())
-    within = np.nan_to_num(error) ** 2 * (n - 1) * weights**2 / n
-    between = (weights * (values - mean)) ** 2 / n
-    squares = float(within.sum() + between.sum())
-    spread = math.sqrt(squares * total / (total - 1)) / weights.sum() if total > 1 else math.nan
-    return (math.exp(mean), math.exp(mean) * spread, int(total)) if logarithmic else (mean, spread, int(total))
+        values, own = np.log(values), own / values
+    n = total(samples)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = total(weights * values) / total(weights)
+        within = np.nan_to_num(own) ** 2 * (samples - 1) * weights**2 / samples
+        between = (weights * (values - mean[codes])) ** 2 / samples
+        error = np.sqrt(total(within + between) * n / np.where(n > 1, n - 1, np.nan)) / total(weights)
+    return (np.exp(mean), np.exp(mean) * error, n.astype(np.int64)) if logarithmic else (mean, error, n.astype(np.int64))
 
 
 def sample_values(samples: pd.DataFrame) -> pd.DataFrame:

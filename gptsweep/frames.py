@@ -41,6 +41,11 @@ ABOUT = ("point_id", "status", "error", "directory")
 TEXTUAL = ("sweep", "model", "start", "stop", "logit_bias", "device", "dtype", "prompt", *ABOUT)
 SAMPLING_KEYS = tuple(each.name for each in fields(Sampling) if each.name != "num_samples")
 
+OVERRIDES = {
+    "device.dtype": "dtype", "device.name": "device", "model.out_dir": "out_dir", "model.path": "path", "model.meta": "meta",
+}  # fmt: skip
+"""Columns that are named otherwise than the key a user types."""
+
 CHUNK = 1 << 20
 """Bytes of a file that are parsed at once."""
 
@@ -132,22 +137,20 @@ class Sweep:
         for key in keys:
             if key not in self.settings:
                 raise ResultsError("group", key, f"is not a setting here; swept are {', '.join(self.swept) or 'none'}")
-        if keys:
-            groups: Iterable[tuple[Any, pd.DataFrame]] = self.summary.groupby(keys, dropna=False, sort=False)
-        else:
-            groups = [((), self.summary)]
-        rows = []
-        for values, points in groups:
-            row = dict(zip(keys, values, strict=True))
-            row |= {"points": tuple(points.index), "num_points": len(points)}
-            row["num_samples"] = int(points["num_samples"].sum())
-            for name in self.metrics:
-                row[name], row[f"{name}_se"], row[f"{name}_n"] = compare.pooled(name, points)
-            rows.append(row)
-        table = pd.DataFrame(rows)
-        for key in keys:
-            table[key] = table[key].astype(self.summary[key].dtype)
-        return table
+        table = self.summary
+        codes = (
+            table.groupby(keys, dropna=False, sort=False).ngroup().to_numpy(np.int64)
+            if keys
+            else np.zeros(len(table), np.int64)
+        )
+        _, first, counts = np.unique(codes, return_index=True, return_counts=True)
+        points = np.split(table.index.to_numpy()[np.argsort(codes, kind="stable")], np.cumsum(counts)[:-1])
+        columns: dict[str, Any] = {key: table[key].array.take(first) for key in keys}
+        columns |= {"points": [tuple(each.tolist()) for each in points], "num_points": counts}
+        columns["num_samples"] = np.bincount(codes, weights=table["num_samples"]).astype(int)
+        for name in self.metrics:
+            columns[name], columns[f"{name}_se"], columns[f"{name}_n"] = compare.pooled(name, table, codes, len(counts))
+        return pd.DataFrame(columns)
 
     def compare(self, a: PointChoice, b: PointChoice) -> pd.DataFrame:
         """What changes from ``a`` to ``b``, metric by metric, in the units of the metric.
@@ -283,8 +286,9 @@ def settings_of(directory: Path) -> dict[str, Any]:
     if overrides.is_file():
         for line in overrides.read_text(encoding="utf-8").splitlines():
             key, equals, value = line.removeprefix("- ").strip("'\"").partition("=")
-            if equals:
-                settings[key.removeprefix("sampling.")] = None if value == "null" else value.strip("'\"")
+            name = OVERRIDES.get(key, key.removeprefix("sampling."))
+            if equals and name in (*SAMPLING_KEYS, *OVERRIDES.values(), "model", "start", "seed"):
+                settings[name] = None if value == "null" else value.strip("'\"")
     for name in (SAMPLES, PARTIAL):
         for sample in samples_of(directory / name):
             if sample is not None:
@@ -305,7 +309,9 @@ def unseen_points(root: Path, seen: Iterable[PointFiles]) -> Iterator[PointFiles
         name = Path(row.get("directory") or "").name if (row.get("directory") or "") not in known else str(row["directory"])
         status, error = row.get("status") or "missing", row.get("error") or ""
         if name not in known:
-            known[name] = PointFiles(root / name, root, row, status=status, error=error, problems=problems)
+            asked = {key: row[key] for key in setting_names(row)}
+            status = "failed" if status == "failed" else "missing"
+            known[name] = PointFiles(root / name, root, asked, status=status, error=error, problems=problems)
             yield known[name]
         elif not known[name].summarised:
             known[name].row = row | known[name].row

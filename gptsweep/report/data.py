@@ -29,6 +29,7 @@ def page_data(sweep: Sweep, title: str, reference: Mapping[str, float | None] | 
     shown = thinned(sweep)
     samples = shown.samples
     values = {key: ordered(groups[key]) for key in keys}
+    statuses = sweep.summary["status"].to_dict()
     return {
         "title": title,
         "facts": facts(sweep),
@@ -42,17 +43,17 @@ def page_data(sweep: Sweep, title: str, reference: Mapping[str, float | None] | 
             for name in sweep.metrics
         ],
         "groups": {
-            "at": [[values[key].index(plain(row[key])) for key in keys] for _, row in groups.iterrows()],
+            "at": [list(places) for places in zip(*(placed(groups[key], values[key]) for key in keys), strict=True)] or [[]],
             "points": groups["num_points"].tolist(),
             "samples": groups["num_samples"].tolist(),
-            "status": [worst(sweep.summary.loc[list(points), "status"]) for points in groups["points"]],
+            "status": [worst(statuses[point] for point in points) for points in groups["points"]],
         },
         "values": {
             name: {
                 "mean": rounded(groups[name]),
                 "error": rounded(groups[f"{name}_se"]),
                 "n": groups[f"{name}_n"].tolist(),
-                "seeds": [by_seed(sweep, p, name) for p in groups["points"]] if METRICS[name].per == "point" else None,
+                "seeds": by_seed(sweep, name, group_of, len(groups)) if METRICS[name].per == "point" else None,
             }
             for name in sweep.metrics
         },
@@ -113,7 +114,7 @@ def effects(sweep: Sweep, values: dict[str, list[Any]]) -> list[dict[str, Any]]:
     found = []
     for key, choices in values.items():
         along = sweep.group([key])
-        along = along.assign(place=[choices.index(plain(value)) for value in along[key]]).sort_values("place")
+        along = along.assign(place=placed(along[key], choices)).sort_values("place")
         change = sweep.effect(key)
         found.append(
             {
@@ -162,10 +163,20 @@ def sample_columns(samples: pd.DataFrame, group_of: dict[int, int]) -> dict[str,
     return columns
 
 
-def by_seed(sweep: Sweep, points: Sequence[int], name: str) -> dict[str, float | None]:
-    """A metric per point, by the seed of the point."""
-    rows = sweep.summary.loc[list(points)]
-    return {str(seed): number(value) for seed, value in zip(rows["seed"], rows[name], strict=True)} if "seed" in rows else {}
+def by_seed(sweep: Sweep, name: str, group_of: Mapping[int, int], count: int) -> list[dict[str, float | None]]:
+    """A metric per point, by group, then by the seed of the point."""
+    found: list[dict[str, float | None]] = [{} for _ in range(count)]
+    table = sweep.summary
+    if "seed" in table:
+        for point, seed, value in zip(table.index, table["seed"], table[name], strict=True):
+            found[group_of[point]][str(seed)] = number(value)
+    return found
+
+
+def placed(column: pd.Series[Any], values: Sequence[Any]) -> list[int]:
+    """The place of each cell among the values of its setting."""
+    place = {value: number for number, value in enumerate(values)}
+    return [place[plain(value)] for value in column]
 
 
 def numbers(values: Sequence[Any]) -> list[float] | None:
