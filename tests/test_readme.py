@@ -1,0 +1,73 @@
+"""Every command and program in README.md runs as it is printed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from model_files import TINY, random_gpt, save_hf, save_meta, save_nanogpt
+
+import gptsweep.__main__
+import gptsweep.review
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+INSTALLS = ("pip install -e . && python -m gptsweep", "pip install -e '.[test]' && python -m pytest")
+SMALL = ("sampling.num_samples=1", "sampling.max_new_tokens=8")
+
+
+def commands() -> list[str]:
+    return [text.strip() for language, text in BLOCKS if language == "bash"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with what the README's examples name: a checkpoint, prompt files, a small GPT-2 in the hub's cache."""
+    place = tmp_path_factory.mktemp("readme")
+    save_nanogpt(place / "out-shakespeare-char", random_gpt())
+    save_meta(place / "out-shakespeare-char" / "meta.pkl", "\n abcdefghi")
+    (place / "prompt.txt").write_text("ab", encoding="utf-8")
+    (place / "prompts.jsonl").write_text('{"prompt": "To be"}\n{"prompt": "Or not", "id": "b"}\n', encoding="utf-8")
+    cached = place / "hub" / "models--openai-community--gpt2"
+    save_hf(cached / "snapshots" / "0", random_gpt(replace(TINY, vocab_size=50257, block_size=64, activation="gelu_tanh")))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0", encoding="utf-8")
+    return place
+
+
+@pytest.fixture
+def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(place / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return place
+
+
+def test_the_two_install_commands_are_the_readmes_and_cis() -> None:
+    assert [command for command in commands() if command.startswith("pip")] == list(INSTALLS)
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "pip install --quiet -e '.[test]'" in ci
+    assert "python -m pytest" in ci
+
+
+@pytest.mark.parametrize("command", [command for command in commands() if not command.startswith("pip")])
+def test_a_command_of_the_readme_runs(command: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python, flag, module, *arguments = shlex.split(command)
+    assert (python, flag) == ("python", "-m")
+    if module == "gptsweep":
+        monkeypatch.setattr(sys, "argv", ["gptsweep", *arguments, *SMALL])
+        assert gptsweep.__main__.main() == 0
+    else:
+        assert module == "gptsweep.review"
+        monkeypatch.setattr(sys, "argv", ["gptsweep.review", *arguments])
+        assert gptsweep.review.main() in (0, None)
+
+
+@pytest.mark.parametrize("program", [text for language, text in BLOCKS if language == "python"])
+def test_a_program_of_the_readme_runs(program: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(program, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
