@@ -72,11 +72,11 @@ def open_checkpoint(source: ModelSource) -> Checkpoint:
 
 
 def load_weights(checkpoint: Checkpoint, model: GPT, dtype: torch.dtype) -> None:
-    """Fill ``model``, a ``GPT(checkpoint.config)`` made on the meta device, with real CPU parameters in ``dtype``;
-    those of the layer norms are float32 always.
+    """Fill ``model``, a ``GPT(checkpoint.config)`` made on the meta device, with real CPU parameters.
 
-    One tensor at a time, so memory holds the model and the largest stored tensor. No parameter requires a gradient; a tied
-    head stays tied.
+    They are in ``dtype``; those of the layer norms, which compute in float32 whatever the dtype, are in float32. One tensor
+    is read at a time, so memory holds the model and the largest stored tensor. No parameter requires a gradient; a tied head
+    stays tied.
 
     Raises:
         ModelError: the files have changed since the checkpoint was opened.
@@ -85,7 +85,6 @@ def load_weights(checkpoint: Checkpoint, model: GPT, dtype: torch.dtype) -> None
     scratch = torch.empty(max(stored.nbytes for stored in checkpoint.weights.values()), dtype=torch.uint8)
     for name, stored in checkpoint.weights.items():
         module, _, leaf = name.rpartition(".")
-        # Normalisation runs in float32 whatever the dtype of the linear layers.
         kept = torch.float32 if ".ln_" in name else dtype
         weight = torch.empty(stored.shape, dtype=kept).copy_(stored.read(scratch))
         setattr(model.get_submodule(module), leaf, nn.Parameter(weight, requires_grad=False))
