@@ -160,7 +160,7 @@ class Engine:
         Args:
             rows: the rows, made as late as the caller likes.
             workload: their bounds; None looks at all rows first.
-            on_step: called after each step; what it raises ends the run.
+            on_step: called after each step, its completions yielded; what it raises ends the run.
 
         Raises:
             ModelError: the model's logits are not numbers.
@@ -178,11 +178,11 @@ class Engine:
                 while flight.busy:
                     with torch.inference_mode():
                         finished = flight.step()
+                    yield from finished
                     if on_step is not None:
                         on_step(progress)
-                    yield from finished
             except (MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error) or max_rows == 1:
+                if not out_of_memory(error) or max_rows == 1:
                     raise
                 max_rows //= 2
                 log.warning("out of memory: going on with %d rows at a time", max_rows)
@@ -365,6 +365,9 @@ class _Flight:
         logits = logits.clone()
         logits[self.engine.vocab_size :] = -torch.inf
         logprobs = logits.double().log_softmax(-1)
+        if logprobs.isnan().any():
+            record["logprob"] = torch.nan
+            return
         if running.edits is not None:
             logits = edited(logits, record[0], running.edits.array[: len(running.edits)])
         assert running.lane.generator is not None
@@ -377,7 +380,8 @@ class _Flight:
 
     def _advance(self) -> list[Completion]:
         """Append the chosen tokens; finish, part and slide what has to."""
-        if np.isnan(self.rows["logprob"][list(self.running)]).any():
+        records = self.rows[list(self.running)]
+        if not np.isfinite(records["logprob"] + records["entropy"]).all():
             dtype = str(self.engine.dtype).removeprefix("torch.")
             raise ModelError("device.dtype", dtype, "the model's logits are not numbers; try float32, or check the checkpoint")
         columns = [self.rows[name].tolist() for name in ("token", "logprob", "sampler_logprob", "entropy")]
@@ -484,7 +488,8 @@ def _passes(sequences: Sequence[_Sequence]) -> Iterator[tuple[list[Span], list[i
         yield spans, ids
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` is what an allocator raises; torch's for CPUs has no type of its own."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 

@@ -438,8 +438,9 @@ def _survivors(row, x, tops, vocab_size, greatest, ids, weights):
             # A cut that holds enough mass spares looking at the whole vocabulary; which cut it is does not change the outcome.
             depth = 4.0
             while True:
-                count = _gather(x, tops, max(np.float32(greatest - depth * temperature), _LEAST), ids)
-                if _weigh(x, ids, weights, count, greatest, temperature) >= target or count == vocab_size:
+                cut = max(np.float32(greatest - depth * temperature), _LEAST)
+                count = _gather(x, tops, cut, ids)
+                if _weigh(x, ids, weights, count, greatest, temperature) >= target or count == vocab_size or cut == _LEAST:
                     break
                 depth *= 2
         count = _split(x, ids, weights, count, target)

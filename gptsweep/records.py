@@ -23,6 +23,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 OVERFLOWS = ("crop", "stop", "rebase")
 RNGS = ("counter", "torch")
 NOISES = ("common", "independent")
+_GREATEST_ADDEND = 1e30  # far from where float32 ends, whatever is added up
 FINISH_REASONS = ("length", "stop", "eot", "overflow")
 FinishReason = Literal["length", "stop", "eot", "overflow"]
 
@@ -110,15 +111,16 @@ class Sampling:
 
         check(self.num_samples >= 1, "num_samples", "must be at least 1")
         check(self.max_new_tokens >= 1, "max_new_tokens", "must be at least 1")
-        check(0 <= self.temperature < math.inf, "temperature", "must be 0 (greedy) or a positive number")
+        check(self.temperature == 0 or 1e-6 <= self.temperature < math.inf, "temperature",
+              "must be 0 (greedy) or a positive number, at least 1e-6")  # fmt: skip
         check(self.top_k is None or self.top_k >= 1, "top_k", "must be at least 1, or null to switch it off")
         check(self.top_p is None or 0 < self.top_p <= 1, "top_p", "must be above 0 and at most 1, or null to switch it off")
         check(self.min_p is None or 0 <= self.min_p <= 1, "min_p", "must be from 0 to 1, or null to switch it off")
-        check(0 < self.repetition_penalty < math.inf, "repetition_penalty", "must be a positive number; 1.0 switches it off")
+        check(1e-6 <= self.repetition_penalty <= 1e6, "repetition_penalty", "must be from 1e-6 to 1e6; 1.0 switches it off")
         for name in ("presence_penalty", "frequency_penalty"):
-            check(math.isfinite(getattr(self, name)), name, "must be a finite number; 0 switches it off")
-        check(all(token >= 0 and math.isfinite(addend) for token, addend in self.logit_bias), "logit_bias",
-              "must map token ids (0 or above) to finite numbers")  # fmt: skip
+            check(abs(getattr(self, name)) <= _GREATEST_ADDEND, name, "must be from -1e30 to 1e30; 0 switches it off")
+        check(all(token >= 0 and abs(addend) <= _GREATEST_ADDEND for token, addend in self.logit_bias), "logit_bias",
+              "must map token ids (0 or above) to numbers from -1e30 to 1e30")  # fmt: skip
         check(self.logit_bias == tuple(sorted(dict(self.logit_bias).items())), "logit_bias", "names a token id twice")
         check(all(self.stop), "stop", "holds an empty string, which would stop every sample at once")
         one_of("sampling.overflow", self.overflow, OVERFLOWS)

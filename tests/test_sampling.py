@@ -253,8 +253,8 @@ def test_ids_of_a_padded_vocabulary_are_never_sampled(use_kernels: bool) -> None
 def test_forbidden_tokens_do_not_hang_a_nucleus_that_wants_all_the_rest(use_kernels: bool) -> None:
     logits = torch.linspace(-2, 2, 130)
     forbidden = tuple((token, -1e30) for token in range(0, 130, 2))
-    for top_p in (0.5, 0.9999999, 1 - 1e-15):
-        sampling = Sampling(temperature=1.0, top_k=None, top_p=top_p, logit_bias=forbidden, max_new_tokens=4)
+    for top_p, temperature in itertools.product((0.5, 0.9999999, 1 - 1e-15), (1e-6, 1.0)):
+        sampling = Sampling(temperature=temperature, top_k=None, top_p=top_p, logit_bias=forbidden, max_new_tokens=4)
         completions = run(logits, many(sampling, 10), use_kernels=use_kernels)
         assert all(token % 2 for c in completions for token in c.token_ids)
 
