@@ -6,6 +6,8 @@ loaded model. Rows that would come out the same are run once and delivered to ea
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -28,8 +30,8 @@ from omegaconf import DictConfig
 from . import engine as engine_module
 from .checkpoint import load_weights, open_checkpoint
 from .config import point_from_config
-from .engine import Engine, OnStep, Workload
-from .errors import ConfigError, DeviceError, GptsweepError, Interrupted, PromptError
+from .engine import Engine, OnStep, Workload, out_of_memory
+from .errors import ConfigError, DeviceError, GptsweepError, Interrupted, PromptError, ResultsError
 from .linear import Int8Linear, can_pack, pack
 from .metrics import text_metrics
 from .model import GPT
@@ -407,8 +409,9 @@ def run_jobs(jobs: Sequence[Job], progress: Progress, models: Models | None = No
         for (source, device), group in groups.items():
             try:
                 lm = models.open(source, device)
-            except (GptsweepError, OSError, MemoryError) as error:
-                yield from (Outcome(job, error=error) for job in group)
+            except Exception as error:  # of any kind: the other models' points go on
+                failure = mendable(error, "model", source.name)
+                yield from (Outcome(job, error=failure) for job in group)
                 continue
             yield from _Batch(lm, progress, done, interruption).run(group)
             del lm  # before the next is loaded: two need not fit
@@ -447,6 +450,7 @@ class _Batch:
         self.jobs: dict[Task, Job] = {}
         self.missing: dict[Task, set[tuple[int, int]]] = {}
         self.fresh: dict[Task, list[Sample]] = defaultdict(list)
+        self.broken: dict[Task, Exception] = {}
         self.writers: OrderedDict[Task, PointWriter] = OrderedDict()
         self.started = time.perf_counter()
         self.tokens_before = done.tokens
@@ -455,19 +459,15 @@ class _Batch:
         """Settle every job."""
         try:
             yield from self._plan(jobs)
-            wanted = {task: sorted(keys) for task, keys in self.missing.items()}
-            self.done.rows_total += sum(map(len, wanted.values()))
-            self.started = time.perf_counter()
-            for task, sample in generate(self.lm, list(wanted), wanted, self._on_step):
-                if task in self.missing and sample.key in self.missing[task]:
-                    self.missing[task].discard(sample.key)
-                    self.fresh[task].append(sample)
-                    self.done.rows += 1
-                    self.progress.show_sample(sample.prompt + sample.completion)
-                    if not self.missing[task]:
-                        yield self._settle(task)
-                        self.done.points += 1
-            self._flush()
+            self.done.rows_total += sum(map(len, self.missing.values()))
+            try:
+                yield from self._decode(list(self.missing))
+            except Exception as error:
+                if len(self.missing) > 1 and not disk_full(error):
+                    log.warning("%s; going on with one point at a time", error)
+                    yield from self._decode_singly()
+                else:
+                    yield from [self._failed(task, error) for task in list(self.missing)]
             self._show(0)
         finally:
             while self.writers:
@@ -485,18 +485,42 @@ class _Batch:
                 self.jobs[task] = job
                 writer = self._writer(task)
                 missing = set(task.keys) - writer.done
-                if writer.complete and not missing:
+                if missing:
+                    self.missing[task] = missing
+                elif writer.complete:
                     speed = (read_manifest(job.directory) or {}).get("tokens_per_second")
                     summary = self._summary(task, writer.samples(), speed)
                     self._close(task)
-                    self.done.points += 1
-                    yield Outcome(job, summary=summary)
-                elif missing:
-                    self.missing[task] = missing
+                    yield self._settled(Outcome(job, summary=summary))
                 else:
-                    yield self._settle(task)
-            except (GptsweepError, OSError) as error:
-                yield Outcome(job, error=error)
+                    yield self._settled(Outcome(job, summary=self._finish(task)))
+            except Exception as error:
+                yield self._settled(Outcome(job, error=mendable(error, "start", point.start)))
+
+    def _decode(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
+        """Make what is missing of these tasks, and settle each when it is whole."""
+        self.started, self.tokens_before = time.perf_counter(), self.done.tokens
+        wanted = {task: sorted(self.missing[task]) for task in tasks}
+        for task, sample in generate(self.lm, tasks, wanted, self._on_step):
+            missing = self.missing.get(task, set())
+            if sample.key in missing:
+                missing.discard(sample.key)
+                self.fresh[task].append(sample)
+                self.done.rows += 1
+                self.progress.show_sample(sample.prompt + sample.completion)
+                if not missing:
+                    yield self._finished(task)
+            while self.broken:
+                yield self._failed(*self.broken.popitem())
+        self._flush()
+
+    def _decode_singly(self) -> Iterator[Outcome]:
+        """`_decode` each task by itself: something in one of them ended the batch."""
+        for task in list(self.missing):
+            try:
+                yield from self._decode([task])
+            except Exception as error:
+                yield self._failed(task, error)
 
     def _on_step(self, engine: engine_module.Progress) -> None:
         self._flush()
@@ -515,16 +539,39 @@ class _Batch:
         )
 
     def _flush(self) -> None:
-        """Put the samples that finished in the last step on disk."""
-        for task, samples in self.fresh.items():
-            self._writer(task).add(samples)
-        self.fresh.clear()
+        """Put the samples that finished in the last step on disk.
 
-    def _settle(self, task: Task) -> Outcome:
+        Raises:
+            ResultsError: the disk is full: no point has a future. Any other error is its own point's.
+        """
+        while self.fresh:
+            task, samples = self.fresh.popitem()
+            try:
+                self._writer(task).add(samples)
+            except ResultsError as error:
+                if disk_full(error):
+                    raise
+                self.broken[task] = error
+
+    def _finished(self, task: Task) -> Outcome:
         try:
-            return Outcome(self.jobs[task], summary=self._finish(task))
-        except (GptsweepError, OSError) as error:
-            return Outcome(self.jobs[task], error=error)
+            outcome = Outcome(self.jobs[task], summary=self._finish(task))
+        except Exception as error:
+            return self._failed(task, error)
+        del self.missing[task]
+        return self._settled(outcome)
+
+    def _failed(self, task: Task, error: Exception) -> Outcome:
+        self.missing.pop(task, None)
+        with contextlib.suppress(GptsweepError, OSError):  # keep what can be kept
+            self._writer(task).add(self.fresh.pop(task, []))
+        return self._settled(Outcome(self.jobs[task], error=mendable(error, "device.max_rows", self.lm.engine.max_rows)))
+
+    def _settled(self, outcome: Outcome) -> Outcome:
+        self.done.points += 1
+        if outcome.error is not None and not isinstance(outcome.error, (GptsweepError, OSError)):
+            log.error("%s failed", outcome.job.directory, exc_info=outcome.error)  # a bug keeps its traceback
+        return outcome
 
     def _finish(self, task: Task) -> Mapping[str, Any]:
         """Write the files of a point whose samples are all there."""
@@ -555,6 +602,21 @@ class _Batch:
 
     def _close(self, task: Task) -> None:
         self.writers.pop(task).__exit__(None, None, None)
+
+
+def disk_full(error: Exception) -> bool:
+    """Whether ``error`` says that nothing can be written any more."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def mendable(error: Exception, key: str, value: object) -> Exception:
+    """``error``, or in its place words on what to do about too little memory."""
+    if not out_of_memory(error):
+        return error
+    what = "does not fit in memory, not even one row at a time; take a smaller model, dtype or sampling.max_new_tokens"
+    short = DeviceError(key, value, what)
+    short.__cause__ = error
+    return short
 
 
 def settings_of(point: Point, *, dtype: str, device: str) -> dict[str, object]:

@@ -1,0 +1,85 @@
+"""Sweeps for the tests: tiny checkpoints in nanoGPT's format, and the command run in this process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from plain import peaked_gpt
+
+from gptsweep import __main__ as command
+from gptsweep.model import GPTConfig
+
+from model_files import save_meta, save_nanogpt
+
+CHARACTERS = "\n !abcdefghijklmno"
+
+
+def save_checkpoint(out_dir: Path, seed: int, block_size: int = 12) -> Path:
+    """A tiny model with a head and a tail in its distributions, whose characters are `CHARACTERS`."""
+    config = GPTConfig(block_size=block_size, vocab_size=len(CHARACTERS), n_layer=2, n_head=2, n_embd=8)
+    save_nanogpt(out_dir, peaked_gpt(config, seed).requires_grad_(True))
+    save_meta(out_dir / "meta.pkl", CHARACTERS)
+    return out_dir
+
+
+@dataclass
+class Ended:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ended]
+
+
+@contextmanager
+def logging_kept() -> Iterator[None]:
+    """Hydra configures the root logger and leaves it so."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        for handler in set(root.handlers) - set(before[0]):
+            handler.close()
+        root.handlers[:], root.level = before
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Runs the command in this process, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["gptsweep", *arguments])
+        return Ended(command.main(), *capsys.readouterr())
+
+    with logging_kept():
+        yield run
+
+
+def samples_of(sweep: Path) -> dict[str, bytes]:
+    """The bytes of every ``samples.jsonl`` under ``sweep``, by the name of its directory."""
+    return {path.parent.name: path.read_bytes() for path in sweep.glob("**/samples.jsonl")}
+
+
+def fork(program: Callable[[], int]) -> int:
+    """Run ``program`` in a child that starts with everything imported; its process id."""
+    pid = os.fork()
+    if pid == 0:
+        status = 70
+        try:
+            status = program()
+        finally:
+            os._exit(status)
+    return pid
