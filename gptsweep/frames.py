@@ -138,11 +138,9 @@ class Sweep:
             if key not in self.settings:
                 raise ResultsError("group", key, f"is not a setting here; swept are {', '.join(self.swept) or 'none'}")
         table = self.summary
-        codes = (
-            table.groupby(keys, dropna=False, sort=False).ngroup().to_numpy(np.int64)
-            if keys
-            else np.zeros(len(table), np.int64)
-        )
+        codes = np.zeros(len(table), dtype=np.int64)
+        if keys:
+            codes[:] = table.groupby(keys, dropna=False, sort=False).ngroup()
         _, first, counts = np.unique(codes, return_index=True, return_counts=True)
         points = np.split(table.index.to_numpy()[np.argsort(codes, kind="stable")], np.cumsum(counts)[:-1])
         columns: dict[str, Any] = {key: table[key].array.take(first) for key in keys}

@@ -1,0 +1,59 @@
+"""The embedded model's text behaves as text from language models does: Holtzman et al. 2020, Figures 8 and 9."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import pytest
+
+import gptsweep
+from gptsweep.metrics import text_metrics
+
+TEMPERATURES = (0.0, 0.5, 1.0, 1.5)
+TOP_K = (1, 3, 10, 65)
+
+Grid = dict[tuple[float, int], dict[str, float | None]]
+
+
+@pytest.fixture(scope="module")
+def grid() -> Grid:
+    lm = gptsweep.load("shakespeare", device="cpu")
+    found: Grid = {}
+    for temperature, top_k in itertools.product(TEMPERATURES, TOP_K):
+        samples = lm.generate("\n", num_samples=8, max_new_tokens=100, seed=1, temperature=temperature, top_k=top_k)
+        found[temperature, top_k] = text_metrics([sample.as_json() for sample in samples])
+    return found
+
+
+def along(grid: Grid, name: str, points: Sequence[tuple[float, int]]) -> list[float]:
+    values = [grid[point][name] for point in points]
+    assert None not in values
+    return values  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("top_k", TOP_K[1:])
+def test_perplexity_rises_and_repetition_falls_with_temperature(grid: Grid, top_k: int) -> None:
+    points = [(temperature, top_k) for temperature in TEMPERATURES]
+    perplexity, repetition = along(grid, "perplexity", points), along(grid, "seq_rep_4", points)
+    assert perplexity == sorted(perplexity)
+    assert perplexity[-1] > 1.5 * perplexity[0]
+    assert repetition == sorted(repetition, reverse=True)
+    assert repetition[0] > 0.5 > 0.2 > repetition[-1]
+
+
+def test_perplexity_rises_and_repetition_falls_with_top_k(grid: Grid) -> None:
+    points = [(1.0, top_k) for top_k in TOP_K]
+    perplexity, repetition = along(grid, "perplexity", points), along(grid, "seq_rep_4", points)
+    assert perplexity == sorted(perplexity)
+    assert repetition == sorted(repetition, reverse=True)
+    diversity = along(grid, "diversity", points)
+    assert diversity[0] < 0.1 < 0.9 < diversity[-1]
+
+
+def test_greedy_text_says_itself_again_and_again(grid: Grid) -> None:
+    assert grid[0.0, 65] == grid[0.0, 1] == grid[1.5, 1]
+    assert grid[0.0, 65]["unique_samples"] == 1 / 8
+    assert grid[1.0, 65]["unique_samples"] == 1
+    assert grid[0.0, 65]["self_bleu_4"] == pytest.approx(1)
+    assert grid[1.0, 65]["self_bleu_4"] < 0.1  # type: ignore[operator]
