@@ -357,7 +357,7 @@ class _Flight:
             choose(logits[:, : self.engine.vocab_size], chosen, edits)
             self.rows[slots] = chosen
         for running in streams:
-            self._draw(running, logits[self.rows["logits_row"][running.slot]].float())
+            self._draw(running, logits[self.rows["logits_row"][running.slot]].float().cpu())
 
     def _draw(self, running: _Running, logits: Tensor) -> None:
         """Choose the next token of a row with ``rng=torch``."""

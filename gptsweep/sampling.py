@@ -268,7 +268,7 @@ def nanogpt_choice(logits: Tensor, sampling: Sampling, generator: torch.Generato
     """The next token as nanoGPT's ``generate`` draws it: top_k, a softmax over the whole vocabulary, ``multinomial``.
 
     Args:
-        logits: ``float32 [vocab_size]``, penalties applied.
+        logits: ``float32 [vocab_size]`` on the CPU, as the stream is: one seed means one text on every device; penalties applied.
         sampling: the row's settings; top_p and min_p, which nanoGPT does not have, come after top_k.
         generator: the stream that the draws of all samples come from.
 
@@ -282,7 +282,5 @@ def nanogpt_choice(logits: Tensor, sampling: Sampling, generator: torch.Generato
         threshold = scaled.topk(min(sampling.top_k, len(scaled))).values[-1]
         scaled = scaled.masked_fill(scaled < threshold, -torch.inf)
     scaled = truncated_tail(scaled, sampling.top_p or 1.0, sampling.min_p or 0.0)
-    probabilities = scaled.softmax(-1)
-    # The stream is a CPU's, so that one seed means one text on every device.
-    token = int(torch.multinomial(probabilities.cpu(), 1, generator=generator))
+    token = int(torch.multinomial(scaled.softmax(-1), 1, generator=generator))
     return token, float(scaled.double().log_softmax(-1)[token])
