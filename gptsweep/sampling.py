@@ -268,7 +268,7 @@ def nanogpt_choice(logits: Tensor, sampling: Sampling, generator: torch.Generato
     """The next token as nanoGPT's ``generate`` draws it: top_k, a softmax over the whole vocabulary, ``multinomial``.
 
     Args:
-        logits: ``float32 [vocab_size]`` on the CPU, as the stream is: one seed means one text on every device; penalties applied.
+        logits: ``float32 [vocab_size]``, penalties applied; on the CPU, as the stream is: a seed means one text on any device.
         sampling: the row's settings; top_p and min_p, which nanoGPT does not have, come after top_k.
         generator: the stream that the draws of all samples come from.
 
