@@ -6,6 +6,7 @@ points that failed or never started. Nothing that cannot be read is passed over 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -319,9 +320,7 @@ def unseen_points(root: Path, seen: Iterable[PointFiles]) -> Iterator[PointFiles
 
 def samples_of(path: Path, digest: hashlib._Hash | None = None) -> Iterator[dict[str, Any] | None]:
     """A file's lines as samples, None for a damaged one; nothing where there is no file. ``digest`` is fed every byte."""
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         while lines := file.readlines(CHUNK):
             if digest is not None:
                 digest.update(b"".join(lines))
@@ -373,7 +372,7 @@ PLACE = ("prompt_index", "seed", "sample_index")
 def read_samples(point: PointFiles) -> list[dict[str, Any]]:
     """The whole lines of a point, in order, each sample once; damaged lines are counted and said with their file."""
     found: dict[tuple[int, int, int], dict[str, Any]] = {}
-    for name in (SAMPLES, PARTIAL):
+    for name in (PARTIAL, SAMPLES):  # a point finished between the two reads is then seen twice, not never
         damaged, count, digest = 0, 0, hashlib.sha256()
         path = point.directory / name
         for sample in samples_of(path, digest):

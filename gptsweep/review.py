@@ -104,8 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def review(options: argparse.Namespace) -> None:
+def review(options: argparse.Namespace, console: Console | None = None) -> None:
     """Do what the command line says.
+
+    Args:
+        options: from `parser`.
+        console: where tables go; by default standard output.
 
     Raises:
         GptsweepError: a name, a condition or a path is wrong.
@@ -118,7 +122,7 @@ def review(options: argparse.Namespace) -> None:
     rows = sorted_rows(sweep.group(options.group.split(",") if options.group else None), options.sort)
     reference = reference_of(options, whole)
     form = options.format or ("table" if sys.stdout.isatty() else "csv")
-    console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 160)
+    console = console or Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 160)
     if options.diff:
         a, b = (choice(text, sweep, rows) for text in options.diff)
         difference = sweep.compare(a, b)

@@ -195,7 +195,7 @@ function drawHead() {
       : el("p", { class: "problem" }, summary));
   }
   fill($("metric"), metrics.map((metric) => el("option", { value: metric.name }, metric.label)));
-  $("metric").addEventListener("change", (event) => update({ metric: event.target.value }, drawEffects, drawCharts));
+  $("metric").addEventListener("change", (event) => update({ metric: event.target.value }, drawEffects, drawCharts, drawPoints));
   const themes = ["auto", "light", "dark"];
   $("theme").addEventListener("click", () => {
     const next = themes[(themes.indexOf(document.documentElement.dataset.theme || "auto") + 1) % 3];
@@ -209,6 +209,13 @@ function drawHead() {
       $(link.dataset.goto).focus({ preventScroll: true });
     });
 }
+
+/** The metrics shown before all are asked for. */
+const TABLE = ["perplexity", "entropy_mean", "seq_rep_4", "diversity", "ends_repeating", "distinct_2", "self_bleu_4", "completion_tokens_mean"].filter((name) => byName[name]);
+let everyMetric = false;
+const shownMetrics = () => (everyMetric ? metrics : metrics.filter((metric) => TABLE.includes(metric.name) || metric.name === state.metric));
+const allMetrics = () => el("button", { type: "button", class: "all-metrics", onclick: () => { everyMetric = !everyMetric; drawEffects(); drawPoints(); } },
+  everyMetric ? "Fewer metrics" : `All ${metrics.length} metrics`);
 
 /* ---------- effects ---------- */
 
@@ -229,9 +236,9 @@ function drawEffects() {
     const { labels } = keys.find((one) => one.name === key);
     return el("th", { scope: "colgroup", colspan: 2 }, key, el("span", { class: "range" }, `${short(labels[0])} → ${short(labels[labels.length - 1])}`));
   }), data.effects.length < 3 && el("th", { scope: "col", class: "what" }, "What it is"));
-  const rows = metrics.map(({ name, label: text, meaning }) => el("tr", { class: name === state.metric && "now" },
+  const rows = shownMetrics().map(({ name, label: text, meaning }) => el("tr", { class: name === state.metric && "now" },
     el("th", { scope: "row" }, el("button", {
-      type: "button", title: meaning, "aria-pressed": String(name === state.metric), onclick: () => update({ metric: name }, drawEffects, drawCharts),
+      type: "button", title: meaning, "aria-pressed": String(name === state.metric), onclick: () => update({ metric: name }, drawEffects, drawCharts, drawPoints),
     }, text)),
     data.effects.map(({ along, change }) => {
       const [difference, low, high, pairs, differs] = change[name] || [null, null, null, 0, false];
@@ -245,6 +252,7 @@ function drawEffects() {
       return cells;
     }), data.effects.length < 3 && el("td", { class: "what" }, meaning)));
   fill($("effects-body"), el("table", { class: "effects" }, el("thead", {}, head), el("tbody", {}, rows)));
+  fill($("effects-more"), metrics.length > TABLE.length && allMetrics());
 }
 
 /* ---------- charts ---------- */
@@ -325,6 +333,11 @@ function scale(lows, highs, from, to, { numbers = null, labels = null, name = nu
     return { of: (i) => (labels.length === 1 ? (from + to) / 2 : from + gap * i), ticks: labels.map((text, i) => [i, short(text, 10)]) };
   }
   let low = Math.min(...lows), high = Math.max(...highs);
+  const own = (of) => { // the values themselves as ticks, where they have room
+    if (!numbers) return null;
+    const at = numbers.map(of), room = Math.min(...at.slice(1).map((v, i) => Math.abs(v - at[i])));
+    return numbers.length < 2 || room >= 30 ? numbers.map((v, i) => [v, short(labels[i], 6)]) : null;
+  };
   if (low === high) { low -= Math.abs(low) * 0.1 || 0.5; high += Math.abs(high) * 0.1 || 0.5; }
   if (widely(name, low, high)) {
     const of = (v) => from + ((to - from) * Math.log(v / low)) / Math.log(high / low);
@@ -332,7 +345,7 @@ function scale(lows, highs, from, to, { numbers = null, labels = null, name = nu
     for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++)
       for (const lead of high / low > 1e4 ? [1] : [1, 2, 5]) ticks.push(lead * 10 ** power);
     ticks = ticks.filter((v) => v >= low / 1.001 && v <= high * 1.001);
-    return { of, ticks: ticks.map((v) => [v, show(v, 2)]) };
+    return { of, ticks: own(of) || ticks.map((v) => [v, show(v, 2)]) };
   }
   const rough = (high - low) / 5, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 2.5, 5, 10].map((lead) => lead * power).find((one) => one >= rough);
@@ -344,7 +357,8 @@ function scale(lows, highs, from, to, { numbers = null, labels = null, name = nu
   }
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-6; i++) ticks.push(+(i * step).toPrecision(12));
   const decimals = Math.max(0, -Math.floor(Math.log10(step) + 1e-9) + (String(step / power).includes(".5") ? 1 : 0));
-  return { of: (v) => from + ((to - from) * (v - low)) / (high - low), ticks: ticks.map((v) => [v, v.toFixed(Math.min(8, decimals)).replace("-", "\u2212")]) };
+  const of = (v) => from + ((to - from) * (v - low)) / (high - low);
+  return { of, ticks: own(of) || ticks.map((v) => [v, v.toFixed(Math.min(8, decimals)).replace("-", "\u2212")]) };
 }
 
 /** A drawing is as wide as its place, so that its text has the size of text. */
@@ -388,7 +402,7 @@ function drawCurve() {
   $("curve").classList.toggle("wide", !two);
   const W = width("curve"), H = 350, box = { left: 52, right: W - (two ? 92 : 20), top: 28, bottom: H - 44 };
   const numbers = kx.numbers;
-  const x = numbers ? scale(numbers, numbers, box.left + 8, box.right - 8, { numbers }) : scale([], [], box.left + 14, box.right - 14, { labels: kx.labels });
+  const x = numbers ? scale(numbers, numbers, box.left + 8, box.right - 8, { numbers, labels: kx.labels }) : scale([], [], box.left + 14, box.right - 14, { labels: kx.labels });
   const goal = reference(state.metric), goals = goal === null ? [] : [goal];
   const y = scale([...flat.map((p) => p.mean - (p.error || 0)), ...goals], [...flat.map((p) => p.mean + (p.error || 0)), ...goals], box.bottom, box.top, { name: state.metric });
   const px = (p) => x.of(numbers ? numbers[p.x] : p.x);
@@ -519,11 +533,8 @@ function differs(name, g, base) {
   return found;
 }
 
-const TABLE = ["perplexity", "entropy_mean", "seq_rep_4", "diversity", "ends_repeating", "distinct_2", "self_bleu_4", "completion_tokens_mean"].filter((name) => byName[name]);
-let everyMetric = false;
-
 function drawPoints() {
-  const names = everyMetric ? metrics.map((metric) => metric.name) : TABLE;
+  const names = shownMetrics().map((metric) => metric.name);
   const [sortName, down] = state.sort ? [state.sort.replace(/^-/, ""), state.sort.startsWith("-")] : ["", false];
   const sortKey = keys.findIndex((key) => key.name === sortName);
   const rank = (g) => (sortKey >= 0 ? groups.at[g][sortKey] : byName[sortName] ? values[sortName].mean[g] : g);
@@ -564,7 +575,7 @@ function drawPoints() {
     count > 1 && picker("Compare with", [["", "nothing"], ...(data.reference ? [[TEXT, "the reference text"]] : []), ...every.slice(0, 2000).map((g) => [g, groupName(g)])], state.base ?? "", (g) => update({ base: g === "" ? null : g === TEXT ? TEXT : +g }, drawPoints)),
     state.base === TEXT && el("span", { class: "note" }, "each value is how far the point lies above the reference text"),
     state.base !== null && state.base !== TEXT && el("span", { class: "note" }, `≈ these samples cannot tell it from the chosen point; ? fewer than ${data.min_pairs} pairs`),
-    el("button", { type: "button", onclick: () => { everyMetric = !everyMetric; drawPoints(); } }, everyMetric ? "Fewer metrics" : "All metrics"));
+    metrics.length > TABLE.length && allMetrics());
   fill($("points-body"), el("table", { class: "points rows" },
     el("thead", {}, el("tr", {},
       keys.length ? keys.map((key) => heading(key.name, key.name, "")) : el("th", { scope: "col" }, "Run"),
