@@ -88,6 +88,7 @@ class FusedSweep:
     def _run(self, planned: Sequence[Planned]) -> list[JobReturn]:
         from . import session  # late: torch, which --help and a mistake in the config need not wait for
 
+        session.require_objective(self.config.objective)
         self._models = self._models or session.Models()
         self._table = self._table or SweepTable(self.directory)
         jobs = {job.directory: session.Job(job.point, job.directory, job.overwrite) for job in planned}

@@ -700,6 +700,7 @@ def run_job(cfg: DictConfig, directory: Path) -> float | None:
         GptsweepError: anything the user can mend.
         Interrupted: Ctrl-C or SIGTERM; finished samples are on disk.
     """
+    require_objective(cfg.objective)
     outcome = prepared.get({}).get(directory)
     if outcome is None:
         job = Job(point_from_config(cfg), directory, cfg.overwrite)
@@ -713,18 +714,26 @@ def run_job(cfg: DictConfig, directory: Path) -> float | None:
     return None if cfg.objective is None else objective_of(outcome.summary or {}, cfg.objective)
 
 
-def objective_of(summary: Mapping[str, Any], name: str) -> float:
-    """The value of a summary column.
+def require_objective(name: str | None) -> None:
+    """See that ``objective`` is a measured column of ``summary.csv``, before any work.
 
     Raises:
-        ConfigError: there is no such column, or it has no number.
+        ConfigError: it is not.
     """
-    value = summary.get(name)
-    if isinstance(value, (int, float)):
-        return float(value)
-    numbers = [column for column, cell in summary.items() if isinstance(cell, (int, float)) and not isinstance(cell, bool)]
-    what = "has no value for this point" if name in summary else "is no column of summary.csv"
-    raise ConfigError("objective", name, f"{what}; there are {', '.join(numbers)}")
+    columns = [*summarise({}, []), "tokens_per_second", *text_metrics([])]
+    if name is not None and name not in columns:
+        raise ConfigError("objective", name, f"must be one of {', '.join(columns)}")
+
+
+def objective_of(summary: Mapping[str, Any], name: str) -> float:
+    """The value of a column of ``summary.csv``.
+
+    Raises:
+        ConfigError: the column is empty, as too few samples leave some.
+    """
+    if summary[name] is None:
+        raise ConfigError("objective", name, "has no value for this point; more samples, or longer ones, may give it one")
+    return float(summary[name])
 
 
 def sweep(lm: LM, *, start: str | Sequence[str] = "\n", seed: int | Sequence[int] = 1337, **sampling: Any) -> pd.DataFrame:
