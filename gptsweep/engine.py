@@ -362,12 +362,12 @@ class _Flight:
     def _draw(self, running: _Running, logits: Tensor) -> None:
         """Choose the next token of a row with ``rng=torch``."""
         record = self.rows[running.slot : running.slot + 1]
+        if not logits.isfinite().all():
+            record["logprob"] = torch.nan
+            return
         logits = logits.clone()
         logits[self.engine.vocab_size :] = -torch.inf
         logprobs = logits.double().log_softmax(-1)
-        if logprobs.isnan().any():
-            record["logprob"] = torch.nan
-            return
         if running.edits is not None:
             logits = edited(logits, record[0], running.edits.array[: len(running.edits)])
         assert running.lane.generator is not None
