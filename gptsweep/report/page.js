@@ -54,24 +54,25 @@ const settingName = (name) => byName[name].label;
 
 const all = "all", TEXT = "reference";
 const first = metrics.length ? metrics[0].name : null;
+const numeric = keys.map((_, k) => k).sort((p, q) => isNumeric(q) - isNumeric(p) || p - q); // settings with an order come first
+function isNumeric(k) { return keys[k].labels.every((text) => text === "null" || !Number.isNaN(Number(text))); }
 const state = {
-  metric: first, x: 0, y: Math.min(1, keys.length - 1), fixed: keys.map(() => all),
+  metric: first, x: numeric[0] ?? 0, y: numeric[1] ?? 0, fixed: keys.map(() => all),
   mx: byName.perplexity ? "perplexity" : first, my: byName.diversity ? "diversity" : first,
   columns: spread(), at: 0, find: "", sort: "", base: null, all: false,
 };
 
-/** The points that the sample browser opens with: the ends and the middle of the first key, the others in their middle. */
+/** The points that the sample browser opens with: along the first setting its ends and its middle, of the others the middle. */
 function spread() {
   if (count <= 3) return every.slice();
-  const middle = keys.map((key) => Math.floor((key.labels.length - 1) / 2));
-  const n = keys[0].labels.length, wanted = [...new Set([0, Math.floor(n / 2), n - 1])];
-  const found = wanted.map((place) => nearest([place, ...middle.slice(1)])).filter((g) => g !== undefined);
+  const x = numeric[0], n = keys[x].labels.length, middle = keys.map((key) => Math.floor((key.labels.length - 1) / 2));
+  const found = [0, Math.floor(n / 2), n - 1].map((place) => nearest(middle.map((at, k) => (k === x ? place : at)), x));
   return [...new Set(found)];
 }
-function nearest(at) {
+function nearest(at, x) {
   let best, least = Infinity;
   for (const g of every) {
-    const distance = at.reduce((sum, place, k) => sum + (k ? 1 : 100) * Math.abs(place - groups.at[g][k]), 0);
+    const distance = at.reduce((sum, place, k) => sum + (k === x ? 100 : 1) * Math.abs(place - groups.at[g][k]), 0);
     if (distance < least) [best, least] = [g, distance];
   }
   return best;
@@ -313,9 +314,10 @@ function drawHeat() {
       onmouseenter: () => read(name), onfocus: () => read(name), onclick: () => toggle(one),
     }, found ? showOf(state.metric, found.mean) : "–", badge(one)));
   }));
-  const table = el("table", { class: "heat" + (kx.labels.length > 10 ? " dense" : "") },
+  const wide = kx.labels.length, every12 = Math.ceil(wide / 12);
+  const table = el("table", { class: "heat" + (wide > 16 ? " tiny" : wide > 10 ? " dense" : "") },
     el("caption", { class: "visually-hidden" }, `${settingName(state.metric)} by ${kx.name} and ${ky.name}`),
-    el("thead", {}, el("tr", {}, el("td", { class: "corner" }, ""), kx.labels.map((text) => el("th", { scope: "col", title: text }, short(text, 12))))),
+    el("thead", {}, el("tr", {}, el("td", { class: "corner" }, ""), kx.labels.map((text, x) => el("th", { scope: "col", title: text }, x % every12 ? el("span", { class: "visually-hidden" }, text) : short(text, 12))))),
     el("tbody", {}, ky.labels.map((_, y) => row(y)).reverse()));
   fill($("heat"),
     el("figcaption", {}, `${settingName(state.metric)} `, el("span", {}, `by ${kx.name} (across) and ${ky.name} (up)`)),
@@ -463,8 +465,8 @@ function drawScatter() {
       const cx = x.of(px.mean), cy = y.of(py.mean), colour = colourOf(g);
       const text = `${groupName(g)}: ${settingName(mx)} ${spoken(mx, px)}; ${settingName(my)} ${spoken(my, py)}`;
       return el("g", {},
-        px.error && el("line", { class: "bar1", stroke: colour, x1: x.of(px.mean - px.error), x2: x.of(px.mean + px.error), y1: cy, y2: cy }),
-        py.error && el("line", { class: "bar1", stroke: colour, x1: cx, x2: cx, y1: y.of(py.mean - py.error), y2: y.of(py.mean + py.error) }),
+        dots.length <= 150 && px.error && el("line", { class: "bar1", stroke: colour, x1: x.of(px.mean - px.error), x2: x.of(px.mean + px.error), y1: cy, y2: cy }),
+        dots.length <= 150 && py.error && el("line", { class: "bar1", stroke: colour, x1: cx, x2: cx, y1: y.of(py.mean - py.error), y2: y.of(py.mean + py.error) }),
         el("circle", { class: "dot", fill: colour, cx, cy, r: 5, onmouseenter: () => read(text), onclick: () => toggle(g) }, el("title", {}, text)), ring(g, cx, cy));
     }),
     [...paths.values()].length <= 14 && two ? apart([...paths.values()].map((line) => ({ line, y: y.of(line[line.length - 1].py.mean) })), 14, box.top, box.bottom).map(({ line, y: at }) =>
