@@ -41,11 +41,15 @@ _SHARE_OF_MEMORY = 0.4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """Bounds on the rows of a run, known before the first: how many, and the most tokens in a prompt and in a whole row."""
+    """Bounds on the rows of a run, known before the first.
+
+    How many rows, the most tokens in a prompt and in a whole row, and the most new tokens of all rows together.
+    """
 
     rows: int
     prompt_tokens: int
     row_tokens: int
+    new_tokens: int
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Workload:
@@ -54,15 +58,17 @@ class Workload:
             rows=len(rows),
             prompt_tokens=max((len(row.prompt_ids) for row in rows), default=1),
             row_tokens=max((len(row.prompt_ids) + row.sampling.max_new_tokens for row in rows), default=1),
+            new_tokens=sum(row.sampling.max_new_tokens for row in rows),
         )
 
 
 @dataclass(slots=True)
 class Progress:
-    """What the engine has done: rows now in flight, tokens chosen so far."""
+    """What the engine has done: rows now in flight, tokens chosen so far, and at the end if no row stops early from here on."""
 
     rows_in_flight: int = 0
     tokens: int = 0
+    tokens_total: int = 0
 
 
 OnStep = Callable[[Progress], None]
@@ -170,7 +176,7 @@ class Engine:
             workload = Workload.of(rows)
         waiting = _Waiting(rows, self.model.config)
         max_rows = min(self.max_rows or self._planned_rows(workload), max(1, workload.rows))
-        progress = Progress()
+        progress = Progress(tokens_total=workload.new_tokens)
         while waiting:
             flight = None
             try:
@@ -243,6 +249,7 @@ class _Flight:
     def requeue(self) -> None:
         """Put the rows in flight back to wait, from their beginning."""
         for running in reversed(self.running.values()):
+            self.progress.tokens -= len(running.token_ids)
             running.lane.rows.appendleft(running.row)
             if running.lane.generator is not None and running.stream_state is not None:
                 running.lane.generator.set_state(running.stream_state)
@@ -409,6 +416,7 @@ class _Flight:
         return finished
 
     def _retire(self, running: _Running) -> None:
+        self.progress.tokens_total -= running.row.sampling.max_new_tokens - len(running.token_ids)
         del self.running[running.slot]
         self.free_slots.append(running.slot)
         if running.lane.rows:

@@ -253,7 +253,9 @@ def _state_after_nanogpt_weights(config: GPTConfig, seed: int) -> Tensor:
     layers = [(3 * width, width), (width, width), (hidden, width), (width, hidden)] * config.n_layer
     residual = [(width, width), (width, hidden)] * config.n_layer
     # The layers' own draws, as torch's constructors make them.
-    uniform = [shape for layer in layers for shape in (layer, layer[:1]) if config.bias or len(shape) > 1]
+    uniform: list[tuple[int, ...]] = [
+        shape for layer in layers for shape in (layer, layer[:1]) if config.bias or len(shape) > 1
+    ]
     for shape in (embedding, positions):
         torch.empty(shape, dtype=torch.float32).normal_(generator=generator)
     for shape in (*uniform, embedding):

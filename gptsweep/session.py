@@ -350,6 +350,7 @@ def generate(
         rows=len(deliveries),
         prompt_tokens=max((len(ids) for task in tasks for ids in task.prompt_ids), default=1),
         row_tokens=max((len(ids) + t.point.sampling.max_new_tokens for t in tasks for ids in t.prompt_ids), default=1),
+        new_tokens=sum(recipients[0][0].point.sampling.max_new_tokens for recipients in deliveries.values()),
     )
 
     def rows() -> Iterator[Row]:
@@ -403,7 +404,7 @@ def run_jobs(jobs: Sequence[Job], progress: Progress, models: Models | None = No
     groups: dict[tuple[ModelSource, DeviceSettings], list[Job]] = defaultdict(list)
     for job in jobs:
         groups[job.point.model, job.point.device].append(job)
-    done = _Done(points_total=len(jobs))
+    done = _Done(points_total=len(jobs), groups=len(groups))
     models = models or Models()
     with Interruption() as interruption:
         for (source, device), group in groups.items():
@@ -436,6 +437,7 @@ class _Done:
     """Counts over all groups of a run."""
 
     points_total: int
+    groups: int
     points: int = 0
     rows: int = 0
     rows_total: int = 0
@@ -525,15 +527,16 @@ class _Batch:
     def _on_step(self, engine: engine_module.Progress) -> None:
         self._flush()
         self.done.tokens = self.tokens_before + engine.tokens
-        self._show(engine.rows_in_flight)
+        self._show(engine.rows_in_flight, self.tokens_before + engine.tokens_total if self.done.groups == 1 else None)
         self.interruption.check()
 
-    def _show(self, rows_in_flight: int) -> None:
+    def _show(self, rows_in_flight: int, tokens_total: int | None = None) -> None:
         self.progress.update(
             rows_done=self.done.rows,
             rows_total=self.done.rows_total,
             rows_in_flight=rows_in_flight,
             tokens=self.done.tokens,
+            tokens_total=tokens_total,
             points_done=self.done.points,
             points_total=self.done.points_total,
         )

@@ -222,7 +222,7 @@ def test_rows_are_taken_only_when_there_is_room() -> None:
             taken += 1
             yield row((1,), sample_index=i, max_new_tokens=2)
 
-    workload = Workload(rows=10**6, prompt_tokens=1, row_tokens=3)
+    workload = Workload(rows=10**6, prompt_tokens=1, row_tokens=3, new_tokens=2 * 10**6)
     completions = engine_of(max_rows=4).run(endless(), workload)
     for _ in range(9):
         next(completions)
