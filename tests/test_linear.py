@@ -1,0 +1,147 @@
+"""What a user would lose: a row's bits, when the layers under it notice how many rows there are."""
+
+from __future__ import annotations
+
+import plain
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gptsweep.linear import Int8Linear, PackedLinear, can_pack, pack, row_invariant
+from gptsweep.model import GPT, GPTConfig
+
+SHAPES = [(64, 192), (48, 37), (33, 65), (768, 2304), (3072, 768)]
+ROWS = 300
+
+
+def linear(n_in: int, n_out: int, dtype: torch.dtype = torch.float32, bias: bool = True) -> nn.Linear:
+    generator = torch.Generator().manual_seed(n_in * n_out)
+    layer = nn.Linear(n_in, n_out, bias=bias)
+    for parameter in layer.parameters():
+        parameter.data.normal_(0, 0.1, generator=generator)
+    return layer.to(dtype).requires_grad_(False)
+
+
+def inputs(n: int, width: int) -> Tensor:
+    # Heavy tails and rows of very different size, as in the residual stream.
+    x = torch.randn(n, width, generator=torch.Generator().manual_seed(n + width))
+    return x * torch.logspace(-2, 1, n)[:, None] * (1 + 20 * (torch.arange(width) % 31 == 7))
+
+
+LAYERS = {
+    "float32": (PackedLinear, torch.float32),
+    "bfloat16": (PackedLinear, torch.bfloat16),
+    "float16": (PackedLinear, torch.float16),
+    "int8": (Int8Linear, torch.float32),
+}
+KINDS = pytest.mark.parametrize("kind", LAYERS)
+
+
+def made(kind: str, layer: nn.Linear, gelu: nn.GELU | None = None) -> PackedLinear | Int8Linear:
+    packed, dtype = LAYERS[kind]
+    if not can_pack(torch.int8 if kind == "int8" else dtype):
+        pytest.skip(f"oneDNN has no {kind} layers for this CPU")
+    return packed(layer.to(dtype), gelu)
+
+
+@KINDS
+@pytest.mark.parametrize("threads_used", [1, 2])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.usefixtures("threads")
+@torch.inference_mode()
+def test_a_row_has_the_same_bits_among_any_number_of_rows(kind: str, threads_used: int, shape: tuple[int, int]) -> None:
+    layer, x = made(kind, linear(*shape)), inputs(ROWS, shape[0])
+    torch.set_num_threads(1)
+    whole = layer(x)
+    torch.set_num_threads(threads_used)
+    # Two threads are slow to start where others use the cores.
+    some = (1, 2, 3, 5, 8, 15, 16, 17, 31, 33, 63, 64, 65, 100, 129, 191, 200, 257, 300)
+    counts = some if threads_used == 2 or shape[0] > 500 else range(1, ROWS + 1)
+    assert [count for count in counts if not torch.equal(layer(x[:count]), whole[:count])] == []
+    # Not only the first rows: each alone, and from the middle.
+    assert [i for i in range(0, ROWS, 13) if not torch.equal(layer(x[i : i + 1]), whole[i : i + 1])] == []
+    assert torch.equal(layer(x[101:240]), whole[101:240])
+
+
+@KINDS
+@torch.inference_mode()
+def test_a_prompts_many_rows_have_the_bits_of_few(kind: str) -> None:
+    layer, x = made(kind, linear(96, 288)), inputs(2048, 96)
+    whole = layer(x)
+    for count in (700, 1024, 1025, 2047):
+        assert torch.equal(layer(x[:count]), whole[:count])
+    assert torch.equal(layer(x[2000:2001]), whole[2000:2001])
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2), ("float16", 2e-3)])
+@pytest.mark.parametrize("approximate", ["none", "tanh", None])
+@pytest.mark.parametrize("bias", [True, False])
+@torch.inference_mode()
+def test_packed_layers_with_gelu_fused_are_torchs(kind: str, tolerance: float, approximate: str | None, bias: bool) -> None:
+    layer, x = linear(96, 130, bias=bias), inputs(33, 96).clamp(-5, 5)
+    gelu = None if approximate is None else nn.GELU(approximate)
+    dtype = LAYERS[kind][1]
+    rounded = nn.functional.linear(
+        x.to(dtype).double(), layer.weight.to(dtype).double(), layer.bias.to(dtype).double() if bias else None
+    )
+    wanted = rounded if gelu is None else gelu(rounded)
+    got = made(kind, layer, gelu)(x)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.double(), wanted, rtol=tolerance, atol=tolerance)
+
+
+@torch.inference_mode()
+def test_exact_and_tanh_gelu_are_told_apart() -> None:
+    layer, x = linear(64, 64), inputs(40, 64).clamp(-3, 3)
+    exact, tanh = (made("float32", layer, nn.GELU(name))(x) for name in ("none", "tanh"))
+    assert 1e-5 < (exact - tanh).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh", None])
+@torch.inference_mode()
+def test_int8_layers_are_near_and_every_row_has_its_own_scale(approximate: str | None) -> None:
+    layer, x = linear(256, 130), torch.randn(33, 256, generator=torch.Generator().manual_seed(0))
+    gelu = None if approximate is None else nn.GELU(approximate)
+    wanted = layer(x) if gelu is None else gelu(layer(x))
+    packed = made("int8", layer, gelu)
+    assert (packed(x) - wanted).pow(2).mean().sqrt() < 0.02 * wanted.std()
+    loud = torch.cat([x, x[:1] * 1e4])
+    assert torch.equal(packed(loud)[:33], packed(x))
+    assert torch.isfinite(packed(torch.zeros(2, 256))).all()
+
+
+@KINDS
+def test_a_packed_model_says_that_it_is_row_invariant(kind: str) -> None:
+    config = GPTConfig(block_size=8, vocab_size=67, n_layer=1, n_head=2, n_embd=32)
+    packed, dtype = LAYERS[kind]
+    model = plain.peaked_gpt(config, dtype=dtype)
+    assert not row_invariant(model)
+    if not can_pack(torch.int8 if kind == "int8" else dtype):
+        pytest.skip(f"oneDNN has no {kind} layers for this CPU")
+    pack(model, packed)
+    assert row_invariant(model)
+
+
+def test_a_layer_that_notices_its_company_is_found_out() -> None:
+    model = plain.peaked_gpt(GPTConfig(block_size=8, vocab_size=67, n_layer=1, n_head=2, n_embd=32))
+    pack(model)
+
+    class Noticing(PackedLinear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * (1 + 1e-6 * (len(x) < 4))
+
+    for name in ("c_attn", "c_proj"):
+        found = getattr(model.blocks[0].attn, name)
+        found.__class__ = Noticing
+        assert not row_invariant(model)
+        found.__class__ = PackedLinear
+    assert row_invariant(model)
+    model.lm_head.__class__ = Noticing
+    assert not row_invariant(model)
+
+
+def test_packing_twice_is_refused() -> None:
+    model = GPT(GPTConfig(block_size=8, vocab_size=11, n_layer=1, n_head=2, n_embd=8)).requires_grad_(False)
+    pack(model)
+    with pytest.raises(TypeError, match="PackedLinear is not a linear layer"):
+        pack(model)
