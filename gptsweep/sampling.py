@@ -252,17 +252,24 @@ def _state_after_nanogpt_weights(config: GPTConfig, seed: int) -> Tensor:
     embedding, positions = (config.vocab_size, width), (config.block_size, width)
     layers = [(3 * width, width), (width, width), (hidden, width), (width, hidden)] * config.n_layer
     residual = [(width, width), (width, hidden)] * config.n_layer
-    # The layers' own draws, as torch's constructors make them.
-    uniform: list[tuple[int, ...]] = [
-        shape for layer in layers for shape in (layer, layer[:1]) if config.bias or len(shape) > 1
-    ]
-    for shape in (embedding, positions):
+
+    def normal(*shape: int) -> None:
         torch.empty(shape, dtype=torch.float32).normal_(generator=generator)
-    for shape in (*uniform, embedding):
+
+    def uniform(*shape: int) -> None:
         torch.empty(shape, dtype=torch.float32).uniform_(generator=generator)
-    # nanoGPT's draws over them: the head, which is the embedding once more, then the residual projections a second time.
+
+    # First what torch's constructors draw, then nanoGPT's draws over that: the head is the embedding once more, and the
+    # residual projections are drawn a second time.
+    normal(*embedding)
+    normal(*positions)
+    for outputs, inputs in layers:
+        uniform(outputs, inputs)
+        if config.bias:
+            uniform(outputs)
+    uniform(*embedding)
     for shape in (embedding, positions, *layers, embedding, *residual):
-        torch.empty(shape, dtype=torch.float32).normal_(generator=generator)
+        normal(*shape)
     return generator.get_state()
 
 
