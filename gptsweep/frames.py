@@ -28,7 +28,7 @@ from . import compare, metrics
 from .errors import ResultsError
 from .metrics import METRICS
 from .records import FINISH_REASONS, Sampling
-from .results import MANIFEST, PARTIAL, SAMPLES, SUMMARY, SWEEP, summarise
+from .results import LOCK, MANIFEST, PARTIAL, SAMPLES, SUMMARY, SWEEP, summarise
 
 if TYPE_CHECKING:
     import xarray
@@ -234,7 +234,7 @@ def point_directories(root: Path) -> Iterator[tuple[Path, Path]]:
         directory, sweep = waiting.pop()
         entries = list(os.scandir(directory))
         names = {entry.name for entry in entries}
-        if names & {SAMPLES, PARTIAL, SUMMARY, MANIFEST, ".hydra"}:
+        if names & {SAMPLES, PARTIAL, SUMMARY, MANIFEST, LOCK, ".hydra"}:
             yield directory, sweep
             continue
         if names & {"multirun.yaml", SWEEP}:
@@ -279,15 +279,15 @@ def read_rows(path: Path, problems: list[str]) -> list[dict[str, Any]]:
 
 
 def settings_of(directory: Path) -> dict[str, Any]:
-    """The settings of a point that has no summary: from its first whole sample, and from Hydra's list of overrides."""
+    """The settings of a point that has no summary: from its first whole sample, and from its overrides or its name."""
     settings: dict[str, Any] = {}
     overrides = directory / ".hydra" / "overrides.yaml"
-    if overrides.is_file():
-        for line in overrides.read_text(encoding="utf-8").splitlines():
-            key, equals, value = line.removeprefix("- ").strip("'\"").partition("=")
-            name = OVERRIDES.get(key, key.removeprefix("sampling."))
-            if equals and name in (*SAMPLING_KEYS, *OVERRIDES.values(), "model", "start", "seed"):
-                settings[name] = None if value == "null" else value.strip("'\"")
+    lines = overrides.read_text(encoding="utf-8").splitlines() if overrides.is_file() else directory.name.split(",")
+    for line in lines:
+        key, equals, value = line.removeprefix("- ").strip("'\"").partition("=")
+        name = OVERRIDES.get(key, key.removeprefix("sampling."))
+        if equals and name in (*SAMPLING_KEYS, *OVERRIDES.values(), "model", "start", "seed"):
+            settings[name] = None if value == "null" else value.strip("'\"")
     for name in (SAMPLES, PARTIAL):
         for sample in samples_of(directory / name):
             if sample is not None:

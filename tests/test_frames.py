@@ -97,6 +97,17 @@ def test_after_a_crash_what_is_whole_is_read_and_what_is_damaged_is_said(tmp_pat
     assert "2 damaged lines of 7" in problem
 
 
+def test_points_that_wait_for_their_turn_are_missing_under_their_own_settings(tmp_path: Path) -> None:
+    root = write_sweep(tmp_path / "s", temperature=[0.5], top_k=[5], seed=[1])
+    waiting = root / "sampling.temperature=0.9,sampling.top_k=null,seed=1"
+    waiting.mkdir()
+    (waiting / ".lock").write_text("")
+    table = read_sweep(root).summary
+    assert list(table["status"]) == ["complete", "missing"]
+    assert list(table["temperature"]) == [0.5, 0.9]
+    assert list(table["top_k"].isna()) == [False, True]
+
+
 def test_text_changed_after_the_manifest_was_written_is_noticed(tmp_path: Path) -> None:
     root = write_sweep(tmp_path / "s", temperature=[0.5], top_k=[5], seed=[1])
     [path] = root.glob("*/samples.jsonl")

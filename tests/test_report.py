@@ -174,6 +174,16 @@ def test_pressing_a_cell_shows_its_samples(browser: Any, sweep_dir: Path) -> Non
         assert "temperature 1 · top_k 50" in seen.locator(".column select").nth(1).evaluate("e => e.selectedOptions[0].text")
 
 
+def test_a_column_can_show_another_point(browser: Any, sweep_dir: Path) -> None:
+    with Visit(browser, sweep_dir / "report.html", "#points=0,4") as seen:
+        seen.locator(".column select").nth(1).focus()
+        seen.locator(".column select").nth(1).select_option("8")
+        assert seen.locator(".column").nth(1).get_attribute("aria-label") == "Column B: temperature 1 · top_k null"
+        assert "points=0%2C8" in seen.evaluate("location.hash")
+        seen.locator(".column header button").first.click()
+        assert seen.locator(".column").count() == 1
+
+
 def test_arrow_keys_move_through_the_samples(browser: Any, sweep_dir: Path) -> None:
     with Visit(browser, sweep_dir / "report.html") as seen:
         assert seen.locator("#where").inner_text() == "1 of 24"

@@ -728,13 +728,16 @@ function drawSamples() {
   $("columns").style.setProperty("--columns", Math.max(1, rows.length));
   fill($("columns"), rows.map((i, at) => {
     const g = state.columns[at];
+    const offer = (event) => { // thousands of points: the list is made when it is wanted
+      if (event.target.options.length === 1) event.target.replaceChildren(...every.map((one) => el("option", { value: one, selected: one === g }, groupName(one))));
+    };
     const head = el("header", {}, el("span", { class: `badge t${at}` }, LETTERS[at]),
-      count > 1 && el("select", { "aria-label": `Point in column ${LETTERS[at]}`, onchange: (event) => {
+      count > 1 && el("select", { onpointerdown: offer, onfocus: offer, "aria-label": `Point in column ${LETTERS[at]}`, onchange: (event) => {
         const to = +event.target.value, columns = state.columns.slice(), twin = columns.indexOf(to);
         if (twin >= 0) columns[twin] = columns[at];
         columns[at] = to;
         update({ columns }, drawCharts, drawPoints, drawSamples);
-      } }, every.map((one) => el("option", { value: one, selected: one === g }, groupName(one)))),
+      } }, el("option", { value: g, selected: true }, groupName(g))),
       rows.length > 1 && el("button", { type: "button", class: "quiet", "aria-label": `Remove column ${LETTERS[at]}`, onclick: () => toggle(g) }, "×"));
     const box = el("article", { class: `column t${at}`, "aria-label": `Column ${LETTERS[at]}: ${groupName(g)}` }, head);
     if (i === undefined) { box.append(el("p", { class: "empty" }, "This point has no such sample on this page.")); return box; }
