@@ -258,7 +258,7 @@ class Task:
         sampling = point.sampling
         texts, prompt_ids = prompts
         block_size = lm.model.config.block_size
-        if sampling.overflow == "stop" and (longest := max(map(len, prompt_ids))) > block_size:
+        if sampling.overflow == "stop" and (longest := max(map(len, prompt_ids), default=0)) > block_size:
             what = f"a prompt has {longest} tokens, and the model reads {block_size}; shorten it, or use sampling.overflow=crop"
             raise PromptError("start", point.start, what)
         if sampling.stop_at_eot and lm.tokenizer.eot_id is None:
@@ -294,7 +294,9 @@ class Task:
 
     def outcome_key(self, key: tuple[int, int]) -> object:
         """Equal for samples that come out the same: greedy ones whatever their seed, equal points' whatever their names."""
-        sampling = replace(self.point.sampling, num_samples=1, noise="common")
+        sampling = replace(self.point.sampling, noise="common")
+        if sampling.rng == "counter" or sampling.temperature == 0:
+            sampling = replace(sampling, num_samples=1)  # a stream is run whole, by one point, or its draws come in pieces
         if sampling.temperature == 0:
             greedy = replace(sampling, top_k=None, top_p=None, min_p=None)
             return self.prompt_ids[key[0]], greedy
@@ -504,6 +506,7 @@ class _Batch:
         self.started, self.tokens_before = time.perf_counter(), self.done.tokens
         wanted = {task: sorted(self.missing[task]) for task in tasks}
         for task, sample in generate(self.lm, tasks, wanted, self._on_step):
+            yield from self._failures()
             missing = self.missing.get(task, set())
             if sample.key in missing:
                 missing.discard(sample.key)
@@ -512,9 +515,13 @@ class _Batch:
                 self.progress.show_sample(sample.prompt + sample.completion)
                 if not missing:
                     yield self._finished(task)
-            while self.broken:
-                yield self._failed(*self.broken.popitem())
         self._flush()
+        yield from self._failures()
+
+    def _failures(self) -> Iterator[Outcome]:
+        """Settle the points whose samples could not be written."""
+        while self.broken:
+            yield self._failed(*self.broken.popitem())
 
     def _decode_singly(self) -> Iterator[Outcome]:
         """`_decode` each task by itself: something in one of them ended the batch."""
