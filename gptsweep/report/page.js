@@ -24,6 +24,7 @@ function el(tag, attributes = {}, ...children) {
   return node;
 }
 const fill = (node, ...children) => node.replaceChildren(...children.flat(Infinity).filter(Boolean));
+const least = (all) => all.reduce((p, q) => Math.min(p, q), Infinity), most = (all) => all.reduce((p, q) => Math.max(p, q), -Infinity);
 const plural = (n, one, more = one + "s") => `${n.toLocaleString("en")} ${n === 1 ? one : more}`;
 
 /** A number as people read it: three digits that matter, a real minus sign. */
@@ -165,10 +166,13 @@ function pooled(name, members) {
     n: have.reduce((sum, g) => sum + n[g], 0),
   };
 }
-/** Groups that agree with the fixed settings and with `wanted` (key: place). */
-function members(wanted) {
-  return every.filter((g) => keys.every((_, k) => (k in wanted ? groups.at[g][k] === wanted[k] : state.fixed[k] === all || groups.at[g][k] === state.fixed[k])));
+/** Groups that agree with the fixed settings, by their places along x and y (one row where there is one key only). */
+function grid() {
+  const two = keys.length > 1, found = (two ? keys[state.y].labels : [""]).map(() => keys[state.x].labels.map(() => []));
+  for (const g of shownGroups()) found[two ? groups.at[g][state.y] : 0][groups.at[g][state.x]].push(g);
+  return found;
 }
+const shownGroups = () => every.filter((g) => keys.every((_, k) => k === state.x || k === state.y || state.fixed[k] === all || groups.at[g][k] === state.fixed[k]));
 const spoken = (name, found) => (found ? `${showOf(name, found.mean)}${found.error === null ? "" : ` ± ${showLike(name, found.error, found.mean)}`}, n = ${found.n}` : "no value");
 
 /** The metric of the reference text, if there is one. */
@@ -294,12 +298,9 @@ function drawHeat() {
   $("heat").hidden = keys.length < 2;
   if (keys.length < 2) return;
   const kx = keys[state.x], ky = keys[state.y];
-  const cells = ky.labels.map((_, y) => kx.labels.map((_, x) => {
-    const inside = members({ [state.x]: x, [state.y]: y });
-    return { inside, found: pooled(state.metric, inside) };
-  }));
+  const cells = grid().map((row) => row.map((inside) => ({ inside, found: pooled(state.metric, inside) })));
   const means = cells.flat().filter((cell) => cell.found).map((cell) => cell.found.mean);
-  const low = Math.min(...means), high = Math.max(...means);
+  const low = least(means), high = most(means);
   const logarithmic = widely(state.metric, low, high);
   const share = (v) => (high === low ? 0.5 : logarithmic ? Math.log(v / low) / Math.log(high / low) : (v - low) / (high - low));
   const row = (y) => el("tr", {}, el("th", { scope: "row", title: ky.labels[y] }, short(ky.labels[y], 14)), kx.labels.map((text, x) => {
@@ -334,7 +335,7 @@ function scale(lows, highs, from, to, { numbers = null, labels = null, name = nu
     const gap = (to - from) / Math.max(1, labels.length - 1);
     return { of: (i) => (labels.length === 1 ? (from + to) / 2 : from + gap * i), ticks: labels.map((text, i) => [i, short(text, 10)]) };
   }
-  let low = Math.min(...lows), high = Math.max(...highs);
+  let low = least(lows), high = most(highs);
   const own = (of) => { // the values themselves as ticks, where they have room
     if (!numbers) return null;
     const at = numbers.map(of), room = Math.min(...at.slice(1).map((v, i) => Math.abs(v - at[i])));
@@ -394,8 +395,7 @@ function apart(ends, gap, low, high) {
 
 function drawCurve() {
   const kx = keys[state.x], two = keys.length > 1, ky = two ? keys[state.y] : { labels: [""] };
-  const lines = ky.labels.map((_, y) => kx.labels.map((_, x) => {
-    const inside = members(two ? { [state.x]: x, [state.y]: y } : { [state.x]: x });
+  const lines = grid().map((row) => row.map((inside, x) => {
     const found = pooled(state.metric, inside);
     return found && { x, g: inside[Math.floor(inside.length / 2)], ...found };
   }).filter(Boolean));
@@ -407,16 +407,16 @@ function drawCurve() {
   const x = numbers ? scale(numbers, numbers, box.left + 8, box.right - 8, { numbers, labels: kx.labels }) : scale([], [], box.left + 14, box.right - 14, { labels: kx.labels });
   const goal = reference(state.metric), goals = goal === null ? [] : [goal];
   const y = scale([...flat.map((p) => p.mean - (p.error || 0)), ...goals], [...flat.map((p) => p.mean + (p.error || 0)), ...goals], box.bottom, box.top, { name: state.metric });
-  const px = (p) => x.of(numbers ? numbers[p.x] : p.x);
+  const px = (p) => x.of(numbers ? numbers[p.x] : p.x), rings = [];
   const marks = lines.map((line, i) => {
     const colour = lineColour(i, lines.length);
     return el("g", {},
       el("path", { class: "line", stroke: colour, d: line.map((p, at) => `${at ? "L" : "M"}${px(p).toFixed(1)} ${y.of(p.mean).toFixed(1)}`).join("") }),
-      line.map((p) => p.error !== null && el("line", { class: "bar1", stroke: colour, x1: px(p), x2: px(p), y1: y.of(Math.max(p.mean - p.error, -1e300)), y2: y.of(p.mean + p.error) })),
+      flat.length <= 1500 && line.map((p) => p.error !== null && el("line", { class: "bar1", stroke: colour, x1: px(p), x2: px(p), y1: y.of(Math.max(p.mean - p.error, -1e300)), y2: y.of(p.mean + p.error) })),
       line.map((p) => {
-        const text = `${kx.name} ${short(kx.labels[p.x])}${two ? `, ${ky.name} ${short(ky.labels[i])}` : ""}: ${settingName(state.metric)} ${spoken(state.metric, p)}`;
-        return [el("circle", { class: "dot", fill: colour, cx: px(p), cy: y.of(p.mean), r: 4.5, onmouseenter: () => read(text), onclick: () => toggle(p.g) }, el("title", {}, text)),
-          ring(p.g, px(p), y.of(p.mean))];
+        const text = () => `${kx.name} ${short(kx.labels[p.x])}${two ? `, ${ky.name} ${short(ky.labels[i])}` : ""}: ${settingName(state.metric)} ${spoken(state.metric, p)}`;
+        rings.push(ring(p.g, px(p), y.of(p.mean)));
+        return el("circle", { class: "dot", fill: colour, cx: px(p), cy: y.of(p.mean), r: flat.length <= 300 ? 4.5 : 2.5, onmouseenter: () => read(text()), onclick: () => toggle(p.g) }, flat.length <= 300 && el("title", {}, text()));
       }));
   });
   const ends = two ? apart(lines.map((line, i) => line.length && { i, y: y.of(line[line.length - 1].mean), x: px(line[line.length - 1]) }).filter(Boolean), 14, box.top, box.bottom) : [];
@@ -427,22 +427,26 @@ function drawCurve() {
   fill($("curve"),
     el("figcaption", {}, `${settingName(state.metric)} `, el("span", {}, `along ${kx.name}; bars are one standard error`)),
     frame(x, y, W, H, box, kx.name, settingName(state.metric), [goals.map((v) => [el("line", { class: "ref", x1: box.left, x2: box.right, y1: y.of(v), y2: y.of(v) }),
-      el("text", { class: "refname", x: box.left + 6, y: y.of(v) - 5 }, `reference text ${showOf(state.metric, v)}`)]), marks, names], alt),
+      el("text", { class: "refname", x: box.left + 6, y: y.of(v) - 5 }, `reference text ${showOf(state.metric, v)}`)]), marks, rings, names], alt),
     tableOf([two ? `${ky.name} \\ ${kx.name}` : kx.name, ...kx.labels.map((text) => short(text))],
-      lines.map((line, i) => [two ? short(ky.labels[i]) : settingName(state.metric), ...kx.labels.map((_, at) => { const p = line.find((one) => one.x === at); return p ? spoken(state.metric, p) : "–"; })])));
+      () => lines.map((line, i) => [two ? short(ky.labels[i]) : settingName(state.metric), ...kx.labels.map((_, at) => { const p = line.find((one) => one.x === at); return p ? spoken(state.metric, p) : "–"; })])));
 }
 const ring = (g, x, y) => {
   const at = state.columns.indexOf(g);
   return at < 0 ? null : el("g", { class: `t${at}` }, el("circle", { class: "ring", cx: x, cy: y, r: 8 }), el("text", { class: "tag", x: x + 8, y: y - 8 }, LETTERS[at]));
 };
-const tableOf = (head, rows) => el("details", { class: "as-table" }, el("summary", {}, "The same as a table"),
-  el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Numbers of the plot above" }, el("table", { class: "rows" },
+/** Numbers of a plot as a table, made when it is opened. */
+function tableOf(head, rows) {
+  const place = el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Numbers of the plot above" });
+  const make = () => place.childElementCount || place.append(el("table", { class: "rows" },
     el("thead", {}, el("tr", {}, head.map((text) => el("th", { scope: "col" }, text)))),
-    el("tbody", {}, rows.map(([name, ...cells]) => el("tr", {}, el("th", { scope: "row" }, name), cells.map((text) => el("td", {}, text))))))));
+    el("tbody", {}, rows().map(([name, ...cells]) => el("tr", {}, el("th", { scope: "row" }, name), cells.map((text) => el("td", {}, text)))))));
+  return el("details", { class: "as-table", ontoggle: make }, el("summary", {}, "The same as a table"), place);
+}
 
 function drawScatter() {
   const { mx, my } = state, two = keys.length > 1;
-  const dots = members({}).map((g) => ({ g, px: pooled(mx, [g]), py: pooled(my, [g]) })).filter((dot) => dot.px && dot.py);
+  const dots = shownGroups().map((g) => ({ g, px: pooled(mx, [g]), py: pooled(my, [g]) })).filter((dot) => dot.px && dot.py);
   if (!dots.length) { fill($("scatter"), el("p", { class: "empty" }, "No point has both metrics.")); return; }
   $("scatter").className = "wide";
   const W = width("scatter"), H = W < 600 ? 330 : 420, box = { left: 56, right: W - (W < 600 ? 84 : 110), top: 28, bottom: H - 44 };
@@ -463,12 +467,13 @@ function drawScatter() {
       d: line.map((dot, at) => `${at ? "L" : "M"}${x.of(dot.px.mean).toFixed(1)} ${y.of(dot.py.mean).toFixed(1)}`).join("") })),
     dots.map(({ g, px, py }) => {
       const cx = x.of(px.mean), cy = y.of(py.mean), colour = colourOf(g);
-      const text = `${groupName(g)}: ${settingName(mx)} ${spoken(mx, px)}; ${settingName(my)} ${spoken(my, py)}`;
+      const text = () => `${groupName(g)}: ${settingName(mx)} ${spoken(mx, px)}; ${settingName(my)} ${spoken(my, py)}`;
       return el("g", {},
         dots.length <= 150 && px.error && el("line", { class: "bar1", stroke: colour, x1: x.of(px.mean - px.error), x2: x.of(px.mean + px.error), y1: cy, y2: cy }),
         dots.length <= 150 && py.error && el("line", { class: "bar1", stroke: colour, x1: cx, x2: cx, y1: y.of(py.mean - py.error), y2: y.of(py.mean + py.error) }),
-        el("circle", { class: "dot", fill: colour, cx, cy, r: 5, onmouseenter: () => read(text), onclick: () => toggle(g) }, el("title", {}, text)), ring(g, cx, cy));
+        el("circle", { class: "dot", fill: colour, cx, cy, r: dots.length <= 300 ? 5 : 3, onmouseenter: () => read(text()), onclick: () => toggle(g) }, dots.length <= 300 && el("title", {}, text())));
     }),
+    dots.map(({ g, px, py }) => ring(g, x.of(px.mean), y.of(py.mean))),
     [...paths.values()].length <= 14 && two ? apart([...paths.values()].map((line) => ({ line, y: y.of(line[line.length - 1].py.mean) })), 14, box.top, box.bottom).map(({ line, y: at }) =>
       el("text", { x: box.right + 8, y: at + 4, style: { fill: colourOf(line[0].g), "font-weight": 600 } }, short(keys.map((key, k) => (k === state.x ? null : label(k, groups.at[line[0].g][k]))).filter((text) => text !== null).join(" · "), 14))) : null,
     two && el("text", { x: box.right + 8, y: 12, class: "name" }, short(keys.filter((_, k) => k !== state.x).map((key) => key.name).join(" · "), 18)),
