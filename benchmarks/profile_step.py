@@ -79,8 +79,8 @@ def main() -> None:
     names = {"store": "attention", "attend": "attention", "choose": "choosing"}
     engine = Engine(model, vocab_size=model.config.vocab_size, max_rows=args.rows)
 
-    def call(kernel: Any) -> None:
-        timed(spent, names[kernel.name], plain[kernels.Kernel, "__call__"])(kernel)
+    def call(kernel: Any, **fields: Any) -> None:
+        timed(spent, names[kernel.name], plain[kernels.Kernel, "__call__"])(kernel, **fields)
 
     layer.forward = timed(spent, "blocks", plain[layer, "forward"])  # type: ignore[method-assign]
     model.lm_head.forward = timed(spent, "head", partial(plain[layer, "forward"], model.lm_head))

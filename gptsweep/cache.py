@@ -152,63 +152,39 @@ def paged_attention(cache: KVCache, reading: Reading) -> Attend:
 def paged_attention_kernels(cache: KVCache, reading: Reading, store: Kernel, attend_kernel: Kernel) -> Attend:
     """`paged_attention` on a CPU by kernels: each token sums over its own length only, so its bits depend on nobody else."""
     config = cache.config
-    n_tokens, last = len(reading.positions), config.n_layer - 1
-    everyone = np.arange(n_tokens)
-    pages = cache.tables[reading.tables, reading.positions // PAGE].astype(np.int64)
-    offsets = reading.positions % PAGE
-    lengths = reading.positions + 1
-    kept_tables, kept_lengths = reading.tables[reading.kept], lengths[reading.kept]
-    common: dict[str, Any] = {
+    n_tokens = len(reading.positions)
+    common = {
         "n_tokens": n_tokens,
         "width": config.n_embd,
         "n_head": config.n_head,
         "page_size": PAGE,
         "max_pages": cache.tables.shape[1],
-        "pages": pages.ctypes.data,
-        "offsets": offsets.ctypes.data,
-        "tables": cache.tables.ctypes.data,
+        "pages": cache.tables[reading.tables, reading.positions // PAGE].astype(np.int64),
+        "offsets": reading.positions % PAGE,
+        "tables": cache.tables,
     }
-    for kernel in (store, attend_kernel):
-        for name, value in common.items():
-            kernel.task[name] = value
-    store.task["chunk"] = 16
-    every = {
-        "n_kept": n_tokens,
-        "kept": everyone.ctypes.data,
-        "table_rows": reading.tables.ctypes.data,
-        "lengths": lengths.ctypes.data,
-    }
-    kept = {
-        "n_kept": len(reading.kept),
-        "kept": reading.kept.ctypes.data,
-        "table_rows": kept_tables.ctypes.data,
-        "lengths": kept_lengths.ctypes.data,
-    }
+
+    def of(tokens: Ints) -> dict[str, Any]:
+        lengths = reading.positions[tokens] + 1
+        return {**common, "n_kept": len(tokens), "kept": tokens, "table_rows": reading.tables[tokens], "lengths": lengths}
+
+    every, kept = of(np.arange(n_tokens)), of(reading.kept)
     layer_bytes = cache.keys[0].numel() * cache.keys.element_size()
-    task = attend_kernel.task
-
-    def use(wanted: dict[str, Any]) -> None:
-        for name, value in wanted.items():
-            task[name] = value
-        task["chunk"] = max(1, math.ceil(wanted["n_kept"] * config.n_head / 32))
-
-    use(every)
 
     def attend(layer: int, qkv: Tensor) -> Tensor:
+        wanted = kept if layer == config.n_layer - 1 else every
         stored = qkv.to(cache.keys.dtype).contiguous()
-        keys, values = cache.keys.data_ptr() + layer * layer_bytes, cache.values.data_ptr() + layer * layer_bytes
-        for kernel in (store, attend_kernel):
-            kernel.task["qkv"], kernel.task["keys"], kernel.task["values"] = stored.data_ptr(), keys, values
-        store()
-        if layer == last:
-            use(kept)
-        out = torch.empty(int(task["n_kept"]), config.n_embd, dtype=stored.dtype)
-        task["out"] = out.data_ptr()
-        attend_kernel()
+        out = torch.empty(wanted["n_kept"], config.n_embd, dtype=stored.dtype)
+        places = {
+            "qkv": stored.data_ptr(),
+            "keys": cache.keys.data_ptr() + layer * layer_bytes,
+            "values": cache.values.data_ptr() + layer * layer_bytes,
+            "out": out.data_ptr(),
+        }
+        store(**wanted, **places, chunk=16)
+        attend_kernel(**wanted, **places, chunk=max(1, math.ceil(wanted["n_kept"] * config.n_head / 32)))
         return out.to(qkv.dtype)
 
-    # The records hold addresses only: this keeps the arrays they point to alive as long as the closure.
-    attend.arrays = (everyone, pages, offsets, lengths, kept_tables, kept_lengths)  # type: ignore[attr-defined]
     return attend
 
 

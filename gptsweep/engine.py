@@ -353,11 +353,15 @@ class _Flight:
         slots = np.array([running.slot for running in counter], np.int64)
         if len(slots) and self.engine.use_kernels:
             logits = logits.to(self.engine.cache_dtype).contiguous()
-            task = self.chooser.task
-            task["n_rows"], task["stride"], task["vocab_size"] = len(slots), logits.shape[-1], self.engine.vocab_size
-            task["logits"], task["rows"], task["order"] = logits.data_ptr(), self.rows.ctypes.data, slots.ctypes.data
-            task["chunk"] = max(1, len(slots) // 32)
-            self.chooser()
+            self.chooser(
+                n_rows=len(slots),
+                stride=logits.shape[-1],
+                vocab_size=self.engine.vocab_size,
+                logits=logits.data_ptr(),
+                rows=self.rows,
+                order=slots,
+                chunk=max(1, len(slots) // 32),
+            )
         elif len(slots):
             chosen = self.rows[slots]
             edits = [None if r.edits is None else r.edits.array[: len(r.edits)] for r in counter]

@@ -649,20 +649,22 @@ def _openmp() -> ctypes.CDLL | None:
 
 
 class Kernel:
-    """A compiled kernel and its task record: set the record's fields, then call."""
+    """A compiled kernel; called with the fields of its task record, arrays for addresses welcome."""
 
     def __init__(self, name: str, dtype: torch.dtype, record: np.dtype[Any]) -> None:
         self.name = name
-        self.task = np.zeros((), record)
+        self._task = np.zeros((), record)
         self._next_unit = np.zeros(1, np.int64)
-        self.task["next_unit"] = self._next_unit.ctypes.data
+        self._task["next_unit"] = self._next_unit.ctypes.data
         compiled = _compiled(name, dtype)
         self._serial = compiled.ctypes
         self._address = compiled.address
-        self._data = self.task.ctypes.data
+        self._data = self._task.ctypes.data
         self._openmp = _openmp()
 
-    def __call__(self) -> None:
+    def __call__(self, **fields: Any) -> None:
+        for field, value in fields.items():
+            self._task[field] = value.ctypes.data if isinstance(value, np.ndarray) else value
         self._next_unit[0] = 0
         threads = torch.get_num_threads()
         if self._openmp is None or threads == 1:
