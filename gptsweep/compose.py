@@ -91,6 +91,7 @@ class PointLoader(ConfigLoaderImpl):
             HydraException: an override cannot be composed.
         """
         before = HydraConfig.instance().cfg
+        str(master_config.hydra.sweep.dir)  # ${now:…} is told once, and every point then has it from the master's cache
         try:
             planned = [self._plan(master_config, tuple(line), number) for number, line in enumerate(batch, first_number)]
         finally:

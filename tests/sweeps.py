@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from model_files import save_meta, save_nanogpt
 from plain import peaked_gpt
 
 from gptsweep import __main__ as command
 from gptsweep.model import GPTConfig
-
-from model_files import save_meta, save_nanogpt
 
 CHARACTERS = "\n !abcdefghijklmno"
 

@@ -1,0 +1,98 @@
+"""Kills a sweep (SIGKILL) at random moments of its work, runs it again each time, and compares the bytes at the end.
+
+A program of its own: it forks, which a process that has started torch's threads cannot. Prints how it went as JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from sweeps import samples_of
+
+from gptsweep import session
+from gptsweep.__main__ import main
+
+SWEEP = ("-m", "model=resume", "seed=1,2,3", "sampling.top_k=3,null", "sampling.num_samples=3", "sampling.max_new_tokens=8")
+
+
+def sweep_here(name: str) -> int:
+    sys.argv = ["gptsweep", *SWEEP, "quiet=true", "device.max_rows=2", "device.threads=1", f"name={name}"]
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        return main()
+
+
+def start(name: str) -> tuple[int, int]:
+    """Run the sweep in a child; its process id, and a pipe that holds a byte when decoding begins and ends with the child."""
+    begun, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 70
+        try:
+            os.close(begun)
+            generate = session.generate
+
+            def told(*arguments: Any) -> Any:
+                os.write(tell, b"!")
+                return generate(*arguments)
+
+            session.generate = told  # type: ignore[assignment]
+            status = sweep_here(name)
+        finally:
+            os._exit(status)
+    os.close(tell)
+    return pid, begun
+
+
+def finish(started: tuple[int, int]) -> float:
+    """Wait for the end; seconds since decoding began."""
+    pid, begun = started
+    os.read(begun, 1)
+    os.close(begun)
+    since = time.monotonic()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    return time.monotonic() - since
+
+
+def state(sweep: Path) -> tuple[int, int]:
+    """Points with a manifest, and bytes of samples."""
+    size = sum(path.stat().st_size for path in sweep.glob("*/samples*"))
+    return len(list(sweep.glob("*/manifest.json"))), size
+
+
+def run(kills: int) -> dict[str, int]:
+    sweeps = Path("outputs/sweeps")
+    torch.set_num_threads(1)  # no pool of threads is started, so that a child has all it needs
+    assert sweep_here("whole") == 0  # and everything is imported and compiled before the fork
+    seconds = finish(start("timed"))
+    whole = samples_of(sweeps / "whole")
+    assert len(whole) == 6
+    chance = random.Random(7)
+    done, number = 0, 0
+    moments = set()
+    while done < kills:
+        sweep = sweeps / f"killed{number}"
+        pid, begun = start(sweep.name)
+        os.read(begun, 1)
+        os.close(begun)
+        time.sleep(chance.uniform(0, 0.4) * seconds)
+        os.kill(pid, signal.SIGKILL)
+        done += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        moments.add(state(sweep))
+        if len(list(sweep.glob("*/manifest.json"))) == 6 or done == kills:
+            finish(start(sweep.name))
+            assert samples_of(sweep) == whole
+            number += 1
+    return {"kills": done, "sweeps": number, "moments": len(moments)}
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(int(sys.argv[1]))))

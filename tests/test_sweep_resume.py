@@ -1,0 +1,288 @@
+"""What a sweep keeps: through a rerun, a change of mind, a failure, a signal, a kill, a full disk."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sweeps import Run, samples_of, save_checkpoint
+
+import gptsweep
+from gptsweep import engine, results, session
+from gptsweep.engine import Engine
+from gptsweep.records import Row
+
+SMALL = ("model=resume", "sampling.num_samples=2", "sampling.max_new_tokens=6", "quiet=true")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    save_checkpoint(tmp_path / "out", seed=1)
+    return tmp_path
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Row]:
+    """Every row that an engine was asked to run."""
+    rows: list[Row] = []
+    real = Engine.run
+
+    def noted(self: Engine, asked: Any, *arguments: Any) -> Any:
+        def each() -> Any:
+            for row in asked:
+                rows.append(row)
+                yield row
+
+        return real(self, each(), *arguments)
+
+    monkeypatch.setattr(Engine, "run", noted)
+    return rows
+
+
+def table(sweep: Path) -> list[dict[str, str]]:
+    with (sweep / results.SWEEP).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# -- identical work ----------------------------------------------------------------------------------------------------------
+
+
+def test_greedy_points_that_differ_in_nothing_that_matters_are_decoded_once(run: Run, place: Path, decoded: list[Row]) -> None:
+    greedy = ("sampling.temperature=0", "seed=1,2", "sampling.top_k=3,null", *SMALL)
+    assert run("-m", *greedy, "name=g").status == 0
+    assert len(decoded) == 1
+    together = samples_of(place / "outputs/sweeps/g")
+    assert run("-m", *greedy, "name=h", "hydra/launcher=basic").status == 0
+    assert samples_of(place / "outputs/sweeps/h") == together
+    assert len(together) == 4
+
+
+def test_points_with_equal_ids_are_decoded_once(run: Run, place: Path, decoded: list[Row]) -> None:
+    (place / "a.txt").write_text("abc")
+    assert run("-m", "start=abc,FILE:a.txt", "seed=1", *SMALL, "name=e").status == 0
+    assert len(decoded) == 2
+    one, two = samples_of(place / "outputs/sweeps/e").values()
+    assert one == two
+
+
+# -- going on ----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_command_again_redoes_nothing(run: Run, place: Path, decoded: list[Row]) -> None:
+    assert run("-m", "seed=1,2", *SMALL, "name=n").status == 0
+    files = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in place.glob("outputs/sweeps/n/*/[sm]*")}
+    assert len(files) == 6
+    decoded.clear()
+    assert run("-m", "seed=1,2", *SMALL, "name=n").status == 0
+    assert not decoded
+    assert files == {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def test_a_value_added_to_a_sweep_runs_its_points_alone(run: Run, place: Path, decoded: list[Row]) -> None:
+    assert run("-m", "seed=1,2,3", *SMALL, "name=n").status == 0
+    before = samples_of(place / "outputs/sweeps/n")
+    decoded.clear()
+    assert run("-m", "seed=1,2,3,4", *SMALL, "name=n").status == 0
+    assert {row.noise_key for row in decoded} == {4}
+    after = samples_of(place / "outputs/sweeps/n")
+    assert len(after) == 4
+    assert before.items() < after.items()
+
+
+def test_points_of_an_earlier_sweep_of_the_same_name_stay_in_the_table(run: Run, place: Path) -> None:
+    assert run("-m", "seed=1,2", *SMALL, "name=n").status == 0
+    assert run("-m", "seed=3", *SMALL, "name=n").status == 0
+    assert sorted(row["seed"] for row in table(place / "outputs/sweeps/n")) == ["1", "2", "3"]
+    assert {row["status"] for row in table(place / "outputs/sweeps/n")} == {"complete"}
+    assert len(gptsweep.read_sweep("outputs/sweeps/n").samples) == 6
+
+
+def test_more_samples_are_added_to_those_that_are_there(run: Run, place: Path, decoded: list[Row]) -> None:
+    assert run("-m", "seed=1,2", *SMALL, "name=n").status == 0
+    before = samples_of(place / "outputs/sweeps/n")
+    decoded.clear()
+    assert run("-m", "seed=1,2", *SMALL, "sampling.num_samples=5", "name=n").status == 0
+    assert sorted(row.sample_index for row in decoded) == [2, 2, 3, 3, 4, 4]
+    after = samples_of(place / "outputs/sweeps/n")
+    assert all(after[name].startswith(lines) and after[name].count(b"\n") == 5 for name, lines in before.items())
+    assert {row["num_samples"] for row in table(place / "outputs/sweeps/n")} == {"5"}
+
+
+# -- before anything is done -------------------------------------------------------------------------------------------------
+
+
+def test_two_points_that_would_share_a_directory_are_refused(run: Run, place: Path) -> None:
+    ended = run("-m", "seed=1,2", *SMALL, "name=n", "hydra.sweep.subdir=same")
+    assert ended.status == 2
+    assert "seed=1 and seed=2 would share this directory" in ended.err
+    assert not (place / "outputs").exists()
+
+
+def test_a_mistake_in_the_last_combination_is_found_before_the_first_runs(run: Run, place: Path) -> None:
+    (place / "mine/experiment").mkdir(parents=True)
+    (place / "mine/experiment/good.yaml").write_text("# @package _global_\nsampling: {top_k: 3}\n")
+    (place / "mine/experiment/odd.yaml").write_text("# @package _global_\nsampling: {top_k: '${seed}'}\n")
+    ended = run("-m", "--config-dir", "mine", "experiment=good,odd", "seed=1,0", *SMALL, "name=n")
+    assert (ended.status, ended.err) == (2, "gptsweep: error: sampling.top_k=0: must be at least 1, or null to switch it off\n")
+    assert not (place / "outputs").exists()
+
+
+# -- failure -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_point_that_fails_leaves_the_others_alone(run: Run, place: Path) -> None:
+    save_checkpoint(place / "two", seed=2)
+    (place / "bad.jsonl").write_text('{"prompt": 3}\n')
+    sweep = ("-m", "model.out_dir=out,none,two", "start=a,JSONL:bad.jsonl", *SMALL, "name=n")
+    ended = run(*sweep)
+    assert ended.status == 1
+    lines = ended.err.splitlines()
+    assert lines[-1] == (
+        "gptsweep: error: 4 of 6 points failed; to retry: "
+        "python -m gptsweep -m model.out_dir=out,none,two start=a,JSONL:bad.jsonl model=resume "
+        "sampling.num_samples=2 sampling.max_new_tokens=6 quiet=true name=n"
+    )
+    assert all(line.startswith("outputs/sweeps/n/") for line in lines[-5:-1])
+    assert len(samples_of(place / "outputs/sweeps/n")) == 2
+    rows = table(place / "outputs/sweeps/n")
+    assert sorted(row["status"] for row in rows) == ["complete"] * 2 + ["failed"] * 4
+    assert {row["out_dir"] for row in rows if row["status"] == "failed"} == {"out", "none", "two"}
+    assert all(("bad.jsonl" in row["error"] or "none" in row["error"]) == (row["status"] == "failed") for row in rows)
+    save_checkpoint(place / "none", seed=3)
+    (place / "bad.jsonl").write_text('{"prompt": "b"}\n')
+    assert run(*sweep).status == 0
+    assert len(samples_of(place / "outputs/sweeps/n")) == 6
+    assert {row["status"] for row in table(place / "outputs/sweeps/n")} == {"complete"}
+
+
+def test_a_sweep_without_a_name_says_under_which_name_to_retry(run: Run, place: Path) -> None:
+    last = run("-m", "model=resume", "model.out_dir=none", "seed=1,2").err.splitlines()[-1]
+    [directory] = place.glob("outputs/sweeps/*")
+    assert last.endswith(f"python -m gptsweep -m model=resume model.out_dir=none seed=1,2 name={directory.name}")
+
+
+def test_out_of_memory_halves_the_rows_in_flight(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("-m", "seed=1,2,3", *SMALL, "name=a").status == 0
+    real, sizes = engine.KVCache, []
+
+    def small(*arguments: Any, **settings: Any) -> Any:
+        sizes.append(settings["n_tables"])
+        if settings["n_tables"] > 3:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(engine, "KVCache", small)
+    assert run("-m", "seed=1,2,3", *SMALL, "name=b").status == 0
+    assert len(sizes) > 1
+    assert samples_of(place / "outputs/sweeps/a") == samples_of(place / "outputs/sweeps/b")
+
+
+def test_a_point_too_large_for_memory_fails_alone(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Engine.run
+
+    def limited(self: Engine, rows: Any, workload: Any, on_step: Any) -> Any:
+        if workload.row_tokens > 10:
+            raise MemoryError
+        return real(self, rows, workload, on_step)
+
+    monkeypatch.setattr(Engine, "run", limited)
+    ended = run("-m", "sampling.max_new_tokens=6,20", "seed=1,2", "model=resume", "sampling.num_samples=2", "name=n")
+    assert ended.status == 1
+    assert "does not fit in memory" in ended.err
+    assert "2 of 4 points failed" in ended.err
+    assert len(samples_of(place / "outputs/sweeps/n")) == 2
+
+
+def test_a_bug_in_one_point_is_told_with_its_traceback(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = session.text_metrics
+
+    def broken(samples: Any) -> Any:
+        return 1 / 0 if samples and samples[0]["seed"] == 2 else real(samples)
+
+    monkeypatch.setattr(session, "text_metrics", broken)
+    ended = run("-m", "seed=1,2,3", *SMALL, "name=n")
+    assert ended.status == 1
+    assert "in broken" in ended.err
+    assert re.search(r"^outputs/sweeps/n/.*seed=2: ZeroDivisionError: division by zero$", ended.err, re.MULTILINE)
+    assert len(samples_of(place / "outputs/sweeps/n")) == 2
+
+
+# -- signals -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("sweep", [True, False])
+def test_a_signal_keeps_what_is_finished_and_says_how_to_go_on(
+    run: Run, place: Path, monkeypatch: pytest.MonkeyPatch, number: int, status: int, sweep: bool
+) -> None:
+    command = ("-m", "seed=1,2,3", *SMALL, "device.max_rows=1") if sweep else (*SMALL, "device.max_rows=1")
+    where = place / ("outputs/sweeps" if sweep else "outputs/runs")
+    assert run(*command, "name=whole").status == 0
+    real, added = results.PointWriter.add, []
+
+    def interrupted(self: results.PointWriter, samples: Any) -> None:
+        real(self, samples)
+        added.extend(samples)
+        if len(added) == (3 if sweep else 1):
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results.PointWriter, "add", interrupted)
+        ended = run(*command)
+    assert ended.status == status
+    [directory] = [path for path in where.iterdir() if path.name != "whole"]
+    last = ended.err.splitlines()[-1]
+    assert last.startswith("gptsweep: stopped; to go on: python -m gptsweep ")
+    assert last.endswith(f"device.max_rows=1 name={directory.name}")
+    kept = gptsweep.read_sweep(directory)
+    assert len(kept.samples) == len(added) > 0
+    if sweep:
+        assert [row["status"] for row in table(directory)] == ["complete", "partial", "missing"]
+    assert run(*command, f"name={directory.name}").status == 0
+    assert samples_of(directory) == samples_of(where / "whole") or not sweep
+    assert sorted(samples_of(directory).values()) == sorted(samples_of(where / "whole").values())
+
+
+# -- kill -9 and a full disk -------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_killed_at_any_moment_goes_on_to_the_same_bytes(place: Path) -> None:
+    driver = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("killed_sweep.py")), "20"],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(gptsweep.__file__).parents[1]), str(Path(__file__).parent)])},
+    )
+    assert driver.returncode == 0, driver.stderr[-3000:]
+    told = json.loads(driver.stdout.splitlines()[-1])
+    assert told["kills"] == 20
+    assert told["moments"] >= 3
+
+
+def test_a_full_disk_loses_nothing_that_was_finished(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("-m", "seed=1,2,3", *SMALL, "name=whole").status == 0
+    room, appended = [3], results._append
+
+    def full(path: Path, data: bytes) -> int:
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(28, "No space left on device")
+        return appended(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "_append", full)
+        ended = run("-m", "seed=1,2,3", *SMALL, "device.max_rows=1", "name=full")
+    assert ended.status == 1
+    assert "no space left on device; free some space and give the same command again" in ended.err
+    assert len(gptsweep.read_sweep("outputs/sweeps/full").samples) == 3
+    assert run("-m", "seed=1,2,3", *SMALL, "name=full").status == 0
+    assert samples_of(place / "outputs/sweeps/full") == samples_of(place / "outputs/sweeps/whole")
