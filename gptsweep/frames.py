@@ -6,50 +6,39 @@ points that failed or never started. Nothing that cannot be read is passed over 
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import hashlib
-import json
 import math
-import os
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from itertools import takewhile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 import pandas as pd
 
 from . import compare, metrics
 from .errors import ResultsError
 from .metrics import METRICS
-from .records import FINISH_REASONS, Sampling
-from .results import LOCK, MANIFEST, PARTIAL, SAMPLES, SUMMARY, SWEEP, summarise
+from .point_files import (
+    ABOUT,
+    COUNTS,
+    PLACE,
+    SPREADS,
+    PointFiles,
+    point_directories,
+    read_point,
+    read_samples,
+    setting_names,
+    unseen_points,
+)  # fmt: skip
+from .results import SWEEP, summarise
 
 if TYPE_CHECKING:
     import xarray
 
 STATUSES = ("complete", "partial", "failed", "missing")
-COUNTS = ("num_prompts", "num_samples", "prompt_tokens", "completion_tokens", *(f"finish_{end}" for end in FINISH_REASONS))
-SPREADS = tuple(metrics.STANDARD_ERROR.values()) + tuple(
-    f"{name}_se" for name, metric in METRICS.items() if metric.per == "sample" and name not in metrics.STANDARD_ERROR
-)
-ABOUT = ("point_id", "status", "error", "directory")
 TEXTUAL = ("sweep", "model", "start", "stop", "logit_bias", "device", "dtype", "prompt", *ABOUT)
-SAMPLING_KEYS = tuple(each.name for each in fields(Sampling) if each.name != "num_samples")
-
-OVERRIDES = {
-    "device.dtype": "dtype", "device.name": "device", "model.out_dir": "out_dir", "model.path": "path", "model.meta": "meta",
-}  # fmt: skip
-"""Columns that are named otherwise than the key a user types."""
-
-CHUNK = 1 << 20
-"""Bytes of a file that are parsed at once."""
-
 PointChoice = int | str | Mapping[str, Any]
 """A point: its row in ``summary``, its ``directory``, or settings that all points meant share, as ``{"temperature": 0.7}``."""
 
@@ -61,6 +50,18 @@ def read_sweep(path: str | Path, *more: str | Path) -> Sweep:
         ResultsError: a path is not there, or holds no point.
     """
     roots = [Path(each) for each in (path, *more)]
+    try:
+        return assemble(found_points(roots))
+    except OSError as error:
+        raise ResultsError("path", str(error.filename or roots[0]), f"cannot be read: {error.strerror}") from error
+
+
+def found_points(roots: Sequence[Path]) -> list[PointFiles]:
+    """Every point at or under ``roots``, those that only ``sweep.csv`` knows included.
+
+    Raises:
+        ResultsError: a path is not there, or holds no point.
+    """
     found: dict[Path, Path] = {}
     for root in roots:
         if not root.is_dir():
@@ -75,7 +76,7 @@ def read_sweep(path: str | Path, *more: str | Path) -> Sweep:
     if len(sweeps) > 1:
         for point in points:
             point.row = {"sweep": point.root.name} | point.row
-    return assemble(points)
+    return points
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,191 +208,6 @@ class Sweep:
         return dataset
 
 
-@dataclass(slots=True)
-class PointFiles:
-    """One point directory: its row of ``summary`` as far as it is known, and what is wrong with its files."""
-
-    directory: Path
-    root: Path
-    row: dict[str, Any]
-    status: str = ""
-    error: str = ""
-    manifest: dict[str, Any] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    damaged_lines: int = 0
-    summarised: bool = False
-
-    @property
-    def name(self) -> str:
-        """The directory as its sweep names it."""
-        return self.directory.name if self.directory == self.root else self.directory.relative_to(self.root).as_posix()
-
-
-def point_directories(root: Path) -> Iterator[tuple[Path, Path]]:
-    """Every point directory at or under ``root``, with the sweep (or run) it belongs to."""
-    waiting = [(root, root)]
-    while waiting:
-        directory, sweep = waiting.pop()
-        entries = list(os.scandir(directory))
-        names = {entry.name for entry in entries}
-        if names & {SAMPLES, PARTIAL, SUMMARY, MANIFEST, LOCK, ".hydra"}:
-            yield directory, sweep
-            continue
-        if names & {"multirun.yaml", SWEEP}:
-            sweep = directory
-        waiting += [(Path(entry.path), sweep) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-
-
-def read_point(directory: Path, root: Path) -> PointFiles:
-    """Settings, metrics and status of a point; its samples are left for later, they are many."""
-    point = PointFiles(directory, root, {})
-    point.manifest = read_manifest(directory / MANIFEST, point.problems)
-    rows = read_rows(directory / SUMMARY, point.problems)
-    point.summarised = point.manifest.get("status") == "complete" and len(rows) == 1
-    point.row = rows[0] if point.summarised else settings_of(directory)
-    return point
-
-
-def read_manifest(path: Path, problems: list[str]) -> dict[str, Any]:
-    """A manifest, empty where there is none."""
-    try:
-        found = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        problems.append(f"{path}: not a manifest; the point counts as partial")
-        return {}
-    return found
-
-
-def read_rows(path: Path, problems: list[str]) -> list[dict[str, Any]]:
-    """The rows of a CSV file, empty cells as None; no rows where there is no such file."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return [{name: value or None for name, value in row.items() if name} for row in csv.DictReader(file)]
-    except FileNotFoundError:
-        return []
-    except (ValueError, csv.Error) as error:
-        problems.append(f"{path}: cannot be read: {error}")
-        return []
-
-
-def settings_of(directory: Path) -> dict[str, Any]:
-    """The settings of a point that has no summary: from its first whole sample, and from its overrides or its name."""
-    settings: dict[str, Any] = {}
-    overrides = directory / ".hydra" / "overrides.yaml"
-    lines = overrides.read_text(encoding="utf-8").splitlines() if overrides.is_file() else directory.name.split(",")
-    for line in lines:
-        key, equals, value = line.removeprefix("- ").strip("'\"").partition("=")
-        name = OVERRIDES.get(key, key.removeprefix("sampling."))
-        if equals and name in (*SAMPLING_KEYS, *OVERRIDES.values(), "model", "start", "seed"):
-            settings[name] = None if value == "null" else value.strip("'\"")
-    for name in (SAMPLES, PARTIAL):
-        for sample in samples_of(directory / name):
-            if sample is not None:
-                return settings | {key: cell(sample[key]) for key in ("model", "seed", *SAMPLING_KEYS) if key in sample}
-    return settings
-
-
-def cell(value: object) -> object:
-    """A setting as ``summary.csv`` holds it: lists and mappings as JSON."""
-    return json.dumps(value) if isinstance(value, (list, dict)) else value
-
-
-def unseen_points(root: Path, seen: Iterable[PointFiles]) -> Iterator[PointFiles]:
-    """What ``sweep.csv`` adds: points that never got a directory, and why those that did are not complete."""
-    problems: list[str] = []
-    known = {point.name: point for point in seen if point.root == root}
-    for row in read_rows(root / SWEEP, problems):
-        name = Path(row.get("directory") or "").name if (row.get("directory") or "") not in known else str(row["directory"])
-        status, error = row.get("status") or "missing", row.get("error") or ""
-        if name not in known:
-            asked = {key: row[key] for key in setting_names(row)}
-            status = "failed" if status == "failed" else "missing"
-            known[name] = PointFiles(root / name, root, asked, status=status, error=error, problems=problems)
-            yield known[name]
-        elif not known[name].summarised:
-            known[name].row = row | known[name].row
-            known[name].status, known[name].error = "failed" if status == "failed" else "", error
-        problems = []
-
-
-def samples_of(path: Path, digest: hashlib._Hash | None = None) -> Iterator[dict[str, Any] | None]:
-    """A file's lines as samples, None for a damaged one; nothing where there is no file. ``digest`` is fed every byte."""
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        while lines := file.readlines(CHUNK):
-            if digest is not None:
-                digest.update(b"".join(lines))
-            yield from parsed(lines)
-
-
-def parsed(lines: Sequence[bytes]) -> list[dict[str, Any] | None]:
-    """Lines as samples: all at once, which is faster, and one at a time only where something is wrong."""
-    text = b"[" + b",".join(lines) + b"]"
-    try:
-        samples = orjson.loads(text)
-    except ValueError:  # a damaged line, or a lone surrogate, which orjson does not take
-        samples = loaded(text) or []
-    if len(samples) != len(lines) or not lines[-1].endswith(b"\n"):
-        if len(lines) == 1:
-            return [None]
-        return [sample for line in lines for sample in parsed([line])]
-    return [sample if whole(sample) else None for sample in samples]
-
-
-def loaded(text: bytes) -> Any:
-    """JSON, or None where it is damaged."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
-
-
-def whole(sample: Any) -> bool:
-    """Whether every field that is used here is there, with its type."""
-    try:
-        return (
-            type(sample["completion"]) is type(sample["prompt"]) is type(sample["finish_reason"]) is str
-            and type(sample["prompt_index"]) is type(sample["sample_index"]) is type(sample["seed"]) is int
-            and type(sample["token_ids"]) is list
-            and type(sample["prompt_tokens"]) is int
-            and "prompt_id" in sample
-            and "logprob_mean" in sample
-            and "sampler_logprob_mean" in sample
-            and "entropy_mean" in sample
-        )
-    except (KeyError, TypeError):
-        return False
-
-
-PLACE = ("prompt_index", "seed", "sample_index")
-
-
-def read_samples(point: PointFiles) -> list[dict[str, Any]]:
-    """The whole lines of a point, in order, each sample once; damaged lines are counted and said with their file."""
-    found: dict[tuple[int, int, int], dict[str, Any]] = {}
-    for name in (PARTIAL, SAMPLES):  # a point finished between the two reads is then seen twice, not never
-        damaged, count, digest = 0, 0, hashlib.sha256()
-        path = point.directory / name
-        for sample in samples_of(path, digest):
-            count += 1
-            if sample is None:
-                damaged += 1
-            else:
-                found.setdefault((sample["prompt_index"], sample["seed"], sample["sample_index"]), sample)
-        if damaged:
-            point.damaged_lines += damaged
-            point.problems.append(f"{path}: {damaged} damaged {'line' if damaged == 1 else 'lines'} of {count} left out")
-        if name == SAMPLES and point.manifest.get("sha256") not in (None, digest.hexdigest()):
-            point.problems.append(
-                f"{path}: not the {point.manifest.get('lines', '')} lines its manifest vouches for".replace("  ", " ")
-            )
-            point.summarised = False
-    return [found[key] for key in sorted(found)]
-
-
 def assemble(points: list[PointFiles]) -> Sweep:
     """The frames of these points, ordered by what was swept."""
     settings = list(dict.fromkeys(name for point in points for name in setting_names(point.row)))
@@ -416,16 +232,9 @@ def assemble(points: list[PointFiles]) -> Sweep:
     names = [*settings, *COUNTS, *METRICS, *SPREADS]
     names += [name for name in dict.fromkeys(name for point in points for name in point.row) if name not in (*names, *ABOUT)]
     summary = typed({name: [point.row.get(name) for point in points] for name in (*names, *ABOUT)})
-    summary["num_samples"] = summary["num_samples"].fillna(0).astype("int64")
     problems = tuple(problem for point in points for problem in point.problems)
     damaged = sum(point.damaged_lines for point in points)
     return Sweep(summary, columns.frame(summary[settings]), tuple(settings), tuple(swept), problems, damaged)
-
-
-def setting_names(row: Iterable[str]) -> list[str]:
-    """The columns that say what was asked for, not what came out: in every file they stand before the counts."""
-    outcome = {*COUNTS, *METRICS, *SPREADS}
-    return [name for name in takewhile(lambda name: name not in outcome, row) if name not in ABOUT]
 
 
 def same_cell(value: object) -> object:
@@ -444,6 +253,8 @@ def typed(columns: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
 def typed_column(name: str, cells: Sequence[Any]) -> pd.Series[Any]:
     """One column: text if its name says so or a cell is no number; whole numbers stay whole beside empty cells."""
     known = [value for value in cells if value is not None]
+    if name in COUNTS:
+        return pd.Series(pd.to_numeric(pd.Series(cells, dtype=object), errors="coerce")).fillna(0).astype("int64")
     if name in METRICS or name in SPREADS or (not known and name not in TEXTUAL):
         return pd.Series(pd.to_numeric(pd.Series(cells, dtype=object), errors="coerce"), dtype="float64")
     if name not in TEXTUAL and known:

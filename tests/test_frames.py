@@ -117,6 +117,31 @@ def test_text_changed_after_the_manifest_was_written_is_noticed(tmp_path: Path) 
     assert sweep.summary["status"][0] == "partial"
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        ('"token_ids": [', '"token_ids": ["x", '),
+        ('"token_ids": [', '"token_ids": [99999999999, '),
+        ('"seed": 1', '"seed": -1'),
+        ('"prompt_index"', '"prompt_indx"'),
+        ('"completion": "', '"completion": 3, "x": "'),
+        ('"logprob_mean": -', '"logprob_mean": "'),
+        ("{", "[" * 100_000),
+        ('"model"', '"mod\xff'),
+    ],
+)
+def test_a_line_that_is_damaged_in_any_way_is_counted_and_costs_no_other(tmp_path: Path, damage: tuple[str, str]) -> None:
+    root = write_sweep(tmp_path / "s", temperature=[0.5], top_k=[5], seed=[1])
+    [path] = root.glob("*/samples.jsonl")
+    lines = path.read_text().splitlines(keepends=True)
+    assert damage[0] in lines[4]
+    lines[4] = lines[4].replace(*damage, 1)
+    path.write_text("".join(lines), encoding="latin-1")
+    sweep = read_sweep(root)
+    assert (len(sweep.samples), sweep.damaged_lines) == (9, 1)
+    assert any("1 damaged line of 10" in problem and str(path) in problem for problem in sweep.problems)
+
+
 @pytest.mark.parametrize("broken", ["summary.csv", "manifest.json"])
 def test_a_broken_small_file_costs_no_samples(tmp_path: Path, broken: str) -> None:
     root = write_sweep(tmp_path / "s", temperature=[0.5], top_k=[5], seed=[1])
