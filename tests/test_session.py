@@ -1,0 +1,441 @@
+"""What a user would lose: the Python interface as documented, and run directories that fill up once and only once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plain
+import pytest
+import torch
+from model_files import save_hf, save_meta, save_nanogpt
+from torch import Tensor
+
+import gptsweep
+from gptsweep import session
+from gptsweep.errors import ConfigError, DeviceError, Interrupted, ModelError, PromptError, ResultsError
+from gptsweep.model import GPT, GPTConfig
+from gptsweep.progress import Progress
+from gptsweep.records import DeviceSettings, ModelSource, Point, Row, Sampling
+from gptsweep.results import PointWriter
+from gptsweep.session import (
+    LM,
+    Job,
+    Outcome,
+    Task,
+    encoded,
+    objective_of,
+    require_objective,
+    resolve_device,
+    resolve_dtype,
+    run_jobs,
+)
+
+CHARACTERS = "\n !,.ABCDEFGHIJKLMNOPabcdefghijklmnopqrstuvwxyzäß€"
+CONFIG = GPTConfig(block_size=16, vocab_size=len(CHARACTERS) + 3, n_layer=2, n_head=2, n_embd=32)
+
+
+@pytest.fixture(scope="module")
+def out_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A nanoGPT checkpoint with the ``meta.pkl`` of its characters."""
+    directory = save_nanogpt(tmp_path_factory.mktemp("out"), plain.peaked_gpt(CONFIG, seed=5).requires_grad_(True))
+    save_meta(directory / "meta.pkl", CHARACTERS)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def lm(out_dir: Path) -> LM:
+    return gptsweep.load(out_dir, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def gpt2_like(tmp_path_factory: pytest.TempPathFactory) -> LM:
+    """A model with GPT-2's vocabulary, and so an end-of-text token."""
+    config = GPTConfig(block_size=16, vocab_size=50257, n_layer=1, n_head=1, n_embd=4, activation="gelu_tanh")
+    return gptsweep.load(save_hf(tmp_path_factory.mktemp("hf"), plain.peaked_gpt(config)), device="cpu")
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The tokens that each forward pass has read."""
+    counts: list[int] = []
+    hidden = GPT.hidden
+
+    def counted(self: GPT, ids: Tensor, *rest: Any) -> Tensor:
+        counts.append(ids.numel())
+        return hidden(self, ids, *rest)
+
+    monkeypatch.setattr(GPT, "hidden", counted)
+    return counts
+
+
+# -- Python ------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_example_of_the_readme_on_the_embedded_model() -> None:
+    lm = gptsweep.load("shakespeare", device="auto", dtype="auto")
+    samples = lm.generate("Once upon a time", num_samples=4, temperature=0.8, top_k=200, seed=1, max_new_tokens=20)
+    assert [sample.sample_index for sample in samples] == [0, 1, 2, 3]
+    assert all(len(sample.completion) == 20 for sample in samples)
+    assert lm.model(torch.tensor([lm.tokenizer.encode("To be")])).shape == (1, 5, lm.model.config.vocab_size)
+
+
+def test_samples_come_by_prompt_and_number_with_text_ids_and_means(lm: LM) -> None:
+    samples = lm.generate(["AB", "a"], num_samples=3, max_new_tokens=9, temperature=1.2, seed=4)
+    assert [(s.prompt, s.sample_index) for s in samples] == [(p, i) for p in ("AB", "a") for i in range(3)]
+    for sample in samples:
+        assert sample.completion == "".join(CHARACTERS[token] for token in sample.token_ids)
+        assert sample.finish_reason == "length"
+        assert sample.prompt_tokens == len(sample.prompt)
+        assert sample.entropy_mean is not None
+        assert sample.entropy_mean > 0
+    assert len({s.token_ids for s in samples}) > 3
+
+
+def test_generate_is_the_twin_of_full_recomputation(lm: LM, out_dir: Path) -> None:
+    model = GPT(CONFIG).requires_grad_(False)
+    model.load_state_dict(torch.load(out_dir / "ckpt.pt", weights_only=True)["model"])
+    for index, sample in enumerate(lm.generate("ABBA", num_samples=4, temperature=1.1, top_k=30, max_new_tokens=30, seed=9)):
+        settings = Sampling(temperature=1.1, top_k=30, max_new_tokens=30)
+        row = Row(prompt_ids=tuple(map(CHARACTERS.index, "ABBA")), sampling=settings, noise_key=9, sample_index=index)
+        assert list(sample.token_ids) == plain.decode(model, row, len(CHARACTERS)).token_ids
+
+
+def test_sample_i_is_the_same_however_many_there_are(lm: LM) -> None:
+    for rng in ("counter", "torch"):
+        many = lm.generate("A", num_samples=6, max_new_tokens=12, rng=rng)
+        few = lm.generate("A", num_samples=2, max_new_tokens=12, rng=rng)
+        assert few == [dataclasses.replace(s, sampling=few[0].sampling) for s in many[:2]]
+
+
+def test_stop_strings_and_end_of_text_end_a_sample_and_are_not_in_it(lm: LM, gpt2_like: LM) -> None:
+    texts = [s.completion for s in lm.generate("A", num_samples=20, temperature=1.5, max_new_tokens=20)]
+    stop = texts[0][5:7]
+    stopped = lm.generate("A", num_samples=20, temperature=1.5, max_new_tokens=20, stop=stop)
+    assert [s.completion for s in stopped] == [text.split(stop)[0] for text in texts]
+    assert [s.finish_reason for s in stopped] == ["stop" if stop in text else "length" for text in texts]
+    (ended,) = gpt2_like.generate("Hello", stop_at_eot=True, logit_bias={50256: 1000.0}, max_new_tokens=5)
+    assert (ended.completion, ended.finish_reason, ended.token_ids) == ("", "eot", (50256,))
+    (going_on,) = gpt2_like.generate("Hello", logit_bias={50256: 1000.0}, max_new_tokens=5)
+    assert (going_on.completion, going_on.finish_reason) == ("<|endoftext|>" * 5, "length")
+
+
+def test_a_sweep_is_a_frame_of_every_combination_each_as_by_itself(lm: LM) -> None:
+    frame = gptsweep.sweep(
+        lm, start="A", temperature=[0.7, 1.0], top_k=[5, None], seed=[1, 2, 3], num_samples=2, max_new_tokens=6
+    )
+    assert isinstance(frame, pd.DataFrame)
+    assert len(frame) == 2 * 2 * 3 * 2
+    order = ["seed", "temperature", "top_k", "sample_index"]
+    expected = [(s, t, k, i) for s in (1, 2, 3) for t in (0.7, 1.0) for k in (5, None) for i in range(2)]
+    assert set(frame[order].replace({float("nan"): None}).itertuples(index=False, name=None)) == set(expected)
+    for _, line in frame.iterrows():
+        top_k = None if pd.isna(line.top_k) else int(line.top_k)
+        alone = lm.generate("A", num_samples=2, seed=line.seed, temperature=line.temperature, top_k=top_k, max_new_tokens=6)
+        assert list(alone[line.sample_index].token_ids) == line.token_ids
+
+
+def test_rng_torch_points_with_different_numbers_of_samples_keep_their_streams(lm: LM) -> None:
+    frame = gptsweep.sweep(lm, start="A", rng="torch", seed=[1, 2], num_samples=[2, 3], max_new_tokens=8, temperature=1.5)
+    for seed, of_seed in frame.groupby("seed"):
+        wanted = [
+            list(s.token_ids)
+            for s in lm.generate("A", seed=seed, num_samples=3, rng="torch", max_new_tokens=8, temperature=1.5)
+        ]
+        assert len({tuple(ids) for ids in wanted}) == 3
+        assert sorted(of_seed.token_ids) == sorted(wanted[:2] + wanted)
+
+
+def test_independent_noise_tells_points_apart_and_common_noise_does_not(lm: LM) -> None:
+    def noise_keys(**sampling: Any) -> set[int]:
+        prompts = encoded(lm, (gptsweep.records.Prompt("0", "A"),))
+        points = [Point(sampling=Sampling(temperature=t, **sampling), seed=3) for t in (0.5, 0.6)]
+        return {Task.of(lm, point, prompts).noise_key for point in points}
+
+    assert noise_keys(noise="common") == {3}
+    assert len(noise_keys(noise="independent")) == 2
+    # Twice the same point is the same noise.
+    assert noise_keys(noise="independent") == noise_keys(noise="independent")
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "says"),
+    [
+        ({"overflow": "stop"}, PromptError, "a prompt has 17 tokens, and the model reads 16; shorten it"),
+        ({"logit_bias": {99: 1.0}}, ConfigError, "sampling.logit_bias=99: token ids of model=resume are below 50"),
+        ({"stop_at_eot": True}, ConfigError, "sampling.stop_at_eot=True: model=resume has no end-of-text token"),
+        ({"temperatur": 1.0}, ConfigError, "sampling.temperatur=1.0: no such setting; there are frequency_penalty"),
+        ({"temperature": -1}, ConfigError, "sampling.temperature=-1: must be 0"),
+        ({"seed": -1}, ConfigError, "seed=-1: must be from 0"),
+        ({"num_samples": 0}, ConfigError, "sampling.num_samples=0: must be at least 1"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_one_clear_line(lm: LM, settings: dict[str, Any], error: type[Exception], says: str) -> None:
+    with pytest.raises(error) as raised:
+        lm.generate("A" * 17, **settings)
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_unknown_characters_and_empty_prompts_are_told(lm: LM) -> None:
+    with pytest.raises(PromptError, match="Z"):
+        lm.generate("AZ")
+    with pytest.raises(PromptError, match="empty"):
+        lm.generate(["A", ""])
+    assert lm.generate([], overflow="stop") == []
+
+
+# -- devices -----------------------------------------------------------------------------------------------------------------
+
+
+def test_devices_and_dtypes_that_are_not_there_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for name in ("cuda", "cuda:3", "mps"):
+        with pytest.raises(DeviceError, match=f"device.name={name}: is not there; this machine has cpu"):
+            resolve_device(name)
+    assert resolve_device("auto") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(DeviceError, match="this machine has cpu, cuda:0, cuda:1"):
+        resolve_device("cuda:2")
+    assert resolve_dtype("auto", torch.device("cpu")) == resolve_dtype("auto", torch.device("mps")) == "float32"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    assert resolve_dtype("auto", torch.device("cuda")) == "float16"
+    with pytest.raises(DeviceError, match=r"device\.dtype=int8: int8 needs a CPU"):
+        resolve_dtype("int8", torch.device("cuda"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
+def test_every_dtype_of_a_cpu_generates(out_dir: Path, dtype: str) -> None:
+    lm = gptsweep.load(out_dir, device="cpu", dtype=dtype, max_rows=3)
+    assert lm.dtype == dtype
+    samples = lm.generate("AB", num_samples=5, max_new_tokens=20)
+    assert all(len(sample.token_ids) == 20 for sample in samples)
+    assert lm.promise
+
+
+def test_the_thread_count_is_set(out_dir: Path, threads: None) -> None:
+    gptsweep.load(out_dir, device="cpu", threads=2)
+    assert torch.get_num_threads() == 2
+
+
+@pytest.fixture
+def small_dir(tmp_path: Path) -> Path:
+    """One layer: compiling takes long enough."""
+    config = dataclasses.replace(CONFIG, n_layer=1)
+    save_nanogpt(tmp_path, plain.peaked_gpt(config, seed=5).requires_grad_(True))
+    save_meta(tmp_path / "meta.pkl", CHARACTERS)
+    return tmp_path
+
+
+def test_no_compiler_is_one_clear_line(small_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import torch._inductor.config as inductor  # late: a second of imports
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    torch.compiler.reset()
+    with (
+        inductor.patch({"cpp.cxx": (None, "no-such-compiler")}),
+        pytest.raises(DeviceError, match=r"device.compile=True: torch.compile does not work here .*g\+\+") as raised,
+    ):
+        gptsweep.load(small_dir, device="cpu", compile=True)
+    assert "\n" not in str(raised.value)
+    torch.compiler.reset()
+
+
+@pytest.mark.skipif(not any(os.access(Path(p) / "g++", os.X_OK) for p in os.get_exec_path()), reason="no g++ on this machine")
+def test_a_compiled_model_generates_what_a_plain_one_does(small_dir: Path) -> None:
+    compiled, plainly = (gptsweep.load(small_dir, device="cpu", compile=compile) for compile in (True, False))
+    settings = {"num_samples": 3, "max_new_tokens": 8, "seed": 3}
+    assert [s.token_ids for s in compiled.generate("AB", **settings)] == [
+        s.token_ids for s in plainly.generate("AB", **settings)
+    ]
+
+
+# -- run directories ---------------------------------------------------------------------------------------------------------
+
+
+def point(out_dir: Path, **sampling: Any) -> Point:
+    known = {"start": "A", "seed": 1}
+    outer = {name: sampling.pop(name, value) for name, value in known.items()}
+    settings = {"num_samples": 3, "max_new_tokens": 8, "temperature": 1.2, **sampling}
+    source = ModelSource(name="resume", out_dir=str(out_dir))
+    return Point(model=source, device=DeviceSettings(name="cpu"), sampling=Sampling(**settings), **outer)
+
+
+def settle(*jobs: Job) -> list[Outcome]:
+    """The outcomes of ``jobs``, in their order."""
+    with Progress(quiet=True) as progress:
+        found = {outcome.job: outcome for outcome in run_jobs(jobs, progress)}
+    assert len(found) == len(jobs)
+    return [found[job] for job in jobs]
+
+
+def lines(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "samples.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_samples_summary_and_manifest(out_dir: Path, tmp_path: Path, lm: LM) -> None:
+    (outcome,) = settle(Job(point(out_dir), tmp_path / "a"))
+    assert outcome.error is None
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"samples.jsonl", "summary.csv", "manifest.json"}
+    wanted = lm.generate("A", num_samples=3, max_new_tokens=8, temperature=1.2, seed=1)
+    assert [line["token_ids"] for line in lines(tmp_path / "a")] == [list(sample.token_ids) for sample in wanted]
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert manifest["status"] == "complete"
+    assert manifest["lines"] == 3
+    assert manifest["promise"] is True
+    row = pd.read_csv(tmp_path / "a" / "summary.csv").iloc[0]
+    assert row["num_samples"] == 3
+    assert row["finish_length"] == 3
+    assert row["completion_tokens"] == 24
+    assert outcome.summary is not None
+    assert row["logprob_mean"] == pytest.approx(outcome.summary["logprob_mean"])
+
+
+def test_again_redoes_nothing_and_changes_no_byte(out_dir: Path, tmp_path: Path, passes: list[int]) -> None:
+    job = Job(point(out_dir), tmp_path / "a")
+    (first,) = settle(job)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    passes.clear()
+    (second,) = settle(job)
+    assert passes == []
+    assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
+    assert second.summary == first.summary
+
+
+@pytest.mark.parametrize("rng", ["counter", "torch"])
+def test_more_samples_extend_a_point_and_are_those_of_a_fresh_run(out_dir: Path, tmp_path: Path, rng: str) -> None:
+    settle(Job(point(out_dir, rng=rng, num_samples=2), tmp_path / "a"))
+    earlier = (tmp_path / "a" / "samples.jsonl").read_bytes()
+    settle(Job(point(out_dir, rng=rng, num_samples=5), tmp_path / "a"))
+    settle(Job(point(out_dir, rng=rng, num_samples=5), tmp_path / "b"))
+    extended = (tmp_path / "a" / "samples.jsonl").read_bytes()
+    assert extended.startswith(earlier)
+    assert extended == (tmp_path / "b" / "samples.jsonl").read_bytes()
+
+
+def test_greedy_points_of_different_seeds_are_decoded_once(out_dir: Path, tmp_path: Path, passes: list[int]) -> None:
+    jobs = [
+        Job(point(out_dir, temperature=0, seed=seed, top_k=top_k), tmp_path / f"{seed}-{top_k}")
+        for seed in (1, 2, 3) for top_k in (None, 5)
+    ]  # fmt: skip
+    settle(*jobs)
+    assert sum(passes) == 8
+    texts = {tuple(line["token_ids"]) for job in jobs for line in lines(job.directory)}
+    assert len(texts) == 1
+
+
+def test_equal_points_in_two_directories_are_decoded_once(out_dir: Path, tmp_path: Path, passes: list[int]) -> None:
+    settle(Job(point(out_dir), tmp_path / "a"))
+    once = sum(passes)
+    passes.clear()
+    settle(Job(point(out_dir), tmp_path / "b"), Job(point(out_dir), tmp_path / "c"))
+    assert sum(passes) == once
+    a, b, c = ((tmp_path / name / "samples.jsonl").read_bytes() for name in "abc")
+    assert a == b == c
+
+
+def test_an_error_of_one_job_leaves_the_others_alone(out_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "missing").mkdir()
+    nowhere = dataclasses.replace(point(out_dir), model=ModelSource(name="resume", out_dir=str(tmp_path / "missing")))
+    settle(Job(point(out_dir, seed=99), tmp_path / "taken"))
+    outcomes = settle(
+        Job(point(out_dir, start="Z"), tmp_path / "unknown"),
+        Job(nowhere, tmp_path / "nowhere"),
+        Job(point(out_dir, logit_bias=((1000, 1.0),)), tmp_path / "bias"),
+        Job(point(out_dir, seed=5), tmp_path / "taken"),
+        Job(point(out_dir), tmp_path / "good"),
+    )
+    assert [type(outcome.error) for outcome in outcomes] == [PromptError, ModelError, ConfigError, ResultsError, type(None)]
+    assert len(lines(tmp_path / "good")) == 3
+    assert {line["seed"] for line in lines(tmp_path / "taken")} == {99}
+
+
+def test_a_directory_that_cannot_be_written_fails_its_own_point_once(
+    out_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, refused = PointWriter.add, []
+
+    def sometimes(self: PointWriter, samples: Any) -> None:
+        if self.directory.name == "bad" and samples and not refused:
+            refused.append(samples)
+            raise ResultsError("name", str(self.directory), "cannot be written just now")
+        add(self, samples)
+
+    monkeypatch.setattr(PointWriter, "add", sometimes)
+    # Samples of different lengths, so that some are written before the last is there.
+    settings = {"num_samples": 12, "stop": ("e", "a", "i"), "max_new_tokens": 20, "temperature": 1.5}
+    bad, good = Job(point(out_dir, **settings), tmp_path / "bad"), Job(point(out_dir, seed=2, **settings), tmp_path / "good")
+    with Progress(quiet=True) as progress:
+        outcomes = list(run_jobs([bad, good], progress))
+    assert refused
+    assert sorted((o.job.directory.name, type(o.error)) for o in outcomes if o.error) == [("bad", ResultsError)]
+    assert len(outcomes) == 2
+    assert not (tmp_path / "bad" / "manifest.json").exists()
+    assert len(lines(tmp_path / "good")) == 12
+    monkeypatch.undo()
+    settle(bad)
+    settle(dataclasses.replace(bad, directory=tmp_path / "fresh"))
+    assert (tmp_path / "bad" / "samples.jsonl").read_bytes() == (tmp_path / "fresh" / "samples.jsonl").read_bytes()
+
+
+@pytest.fixture
+def quiet_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    with caplog.at_level(logging.CRITICAL):
+        yield caplog
+
+
+def test_what_finished_before_sigterm_is_kept_and_the_rest_comes_out_the_same(
+    out_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet_log: pytest.LogCaptureFixture
+) -> None:
+    settings = {"num_samples": 8, "max_new_tokens": 12, "temperature": 1.5}
+    whole, cut = (Job(point(out_dir, **settings), tmp_path / name) for name in ("whole", "cut"))
+    whole, cut = (
+        dataclasses.replace(job, point=dataclasses.replace(job.point, device=DeviceSettings(name="cpu", max_rows=2)))
+        for job in (whole, cut)
+    )
+    settle(whole)
+
+    class Impatient(Progress):
+        def update(self, **counts: Any) -> None:
+            super().update(**counts)
+            if counts["rows_done"] == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted), Impatient(quiet=True) as progress:
+        list(run_jobs([cut], progress))
+    assert not (cut.directory / "manifest.json").exists()
+    kept = (cut.directory / "samples.partial.jsonl").read_text().splitlines()
+    assert len(kept) == 4
+    counts: list[int] = []
+    generate = session.generate
+
+    def watched(lm: LM, tasks: Any, wanted: Any, on_step: Any) -> Any:
+        counts.extend(len(keys) for keys in wanted.values())
+        return generate(lm, tasks, wanted, on_step)
+
+    monkeypatch.setattr(session, "generate", watched)
+    settle(cut)
+    assert counts == [4]
+    assert (cut.directory / "samples.jsonl").read_bytes() == (whole.directory / "samples.jsonl").read_bytes()
+
+
+def test_an_objective_is_a_number_of_the_summary() -> None:
+    summary = {"logprob_mean": -1.5, "lines": 3, "model": "gpt2", "distinct_2": None, "flag": True}
+    assert objective_of(summary, "logprob_mean") == -1.5
+    assert objective_of(summary, "lines") == 3.0
+    with pytest.raises(ConfigError, match="objective=distinct_2: has no value for this point"):
+        objective_of(summary, "distinct_2")
+    require_objective("entropy_mean")
+    require_objective(None)
+    with pytest.raises(ConfigError, match=r"objective=perplexitty: must be one of .*logprob_mean"):
+        require_objective("perplexitty")
