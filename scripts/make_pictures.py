@@ -20,7 +20,7 @@ from playwright.sync_api import sync_playwright
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 
-from gptsweep import review
+from gptsweep import read_sweep, review
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -60,13 +60,30 @@ def run_sweep(directory: Path) -> Path:
 
 
 def terminal(sweep: Path, path: Path) -> None:
-    """The table of the command as an SVG file, as a terminal of 118 columns shows it."""
+    """The table of the command as an SVG file, as a terminal of 104 columns shows it."""
     options = review.parser().parse_args([str(sweep), "--best", "seq_rep_4:reference", "--no-report", "--format", "table",
                                           "--metric", "perplexity,seq_rep_4,diversity,self_bleu_4"])  # fmt: skip
     with open(os.devnull, "w") as nowhere:
         console = Console(record=True, width=104, file=nowhere, force_terminal=True, color_system="truecolor", markup=False)
         review.review(options, console)
     path.write_text(console.export_svg(title="python -m gptsweep.review outputs/sweeps/shakespeare", theme=PAPER))
+
+
+def telling_view(sweep: Path) -> str:
+    """The address of three points and of the sample in which their texts stay together longest."""
+    found = read_sweep(sweep)
+    groups = found.group()
+    middle = groups.index[groups["top_k"] == 65][1:4]
+    texts = [
+        found.samples[found.samples["point"].isin(groups["points"][row])].set_index(["prompt_index", "seed", "sample_index"])
+        for row in middle
+    ]
+    together = {
+        place: len(os.path.commonprefix([text["completion"][place] for text in texts]))  # noqa: RUF071 - not paths
+        for place in texts[0].index
+    }
+    place = max(together, key=lambda each: together[each])
+    return f"#points={','.join(map(str, middle))}&sample={'-'.join(map(str, place))}"
 
 
 def clip(page: Any, selector: str, path: Path) -> None:
@@ -93,6 +110,8 @@ def main() -> None:
             end = page.locator("#charts").bounding_box()
             page.screenshot(path=DOCS / "report.png", full_page=True,
                             clip={"x": 0, "y": 0, "width": 1200, "height": end["y"] + end["height"]})  # fmt: skip
+            page.goto(f"file://{sweep.resolve()}/report.html{telling_view(sweep)}")
+            page.reload()
             clip(page, "#samples", DOCS / "samples.png")
         page = browser.new_page(viewport={"width": 1200, "height": 900}, device_scale_factor=1.5)
         page.goto(f"file://{scratch}/review.svg")

@@ -37,9 +37,9 @@ def test_perplexity_rises_and_repetition_falls_with_temperature(grid: Grid, top_
     points = [(temperature, top_k) for temperature in TEMPERATURES]
     perplexity, repetition = along(grid, "perplexity", points), along(grid, "seq_rep_4", points)
     assert perplexity == sorted(perplexity)
-    assert perplexity[-1] > 1.5 * perplexity[0]
+    assert perplexity[-1] > 1.2 * perplexity[0]
     assert repetition == sorted(repetition, reverse=True)
-    assert repetition[0] > 0.5 > 0.2 > repetition[-1]
+    assert repetition[0] > repetition[-1] + 0.2
 
 
 def test_perplexity_rises_and_repetition_falls_with_top_k(grid: Grid) -> None:
@@ -48,7 +48,8 @@ def test_perplexity_rises_and_repetition_falls_with_top_k(grid: Grid) -> None:
     assert perplexity == sorted(perplexity)
     assert repetition == sorted(repetition, reverse=True)
     diversity = along(grid, "diversity", points)
-    assert diversity[0] < 0.1 < 0.9 < diversity[-1]
+    assert diversity[0] + 0.3 < diversity[-1]
+    assert diversity[-1] > 0.95
 
 
 def test_greedy_text_says_itself_again_and_again(grid: Grid) -> None:
@@ -56,4 +57,4 @@ def test_greedy_text_says_itself_again_and_again(grid: Grid) -> None:
     assert grid[0.0, 65]["unique_samples"] == 1 / 8
     assert grid[1.0, 65]["unique_samples"] == 1
     assert grid[0.0, 65]["self_bleu_4"] == pytest.approx(1)
-    assert grid[1.0, 65]["self_bleu_4"] < 0.1  # type: ignore[operator]
+    assert grid[1.0, 65]["self_bleu_4"] < 0.2  # type: ignore[operator]
