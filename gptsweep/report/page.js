@@ -737,7 +737,7 @@ function drawSamples() {
       if (event.target.options.length === 1) event.target.replaceChildren(...every.map((one) => el("option", { value: one, selected: one === g }, groupName(one))));
     };
     const head = el("header", {}, el("span", { class: `badge t${at}` }, LETTERS[at]),
-      count > 1 && el("select", { onpointerdown: offer, onfocus: offer, "aria-label": `Point in column ${LETTERS[at]}`, onchange: (event) => {
+      count > 1 && el("select", { title: groupName(g), onpointerdown: offer, onfocus: offer, "aria-label": `Point in column ${LETTERS[at]}`, onchange: (event) => {
         const to = +event.target.value, columns = state.columns.slice(), twin = columns.indexOf(to);
         if (twin >= 0) columns[twin] = columns[at];
         columns[at] = to;
@@ -750,7 +750,6 @@ function drawSamples() {
     const bits = [plural(samples.tokens[i], "token"), `perplexity ${show(samples.perplexity[i])}`];
     if (at && fork !== null) bits.push(text === reference ? "the same text as A" : fork ? `parts from A after ${plural(fork, "character")}` : "differs from A at once");
     head.append(el("span", { class: "facts" }, bits.join(" · ")));
-    if (prompts.size > 1) box.append(promptBox(samples.prompt[i]));
     const body = el("div", { class: "text" });
     if (fork !== null && !(at && text === reference) && fork < text.length) {
       const before = el("span", { class: "before" });
@@ -770,7 +769,7 @@ function drawSamples() {
       if (whole !== body) body.append(whole);
     }
     body.append(el("span", { class: "end" }, { length: "", stop: " ■ stop string", eot: " ■ end of text", overflow: " ■ context full" }[samples.finish[i]] || ""));
-    box.append(body);
+    box.append(el("div", {}, prompts.size > 1 && promptBox(samples.prompt[i]), body));
     return box;
   }));
 }
