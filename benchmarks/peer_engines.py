@@ -1,0 +1,301 @@
+"""One engine, one job, one process: ``python peer_engines.py JOB_JSON``, started by peers.py in an environment with that engine.
+
+Each function below loads the model, warms up, and returns what it measured. All get token ids and give token ids; the time is
+from the first prompt handed over to the last token back, prefill included.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+RESULT = "RESULT "
+"""The line of standard output that holds the result, as JSON."""
+SAME_OF = 16
+"""Samples that the promise is tried on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to generate, by whom; ``batch`` None leaves the number of rows decoded together to the engine."""
+
+    engine: str
+    dtype: str = "bfloat16"
+    rows: int = 256
+    batch: int | None = None
+    prompt: int = 32
+    tokens: int = 64
+    top_k: int | None = 200
+    shape: str = "gpt2"
+    variant: str = ""
+    threads: int = 2
+    models: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the job is called in tables; jobs that differ in ``batch`` alone share it."""
+        return " ".join(filter(None, (self.engine, self.dtype, self.variant)))
+
+    @property
+    def warm_up(self) -> Job:
+        """As many rows for two tokens: buffers, kernels and threads are there afterwards."""
+        return replace(self, tokens=2)
+
+    def directory(self, made_by: str) -> Path:
+        """Where the model lies that ``made_by`` reads."""
+        return Path(self.models) / f"{self.shape}-{made_by}"
+
+    def settings(self) -> list[tuple[float, int | None, int]]:
+        """Temperature, top_k and seed of each row, in the order of `shapes.grid`."""
+        points = product((0.7, 0.8, 0.9, 1.0), (self.top_k, self.top_k and self.top_k // 4), (1, 2))
+        return [point for point in points for _ in range(-(-self.rows // 16))][: self.rows]
+
+    def batches(self) -> Iterator[int]:
+        """Rows of each call, for engines that decode what they are handed in one batch."""
+        batch = self.batch or self.rows
+        for begin in range(0, self.rows, batch):
+            yield min(batch, self.rows - begin)
+
+
+Measured = dict[str, Any]
+
+
+def timed(job: Job, run: Callable[[Job], int]) -> Measured:
+    """Warm up, then run: tokens generated and the seconds they took."""
+    run(job.warm_up)
+    begin = time.perf_counter()
+    tokens = run(job)
+    return {"generated": tokens, "seconds": time.perf_counter() - begin}
+
+
+def prompt_of(job: Job) -> list[int]:
+    """The prompt of `shapes.grid`."""
+    import torch
+
+    ids: list[int] = torch.randint(0, 50257, (job.prompt,), generator=torch.Generator().manual_seed(1)).tolist()
+    return ids
+
+
+# -- this project's environment ----------------------------------------------------------------------------------------------
+
+
+def gptsweep(job: Job) -> Measured:
+    """This project; ``limit`` is the speed of its linear layers alone on as many rows, before and after."""
+    from profile_step import linear_limit
+    from shapes import grid, random_model
+
+    from gptsweep.engine import Engine
+    from gptsweep.session import load
+
+    # Shapes that no peer runs are drawn in memory: GPT-2 XL would be a file of 6 GB.
+    if job.shape in ("gpt2", "shakespeare"):
+        name = "shakespeare" if job.shape == "shakespeare" else job.directory("hf")
+        engine = load(name, device="cpu", dtype=job.dtype, max_rows=job.batch).engine
+    else:
+        model = random_model(job.shape, job.dtype)
+        engine = Engine(model, vocab_size=model.config.vocab_size, max_rows=job.batch)
+
+    def completions(wanted: Job) -> list[tuple[int, ...]]:
+        made = grid(wanted.rows, wanted.prompt, wanted.tokens, wanted.top_k)
+        made = [replace(row, prompt_ids=tuple(token % engine.vocab_size for token in row.prompt_ids)) for row in made]
+        done = {completion.row: completion.token_ids for completion in engine.run(made)}
+        return [done[row] for row in made]
+
+    if job.variant == "promise":
+        together = completions(job)[:SAME_OF]
+        first = grid(job.rows, job.prompt, job.tokens, job.top_k)[:SAME_OF]
+        return same(together, [completion.token_ids for row in first for completion in engine.run([row])])
+    rows_together = min(job.rows, job.batch or 256)
+    limits = [linear_limit(engine.model, rows_together, 5)]
+    measured = timed(job, lambda wanted: sum(map(len, completions(wanted))))
+    limits.append(linear_limit(engine.model, rows_together, 5))
+    return measured | {"limit": 2 * rows_together / sum(limits)}
+
+
+def nanogpt(job: Job) -> Measured:
+    """A plain sampling loop in nanoGPT's manner: the whole window through the model for every token, in float32."""
+    import torch
+
+    from gptsweep.checkpoint import load_weights, open_checkpoint
+    from gptsweep.model import GPT
+    from gptsweep.records import ModelSource
+
+    hf = ModelSource(name="hf", path=str(job.directory("hf")))
+    checkpoint = open_checkpoint(ModelSource() if job.shape == "shakespeare" else hf)
+    model = GPT(checkpoint.config)
+    load_weights(checkpoint, model, torch.float32)
+    block_size, vocab_size = checkpoint.config.block_size, checkpoint.config.vocab_size
+
+    @torch.inference_mode()
+    def run(wanted: Job) -> int:
+        for batch in wanted.batches():
+            ids = torch.tensor([prompt_of(wanted)] * batch) % vocab_size
+            for _ in range(wanted.tokens):
+                window = ids[:, -block_size:]
+                hidden = model.hidden(window, torch.arange(window.shape[1]), model.attend_within)
+                logits = model.logits(hidden[:, -1]) / 0.8
+                if wanted.top_k:
+                    least = logits.topk(min(wanted.top_k, vocab_size)).values[:, -1:]
+                    logits[logits < least] = -torch.inf
+                ids = torch.cat([ids, torch.multinomial(logits.softmax(-1), 1)], 1)
+        return wanted.rows * wanted.tokens
+
+    return timed(job, run)
+
+
+# -- the peers' environment --------------------------------------------------------------------------------------------------
+
+
+def openvino(job: Job) -> Measured:
+    """OpenVINO GenAI's continuous batching, every row a request with its own settings.
+
+    Variants: ``prefix`` switches prefix caching on; ``shared`` asks for the samples of a point as one request with
+    ``num_return_sequences``, which shares their prompt.
+    """
+    import numpy as np
+    import openvino as ov
+    import openvino_genai as genai
+
+    scheduler = genai.SchedulerConfig()
+    scheduler.max_num_seqs = job.batch or 256
+    scheduler.max_num_batched_tokens = max(256, scheduler.max_num_seqs, job.prompt)
+    scheduler.enable_prefix_caching = job.variant == "prefix"
+    precision = {"float32": "f32"}.get(job.dtype, "bf16")
+    properties = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": job.threads}
+    directory = job.directory("openvino-int8" if job.dtype == "int8" else "openvino")
+    pipeline = genai.ContinuousBatchingPipeline(str(directory), scheduler, "CPU", properties)
+    prompt = ov.Tensor(np.array([prompt_of(job)], np.int64))
+
+    def request(tokens: int, temperature: float, top_k: int | None, seed: int, samples: int = 1) -> Any:
+        config = genai.GenerationConfig()
+        config.do_sample, config.ignore_eos, config.max_new_tokens = True, True, tokens
+        config.temperature, config.rng_seed, config.num_return_sequences = temperature, seed, samples
+        if top_k:
+            config.top_k = top_k
+        return config
+
+    def completions(wanted: Job) -> list[list[int]]:
+        settings = wanted.settings()
+        if wanted.variant == "shared":
+            points = list(dict.fromkeys(settings))
+            requests = [request(wanted.tokens, *point, samples=settings.count(point)) for point in points]
+        else:
+            requests = [request(wanted.tokens, t, k, 1000 * seed + i) for i, (t, k, seed) in enumerate(settings)]
+        done = pipeline.generate([prompt] * len(requests), requests)
+        return [list(ids) for result in done for ids in result.m_generation_ids]
+
+    if job.variant == "promise":
+        together = completions(job)[:SAME_OF]
+        alone = []
+        for i, (temperature, top_k, seed) in enumerate(job.settings()[:SAME_OF]):
+            config = request(job.tokens, temperature, top_k, 1000 * seed + i)
+            alone.append(list(pipeline.generate([prompt], [config])[0].m_generation_ids[0]))
+        return same(together, alone)
+    return timed(job, lambda wanted: sum(map(len, completions(wanted))))
+
+
+def ctranslate2(job: Job) -> Measured:
+    """CTranslate2, one setting for all rows: it takes no settings by row."""
+    import ctranslate2 as ct2
+
+    directory = job.directory("ctranslate2")
+    model = ct2.Generator(str(directory), device="cpu", compute_type=job.dtype, inter_threads=1, intra_threads=job.threads)
+    words = {token: word for word, token in json.loads((job.directory("hf") / "vocab.json").read_text()).items()}
+    prompt = [words[token] for token in prompt_of(job)]
+
+    def run(wanted: Job) -> int:
+        tokens = 0
+        for batch in wanted.batches():
+            done = model.generate_batch(
+                [prompt] * batch,
+                min_length=wanted.tokens,
+                max_length=wanted.tokens,
+                sampling_topk=wanted.top_k or 0,
+                sampling_temperature=0.8,
+                include_prompt_in_result=False,
+            )
+            tokens += sum(len(result.sequences_ids[0]) for result in done)
+        return tokens
+
+    return timed(job, run)
+
+
+def transformers(job: Job) -> Measured:
+    """Hugging Face's `generate`, one setting for all rows."""
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    model = GPT2LMHeadModel.from_pretrained(job.directory("hf"), dtype=getattr(torch, job.dtype)).eval()
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+
+    @torch.inference_mode()
+    def run(wanted: Job) -> int:
+        tokens = 0
+        for batch in wanted.batches():
+            ids = torch.tensor([prompt_of(wanted)] * batch)
+            settings = {"do_sample": True, "temperature": 0.8, "top_k": wanted.top_k or 0, "max_new_tokens": wanted.tokens}
+            done = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
+            tokens += batch * (done.shape[1] - wanted.prompt)
+        return tokens
+
+    return timed(job, run)
+
+
+# -- an environment of its own -----------------------------------------------------------------------------------------------
+
+
+def vllm(job: Job) -> Measured:
+    """vLLM's CPU backend, every row a request with its own settings."""
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(str(job.directory("hf")), dtype=job.dtype, max_num_seqs=job.batch or 256, max_model_len=1024)
+    prompt = {"prompt_token_ids": prompt_of(job)}
+
+    def completions(wanted: Job) -> list[list[int]]:
+        params = [
+            SamplingParams(temperature=t, top_k=k or 0, seed=1000 * seed + i, max_tokens=wanted.tokens, ignore_eos=True)
+            for i, (t, k, seed) in enumerate(wanted.settings())
+        ]
+        return [list(output.outputs[0].token_ids) for output in llm.generate([prompt] * wanted.rows, params, use_tqdm=False)]
+
+    return timed(job, lambda wanted: sum(map(len, completions(wanted))))
+
+
+# -- one process -------------------------------------------------------------------------------------------------------------
+
+
+def same(together: list[Any], alone: list[Any]) -> Measured:
+    """How many samples are the same in a batch and alone."""
+    return {"same": sum(list(a) == list(b) for a, b in zip(together, alone, strict=True))}
+
+
+def peak_memory() -> int:
+    """Bytes of the process's peak resident set. (`resource` would count the parent's, which was there before.)"""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError("/proc/self/status has no VmHWM")
+
+
+ENGINES = {engine.__name__: engine for engine in (gptsweep, nanogpt, openvino, ctranslate2, transformers, vllm)}
+
+
+def main() -> None:
+    job = Job(**json.loads(sys.argv[1]))
+    if job.engine in ("gptsweep", "nanogpt", "transformers"):
+        import torch
+
+        torch.set_num_threads(job.threads)
+    measured = ENGINES[job.engine](job) | {"peak_memory": peak_memory()}
+    print(RESULT + json.dumps(asdict(job) | measured), flush=True)
+
+
+if __name__ == "__main__":
+    main()

