@@ -6,6 +6,8 @@ The point of prepacking is speed and bits: a row of the result is the same howev
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -73,7 +75,16 @@ class Int8Linear(nn.Module):
         y *= scale
         if self.bias is not None:
             y += self.bias
-        return (y if self.gelu is None else self.gelu(y)).view(*x.shape[:-1], -1)
+        if self.gelu is not None:
+            y = _tanh_gelu(y) if self.gelu.approximate == "tanh" else self.gelu(y)
+        return y.view(*x.shape[:-1], -1)
+
+
+def _tanh_gelu(x: Tensor) -> Tensor:
+    """`torch.nn.functional.gelu` with ``approximate="tanh"``, whose bits depend on where in the tensor a number lies: torch
+    rounds the last few of each thread's share in another way."""
+    y = x * x
+    return y.mul_(0.044715).add_(1).mul_(x).mul_(math.sqrt(2 / math.pi)).tanh_().add_(1).mul_(x).mul_(0.5)
 
 
 def pack(model: GPT, layer: type[PackedLinear] | type[Int8Linear] = PackedLinear) -> None:

@@ -64,6 +64,21 @@ def test_a_row_has_the_same_bits_among_any_number_of_rows(kind: str, threads_use
 
 
 @KINDS
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@pytest.mark.usefixtures("threads")
+@torch.inference_mode()
+def test_so_it_has_with_gelu_behind_the_layer(kind: str, approximate: str) -> None:
+    # A width that fills no vector, so that rows begin and end anywhere in one.
+    layer, x = made(kind, linear(48, 131), nn.GELU(approximate)), inputs(ROWS, 48)
+    torch.set_num_threads(1)
+    whole = layer(x)
+    assert [count for count in range(1, ROWS + 1) if not torch.equal(layer(x[:count]), whole[:count])] == []
+    assert [i for i in range(ROWS) if not torch.equal(layer(x[i : i + 1]), whole[i : i + 1])] == []
+    torch.set_num_threads(2)
+    assert torch.equal(layer(x), whole)
+
+
+@KINDS
 @torch.inference_mode()
 def test_a_prompts_many_rows_have_the_bits_of_few(kind: str) -> None:
     layer, x = made(kind, linear(96, 288)), inputs(2048, 96)
