@@ -81,8 +81,8 @@ class Int8Linear(nn.Module):
 
 
 def _tanh_gelu(x: Tensor) -> Tensor:
-    """`torch.nn.functional.gelu` with ``approximate="tanh"``, whose bits depend on where in the tensor a number lies: torch
-    rounds the last few of each thread's share in another way."""
+    """GELU's tanh form. The bits of torch's own depend on where in a tensor a number lies: it rounds the last few of each
+    thread's share in another way."""
     y = x * x
     return y.mul_(0.044715).add_(1).mul_(x).mul_(math.sqrt(2 / math.pi)).tanh_().add_(1).mul_(x).mul_(0.5)
 
