@@ -276,11 +276,9 @@ def typed_column(name: str, cells: Sequence[Any]) -> pd.Series[Any]:
 
 
 def strings(texts: Sequence[str | None]) -> pd.Series[Any]:
-    """A text column; a lone surrogate, which Arrow cannot hold, becomes ``?``."""
-    try:
-        return pd.Series(texts, dtype="str")
-    except UnicodeEncodeError:
-        return pd.Series([text and text.encode("utf-8", "replace").decode() for text in texts], dtype="str")
+    """A text column; a lone surrogate, which Arrow and UTF-8 cannot hold, becomes ``?``."""
+    whole = [text if text is None or text.isascii() else text.encode("utf-8", "replace").decode() for text in texts]
+    return pd.Series(whole, dtype="str")
 
 
 def ordered(column: pd.Series[Any]) -> list[Any]:
