@@ -629,7 +629,7 @@ def _compiled(name: str, dtype: torch.dtype) -> Any:
     signature = types.void(types.CPointer(task))
     try:
         return cfunc(signature, cache=True, error_model="numpy")(loops)
-    except RuntimeError:  # numba found no directory to cache in
+    except (RuntimeError, OSError):  # numba found no directory to cache in, or no space
         return cfunc(signature, error_model="numpy")(loops)
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gptsweep import engine as engine_module
+from gptsweep import kernels
 from gptsweep.cache import PAGE, KVCache
 from gptsweep.engine import Engine, Progress, Workload
 from gptsweep.errors import ModelError
@@ -409,6 +410,41 @@ def test_logits_that_are_not_numbers_are_told(rng: str, use_kernels: bool, poiso
     model.logits = lambda hidden: logits(hidden).index_fill(-1, torch.tensor([40]), poison)  # type: ignore[method-assign]
     with pytest.raises(ModelError, match=r"device.dtype=float32: the model's logits are not numbers"):
         list(Engine(model, vocab_size=VOCAB, use_kernels=use_kernels).run([row(rng=rng)]))
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("cannot cache function: no locator available"), OSError(28, "No space left on device")]
+)
+def test_a_cache_directory_that_cannot_be_written_is_no_error(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = kernels.cfunc
+
+    def uncached(*arguments: Any, cache: bool = False, **options: Any) -> Any:
+        if cache:
+            raise error
+        return compiled(*arguments, **options)
+
+    monkeypatch.setattr(kernels, "cfunc", uncached)
+    loops = kernels._compiled.__wrapped__("store", torch.float32)
+    assert loops.address
+
+
+DEVICES = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_gpu_gives_what_the_twins_are(device: str) -> None:
+    if not DEVICES[device]:
+        pytest.skip(f"no {device} on this machine")
+    unpacked = plain.peaked_gpt(CONFIG)
+    engine = Engine(plain.peaked_gpt(CONFIG).to(device), vocab_size=VOCAB)
+    assert not engine.promise
+    settings = {"repetition_penalty": 1.2, "top_p": 0.9, "max_new_tokens": 30}
+    rows = [
+        row(POOL[i], sample_index=i, overflow=overflow, temperature=i % 3 / 2, **settings)
+        for i in range(len(POOL)) for overflow in ("crop", "stop", "rebase")
+    ]  # fmt: skip
+    for completion in run(engine, rows):
+        assert_is_twin(completion, twin_of(unpacked, completion.row))
 
 
 def test_no_rows_is_no_work() -> None:
