@@ -47,6 +47,11 @@ class PointLoader(ConfigLoaderImpl):
         self._parsed: dict[str, Override] = {}
         self._planned: dict[tuple[str, ...], Planned] = {}
 
+    @property
+    def points(self) -> int:
+        """How many points are planned so far; before Hydra's own sweeper begins, all of them are."""
+        return len(self._planned)
+
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: Sequence[str]) -> DictConfig:
         """The config of one point, as Hydra's own loader composes it. It is the caller's until the next call."""
         overrides = [self._parse(line) for line in sweep_overrides]

@@ -56,13 +56,15 @@ class FusedSweep:
         self.directory = Path(str(config.hydra.sweep.dir))
         self._models: Models | None = None
         self._table: SweepTable | None = None
+        self._failures: list[tuple[str, Exception]] = []
 
     def run(self, batch: Sequence[Sequence[str]], first_number: int) -> list[JobReturn]:
         """Run a batch of points.
 
         Raises:
             ConfigError, HydraException: a point cannot be composed; nothing has run.
-            SweepError: points failed, and the sweeper is Hydra's own, which would only stop at the first of them.
+            SweepError: after the last batch, if points failed. Hydra's own sweeper would stop at the first of them, so it
+                is not told before; another sweeper finds them in what this returns.
             Interrupted: Ctrl-C or SIGTERM; everything finished is on disk.
         """
         setup_globals()
@@ -76,14 +78,16 @@ class FusedSweep:
         finally:
             self._configure_log()
             write_report(self.directory)
-        failures = [
+        self._failures += [
             (str(self.directory / job.directory.name), done._return_value)
             for job, done in zip(planned, returns, strict=True)
             if done.status is JobStatus.FAILED
         ]
-        if failures and is_basic_sweeper(self.config):
-            raise SweepError(failures, len(planned), self.config.name)
-        return returns
+        if not is_basic_sweeper(self.config):
+            return returns
+        if self._failures and first_number + len(planned) >= self.loader.points:
+            raise SweepError(self._failures, self.loader.points, self.config.name)
+        return [done for done in returns if done.status is not JobStatus.FAILED]
 
     def _run(self, planned: Sequence[Planned]) -> list[JobReturn]:
         from . import session  # late: torch, which --help and a mistake in the config need not wait for

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 from sweeps import Run, samples_of, save_checkpoint
 
 import gptsweep
@@ -167,6 +168,33 @@ def test_a_sweep_without_a_name_says_under_which_name_to_retry(run: Run, place: 
     last = run("-m", "model=resume", "model.out_dir=none", "seed=1,2").err.splitlines()[-1]
     [directory] = place.glob("outputs/sweeps/*")
     assert last.endswith(f"python -m gptsweep -m model=resume model.out_dir=none seed=1,2 name={directory.name}")
+
+
+def test_a_point_that_fails_in_one_batch_leaves_the_next_batches_alone(run: Run, place: Path) -> None:
+    sweep = ("-m", "model.out_dir=none,out", "seed=1,2", *SMALL, "name=n", "hydra.sweeper.max_batch_size=1")
+    ended = run(*sweep)
+    assert ended.status == 1
+    assert "2 of 4 points failed" in ended.err
+    assert [row["status"] for row in table(place / "outputs/sweeps/n")] == ["failed", "failed", "complete", "complete"]
+
+
+def test_a_model_stays_loaded_from_batch_to_batch(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, opened = session.open_model, []
+    monkeypatch.setattr(session, "open_model", lambda *which: opened.append(which) or real(*which))
+    assert run("-m", "seed=1,2,3", *SMALL, "name=n", "hydra.sweeper.max_batch_size=1").status == 0
+    assert len(opened) == 1
+    assert len(samples_of(place / "outputs/sweeps/n")) == 3
+
+
+def test_optunas_sweeper_tunes_the_objective(run: Run, place: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    ended = run(
+        "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2", "objective=logprob_mean",
+        "sampling.temperature=interval(0.5,1.5)", "sampling.top_k=choice(3,9)", *SMALL, "name=n",
+    )  # fmt: skip
+    assert ended.status == 0
+    best = OmegaConf.load(place / "outputs/sweeps/n/optimization_results.yaml")
+    assert best.best_value == pytest.approx(min(float(row["logprob_mean"]) for row in table(place / "outputs/sweeps/n")))
 
 
 def test_out_of_memory_halves_the_rows_in_flight(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,121 @@
+"""Wall time of one sweep three ways: fused, Hydra's basic launcher with this project's engine, a nanoGPT-style loop.
+
+    python benchmarks/sweep_speed.py [--shape gpt2] [--samples 8] [--tokens 64] [--slow-seeds 4] [--dtype float32]
+
+24 points (3 temperatures x 2 top_k x 4 seeds), 8 samples each, of a model of GPT-2's shape with random weights, from a
+checkpoint in nanoGPT's format. Each way is a command as a user gives it, start of the process and loading the model included.
+The loop is nanoGPT's sample.py: a process a point; one sample after another; for each token the whole context again.
+``--slow-seeds``: the slower two run so many of the 4 seeds. ``--loop-samples``: the loop makes so many samples. Their times are
+scaled to all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from shapes import SHAPES
+from torch.nn import functional as F
+
+from gptsweep.model import GPT, GPTConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+SWEPT: dict[str, list[str]] = {
+    "sampling.temperature": ["0.7", "0.85", "1.0"],
+    "sampling.top_k": ["50", "200"],
+    "seed": ["1", "2", "3", "4"],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=("tiny", *SHAPES), default="gpt2", help="tiny: 4 layers of 256, a minute in all")
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--dtype", default="float32", help="of the first two; the loop runs in float32")
+    parser.add_argument("--slow-seeds", type=int, default=4)
+    parser.add_argument("--loop-samples", type=int, help="default: all")
+    parser.add_argument("--loop", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.loop:
+        loop(float(arguments.loop[0]), int(arguments.loop[1]), arguments.samples, arguments.tokens)
+        return
+    config = SHAPES.get(arguments.shape) or GPTConfig(n_layer=4, n_head=4, n_embd=256, activation="gelu_tanh")
+    few = SWEPT | {"seed": SWEPT["seed"][: arguments.slow_seeds]}
+    scale = len(SWEPT["seed"]) / arguments.slow_seeds
+    with tempfile.TemporaryDirectory() as place:
+        save(Path(place) / "out", config)
+        sizes = [f"sampling.num_samples={arguments.samples}", f"sampling.max_new_tokens={arguments.tokens}"]
+        common = [
+            sys.executable,
+            "-m",
+            "gptsweep",
+            "-m",
+            "model=resume",
+            f"device.dtype={arguments.dtype}",
+            "quiet=true",
+            *sizes,
+        ]
+        fused = timed([*common, *swept(SWEPT), "name=fused"], place)
+        show("fused", fused, fused)
+        show("basic launcher", scale * timed([*common, *swept(few), "hydra/launcher=basic", "name=basic"], place), fused)
+        samples = arguments.loop_samples or arguments.samples
+        own = [sys.executable, str(Path(__file__).resolve()), f"--samples={samples}", f"--tokens={arguments.tokens}", "--loop"]
+        looped = 0.0
+        for temperature, top_k, _ in itertools.product(*few.values()):
+            whole, decoding = timed([*own, temperature, top_k], place), float((Path(place) / "seconds").read_text())
+            looped += whole - decoding + decoding * arguments.samples / samples
+        show("nanoGPT's loop", scale * looped, fused)
+
+
+def swept(values: dict[str, list[str]]) -> list[str]:
+    return [f"{key}={','.join(each)}" for key, each in values.items()]
+
+
+def show(name: str, seconds: float, fused: float) -> None:
+    print(f"{name:16} {seconds:9.1f} s   {seconds / fused:6.1f} x fused", flush=True)
+
+
+def timed(command: list[str], place: str) -> float:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")])
+    since = time.perf_counter()
+    ended = subprocess.run(command, cwd=place, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
+    if ended.returncode:
+        sys.exit(ended.stderr)
+    return time.perf_counter() - since
+
+
+def save(out_dir: Path, config: GPTConfig) -> None:
+    """A checkpoint as nanoGPT's train.py leaves it, without an optimizer's state."""
+    out_dir.mkdir()
+    model = GPT(config).initialise(torch.Generator().manual_seed(0))
+    sizes = {name: getattr(config, name) for name in ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size")}
+    torch.save({"model": model.state_dict(), "model_args": sizes | {"dropout": 0.0}, "config": {}}, out_dir / "ckpt.pt")
+
+
+@torch.inference_mode()
+def loop(temperature: float, top_k: int, samples: int, tokens: int) -> None:
+    """What nanoGPT's sample.py does for one point."""
+    saved = torch.load("out/ckpt.pt", weights_only=True)
+    model = GPT(GPTConfig(**{key: value for key, value in saved["model_args"].items() if key != "dropout"})).eval()
+    model.load_state_dict(saved["model"])
+    since = time.perf_counter()
+    for _ in range(samples):
+        ids = torch.tensor([[198]])
+        for _ in range(tokens):
+            hidden = model.hidden(ids, torch.arange(ids.shape[1]), model.attend_within)
+            logits = model.logits(hidden[:, -1]) / temperature  # as in nanoGPT, of the last place alone
+            logits[logits < torch.topk(logits, top_k).values[:, [-1]]] = -torch.inf
+            ids = torch.cat((ids, torch.multinomial(F.softmax(logits, dim=-1), num_samples=1)), dim=1)
+    Path("seconds").write_text(str(time.perf_counter() - since))
+
+
+if __name__ == "__main__":
+    main()
