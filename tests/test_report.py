@@ -315,8 +315,17 @@ def test_a_single_run_has_a_page_too(browser: Any, tmp_path: Path) -> None:
     with Visit(browser, write_report(tmp_path / "run")) as seen:
         assert seen.locator(".column").count() == 1
         assert not seen.locator("#effects").is_visible()
+        assert seen.locator("nav a:visible").all_inner_texts() == ["Points", "Samples"]
         seen.keyboard.press("ArrowRight")
         assert seen.locator("#where").inner_text() == "2 of 10"
+
+
+def test_a_sweep_that_failed_everywhere_says_so(browser: Any, tmp_path: Path) -> None:
+    (tmp_path / "sweep.csv").write_text("temperature,status,error,directory\n0.5,failed,boom <b>,x\n0.7,failed,boom,y\n")
+    with Visit(browser, write_report(tmp_path)) as seen:
+        seen.locator(".problem summary").click()
+        assert seen.locator(".problem li").all_inner_texts() == ["x: boom <b>", "y: boom"]
+        assert seen.locator("nav a:visible").all_inner_texts() == ["Points", "Samples"]
 
 
 def test_a_page_of_many_points_answers_at_once(browser: Any, tmp_path: Path) -> None:

@@ -236,7 +236,7 @@ function sparkline(along) {
 }
 
 function drawEffects() {
-  if (!data.effects.length) { $("effects").hidden = true; return; }
+  if (!data.effects.length || !metrics.length) { $("effects").hidden = true; return; }
   const head = el("tr", {}, el("th", { scope: "col" }, "Metric"), data.effects.map(({ key }) => {
     const { labels } = keys.find((one) => one.name === key);
     return el("th", { scope: "colgroup", colspan: 2 }, key, el("span", { class: "range" }, `${short(labels[0])} → ${short(labels[labels.length - 1])}`));
@@ -793,4 +793,6 @@ addEventListener("hashchange", () => {
 drawHead();
 readAddress();
 for (const draw of [drawEffects, drawCharts, drawPoints, drawSampleControls, drawSamples]) draw();
+for (const link of document.querySelectorAll("nav a")) link.hidden = $(link.dataset.goto).hidden;
+document.querySelector(".bar .pick").hidden = !metrics.length || !keys.length;
 })();
