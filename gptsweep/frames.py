@@ -170,7 +170,8 @@ class Sweep:
         keys = [*left_open, "prompt_index", "seed", "sample_index"]
         pairs = one.merge(two, on=keys, suffixes=("_a", "_b"))
         rows = compare.paired_samples(pairs)
-        both = first.merge(second, on=[*left_open, "seed"], suffixes=("_a", "_b"))
+        shared = [key for key in (*left_open, "seed") if key in self.settings]
+        both = first.merge(second, how="inner" if shared else "cross", on=shared or None, suffixes=("_a", "_b"))
         rows |= {name: compare.paired_points(both, name) for name in self.metrics if METRICS[name].per == "point"}
         table = pd.DataFrame.from_dict({name: rows[name] for name in METRICS if name in rows}, orient="index")
         table.index.name = "metric"
