@@ -1,4 +1,4 @@
-"""One engine, one job, one process: ``python peer_engines.py JOB_JSON``, started by peers.py in an environment with that engine.
+"""One engine, one job, one process: ``python peer_engines.py JOB_JSON``, run by peers.py in an environment with that engine.
 
 Each function below loads the model, warms up, and returns what it measured. All get token ids and give token ids; the time is
 from the first prompt handed over to the last token back, prefill included.
