@@ -119,13 +119,16 @@ class FusedSweep:
         return returns
 
     def _run_job(self, job: Planned) -> JobReturn:
-        done = run_job(
-            hydra_context=self.context,
-            task_function=self.task_function,
-            config=self.loader.load_job(self.config, job.overrides, job.number),
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-        )
+        try:
+            done = run_job(
+                hydra_context=self.context,
+                task_function=self.task_function,
+                config=self.loader.load_job(self.config, job.overrides, job.number),
+                job_dir_key="hydra.sweep.dir",
+                job_subdir_key="hydra.sweep.subdir",
+            )
+        except OSError as error:  # Hydra's own files of the point: the disk is full, say
+            done = JobReturn(overrides=list(job.overrides), status=JobStatus.FAILED, _return_value=error)
         done.cfg = done.hydra_cfg = None  # 140 KB a point, which no sweeper reads: they are in .hydra/
         return done
 

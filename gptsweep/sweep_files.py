@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import GptsweepError
+from .errors import GptsweepError, ResultsError
 from .results import MANIFEST, PARTIAL, SAMPLES, SWEEP, write_sweep_csv
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,10 @@ class SweepTable:
         columns = [*dict.fromkeys(column for row in rows for column in row if column not in ABOUT), *ABOUT]
         if rows:
             rows[0] = {column: rows[0].get(column) for column in columns}  # the first row decides the order
-            write_sweep_csv(self.directory, rows)
+            try:
+                write_sweep_csv(self.directory, rows)
+            except ResultsError as error:  # the points' own files are what counts, and say themselves what they lack
+                log.warning("%s", error)
         now = self._clock()
         self._next = now + max(SECONDS, (now - began) / SHARE)
 
@@ -104,6 +107,8 @@ def _read(directory: Path) -> list[tuple[str, dict[str, Any]]]:
 
 def told(error: Exception) -> str:
     """An error in words: a user's mistake speaks for itself, a bug by its name."""
+    if isinstance(error, OSError) and error.filename:
+        return f"cannot write {error.filename}: {error.strerror}"
     return str(error) if isinstance(error, GptsweepError) else f"{type(error).__name__}: {error}"
 
 

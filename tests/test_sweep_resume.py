@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -314,3 +315,42 @@ def test_a_full_disk_loses_nothing_that_was_finished(run: Run, place: Path, monk
     assert len(gptsweep.read_sweep("outputs/sweeps/full").samples) == 3
     assert run("-m", "seed=1,2,3", *SMALL, "name=full").status == 0
     assert samples_of(place / "outputs/sweeps/full") == samples_of(place / "outputs/sweeps/whole")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 160 KB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs is left to root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_disk_that_is_really_full_loses_nothing_either(run: Run, place: Path, small_disk: Path) -> None:
+    sweep = (
+        "-m",
+        "model=resume",
+        "seed=1,2,3",
+        "sampling.num_samples=100",
+        "sampling.max_new_tokens=3",
+        "quiet=true",
+        "name=n",
+    )
+    ended = run(*sweep, f"hydra.sweep.dir={small_disk}/n")
+    assert ended.status == 1
+    assert "no space left on device; free some space and give the same command again" in ended.err
+    kept = samples_kept(small_disk)
+    assert kept
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    assert run(*sweep, f"hydra.sweep.dir={small_disk}/n").status == 0
+    assert run(*sweep, "hydra.sweep.dir=whole").status == 0
+    assert samples_of(small_disk / "n") == samples_of(place / "whole")
+    assert kept < samples_kept(small_disk)
+
+
+def samples_kept(disk: Path) -> set[bytes]:
+    """Every whole line of samples."""
+    lines = {line for path in disk.glob("**/samples*.jsonl") for line in path.read_bytes().splitlines(keepends=True)}
+    return {line for line in lines if line.endswith(b"}\n")}
