@@ -166,11 +166,11 @@ def make_environment(name: str) -> Path:
 
 def make_models(names: Iterable[str], models: Path, python: Callable[[str], Path]) -> None:
     """Write the models that are not there yet, each in a process of its own, which leaves its memory behind."""
-    hf, openvino = models / "gpt2-hf", models / "gpt2-openvino"
+    hf = models / "gpt2-hf"
     makers = {
-        "hf": ("gptsweep", hf, f"write_hf(Path({str(hf)!r}), 'gpt2')"),
+        "hf": ("gptsweep", hf, "write_hf(made, 'gpt2')"),
         "ctranslate2": ("peers", models / "gpt2-ctranslate2", "to_ctranslate2(hf, made)"),
-        "openvino": ("peers", openvino, "to_openvino(hf, made, int8=False)"),
+        "openvino": ("peers", models / "gpt2-openvino", "to_openvino(hf, made, int8=False)"),
         "openvino-int8": ("peers", models / "gpt2-openvino-int8", "to_openvino(hf, made, int8=True)"),
     }
     for name in names:
