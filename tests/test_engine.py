@@ -124,7 +124,7 @@ def rows_of_all_kinds(draw: st.DrawFn) -> Row:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=25)
+@settings(max_examples=16)
 @given(st.lists(rows_of_all_kinds(), min_size=2, max_size=12), st.sampled_from([None, 1, 2, 3, 7]))
 def test_a_row_is_the_same_to_the_bit_in_any_company(dtype: str, rows: list[Row], max_rows: int | None) -> None:
     together = run(engine_of(dtype, max_rows), rows)
@@ -156,7 +156,7 @@ def test_a_full_context_crops_stops_or_rebases(overflow: str, length: int) -> No
 def test_two_threads_give_the_bits_of_one(dtype: str) -> None:
     rows = [
         row(POOL[i % len(POOL)], sample_index=i, temperature=0.5 + 0.1 * (i % 7), overflow=("crop", "rebase")[i % 2])
-        for i in range(33)
+        for i in range(17)
     ]
     torch.set_num_threads(1)
     one = run(engine_of(dtype), rows)
@@ -330,7 +330,7 @@ class Books:
         assert len(flight.free_tables) == len(flight.cache.page_count)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.lists(rows_of_all_kinds(), min_size=1, max_size=25), st.sampled_from([1, 2, 5, 30]))
 def test_no_page_is_lost_or_freed_twice(rows: list[Row], max_rows: int) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 import gptsweep
 from gptsweep import session
+from gptsweep.engine import Engine
 from gptsweep.errors import ConfigError, DeviceError, Interrupted, ModelError, PromptError, ResultsError
 from gptsweep.model import GPT, GPTConfig
 from gptsweep.progress import Progress
@@ -323,12 +324,23 @@ def test_more_samples_extend_a_point_and_are_those_of_a_fresh_run(out_dir: Path,
     assert extended == (tmp_path / "b" / "samples.jsonl").read_bytes()
 
 
-def test_greedy_points_of_different_seeds_are_decoded_once(out_dir: Path, tmp_path: Path, passes: list[int]) -> None:
+def test_greedy_points_of_different_seeds_are_decoded_once(
+    out_dir: Path, tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    run = Engine.run
+
+    def counted(self: Engine, *arguments: Any) -> Any:
+        rows.append(arguments[1].rows)
+        return run(self, *arguments)
+
+    monkeypatch.setattr(Engine, "run", counted)
     jobs = [
         Job(point(out_dir, temperature=0, seed=seed, top_k=top_k), tmp_path / f"{seed}-{top_k}")
         for seed in (1, 2, 3) for top_k in (None, 5)
     ]  # fmt: skip
     settle(*jobs)
+    assert rows == [1]
     assert sum(passes) == 8
     texts = {tuple(line["token_ids"]) for job in jobs for line in lines(job.directory)}
     assert len(texts) == 1
