@@ -68,6 +68,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> Jobs:
 
     stand_in = types.ModuleType("gptsweep.session")
     stand_in.run_job = run_job  # type: ignore[attr-defined]
+    stand_in.require_objective = lambda name: None  # type: ignore[attr-defined]
     stand_in.run_jobs = lambda *_: iter(())  # type: ignore[attr-defined]
     stand_in.wanted_settings = lambda point: {"seed": point.seed}  # type: ignore[attr-defined]
     for name in ("Job", "Models", "Interruption", "prepared"):
