@@ -195,7 +195,8 @@ def call(command: list[str], timeout: float, threads: int = 2) -> str:
         raise JobError(f"not done after {timeout:.0f} s") from None
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise JobError(lines[-1][:300])
+        errors = [line for line in lines if "error" in line.lower()]  # pip and others may warn after their error
+        raise JobError((errors or lines)[-1][:300])
     return done.stdout
 
 
