@@ -188,7 +188,9 @@ def call(command: list[str], timeout: float, threads: int = 2) -> str:
         JobError: it failed, or took longer than ``timeout`` seconds.
     """
     settings = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join((str(HERE), str(HERE.parent)))}
-    settings |= {"HF_HUB_OFFLINE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TOKENIZERS_PARALLELISM": "false"}
+    settings |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    # In this process, so that its memory is counted; left alone, vLLM would take most of the machine's for keys and values.
+    settings |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "4"}
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=os.environ | settings)
     except subprocess.TimeoutExpired:
