@@ -17,6 +17,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+import gptsweep
 from gptsweep import __main__ as command
 from gptsweep.config import GROUPS, choices, keys
 from gptsweep.errors import ModelError
@@ -74,6 +75,8 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> Jobs:
     for name in ("Job", "Models", "Interruption", "prepared"):
         setattr(stand_in, name, MagicMock())
     monkeypatch.setitem(sys.modules, "gptsweep.session", stand_in)
+    # `from . import session` takes the package's attribute, which is there once another test has imported the real one.
+    monkeypatch.setattr(gptsweep, "session", stand_in, raising=False)
     return seen
 
 
