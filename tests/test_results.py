@@ -720,6 +720,18 @@ def test_files_have_the_permissions_that_the_user_asked_for(tmp_path):
     assert {oct((tmp_path / name).stat().st_mode & 0o777) for name in RESULT_FILES} == {"0o640"}
 
 
+def test_a_csv_file_is_what_pandas_would_have_written(tmp_path):
+    rows = [
+        {"start": 'x,"y"\n', "seed": 1, "top_k": None, "temperature": 0.1, "stop_at_eot": True, "stop": ["a", "é"]},
+        {"start": "it's", "seed": 2, "temperature": 1e20, "later": "new"},
+    ]
+    results.write_sweep_csv(tmp_path, rows)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    cells = [{name: json.dumps(cell) if isinstance(cell, list) else cell for name, cell in row.items()} for row in rows]
+    expected = pd.DataFrame(cells, columns=columns, dtype=object).to_csv(index=False, lineterminator="\n")
+    assert (tmp_path / "sweep.csv").read_bytes() == expected.encode()
+
+
 def test_the_summary_agrees_with_pandas():
     samples = [sample.as_json() for sample in make_samples(2, 20)]
     row = summarise({"temperature": 0.8, "top_k": None}, samples)
