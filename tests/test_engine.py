@@ -243,52 +243,38 @@ def test_what_finished_in_a_step_is_handed_on_before_the_run_may_end() -> None:
 # -- sharing -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many tokens each forward pass has read."""
-    counts: list[int] = []
-    hidden = GPT.hidden
-
-    def counted(self: GPT, ids: Tensor, *rest: Any) -> Tensor:
-        counts.append(ids.numel())
-        return hidden(self, ids, *rest)
-
-    monkeypatch.setattr(GPT, "hidden", counted)
-    return counts
-
-
-def test_a_shared_prompt_is_read_once(read: list[int]) -> None:
+def test_a_shared_prompt_is_read_once(passes: list[int]) -> None:
     prompt = list(range(20))
     rows = [row(prompt, sample_index=i, max_new_tokens=1) for i in range(12)]
     run(engine_of(), rows)
-    assert read == [20]
-    read.clear()
+    assert passes == [20]
+    passes.clear()
     # Rows that start later find its keys and values, and read its last token again for the logits.
     run(engine_of(max_rows=4), rows)
-    assert read == [20, 1, 1]
+    assert passes == [20, 1, 1]
 
 
-def test_rows_that_agree_so_far_are_computed_once(read: list[int]) -> None:
+def test_rows_that_agree_so_far_are_computed_once(passes: list[int]) -> None:
     rows = [row(sample_index=i % 6, temperature=0.8 + 0.8 * (i // 6)) for i in range(18)]
     completions = run(engine_of(), rows)
     beginnings = {c.token_ids[:n] for c in completions for n in range(1, len(c.token_ids))}
     assert len({c.token_ids for c in completions}) > 6
     assert len(beginnings) < sum(len(c.token_ids) - 1 for c in completions)
-    assert sum(read) == len(rows[0].prompt_ids) + len(beginnings)
+    assert sum(passes) == len(rows[0].prompt_ids) + len(beginnings)
 
 
-def test_greedy_rows_cost_as_much_as_one(read: list[int]) -> None:
+def test_greedy_rows_cost_as_much_as_one(passes: list[int]) -> None:
     completions = run(engine_of(), [row(sample_index=i, temperature=0) for i in range(30)])
     assert len({c.token_ids for c in completions}) == 1
-    assert read == [3] + [1] * 11
+    assert passes == [3] + [1] * 11
 
 
-def test_a_window_that_crops_is_read_again_and_one_that_rebases_by_half(read: list[int]) -> None:
+def test_a_window_that_crops_is_read_again_and_one_that_rebases_by_half(passes: list[int]) -> None:
     run(engine_of(), [row(range(24), overflow="crop", max_new_tokens=4)])
-    assert read == [24] * 4
-    read.clear()
+    assert passes == [24] * 4
+    passes.clear()
     run(engine_of(), [row(range(24), overflow="rebase", max_new_tokens=4)])
-    assert read == [24, 12, 1, 1]
+    assert passes == [24, 12, 1, 1]
 
 
 # -- bookkeeping -------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ import plain
 import pytest
 import torch
 from model_files import save_hf, save_meta, save_nanogpt
-from torch import Tensor
 
 import gptsweep
 from gptsweep import session
@@ -61,20 +60,6 @@ def gpt2_like(tmp_path_factory: pytest.TempPathFactory) -> LM:
     """A model with GPT-2's vocabulary, and so an end-of-text token."""
     config = GPTConfig(block_size=16, vocab_size=50257, n_layer=1, n_head=1, n_embd=4, activation="gelu_tanh")
     return gptsweep.load(save_hf(tmp_path_factory.mktemp("hf"), plain.peaked_gpt(config)), device="cpu")
-
-
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The tokens that each forward pass has read."""
-    counts: list[int] = []
-    hidden = GPT.hidden
-
-    def counted(self: GPT, ids: Tensor, *rest: Any) -> Tensor:
-        counts.append(ids.numel())
-        return hidden(self, ids, *rest)
-
-    monkeypatch.setattr(GPT, "hidden", counted)
-    return counts
 
 
 # -- Python ------------------------------------------------------------------------------------------------------------------
