@@ -6,10 +6,8 @@ table, not keys and values, and a shared page is copied only when someone is abo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .model import Attend, GPTConfig
-
-if TYPE_CHECKING:
-    from .kernels import Kernel
 
 PAGE = 16
 Ints = npt.NDArray[np.int64]
@@ -48,7 +43,8 @@ class KVCache:
 
     def __init__(self, config: GPTConfig, *, n_pages: int, n_tables: int, dtype: torch.dtype, device: torch.device) -> None:
         self.config = config
-        shape = (config.n_layer, n_pages, config.n_head, PAGE, config.head_size)
+        # How a page is laid out is for the attention alone to know; kernels want whole vectors.
+        shape = (config.n_layer, n_pages, config.n_head, PAGE, PAGE * pages_for(config.head_size))
         # Zeros, as `paged_attention` gives what lies beyond a sequence's end the weight 0, which NaN would survive.
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
@@ -128,62 +124,23 @@ def paged_attention(cache: KVCache, reading: Reading) -> Attend:
     pages = torch.from_numpy(cache.tables[reading.tables, reading.positions // PAGE].astype(np.int64)).to(device)
     offsets = torch.from_numpy(reading.positions % PAGE).to(device)
 
+    pools = (cache.keys[..., : config.head_size], cache.values[..., : config.head_size])
+
     def attend(layer: int, qkv: Tensor) -> Tensor:
         q, k, v = qkv.view(-1, 3, config.n_head, config.head_size).to(cache.keys.dtype).unbind(1)
-        cache.keys[layer][pages, :, offsets] = k
-        cache.values[layer][pages, :, offsets] = v
+        for pool, new in zip(pools, (k, v), strict=True):
+            pool[layer][pages, :, offsets] = new
         wanted = reading.kept if layer == config.n_layer - 1 else np.arange(len(reading.positions))
         out = torch.empty(len(wanted), config.n_embd, dtype=qkv.dtype, device=device)
         for some in np.array_split(np.arange(len(wanted)), -(-len(wanted) // 64)):
             tokens = wanted[some]
             length = int(reading.positions[tokens].max()) + 1
             seen = tables[reading.tables[tokens], : -(-length // PAGE)].long()
-            keys, values = (
-                pool[layer][seen].transpose(1, 2).flatten(2, 3)[:, :, :length] for pool in (cache.keys, cache.values)
-            )
+            keys, values = (pool[layer][seen].transpose(1, 2).flatten(2, 3)[:, :, :length] for pool in pools)
             past = torch.arange(length, device=device) <= torch.from_numpy(reading.positions[tokens]).to(device)[:, None]
             mixed = F.scaled_dot_product_attention(q[tokens][:, :, None], keys, values, attn_mask=past[:, None, None])
             out[some] = mixed.flatten(1).to(qkv.dtype)
         return out
-
-    return attend
-
-
-def paged_attention_kernels(cache: KVCache, reading: Reading, store: Kernel, attend_kernel: Kernel) -> Attend:
-    """`paged_attention` on a CPU by kernels: each token sums over its own length only, so its bits depend on nobody else."""
-    config = cache.config
-    n_tokens = len(reading.positions)
-    common = {
-        "n_tokens": n_tokens,
-        "width": config.n_embd,
-        "n_head": config.n_head,
-        "page_size": PAGE,
-        "max_pages": cache.tables.shape[1],
-        "pages": cache.tables[reading.tables, reading.positions // PAGE].astype(np.int64),
-        "offsets": reading.positions % PAGE,
-        "tables": cache.tables,
-    }
-
-    def of(tokens: Ints) -> dict[str, Any]:
-        lengths = reading.positions[tokens] + 1
-        return {**common, "n_kept": len(tokens), "kept": tokens, "table_rows": reading.tables[tokens], "lengths": lengths}
-
-    every, kept = of(np.arange(n_tokens)), of(reading.kept)
-    layer_bytes = cache.keys[0].numel() * cache.keys.element_size()
-
-    def attend(layer: int, qkv: Tensor) -> Tensor:
-        wanted = kept if layer == config.n_layer - 1 else every
-        stored = qkv.to(cache.keys.dtype).contiguous()
-        out = torch.empty(wanted["n_kept"], config.n_embd, dtype=stored.dtype)
-        places = {
-            "qkv": stored.data_ptr(),
-            "keys": cache.keys.data_ptr() + layer * layer_bytes,
-            "values": cache.values.data_ptr() + layer * layer_bytes,
-            "out": out.data_ptr(),
-        }
-        store(**wanted, **places, chunk=16)
-        attend_kernel(**wanted, **places, chunk=max(1, math.ceil(wanted["n_kept"] * config.n_head / 32)))
-        return out.to(qkv.dtype)
 
     return attend
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cache import PAGE, KVCache, Reading, Span, paged_attention, paged_attention_kernels, pages_for
+from .cache import PAGE, KVCache, Reading, Span, paged_attention, pages_for
 from .errors import ModelError
 from .linear import row_invariant
 from .model import GPT, GPTConfig
@@ -324,7 +324,7 @@ class _Flight:
             self.cache.extend(spans)
             reading = Reading.of(spans)
             if self.engine.use_kernels:
-                attend = paged_attention_kernels(self.cache, reading, self.store, self.attend)
+                attend = kernels.paged_attention(self.cache, reading, self.store, self.attend)
             else:
                 attend = paged_attention(self.cache, reading)
             positions, kept = (torch.from_numpy(places).to(device) for places in (reading.positions, reading.kept))

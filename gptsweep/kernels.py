@@ -6,43 +6,59 @@ order that depends on that unit alone, so the bits of a row depend neither on wh
 The compiled loops run inside torch's own OpenMP threads: a second pool beside torch's would fight its spinning workers for the
 cores at every one of the dozens of small calls of a step.
 
-`sampling.choose` and `cache.attend` are the same operations in plain torch.
+`sampling.choose` and `cache.paged_attention` are the same operations in plain torch.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import carray, cfunc, from_dtype, njit, types  # type: ignore[attr-defined]
+from numba.core import cgutils
 from numba.extending import intrinsic, overload
+from torch import Tensor
 
+from .cache import PAGE, Ints, KVCache, Reading
+from .model import Attend
 from .sampling import EDIT, ROW
 
 # Places in flat arrays are cast to uint64: a signed index that numba cannot prove positive may mean "from the end", and the
 # test for that keeps loops from vectorising (27 ns a position of attention against 180).
 FAST = {"reassoc", "contract", "nsz", "arcp"}
+TILE = 8
+"""Tokens whose attention reads a page together, where they see the same: as many as have two sums each in vector registers."""
 BLOCK = 64
 """Logits are scanned in blocks of this many: a block whose greatest logit cannot win is skipped whole."""
 _LEAST = np.float32(-3e38)
 GUMBEL_MAX = 22.9
 """No noise is greater: -log(-log(u)) at the greatest u, 1 - 2**-33, is 22.87."""
 
+_I, _INT64 = types.int64, ir.IntType(64)
+_FLOATS, _WORDS = ir.VectorType(ir.FloatType(), PAGE), ir.VectorType(ir.IntType(32), PAGE)
 _ADDRESS = "i8"
 ATTEND = np.dtype(
-    [(name, "i8") for name in ("n_tokens", "n_kept", "width", "n_head", "page_size", "max_pages", "chunk")]
-    + [(name, _ADDRESS) for name in ("next_unit", "qkv", "keys", "values", "out")]
+    [
+        (name, "i8")
+        for name in ("n_tokens", "n_kept", "width", "n_head", "head_lanes", "max_pages", "stores", "chunk", "scratch")
+    ]
+    + [(name, _ADDRESS) for name in ("next_unit", "next_scratch", "qkv", "keys", "values", "out")]
     + [(name, _ADDRESS) for name in ("pages", "offsets", "kept", "tables", "table_rows", "lengths")]
 )
+LINEAR = np.dtype(
+    [(name, "i8") for name in ("n_in", "n_out", "summed", "chunk", "scratch")]
+    + [(name, _ADDRESS) for name in ("next_unit", "next_scratch", "x", "weight", "bias", "out")]
+)
 CHOOSE = np.dtype(
-    [(name, "i8") for name in ("n_rows", "stride", "vocab_size", "chunk")]
-    + [(name, _ADDRESS) for name in ("next_unit", "logits", "rows", "order")]
+    [(name, "i8") for name in ("n_rows", "stride", "vocab_size", "chunk", "scratch")]
+    + [(name, _ADDRESS) for name in ("next_unit", "next_scratch", "logits", "rows", "order")]
 )
 
 
@@ -133,116 +149,311 @@ def _exp(x):
 
 
 # -- attention ---------------------------------------------------------------------------------------------------------------
+#
+# A word is what fills 32 bits: one number of float32, two of bfloat16. A page of keys is [head_size / per_word, PAGE, per_word], a
+# page of values [PAGE / per_word, head_size, per_word]: a vector of words then lies across what is not summed over, and is
+# widened by one instruction. Pages and vectors are equally wide, and `head_lanes`, a multiple of it, stands for head_size.
 
 
-@_compiled_within(fastmath=FAST)
+@_compiled_within()
+def _store_head(task, qkv, keys, values, token, head):
+    """Write the keys and values of one head of a token into their page."""
+    page, offset = _int64_at(task.pages)[token], _int64_at(task.offsets)[token]
+    head_size, lanes = task.width // task.n_head, task.head_lanes
+    per_word = _per_word(keys)
+    begin = (page * task.n_head + head) * PAGE * lanes
+    k = token * 3 * task.width + task.width + head * head_size
+    k_to = begin + offset * per_word
+    v_to = begin + offset // per_word * per_word * lanes + offset % per_word
+    for d in range(head_size):
+        keys[k_to + d // per_word * per_word * PAGE + d % per_word] = qkv[k + d]
+        values[v_to + d * per_word] = qkv[k + task.width + d]
+
+
+@_compiled_within()
 def _store(task, qkv, keys, values):
     """Write the keys and values of every token into its place in its page."""
-    pages = carray(_int64_at(task.pages), task.n_tokens)
-    offsets = carray(_int64_at(task.offsets), task.n_tokens)
-    width, n_head, page_size = task.width, task.n_head, task.page_size
-    head_size = width // n_head
     while True:
         begin = _take(task.next_unit, task.chunk)
         if begin >= task.n_tokens:
             return
         for token in range(begin, min(begin + task.chunk, task.n_tokens)):
-            for head in range(n_head):
-                to = ((pages[token] * n_head + head) * page_size + offsets[token]) * head_size
-                k = token * 3 * width + width + head * head_size
-                for d in range(head_size):
-                    keys[np.uint64(to + d)] = qkv[np.uint64(k + d)]
-                    values[np.uint64(to + d)] = qkv[np.uint64(k + width + d)]
+            for head in range(task.n_head):
+                _store_head(task, qkv, keys, values, token, head)
+
+
+def _per_word(pointer):
+    """How many numbers behind ``pointer`` fill 32 bits."""
+    raise NotImplementedError
+
+
+@overload(_per_word)
+def _per_word_overload(pointer):
+    per_word = 2 if pointer.dtype == types.uint16 else 1
+    return lambda pointer: per_word
+
+
+def _numbers_in_a_word(number):
+    return 1 if number == ir.FloatType() else 2
+
+
+def _load(builder, pointer, at):
+    """The vector of words at ``pointer[at]``, widened: a float32 vector for each number of a word."""
+    place = builder.bitcast(builder.gep(pointer, [at]), _WORDS.as_pointer())
+    bits = builder.load(place, align=2)
+    if _numbers_in_a_word(pointer.type.pointee) == 1:
+        return [builder.bitcast(bits, _FLOATS)]
+    low = builder.shl(bits, ir.Constant(_WORDS, [16] * PAGE))
+    high = builder.and_(bits, ir.Constant(_WORDS, [0xFFFF0000] * PAGE))
+    return [builder.bitcast(low, _FLOATS), builder.bitcast(high, _FLOATS)]
+
+
+def _add_product(builder, total, pointer, at, vector):
+    """``total += pointer[at] * vector``, rounded once: a sum is the same bits whoever's is made beside it."""
+    undefined, first = ir.Constant(_FLOATS, ir.Undefined), ir.Constant(_WORDS, [0] * PAGE)
+    factor = builder.insert_element(undefined, builder.load(builder.gep(pointer, [at])), ir.IntType(32)(0))
+    factors = builder.shuffle_vector(factor, undefined, first)
+    fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), f"llvm.fma.v{PAGE}f32")
+    builder.store(builder.call(fma, [factors, vector, builder.load(total)]), total)
+
+
+def _floats_at(builder, pointer, at):
+    return builder.bitcast(builder.gep(pointer, [at]), _FLOATS.as_pointer())
+
+
+def _score_by(rows):
+    """``score(q, q_at, keys, page, scores, at, stride, size)``: scores of the page at ``keys[page]``, for ``rows`` queries.
+
+    ``scores[at + t * stride + i] = q[q_at + t * size :][:size] @ page[:, i]``; even and odd places are summed apart, then together.
+    """
+
+    @intrinsic
+    def score(_typing, q, q_at, keys, page, scores, at, stride, size):
+        def codegen(_context, builder, _signature, args):
+            q, q_at, keys, page, scores, at, stride, size = args
+            zero = ir.Constant(_FLOATS, [0.0] * PAGE)
+            totals = [[cgutils.alloca_once_value(builder, zero) for _ in range(2)] for _ in range(rows)]
+            with cgutils.for_range_slice(builder, _INT64(0), size, _INT64(4), _INT64) as (d, _):
+                vectors = []
+                while len(vectors) < 4:
+                    numbers = builder.mul(builder.add(d, _INT64(len(vectors))), _INT64(PAGE))
+                    vectors += _load(builder, keys, builder.add(page, numbers))
+                for t in range(rows):
+                    for i, vector in enumerate(vectors):
+                        place = builder.add(builder.add(q_at, builder.mul(size, _INT64(t))), builder.add(d, _INT64(i)))
+                        _add_product(builder, totals[t][i % 2], q, place, vector)
+            for t, (even, odd) in enumerate(totals):
+                place = builder.add(at, builder.mul(stride, _INT64(t)))
+                total = builder.fadd(builder.load(even), builder.load(odd))
+                builder.store(total, _floats_at(builder, scores, place), align=4)
+
+        return types.void(q, _I, keys, _I, scores, _I, _I, _I), codegen
+
+    return score
+
+
+def _mix_by(rows):
+    """``mix(weights, at, stride, values, page, mixed, to, size)``: adds the page at ``values[page]`` for ``rows`` queries.
+
+    ``mixed[to + t * size :][:size] += weights[at + t * stride :][:PAGE] @ page``, one position after another.
+    """
+
+    @intrinsic
+    def mix(_typing, weights, at, stride, values, page, mixed, to, size):
+        def codegen(_context, builder, _signature, args):
+            weights, at, stride, values, page, mixed, to, size = args
+            totals = [cgutils.alloca_once(builder, _FLOATS) for _ in range(rows)]
+            with cgutils.for_range_slice(builder, _INT64(0), size, _INT64(PAGE), _INT64) as (d, _):
+                begins = [builder.add(builder.add(to, builder.mul(size, _INT64(t))), d) for t in range(rows)]
+                places = [_floats_at(builder, mixed, begin) for begin in begins]
+                for total, place in zip(totals, places, strict=True):
+                    builder.store(builder.load(place, align=4), total)
+                position = 0
+                while position < PAGE:
+                    per_word = _numbers_in_a_word(values.type.pointee)
+                    numbers = builder.add(builder.mul(size, _INT64(position)), builder.mul(d, _INT64(per_word)))
+                    for vector in _load(builder, values, builder.add(page, numbers)):
+                        for t, total in enumerate(totals):
+                            place = builder.add(builder.add(at, builder.mul(stride, _INT64(t))), _INT64(position))
+                            _add_product(builder, total, weights, place, vector)
+                        position += 1
+                for total, place in zip(totals, places, strict=True):
+                    builder.store(builder.load(total), place, align=4)
+
+        return types.void(weights, _I, _I, values, _I, mixed, _I, _I), codegen
+
+    return mix
+
+
+_score_one, _score_tile = _score_by(1), _score_by(TILE)
+_mix_one, _mix_tile = _mix_by(1), _mix_by(TILE)
+
+
+@_compiled_within()
+def _page(task, tile, t, place):
+    """The page that token ``t`` of a tile sees at ``place`` of its table, or -1 where it sees none."""
+    if _int64_at(task.lengths)[tile + t] <= place * PAGE:
+        return -1
+    return np.int64(_int32_at(task.tables)[_int64_at(task.table_rows)[tile + t] * task.max_pages + place])
+
+
+@_compiled_within()
+def _page_of_all(task, tile, place):
+    """The page that all tokens of a tile see at ``place``, or -1."""
+    page = _page(task, tile, 0, place) if tile + TILE <= task.n_kept else -1
+    for t in range(1, TILE):
+        if page >= 0 and _page(task, tile, t, place) != page:
+            page = -1
+    return page
 
 
 @_compiled_within(fastmath=FAST)
-def _score(q, keys, base, count, scores, first):
-    """``scores[first:first + count] = keys @ q`` for one page of one head; the greatest of them."""
-    size = q.size
+def _soften(scores, at, length):
+    """Make ``scores[at : at + length]`` weights of a softmax, all but the division by their sum, which is returned."""
     greatest = np.float32(-np.inf)
-    for i in range(0, count - 3, 4):
-        k0 = base + i * size
-        k1, k2, k3 = k0 + size, k0 + 2 * size, k0 + 3 * size
-        s0 = s1 = s2 = s3 = np.float32(0)
-        for d in range(size):
-            s0 += q[d] * _widen(keys[np.uint64(k0 + d)])
-            s1 += q[d] * _widen(keys[np.uint64(k1 + d)])
-            s2 += q[d] * _widen(keys[np.uint64(k2 + d)])
-            s3 += q[d] * _widen(keys[np.uint64(k3 + d)])
-        scores[first + i] = s0
-        scores[first + i + 1] = s1
-        scores[first + i + 2] = s2
-        scores[first + i + 3] = s3
-        greatest = max(max(greatest, max(s0, s1)), max(s2, s3))
-    for i in range(count // 4 * 4, count):
-        k0 = base + i * size
-        s0 = np.float32(0)
-        for d in range(size):
-            s0 += q[d] * _widen(keys[np.uint64(k0 + d)])
-        scores[first + i] = s0
-        greatest = max(greatest, s0)
-    return greatest
+    for i in range(at, at + length):
+        greatest = max(greatest, scores[i])
+    total = np.float32(0)
+    for i in range(at, at + length):
+        weight = _exp(scores[i] - greatest)
+        scores[i] = weight
+        total += weight
+    for i in range(at + length, at + (length + PAGE - 1) // PAGE * PAGE):
+        scores[i] = np.float32(0)
+    return total
 
 
-@_compiled_within(fastmath=FAST)
-def _mix(weights, first, values, base, count, mixed):
-    """``mixed += weights[first:first + count] @ values`` for one page of one head."""
-    size = mixed.size
-    for i in range(0, count - 3, 4):
-        v0 = base + i * size
-        v1, v2, v3 = v0 + size, v0 + 2 * size, v0 + 3 * size
-        w0, w1, w2, w3 = weights[first + i], weights[first + i + 1], weights[first + i + 2], weights[first + i + 3]
-        for d in range(size):
-            low = w0 * _widen(values[np.uint64(v0 + d)]) + w1 * _widen(values[np.uint64(v1 + d)])
-            mixed[d] += low + (w2 * _widen(values[np.uint64(v2 + d)]) + w3 * _widen(values[np.uint64(v3 + d)]))
-    for i in range(count // 4 * 4, count):
-        v0 = base + i * size
-        w0 = weights[first + i]
-        for d in range(size):
-            mixed[d] += w0 * _widen(values[np.uint64(v0 + d)])
-
-
-@_compiled_within(fastmath=FAST)
+@_compiled_within()
 def _attend(task, qkv, keys, values, out):
-    """Softmax attention of every kept token over its own past, one (token, head) at a time."""
-    width, n_head, page_size, max_pages = task.width, task.n_head, task.page_size, task.max_pages
-    kept = carray(_int64_at(task.kept), task.n_kept)
-    table_rows = carray(_int64_at(task.table_rows), task.n_kept)
-    lengths = carray(_int64_at(task.lengths), task.n_kept)
-    size = width // n_head
-    scale = np.float32(1 / np.sqrt(size))
-    scores = np.empty(max_pages * page_size, np.float32)
-    q = np.empty(size, np.float32)
-    mixed = np.empty(size, np.float32)
-    units = task.n_kept * n_head
+    """Softmax attention of every kept token over its own past, a head of a tile of tokens at a time.
+
+    Tokens of a tile that see the same page read it together; what is computed for each is the same as alone.
+    """
+    width, n_head, size = task.width, task.n_head, task.head_lanes
+    kept, lengths = _int64_at(task.kept), _int64_at(task.lengths)
+    head_size = width // n_head
+    scale = np.float32(1 / np.sqrt(head_size))
+    page_size, stride = PAGE * size, task.max_pages * PAGE
+    scratch = _take(task.next_scratch, task.scratch)
+    q, mixed = _float32_at(scratch), _float32_at(scratch + 4 * TILE * size)
+    scores, totals = _float32_at(scratch + 8 * TILE * size), _float32_at(scratch + 8 * TILE * size + 4 * TILE * stride)
+    for i in range(TILE * size):
+        q[i] = np.float32(0)
+    tiles = (task.n_kept + TILE - 1) // TILE
     while True:
         begin = _take(task.next_unit, task.chunk)
-        if begin >= units:
+        if begin >= tiles * n_head:
             return
-        for unit in range(begin, min(begin + task.chunk, units)):
-            place, head = unit // n_head, unit % n_head
-            table = carray(_int32_at(task.tables + 4 * max_pages * table_rows[place]), max_pages)
-            length = lengths[place]
-            at = kept[place] * 3 * width + head * size
-            for d in range(size):
-                q[d] = scale * _widen(qkv[np.uint64(at + d)])
-            greatest = np.float32(-np.inf)
-            for first in range(0, length, page_size):
-                base = (np.int64(table[first // page_size]) * n_head + head) * page_size * size
-                greatest = max(greatest, _score(q, keys, base, min(page_size, length - first), scores, first))
-            total = np.float32(0)
-            for i in range(length):
-                weight = _exp(scores[i] - greatest)
-                scores[i] = weight
-                total += weight
-            for d in range(size):
-                mixed[d] = np.float32(0)
-            for first in range(0, length, page_size):
-                base = (np.int64(table[first // page_size]) * n_head + head) * page_size * size
-                _mix(scores, first, values, base, min(page_size, length - first), mixed)
-            to = place * width + head * size
-            for d in range(size):
-                _store_narrow(out, to + d, mixed[d] / total)
+        for unit in range(begin, min(begin + task.chunk, tiles * n_head)):
+            tile, head = unit // n_head * TILE, unit % n_head
+            count = min(TILE, task.n_kept - tile)
+            places = 0
+            for t in range(count):
+                places = max(places, (lengths[tile + t] + PAGE - 1) // PAGE)
+                at = kept[tile + t] * 3 * width + head * head_size
+                for d in range(head_size):
+                    q[t * size + d] = scale * _widen(qkv[at + d])
+                if task.stores:
+                    _store_head(task, qkv, keys, values, kept[tile + t], head)
+            for place in range(places):
+                page = _page_of_all(task, tile, place)
+                if page >= 0:
+                    _score_tile(q, 0, keys, (page * n_head + head) * page_size, scores, place * PAGE, stride, size)
+                    continue
+                for t in range(count):
+                    page = _page(task, tile, t, place)
+                    if page >= 0:
+                        at = t * stride + place * PAGE
+                        _score_one(q, t * size, keys, (page * n_head + head) * page_size, scores, at, stride, size)
+            for t in range(count):
+                totals[t] = _soften(scores, t * stride, lengths[tile + t])
+            for i in range(TILE * size):
+                mixed[i] = np.float32(0)
+            for place in range(places):
+                page = _page_of_all(task, tile, place)
+                if page >= 0:
+                    _mix_tile(scores, place * PAGE, stride, values, (page * n_head + head) * page_size, mixed, 0, size)
+                    continue
+                for t in range(count):
+                    page = _page(task, tile, t, place)
+                    if page >= 0:
+                        at = t * stride + place * PAGE
+                        _mix_one(scores, at, stride, values, (page * n_head + head) * page_size, mixed, t * size, size)
+            for t in range(count):
+                to = (tile + t) * width + head * head_size
+                for d in range(head_size):
+                    _store_narrow(out, to + d, mixed[t * size + d] / totals[t])
+
+
+# -- one row through a linear layer ------------------------------------------------------------------------------------------
+#
+# oneDNN reads the weights for a few rows at half the speed of memory. This reads its packed bfloat16 weights in place, [n_out / 64,
+# n_in / 2, 64, 2], and adds in its order: products in pairs, in runs of so many inputs, runs to one another.
+
+COLUMNS = 64
+"""Outputs that lie together in oneDNN's packed weights."""
+_AHEAD = 2048
+"""Words by which weights are asked for before they are needed: what an idle memory channel delivers meanwhile."""
+
+
+binding.initialize_native_asmparser()  # numba has no word for the instruction that multiplies pairs
+
+
+@intrinsic
+def _dot_columns(_typing, x, weight, out, n_words, summed):
+    """``_dot_columns(x, weight, out, n_words, summed)``: ``COLUMNS`` outputs of a row of ``n_words`` pairs, runs of ``summed`` pairs."""
+
+    def codegen(_context, builder, _signature, args):
+        x, weight, out, n_words, summed = args
+        zero, zeros, undefined = (
+            ir.Constant(_FLOATS, [0.0] * PAGE),
+            ir.Constant(_WORDS, [0] * PAGE),
+            ir.Constant(_WORDS, ir.Undefined),
+        )
+        dot = ir.InlineAsm(ir.FunctionType(_FLOATS, [_FLOATS, _WORDS, _WORDS]), "vdpbf16ps $3, $2, $0", "=v,0,v,v")
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        prefetch = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        prefetch = cgutils.get_or_insert_function(builder.module, prefetch, "llvm.prefetch.p0")
+        totals = [cgutils.alloca_once_value(builder, zero) for _ in range(COLUMNS // PAGE)]
+        runs = [cgutils.alloca_once(builder, _FLOATS) for _ in totals]
+        with cgutils.for_range_slice(builder, _INT64(0), n_words, summed, _INT64) as (begin, _):
+            for run in runs:
+                builder.store(zero, run)
+            end = builder.add(begin, summed)
+            end = builder.select(builder.icmp_signed("<", end, n_words), end, n_words)
+            with cgutils.for_range_slice(builder, begin, end, _INT64(1), _INT64) as (word, _):
+                pair = builder.insert_element(undefined, builder.load(builder.gep(x, [word])), number(0))
+                pairs = builder.shuffle_vector(pair, undefined, zeros)
+                for i, run in enumerate(runs):
+                    place = builder.gep(weight, [builder.add(builder.mul(word, _INT64(COLUMNS)), _INT64(PAGE * i))])
+                    vector = builder.load(builder.bitcast(place, _WORDS.as_pointer()), align=4)
+                    builder.store(builder.call(dot, [builder.load(run), pairs, vector]), run)
+                    later = builder.bitcast(builder.gep(place, [_INT64(_AHEAD)]), byte)
+                    builder.call(prefetch, [later, number(0), number(3), number(1)])
+            for total, run in zip(totals, runs, strict=True):
+                builder.store(builder.fadd(builder.load(total), builder.load(run)), total)
+        for i, total in enumerate(totals):
+            builder.store(builder.load(total), _floats_at(builder, out, _INT64(PAGE * i)), align=4)
+
+    return types.void(x, weight, out, _I, _I), codegen
+
+
+def _linear_bfloat16(tasks):
+    """One row through a layer of packed bfloat16 weights, to bfloat16."""
+    task = carray(tasks, 1)[0]
+    x, bias, out = _int32_at(task.x), _bfloat16_at(task.bias), _bfloat16_at(task.out)
+    made = _float32_at(_take(task.next_scratch, task.scratch))
+    n_blocks = (task.n_out + COLUMNS - 1) // COLUMNS
+    while True:
+        begin = _take(task.next_unit, task.chunk)
+        if begin >= n_blocks:
+            return
+        for block in range(begin, min(begin + task.chunk, n_blocks)):
+            weight = _int32_at(task.weight + block * COLUMNS * task.n_in * 2)
+            _dot_columns(x, weight, made, task.n_in // 2, task.summed // 2)
+            for i in range(min(COLUMNS, task.n_out - block * COLUMNS)):
+                at = block * COLUMNS + i
+                _store_narrow(out, at, made[i] + _widen(bias[at]) if task.bias else made[i])
 
 
 # -- choosing tokens ---------------------------------------------------------------------------------------------------------
@@ -560,25 +771,17 @@ def _choose(task, logits):
 
 # -- from Python -------------------------------------------------------------------------------------------------------------
 
-_ATTEND, _CHOOSE, _ANY = from_dtype(ATTEND), from_dtype(CHOOSE), 1 << 60
+_ATTEND, _LINEAR, _CHOOSE, _ANY = from_dtype(ATTEND), from_dtype(LINEAR), from_dtype(CHOOSE), 1 << 60
 
 
 def _store_float32(tasks):
     task = carray(tasks, 1)[0]
-    _store(
-        task, carray(_float32_at(task.qkv), _ANY), carray(_float32_at(task.keys), _ANY), carray(_float32_at(task.values), _ANY)
-    )
+    _store(task, _float32_at(task.qkv), _float32_at(task.keys), _float32_at(task.values))
 
 
 def _attend_float32(tasks):
     task = carray(tasks, 1)[0]
-    _attend(
-        task,
-        carray(_float32_at(task.qkv), _ANY),
-        carray(_float32_at(task.keys), _ANY),
-        carray(_float32_at(task.values), _ANY),
-        carray(_float32_at(task.out), _ANY),
-    )
+    _attend(task, _float32_at(task.qkv), _float32_at(task.keys), _float32_at(task.values), _float32_at(task.out))
 
 
 def _choose_float32(tasks):
@@ -588,23 +791,12 @@ def _choose_float32(tasks):
 
 def _store_bfloat16(tasks):
     task = carray(tasks, 1)[0]
-    _store(
-        task,
-        carray(_bfloat16_at(task.qkv), _ANY),
-        carray(_bfloat16_at(task.keys), _ANY),
-        carray(_bfloat16_at(task.values), _ANY),
-    )
+    _store(task, _bfloat16_at(task.qkv), _bfloat16_at(task.keys), _bfloat16_at(task.values))
 
 
 def _attend_bfloat16(tasks):
     task = carray(tasks, 1)[0]
-    _attend(
-        task,
-        carray(_bfloat16_at(task.qkv), _ANY),
-        carray(_bfloat16_at(task.keys), _ANY),
-        carray(_bfloat16_at(task.values), _ANY),
-        carray(_bfloat16_at(task.out), _ANY),
-    )
+    _attend(task, _bfloat16_at(task.qkv), _bfloat16_at(task.keys), _bfloat16_at(task.values), _bfloat16_at(task.out))
 
 
 def _choose_bfloat16(tasks):
@@ -617,6 +809,7 @@ _KERNELS: dict[tuple[str, torch.dtype], tuple[Callable[..., None], Any]] = {
     ("store", torch.bfloat16): (_store_bfloat16, _ATTEND),
     ("attend", torch.float32): (_attend_float32, _ATTEND),
     ("attend", torch.bfloat16): (_attend_bfloat16, _ATTEND),
+    ("linear", torch.bfloat16): (_linear_bfloat16, _LINEAR),
     ("choose", torch.float32): (_choose_float32, _CHOOSE),
     ("choose", torch.bfloat16): (_choose_bfloat16, _CHOOSE),
 }
@@ -648,26 +841,91 @@ def _openmp() -> ctypes.CDLL | None:
     return None
 
 
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies pairs of bfloat16 as `_dot_columns` asks it to."""
+    return bool(binding.get_host_cpu_features().get("avx512bf16", False))
+
+
 class Kernel:
-    """A compiled kernel; called with the fields of its task record, arrays for addresses welcome."""
+    """A compiled kernel and the record of what it works on, whose fields are set ahead or with a call; arrays for addresses.
+
+    A field ``scratch`` counts the bytes that each thread needs for itself.
+    """
 
     def __init__(self, name: str, dtype: torch.dtype, record: np.dtype[Any]) -> None:
         self.name = name
         self._task = np.zeros((), record)
-        self._next_unit = np.zeros(1, np.int64)
-        self._task["next_unit"] = self._next_unit.ctypes.data
+        self._counters = np.zeros(2, np.int64)
+        self._scratch = np.zeros(0, np.uint8)
+        self._arrays: dict[str, Any] = {}
+        self.set(next_unit=self._counters[:1], next_scratch=self._counters[1:])
         compiled = _compiled(name, dtype)
         self._serial = compiled.ctypes
         self._address = compiled.address
-        self._data = self._task.ctypes.data
+        self._data = ctypes.cast(self._task.ctypes.data, self._serial.argtypes[0])
         self._openmp = _openmp()
 
-    def __call__(self, **fields: Any) -> None:
+    def set(self, **fields: Any) -> None:
+        """Set fields of the record; arrays are kept alive with it."""
         for field, value in fields.items():
-            self._task[field] = value.ctypes.data if isinstance(value, np.ndarray) else value
-        self._next_unit[0] = 0
+            if isinstance(value, np.ndarray):
+                self._arrays[field] = value
+                value = value.ctypes.data
+            self._task[field] = value
+
+    def __call__(self, **fields: Any) -> None:
+        self.set(**fields)
         threads = torch.get_num_threads()
+        needed = threads * int(self._task["scratch"])
+        if len(self._scratch) < needed:
+            self._scratch = np.empty(needed, np.uint8)
+        self._counters[:] = 0, self._scratch.ctypes.data
         if self._openmp is None or threads == 1:
-            self._serial(ctypes.cast(self._data, self._serial.argtypes[0]))
+            self._serial(self._data)
         else:
             self._openmp.GOMP_parallel(self._address, self._data, threads, 0)
+
+
+def paged_attention(cache: KVCache, reading: Reading, store: Kernel, attend_kernel: Kernel) -> Attend:
+    """`cache.paged_attention` by kernels: each token sums over its own length only, so its bits depend on nobody else."""
+    config = cache.config
+    lanes, max_pages = cache.keys.shape[-1], cache.tables.shape[1]
+    n_tokens = len(reading.positions)
+    layer_bytes = cache.keys[0].numel() * cache.keys.element_size()
+    shape = {"n_tokens": n_tokens, "width": config.n_embd, "n_head": config.n_head, "head_lanes": lanes, "max_pages": max_pages}
+    pages = cache.tables[reading.tables, reading.positions // PAGE].astype(np.int64)
+    offsets = reading.positions % PAGE
+    alone = len(reading.kept) == n_tokens  # no token sees another of this pass, and each can store its own just before
+    store.set(**shape, pages=pages, offsets=offsets, chunk=16)
+    # A thread's own: queries, what is mixed of values, scores and their sums, of a tile.
+    scratch = 4 * TILE * (2 * lanes + max_pages * PAGE + 1)
+    attend_kernel.set(**shape, pages=pages, offsets=offsets, tables=cache.tables, stores=alone, scratch=scratch)
+
+    def keep(tokens: Ints) -> None:
+        attend_kernel.set(
+            n_kept=len(tokens),
+            kept=tokens,
+            table_rows=reading.tables[tokens],
+            lengths=reading.positions[tokens] + 1,
+            chunk=math.ceil(len(tokens) / TILE * config.n_head / 32),
+        )
+
+    def attend(layer: int, qkv: Tensor) -> Tensor:
+        last = layer == config.n_layer - 1
+        if last:
+            keep(reading.kept)
+        elif layer == 0:
+            keep(np.arange(n_tokens))
+        stored = qkv.to(cache.keys.dtype).contiguous()
+        out = torch.empty(len(reading.kept) if last else n_tokens, config.n_embd, dtype=stored.dtype)
+        places = {
+            "qkv": stored.data_ptr(),
+            "keys": cache.keys.data_ptr() + layer * layer_bytes,
+            "values": cache.values.data_ptr() + layer * layer_bytes,
+        }
+        if not alone:
+            store(**places)
+        attend_kernel(**places, out=out.data_ptr())
+        return out.to(qkv.dtype)
+
+    return attend

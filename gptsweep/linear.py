@@ -6,6 +6,7 @@ The point of prepacking is speed and bits: a row of the result is the same howev
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -13,7 +14,13 @@ from torch import Tensor, nn
 
 from .model import GPT
 
+try:
+    from . import kernels
+except ImportError:  # numba has no wheel for this platform
+    kernels = None  # type: ignore[assignment]
+
 _ROWS_PACKED_FOR = 64
+_RUNS = (512, 1024, 2048, 4096)
 _MEASURED_ROWS = (1, 2, 3, 7, 16, 33, 64)
 
 
@@ -32,13 +39,75 @@ class PackedLinear(nn.Module):
         self.bias = None if linear.bias is None else linear.bias.detach()
         self.activation = "none" if gelu is None else "gelu"
         self.approximate = "" if gelu is None else gelu.approximate
+        self.single = SingleRow.of(linear.weight, self.packed, self.bias) if gelu is None else None
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.to(self.dtype).reshape(-1, x.shape[-1])
+        y = self.single(rows) if len(rows) == 1 and self.single is not None else self.several(rows)
+        return y.view(*x.shape[:-1], -1)
+
+    def several(self, rows: Tensor) -> Tensor:
+        """``[rows, n_in] -> [rows, n_out]`` by oneDNN, in the layer's dtype."""
         # One row alone would take a matrix-vector product, which sums in another order.
         padded = rows.expand(2, -1).contiguous() if len(rows) == 1 else rows
         y: Tensor = torch.ops.mkldnn._linear_pointwise(padded, self.packed, self.bias, self.activation, [], self.approximate)
-        return y[: len(rows)].view(*x.shape[:-1], -1)
+        return y[: len(rows)]
+
+
+class SingleRow:
+    """One row through packed bfloat16 weights at the speed of memory, with the bits that oneDNN gives it among others."""
+
+    def __init__(self, shape: torch.Size, packed: Tensor, bias: Tensor | None, summed: int) -> None:
+        self.n_out, n_in = shape
+        self.kernel = kernels.Kernel("linear", torch.bfloat16, kernels.LINEAR)
+        self.kernel.set(
+            n_in=n_in,
+            n_out=self.n_out,
+            summed=summed,
+            chunk=max(1, self.n_out // (16 * kernels.COLUMNS)),
+            scratch=4 * kernels.COLUMNS,
+            weight=torch.ops.mkldnn.data_ptr(packed),
+            bias=0 if bias is None else bias.data_ptr(),
+        )
+
+    @classmethod
+    def of(cls, weight: Tensor, packed: Tensor, bias: Tensor | None) -> SingleRow | None:
+        """For a packed layer, or None where oneDNN's sums cannot be repeated."""
+        if weight.dtype != torch.bfloat16 or kernels is None or not kernels.has_bfloat16():
+            return None
+        summed = _summed_together(weight.shape[1])
+        return None if summed is None else cls(weight.shape, packed, bias, summed)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """``bfloat16 [1, n_in] -> [1, n_out]``."""
+        out = torch.empty(1, self.n_out, dtype=torch.bfloat16)
+        self.kernel(x=rows.contiguous().data_ptr(), out=out.data_ptr())
+        return out
+
+
+@functools.cache
+@torch.inference_mode()
+def _summed_together(n_in: int) -> int | None:
+    """How many products oneDNN adds up before it adds them to the rest, or None where that is not found.
+
+    Tried on a product in which great numbers cancel, so that every rounding on the way shows in the result.
+    """
+    if n_in % 2:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(2 * kernels.COLUMNS, n_in, generator=generator)
+    x = torch.randn(1, n_in, generator=generator)
+    x[:, [0, -1]] = 2.0**11
+    weight[:, 0] = 2.0**11
+    weight[:, -1] = -(2.0**11)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.bfloat16(), _ROWS_PACKED_FOR)
+    bias = torch.randn(len(weight), generator=generator).bfloat16()
+    rows = x.bfloat16()
+    wanted = torch.ops.mkldnn._linear_pointwise(rows.expand(2, -1).contiguous(), packed, bias, "none", [], "")[:1]
+    for summed in _RUNS:
+        if torch.equal(SingleRow(weight.shape, packed, bias, summed)(rows), wanted):
+            return summed
+    return None
 
 
 class Int8Linear(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptsweep import kernels
-from gptsweep.cache import KVCache, Reading, Span, paged_attention, paged_attention_kernels
+from gptsweep.cache import KVCache, Reading, Span, paged_attention
 from gptsweep.linear import pack
 from gptsweep.model import GPT, GPTConfig
 
@@ -79,7 +79,7 @@ def cached_logits(
     for spans in passes(cache, sequences):
         cache.extend(spans)
         reading = Reading.of(spans)
-        how = paged_attention_kernels(cache, reading, store, attend) if use_kernels else paged_attention(cache, reading)
+        how = kernels.paged_attention(cache, reading, store, attend) if use_kernels else paged_attention(cache, reading)
         ids = torch.cat([sequences[span.table][span.begin : span.end] for span in spans])
         hidden = model.hidden(ids, torch.from_numpy(reading.positions), how, torch.from_numpy(reading.kept))
         for span, logits in zip(spans, model.logits(hidden), strict=True):
