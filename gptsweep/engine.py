@@ -231,9 +231,9 @@ class _Flight:
             device=engine.device,
         )
         if engine.use_kernels:
-            self.store = kernels.Kernel("store", engine.cache_dtype, kernels.ATTEND)
-            self.attend = kernels.Kernel("attend", engine.cache_dtype, kernels.ATTEND)
-            self.chooser = kernels.Kernel("choose", engine.cache_dtype, kernels.CHOOSE)
+            self.store = kernels.Kernel("store", engine.cache_dtype)
+            self.attend = kernels.Kernel("attend", engine.cache_dtype)
+            self.chooser = kernels.Kernel("choose", engine.cache_dtype)
 
     @property
     def busy(self) -> bool:
@@ -353,15 +353,7 @@ class _Flight:
         slots = np.array([running.slot for running in counter], np.int64)
         if len(slots) and self.engine.use_kernels:
             logits = logits.to(self.engine.cache_dtype).contiguous()
-            self.chooser(
-                n_rows=len(slots),
-                stride=logits.shape[-1],
-                vocab_size=self.engine.vocab_size,
-                logits=logits.data_ptr(),
-                rows=self.rows,
-                order=slots,
-                chunk=max(1, len(slots) // 32),
-            )
+            kernels.choose(self.chooser, logits, self.rows, slots, self.engine.vocab_size)
         elif len(slots):
             chosen = self.rows[slots]
             edits = [None if r.edits is None else r.edits.array[: len(r.edits)] for r in counter]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .model import GPT
+from .tasks import COLUMNS
 
 try:
     from . import kernels
@@ -59,13 +60,13 @@ class SingleRow:
 
     def __init__(self, shape: torch.Size, packed: Tensor, bias: Tensor | None, summed: int) -> None:
         self.n_out, n_in = shape
-        self.kernel = kernels.Kernel("linear", torch.bfloat16, kernels.LINEAR)
+        self.kernel = kernels.Kernel("linear", torch.bfloat16)
         self.kernel.set(
             n_in=n_in,
             n_out=self.n_out,
             summed=summed,
-            chunk=max(1, self.n_out // (16 * kernels.COLUMNS)),
-            scratch=4 * kernels.COLUMNS,
+            chunk=max(1, self.n_out // (16 * COLUMNS)),
+            scratch=4 * COLUMNS,
             weight=torch.ops.mkldnn.data_ptr(packed),
             bias=0 if bias is None else bias.data_ptr(),
         )
@@ -95,7 +96,7 @@ def _summed_together(n_in: int) -> int | None:
     if n_in % 2:
         return None
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(2 * kernels.COLUMNS, n_in, generator=generator)
+    weight = torch.randn(2 * COLUMNS, n_in, generator=generator)
     x = torch.randn(1, n_in, generator=generator)
     x[:, [0, -1]] = 2.0**11
     weight[:, 0] = 2.0**11

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gptsweep import engine as engine_module
-from gptsweep import kernels
 from gptsweep.cache import PAGE, KVCache
 from gptsweep.engine import Engine, Progress, Workload
 from gptsweep.errors import ModelError
@@ -396,22 +395,6 @@ def test_logits_that_are_not_numbers_are_told(rng: str, use_kernels: bool, poiso
     model.logits = lambda hidden: logits(hidden).index_fill(-1, torch.tensor([40]), poison)  # type: ignore[method-assign]
     with pytest.raises(ModelError, match=r"device.dtype=float32: the model's logits are not numbers"):
         list(Engine(model, vocab_size=VOCAB, use_kernels=use_kernels).run([row(rng=rng)]))
-
-
-@pytest.mark.parametrize(
-    "error", [RuntimeError("cannot cache function: no locator available"), OSError(28, "No space left on device")]
-)
-def test_a_cache_directory_that_cannot_be_written_is_no_error(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = kernels.cfunc
-
-    def uncached(*arguments: Any, cache: bool = False, **options: Any) -> Any:
-        if cache:
-            raise error
-        return compiled(*arguments, **options)
-
-    monkeypatch.setattr(kernels, "cfunc", uncached)
-    loops = kernels._compiled.__wrapped__("store", torch.float32)
-    assert loops.address
 
 
 DEVICES = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

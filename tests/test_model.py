@@ -74,7 +74,7 @@ def cached_logits(
 ) -> list[dict[int, Tensor]]:
     """Logits by position, of the last token of every span, for every sequence."""
     cache = KVCache(model.config, n_pages=64, n_tables=len(sequences), dtype=torch.float32, device=torch.device("cpu"))
-    store, attend = (kernels.Kernel(name, torch.float32, kernels.ATTEND) for name in ("store", "attend"))
+    store, attend = (kernels.Kernel(name, torch.float32) for name in ("store", "attend"))
     found: list[dict[int, Tensor]] = [{} for _ in sequences]
     for spans in passes(cache, sequences):
         cache.extend(spans)

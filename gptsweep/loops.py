@@ -1,0 +1,812 @@
+"""The loops of the CPU kernels, and their machine code: attention, one row through a layer, choosing tokens.
+
+Each works on one unit (a head of a tile of tokens, a block of outputs, a row) at a time, in an order that depends on that unit
+alone, so the bits of a row depend neither on who else is in the batch nor on the thread count.
+
+numba takes ten seconds for them, so the package has what it makes of them (``scripts/compile_kernels.py``), and `kernels` comes
+here only where that is of no use: after a change, and on other systems.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import carray, cfunc, from_dtype, njit, types  # type: ignore[attr-defined]
+from numba.core import cgutils, config
+from numba.extending import intrinsic, overload
+
+from .cache import PAGE
+from .sampling import EDIT, ROW
+from .tasks import BLOCK, COLUMNS, TASKS, TILE
+
+# Long loops go over pointers, not arrays: numba tests an array's index for "from the end", which keeps them from vectorising.
+FAST = {"reassoc", "contract", "nsz", "arcp"}
+_LEAST = np.float32(-3e38)
+GUMBEL_MAX = 22.9
+"""No noise is greater: -log(-log(u)) at the greatest u, 1 - 2**-33, is 22.87."""
+
+_I, _INT64 = types.int64, ir.IntType(64)
+_FLOATS, _WORDS = ir.VectorType(ir.FloatType(), PAGE), ir.VectorType(ir.IntType(32), PAGE)
+
+_compiled_within = functools.partial(njit, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+"""For functions that only other kernels call: without the ways in from Python and C, numba compiles them in half the time."""
+
+
+# -- words for numba that numba does not have --------------------------------------------------------------------------------
+
+
+def _pointer_to(pointed):
+    """A word that makes an int64 a pointer to ``pointed``, for `carray`."""
+
+    @intrinsic
+    def pointer(_typing, _address):
+        def codegen(context, builder, signature, args):
+            return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(pointed)(types.int64), codegen
+
+    return pointer
+
+
+_int64_at, _int32_at = _pointer_to(types.int64), _pointer_to(types.int32)
+_float64_at, _uint32_at = _pointer_to(types.float64), _pointer_to(types.uint32)
+_float32_at, _bfloat16_at = _pointer_to(types.float32), _pointer_to(types.uint16)
+_row_at, _edit_at = _pointer_to(from_dtype(ROW)), _pointer_to(from_dtype(EDIT))
+
+
+@intrinsic
+def _take(_typing, _address, _count):
+    """``_take(address, count)``: atomically add ``count`` to the int64 there, and return what it was before."""
+
+    def codegen(_context, builder, _signature, args):
+        counter = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", counter, args[1], "monotonic")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+def _widen(x):
+    """A stored number as float32. bfloat16 is stored as its 16 bits, float32 as itself."""
+    raise NotImplementedError
+
+
+@overload(_widen)
+def _widen_overload(x):
+    if x == types.uint16:
+        return lambda x: np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32)
+    return lambda x: x
+
+
+def _store_narrow(to, at, x):
+    """``to[at] = x``, rounded to nearest even where ``to`` is bfloat16."""
+    raise NotImplementedError
+
+
+@overload(_store_narrow)
+def _store_narrow_overload(to, at, x):
+    if to.dtype == types.uint16:
+
+        def store(to, at, x):
+            bits = np.float32(x).view(np.uint32)
+            odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
+            to[at] = np.uint16(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+
+        return store
+
+    def store_as_is(to, at, x):
+        to[at] = x
+
+    return store_as_is
+
+
+@_compiled_within(fastmath=FAST)
+def _exp(x):
+    """exp of a float32 at most 0, to about 1 ulp (Cephes' expf); never below 1.6e-38. Unlike libm's, it vectorises."""
+    x = max(x, np.float32(-87.0))
+    n = np.int32(x * np.float32(1.44269504) - np.float32(0.5))
+    r = x - np.float32(n) * np.float32(0.693359375) + np.float32(n) * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * r * r + r + np.float32(1.0)
+    return p * np.int32(np.int32(n + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+# -- attention ---------------------------------------------------------------------------------------------------------------
+#
+# A word is what fills 32 bits: a number of float32, two of bfloat16. A page of keys is [head_size / per_word, PAGE, per_word],
+# a page of values [PAGE / per_word, head_size, per_word]: a vector of words then lies across what is not summed over, and is
+# widened by one instruction. Pages and vectors are equally wide, and `head_lanes`, a multiple of it, stands for head_size.
+
+
+@_compiled_within()
+def _store_head(task, qkv, keys, values, token, head):
+    """Write the keys and values of one head of a token into their page."""
+    page, offset = _int64_at(task.pages)[token], _int64_at(task.offsets)[token]
+    head_size, lanes = task.width // task.n_head, task.head_lanes
+    per_word = _per_word(keys)
+    begin = (page * task.n_head + head) * PAGE * lanes
+    k = token * 3 * task.width + task.width + head * head_size
+    k_to = begin + offset * per_word
+    v_to = begin + offset // per_word * per_word * lanes + offset % per_word
+    for d in range(head_size):
+        keys[k_to + d // per_word * per_word * PAGE + d % per_word] = qkv[k + d]
+        values[v_to + d * per_word] = qkv[k + task.width + d]
+
+
+@_compiled_within()
+def _store(task, qkv, keys, values):
+    """Write the keys and values of every token into its place in its page."""
+    while True:
+        begin = _take(task.next_unit, task.chunk)
+        if begin >= task.n_tokens:
+            return
+        for token in range(begin, min(begin + task.chunk, task.n_tokens)):
+            for head in range(task.n_head):
+                _store_head(task, qkv, keys, values, token, head)
+
+
+def _per_word(pointer):
+    """How many numbers behind ``pointer`` fill 32 bits."""
+    raise NotImplementedError
+
+
+@overload(_per_word)
+def _per_word_overload(pointer):
+    per_word = 2 if pointer.dtype == types.uint16 else 1
+    return lambda pointer: per_word
+
+
+def _numbers_in_a_word(number):
+    return 1 if number == ir.FloatType() else 2
+
+
+def _load(builder, pointer, at):
+    """The vector of words at ``pointer[at]``, widened: a float32 vector for each number of a word."""
+    place = builder.bitcast(builder.gep(pointer, [at]), _WORDS.as_pointer())
+    bits = builder.load(place, align=2)
+    if _numbers_in_a_word(pointer.type.pointee) == 1:
+        return [builder.bitcast(bits, _FLOATS)]
+    low = builder.shl(bits, ir.Constant(_WORDS, [16] * PAGE))
+    high = builder.and_(bits, ir.Constant(_WORDS, [0xFFFF0000] * PAGE))
+    return [builder.bitcast(low, _FLOATS), builder.bitcast(high, _FLOATS)]
+
+
+def _add_product(builder, total, pointer, at, vector):
+    """``total += pointer[at] * vector``, rounded once: a sum is the same bits whoever's is made beside it."""
+    undefined, first = ir.Constant(_FLOATS, ir.Undefined), ir.Constant(_WORDS, [0] * PAGE)
+    factor = builder.insert_element(undefined, builder.load(builder.gep(pointer, [at])), ir.IntType(32)(0))
+    factors = builder.shuffle_vector(factor, undefined, first)
+    fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), f"llvm.fma.v{PAGE}f32")
+    builder.store(builder.call(fma, [factors, vector, builder.load(total)]), total)
+
+
+def _floats_at(builder, pointer, at):
+    return builder.bitcast(builder.gep(pointer, [at]), _FLOATS.as_pointer())
+
+
+def _score_by(rows):
+    """``score(q, q_at, keys, page, scores, at, stride, size)``: scores of the page at ``keys[page]``, for ``rows`` queries.
+
+    ``scores[at + t * stride + i] = q[q_at + t * size :][:size] @ page[:, i]``; even and odd places are summed apart first.
+    """
+
+    @intrinsic
+    def score(_typing, q, q_at, keys, page, scores, at, stride, size):
+        def codegen(_context, builder, _signature, args):
+            q, q_at, keys, page, scores, at, stride, size = args
+            zero = ir.Constant(_FLOATS, [0.0] * PAGE)
+            totals = [[cgutils.alloca_once_value(builder, zero) for _ in range(2)] for _ in range(rows)]
+            with cgutils.for_range_slice(builder, _INT64(0), size, _INT64(4), _INT64) as (d, _):
+                vectors = []
+                while len(vectors) < 4:
+                    numbers = builder.mul(builder.add(d, _INT64(len(vectors))), _INT64(PAGE))
+                    vectors += _load(builder, keys, builder.add(page, numbers))
+                for t in range(rows):
+                    for i, vector in enumerate(vectors):
+                        place = builder.add(builder.add(q_at, builder.mul(size, _INT64(t))), builder.add(d, _INT64(i)))
+                        _add_product(builder, totals[t][i % 2], q, place, vector)
+            for t, (even, odd) in enumerate(totals):
+                place = builder.add(at, builder.mul(stride, _INT64(t)))
+                total = builder.fadd(builder.load(even), builder.load(odd))
+                builder.store(total, _floats_at(builder, scores, place), align=4)
+
+        return types.void(q, _I, keys, _I, scores, _I, _I, _I), codegen
+
+    return score
+
+
+def _mix_by(rows):
+    """``mix(weights, at, stride, values, page, mixed, to, size)``: adds the page at ``values[page]`` for ``rows`` queries.
+
+    ``mixed[to + t * size :][:size] += weights[at + t * stride :][:PAGE] @ page``, one position after another.
+    """
+
+    @intrinsic
+    def mix(_typing, weights, at, stride, values, page, mixed, to, size):
+        def codegen(_context, builder, _signature, args):
+            weights, at, stride, values, page, mixed, to, size = args
+            totals = [cgutils.alloca_once(builder, _FLOATS) for _ in range(rows)]
+            with cgutils.for_range_slice(builder, _INT64(0), size, _INT64(PAGE), _INT64) as (d, _):
+                begins = [builder.add(builder.add(to, builder.mul(size, _INT64(t))), d) for t in range(rows)]
+                places = [_floats_at(builder, mixed, begin) for begin in begins]
+                for total, place in zip(totals, places, strict=True):
+                    builder.store(builder.load(place, align=4), total)
+                position = 0
+                while position < PAGE:
+                    per_word = _numbers_in_a_word(values.type.pointee)
+                    numbers = builder.add(builder.mul(size, _INT64(position)), builder.mul(d, _INT64(per_word)))
+                    for vector in _load(builder, values, builder.add(page, numbers)):
+                        for t, total in enumerate(totals):
+                            place = builder.add(builder.add(at, builder.mul(stride, _INT64(t))), _INT64(position))
+                            _add_product(builder, total, weights, place, vector)
+                        position += 1
+                for total, place in zip(totals, places, strict=True):
+                    builder.store(builder.load(total), place, align=4)
+
+        return types.void(weights, _I, _I, values, _I, mixed, _I, _I), codegen
+
+    return mix
+
+
+_score_one, _score_tile = _score_by(1), _score_by(TILE)
+_mix_one, _mix_tile = _mix_by(1), _mix_by(TILE)
+
+
+@_compiled_within()
+def _page(task, tile, t, place):
+    """The page that token ``t`` of a tile sees at ``place`` of its table, or -1 where it sees none."""
+    if _int64_at(task.lengths)[tile + t] <= place * PAGE:
+        return -1
+    return np.int64(_int32_at(task.tables)[_int64_at(task.table_rows)[tile + t] * task.max_pages + place])
+
+
+@_compiled_within()
+def _page_of_all(task, tile, place):
+    """The page that all tokens of a tile see at ``place``, or -1."""
+    page = _page(task, tile, 0, place) if tile + TILE <= task.n_kept else -1
+    for t in range(1, TILE):
+        if page >= 0 and _page(task, tile, t, place) != page:
+            page = -1
+    return page
+
+
+@_compiled_within(fastmath=FAST)
+def _soften(scores, at, length):
+    """Make ``scores[at : at + length]`` weights of a softmax, all but the division by their sum, which is returned."""
+    greatest = np.float32(-np.inf)
+    for i in range(at, at + length):
+        greatest = max(greatest, scores[i])
+    total = np.float32(0)
+    for i in range(at, at + length):
+        weight = _exp(scores[i] - greatest)
+        scores[i] = weight
+        total += weight
+    for i in range(at + length, at + (length + PAGE - 1) // PAGE * PAGE):
+        scores[i] = np.float32(0)
+    return total
+
+
+@_compiled_within()
+def _attend(task, qkv, keys, values, out):
+    """Softmax attention of every kept token over its own past, a head of a tile of tokens at a time.
+
+    Tokens of a tile that see the same page read it together; what is computed for each is the same as alone.
+    """
+    width, n_head, size = task.width, task.n_head, task.head_lanes
+    kept, lengths = _int64_at(task.kept), _int64_at(task.lengths)
+    head_size = width // n_head
+    scale = np.float32(1 / np.sqrt(head_size))
+    page_size, stride = PAGE * size, task.max_pages * PAGE
+    scratch = _take(task.next_scratch, task.scratch)
+    q, mixed = _float32_at(scratch), _float32_at(scratch + 4 * TILE * size)
+    scores, totals = _float32_at(scratch + 8 * TILE * size), _float32_at(scratch + 8 * TILE * size + 4 * TILE * stride)
+    for i in range(TILE * size):
+        q[i] = np.float32(0)
+    tiles = (task.n_kept + TILE - 1) // TILE
+    while True:
+        begin = _take(task.next_unit, task.chunk)
+        if begin >= tiles * n_head:
+            return
+        for unit in range(begin, min(begin + task.chunk, tiles * n_head)):
+            tile, head = unit // n_head * TILE, unit % n_head
+            count = min(TILE, task.n_kept - tile)
+            places = 0
+            for t in range(count):
+                places = max(places, (lengths[tile + t] + PAGE - 1) // PAGE)
+                at = kept[tile + t] * 3 * width + head * head_size
+                for d in range(head_size):
+                    q[t * size + d] = scale * _widen(qkv[at + d])
+                if task.stores:
+                    _store_head(task, qkv, keys, values, kept[tile + t], head)
+            for place in range(places):
+                page = _page_of_all(task, tile, place)
+                if page >= 0:
+                    _score_tile(q, 0, keys, (page * n_head + head) * page_size, scores, place * PAGE, stride, size)
+                    continue
+                for t in range(count):
+                    page = _page(task, tile, t, place)
+                    if page >= 0:
+                        at = t * stride + place * PAGE
+                        _score_one(q, t * size, keys, (page * n_head + head) * page_size, scores, at, stride, size)
+            for t in range(count):
+                totals[t] = _soften(scores, t * stride, lengths[tile + t])
+            for i in range(TILE * size):
+                mixed[i] = np.float32(0)
+            for place in range(places):
+                page = _page_of_all(task, tile, place)
+                if page >= 0:
+                    _mix_tile(scores, place * PAGE, stride, values, (page * n_head + head) * page_size, mixed, 0, size)
+                    continue
+                for t in range(count):
+                    page = _page(task, tile, t, place)
+                    if page >= 0:
+                        at = t * stride + place * PAGE
+                        _mix_one(scores, at, stride, values, (page * n_head + head) * page_size, mixed, t * size, size)
+            for t in range(count):
+                to = (tile + t) * width + head * head_size
+                for d in range(head_size):
+                    _store_narrow(out, to + d, mixed[t * size + d] / totals[t])
+
+
+# -- one row through a linear layer ------------------------------------------------------------------------------------------
+#
+# oneDNN reads the weights for a few rows at half the speed of memory. This reads its packed bfloat16 weights in place, [n_out
+# / 64, n_in / 2, 64, 2], and adds in its order: products in pairs, in runs of so many inputs, runs to one another.
+
+_AHEAD = 2048
+"""Words by which weights are asked for before they are needed: what an idle memory channel delivers meanwhile."""
+
+
+binding.initialize_native_asmparser()  # numba has no word for the instruction that multiplies pairs
+
+
+@intrinsic
+def _dot_columns(_typing, x, weight, out, n_words, summed):
+    """``_dot_columns(x, weight, out, n_words, summed)``: ``COLUMNS`` outputs of ``n_words`` pairs, in runs of ``summed``."""
+
+    def codegen(_context, builder, _signature, args):
+        x, weight, out, n_words, summed = args
+        zero, zeros, undefined = (
+            ir.Constant(_FLOATS, [0.0] * PAGE),
+            ir.Constant(_WORDS, [0] * PAGE),
+            ir.Constant(_WORDS, ir.Undefined),
+        )
+        dot = ir.InlineAsm(ir.FunctionType(_FLOATS, [_FLOATS, _WORDS, _WORDS]), "vdpbf16ps $3, $2, $0", "=v,0,v,v")
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        prefetch = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        prefetch = cgutils.get_or_insert_function(builder.module, prefetch, "llvm.prefetch.p0")
+        totals = [cgutils.alloca_once_value(builder, zero) for _ in range(COLUMNS // PAGE)]
+        runs = [cgutils.alloca_once(builder, _FLOATS) for _ in totals]
+        with cgutils.for_range_slice(builder, _INT64(0), n_words, summed, _INT64) as (begin, _):
+            for run in runs:
+                builder.store(zero, run)
+            end = builder.add(begin, summed)
+            end = builder.select(builder.icmp_signed("<", end, n_words), end, n_words)
+            with cgutils.for_range_slice(builder, begin, end, _INT64(1), _INT64) as (word, _):
+                pair = builder.insert_element(undefined, builder.load(builder.gep(x, [word])), number(0))
+                pairs = builder.shuffle_vector(pair, undefined, zeros)
+                for i, run in enumerate(runs):
+                    place = builder.gep(weight, [builder.add(builder.mul(word, _INT64(COLUMNS)), _INT64(PAGE * i))])
+                    vector = builder.load(builder.bitcast(place, _WORDS.as_pointer()), align=4)
+                    builder.store(builder.call(dot, [builder.load(run), pairs, vector]), run)
+                    later = builder.bitcast(builder.gep(place, [_INT64(_AHEAD)]), byte)
+                    builder.call(prefetch, [later, number(0), number(3), number(1)])
+            for total, run in zip(totals, runs, strict=True):
+                builder.store(builder.fadd(builder.load(total), builder.load(run)), total)
+        for i, total in enumerate(totals):
+            builder.store(builder.load(total), _floats_at(builder, out, _INT64(PAGE * i)), align=4)
+
+    return types.void(x, weight, out, _I, _I), codegen
+
+
+def _linear_bfloat16(tasks):
+    """One row through a layer of packed bfloat16 weights, to bfloat16."""
+    task = carray(tasks, 1)[0]
+    x, bias, out = _int32_at(task.x), _bfloat16_at(task.bias), _bfloat16_at(task.out)
+    made = _float32_at(_take(task.next_scratch, task.scratch))
+    n_blocks = (task.n_out + COLUMNS - 1) // COLUMNS
+    while True:
+        begin = _take(task.next_unit, task.chunk)
+        if begin >= n_blocks:
+            return
+        for block in range(begin, min(begin + task.chunk, n_blocks)):
+            weight = _int32_at(task.weight + block * COLUMNS * task.n_in * 2)
+            _dot_columns(x, weight, made, task.n_in // 2, task.summed // 2)
+            for i in range(min(COLUMNS, task.n_out - block * COLUMNS)):
+                at = block * COLUMNS + i
+                _store_narrow(out, at, made[i] + _widen(bias[at]) if task.bias else made[i])
+
+
+# -- choosing tokens ---------------------------------------------------------------------------------------------------------
+
+
+@_compiled_within()
+def _philox(c0, c1, c2, c3, k0, k1):
+    """Philox4x32-10 (Salmon et al., SC'11): four uint32 words for a uint32 counter and key."""
+    for _ in range(10):
+        p0 = np.uint64(c0) * np.uint64(0xD2511F53)
+        p1 = np.uint64(c2) * np.uint64(0xCD9E8D57)
+        c0 = np.uint32(np.uint32(p1 >> np.uint64(32)) ^ c1 ^ k0)
+        c2 = np.uint32(np.uint32(p0 >> np.uint64(32)) ^ c3 ^ k1)
+        c1 = np.uint32(p1)
+        c3 = np.uint32(p0)
+        k0 = np.uint32(k0 + np.uint32(0x9E3779B9))
+        k1 = np.uint32(k1 + np.uint32(0xBB67AE85))
+    return c0, c1, c2, c3
+
+
+@_compiled_within()
+def _gumbel(word):
+    return -np.log(-np.log((np.float64(word) + 0.5) / 4294967296.0))
+
+
+@_compiled_within()
+def _gumbel_of(row, token):
+    """The noise of one token in one row."""
+    key = np.uint64(row.noise_key)
+    words = _philox(np.uint32(token // 4), np.uint32(row.position), np.uint32(row.sample_index), np.uint32(row.prompt_index),
+                    np.uint32(key & np.uint64(0xFFFFFFFF)), np.uint32(key >> np.uint64(32)))  # fmt: skip
+    lane = token % 4
+    return _gumbel(words[0] if lane == 0 else words[1] if lane == 1 else words[2] if lane == 2 else words[3])
+
+
+@_compiled_within()
+def _block_words(row, block, words):
+    """The noise words of all tokens of a block; `_gumbel_of`'s, a block at a time so that it vectorises."""
+    key = np.uint64(row.noise_key)
+    k0, k1 = np.uint32(key & np.uint64(0xFFFFFFFF)), np.uint32(key >> np.uint64(32))
+    position, sample, prompt = np.uint32(row.position), np.uint32(row.sample_index), np.uint32(row.prompt_index)
+    quads = BLOCK // 4
+    for i in range(quads):
+        w0, w1, w2, w3 = _philox(np.uint32(block * quads + i), position, sample, prompt, k0, k1)
+        words[i] = w0
+        words[quads + i] = w1
+        words[2 * quads + i] = w2
+        words[3 * quads + i] = w3
+
+
+@_compiled_within(fastmath=FAST)
+def _top_of_block(x, block):
+    top = np.float32(-np.inf)
+    for i in range(block * BLOCK, (block + 1) * BLOCK):
+        top = max(top, x[i])
+    return top
+
+
+@_compiled_within(fastmath=FAST)
+def _greatest(tops):
+    greatest = tops[0]
+    for block in range(tops.size):
+        greatest = max(greatest, tops[block])
+    return greatest
+
+
+@_compiled_within()
+def _first_block_with(tops, value):
+    block = 0
+    while tops[block] != value:
+        block += 1
+    return block
+
+
+@_compiled_within(fastmath=FAST)
+def _open(logits, begin, vocab_size, x, tops):
+    """Widen a row's logits into ``x``, padded with -inf to whole blocks, and find each block's greatest; return the greatest"""
+    for i in range(vocab_size):
+        x[i] = _widen(logits[begin + i])
+    for i in range(vocab_size, x.size):
+        x[i] = np.float32(-np.inf)
+    for block in range(tops.size):
+        tops[block] = _top_of_block(x, block)
+    return _greatest(tops)
+
+
+@_compiled_within(fastmath=FAST)
+def _masses(x, vocab_size, greatest, inverse):
+    """With ``e = exp((x - greatest) * inverse)``: the sums over the vocabulary of ``e``, and of ``e`` times that exponent."""
+    mass = moment = 0.0
+    for begin in range(0, vocab_size, 1024):
+        part = part_moment = np.float32(0)
+        for i in range(begin, min(begin + 1024, vocab_size)):
+            shifted = (x[i] - greatest) * inverse
+            e = _exp(shifted)
+            part += e
+            part_moment += e * shifted
+        mass += np.float64(part)
+        moment += np.float64(part_moment)
+    return mass, moment
+
+
+@_compiled_within()
+def _gather(x, tops, threshold, ids):
+    """Put the ids of all logits of at least ``threshold`` into ``ids``, ascending; how many."""
+    count = 0
+    for block in range(tops.size):
+        if tops[block] >= threshold:
+            for i in range(block * BLOCK, (block + 1) * BLOCK):
+                ids[count] = i
+                count += x[i] >= threshold
+    return count
+
+
+@_compiled_within()
+def _split(x, ids, weights, count, target):
+    """Put the likeliest of ``ids`` first, as few as weigh ``target`` together; how many those are.
+
+    A quickselect by weight. The likelier is the one with the greater ``x``, and among equals the lower id. ``weights[i]``,
+    above 0, belongs to ``ids[i]`` and moves with it.
+    """
+    low, high = 0, count
+    reached = 0.0
+    while high - low > 1:
+        last = high - 1
+        middle = (low + high) // 2
+        ids[middle], ids[last] = ids[last], ids[middle]
+        weights[middle], weights[last] = weights[last], weights[middle]
+        pivot = ids[last]
+        top = x[pivot]
+        place = low
+        weight = 0.0
+        for i in range(low, last):
+            value = x[ids[i]]
+            if value > top or (value == top and ids[i] < pivot):
+                ids[i], ids[place] = ids[place], ids[i]
+                weights[i], weights[place] = weights[place], weights[i]
+                weight += weights[place]
+                place += 1
+        ids[place], ids[last] = ids[last], ids[place]
+        weights[place], weights[last] = weights[last], weights[place]
+        if reached + weight >= target:
+            high = place
+        elif reached + weight + weights[place] >= target:
+            return place + 1
+        else:
+            reached += weight + weights[place]
+            low = place + 1
+    return high
+
+
+@_compiled_within()
+def _kth(x, ids, weights, count, k):
+    """The k-th greatest of ``x[ids]``."""
+    for i in range(count):
+        weights[i] = 1.0
+    kept = _split(x, ids, weights, count, np.float64(k))
+    least = x[ids[0]]
+    for i in range(kept):
+        least = min(least, x[ids[i]])
+    return least
+
+
+@_compiled_within()
+def _weigh(x, ids, weights, count, greatest, temperature):
+    """``weights = exp((x[ids] - greatest) / temperature)``; their sum."""
+    mass = 0.0
+    for i in range(count):
+        weights[i] = np.exp((np.float64(x[ids[i]]) - greatest) / temperature)
+        mass += weights[i]
+    return mass
+
+
+@_compiled_within()
+def _survivors(row, x, tops, vocab_size, greatest, ids, weights):
+    """Put the ids that top_k, top_p and min_p leave into ``ids``; how many, or -1 for the whole vocabulary."""
+    temperature = row.temperature
+    count = -1
+    if 0 < row.top_k < vocab_size:
+        # The k-th greatest of the blocks' greatest is at most the k-th greatest logit: few are left to select among.
+        bound = _LEAST
+        if row.top_k <= tops.size:
+            for block in range(tops.size):
+                ids[block] = block
+            bound = _kth(tops, ids, weights, tops.size, row.top_k)
+        count = _gather(x, tops, bound, ids)
+        count = _gather(x, tops, _kth(x, ids, weights, count, row.top_k), ids)
+    if row.top_p < 1:
+        if count >= 0:
+            target = row.top_p * _weigh(x, ids, weights, count, greatest, temperature)
+        else:
+            target = row.top_p * _masses(x, vocab_size, np.float32(greatest), np.float32(1 / temperature))[0]
+            # A cut that holds enough mass spares looking at the whole vocabulary; which cut it is does not change the outcome.
+            depth = 4.0
+            while True:
+                cut = max(np.float32(greatest - depth * temperature), _LEAST)
+                count = _gather(x, tops, cut, ids)
+                if _weigh(x, ids, weights, count, greatest, temperature) >= target or count == vocab_size or cut == _LEAST:
+                    break
+                depth *= 2
+        count = _split(x, ids, weights, count, target)
+    if row.min_p > 0:
+        least = greatest + temperature * np.log(row.min_p)
+        if count < 0:
+            count = _gather(x, tops, max(np.float32(least), _LEAST), ids)
+        kept = 0
+        for i in range(count):
+            if np.float64(x[ids[i]]) >= least:
+                ids[kept] = ids[i]
+                kept += 1
+        count = kept
+    return count
+
+
+@_compiled_within()
+def _race(row, x, tops, vocab_size, words):
+    """argmax(x / temperature + noise) over the whole vocabulary; only what can still win has its noise made."""
+    temperature = row.temperature
+    winner, best = -1, -np.inf
+    start = _first_block_with(tops, _greatest(tops))
+    quads = BLOCK // 4
+    for step in range(tops.size + 1):
+        block = start if step == 0 else step - 1
+        if step > 0 and block == start:
+            continue
+        needed = best - np.float64(tops[block]) / temperature
+        if needed > GUMBEL_MAX:
+            continue
+        least = np.floor(np.exp(-np.exp(-needed)) * 4294967296.0) - 2.0
+        cut = np.uint32(max(least, 0.0))
+        _block_words(row, block, words)
+        for place in range(BLOCK):
+            if words[place] >= cut:
+                token = block * BLOCK + place % quads * 4 + place // quads
+                if token < vocab_size:
+                    z = np.float64(x[token]) / temperature + _gumbel(words[place])
+                    if z > best or (z == best and token < winner):
+                        winner, best = token, z
+    return winner
+
+
+@_compiled_within()
+def _edit(row, x, tops):
+    """Apply logit_bias and the penalties to the few tokens they touch."""
+    edits = carray(_edit_at(row.edits), row.n_edits)
+    for i in range(row.n_edits):
+        edit = edits[i]
+        value = np.float64(x[edit.id]) + edit.bias
+        if edit.seen:
+            value = value * row.repetition_penalty if value < 0 else value / row.repetition_penalty
+        if edit.count:
+            value -= edit.count * row.frequency_penalty + row.presence_penalty
+        x[edit.id] = np.float32(value)
+        block = edit.id // BLOCK
+        tops[block] = _top_of_block(x, block)
+
+
+@_compiled_within()
+def _choose_one(row, x, tops, ids, weights, words, vocab_size):
+    """The next token of a row from its edited logits, and its log-probability under the distribution sampled from."""
+    greatest = _greatest(tops)
+    if row.temperature == 0:
+        block = _first_block_with(tops, greatest)
+        for i in range(block * BLOCK, (block + 1) * BLOCK):
+            if x[i] == greatest:
+                return i, 0.0
+    count = _survivors(row, x, tops, vocab_size, np.float64(greatest), ids, weights)
+    if count < 0:
+        mass = _masses(x, vocab_size, greatest, np.float32(1 / row.temperature))[0]
+        token = _race(row, x, tops, vocab_size, words)
+    else:
+        mass = _weigh(x, ids, weights, count, np.float64(greatest), row.temperature)
+        token, best = -1, -np.inf
+        for i in range(count):
+            z = np.float64(x[ids[i]]) / row.temperature + _gumbel_of(row, ids[i])
+            if z > best:
+                token, best = ids[i], z
+    return token, (np.float64(x[token]) - np.float64(greatest)) / row.temperature - np.log(mass)
+
+
+@_compiled_within()
+def _choose(task, logits):
+    """Choose the next token of every row."""
+    vocab_size = task.vocab_size
+    rows = carray(_row_at(task.rows), task.n_rows)
+    order = carray(_int64_at(task.order), task.n_rows)
+    n_blocks = (vocab_size + BLOCK - 1) // BLOCK
+    places = n_blocks * BLOCK + 1
+    scratch = _take(task.next_scratch, task.scratch)
+    ids, weights = carray(_int64_at(scratch), places), carray(_float64_at(scratch + 8 * places), places)
+    x = carray(_float32_at(scratch + 16 * places), n_blocks * BLOCK)
+    tops = carray(_float32_at(scratch + 20 * places), n_blocks)
+    words = carray(_uint32_at(scratch + 24 * places), BLOCK)
+    opened = -1
+    greatest = np.float32(0)
+    mass = moment = 0.0
+    while True:
+        begin = _take(task.next_unit, task.chunk)
+        if begin >= task.n_rows:
+            return
+        for unit in range(begin, min(begin + task.chunk, task.n_rows)):
+            row = rows[order[unit]]
+            if row.logits_row != opened:
+                greatest = _open(logits, row.logits_row * task.stride, vocab_size, x, tops)
+                mass, moment = _masses(x, vocab_size, greatest, np.float32(1))
+                opened = row.logits_row
+            if row.n_edits:
+                _edit(row, x, tops)
+                opened = -1
+            token, row.sampler_logprob = _choose_one(row, x, tops, ids, weights, words, vocab_size)
+            row.token = token
+            raw = np.float64(_widen(logits[row.logits_row * task.stride + token])) if token >= 0 else np.nan
+            row.logprob = raw - np.float64(greatest) - np.log(mass)
+            row.entropy = np.log(mass) - moment / mass
+
+
+# -- machine code ------------------------------------------------------------------------------------------------------------
+
+
+def _store_float32(tasks):
+    task = carray(tasks, 1)[0]
+    _store(task, _float32_at(task.qkv), _float32_at(task.keys), _float32_at(task.values))
+
+
+def _attend_float32(tasks):
+    task = carray(tasks, 1)[0]
+    _attend(task, _float32_at(task.qkv), _float32_at(task.keys), _float32_at(task.values), _float32_at(task.out))
+
+
+def _choose_float32(tasks):
+    task = carray(tasks, 1)[0]
+    _choose(task, _float32_at(task.logits))
+
+
+def _store_bfloat16(tasks):
+    task = carray(tasks, 1)[0]
+    _store(task, _bfloat16_at(task.qkv), _bfloat16_at(task.keys), _bfloat16_at(task.values))
+
+
+def _attend_bfloat16(tasks):
+    task = carray(tasks, 1)[0]
+    _attend(task, _bfloat16_at(task.qkv), _bfloat16_at(task.keys), _bfloat16_at(task.values), _bfloat16_at(task.out))
+
+
+def _choose_bfloat16(tasks):
+    task = carray(tasks, 1)[0]
+    _choose(task, _bfloat16_at(task.logits))
+
+
+LOOPS = {
+    ("store", "float32"): _store_float32,
+    ("store", "bfloat16"): _store_bfloat16,
+    ("attend", "float32"): _attend_float32,
+    ("attend", "bfloat16"): _attend_bfloat16,
+    ("linear", "bfloat16"): _linear_bfloat16,
+    ("choose", "float32"): _choose_float32,
+    ("choose", "bfloat16"): _choose_bfloat16,
+}
+
+
+def module_of(name: str, dtype: str, symbol: str) -> binding.ModuleRef:
+    """LLVM's code, hardly optimised, of a kernel ``void symbol(void *task)`` that needs nothing but the C library."""
+    task = from_dtype(TASKS[name])
+    level, config.OPT = config.OPT, config._OptLevel("0")  # type: ignore[attr-defined]
+    try:
+        made = cfunc(types.void(types.CPointer(task)), error_model="numpy")(LOOPS[name, dtype])
+        module = binding.parse_assembly(made._library.get_llvm_str())  # type: ignore[attr-defined]
+    finally:
+        config.OPT = level  # type: ignore[attr-defined]
+    # numba's own way in from C goes through Python, for errors that these loops do not have.
+    pointer = ir.IntType(8).as_pointer()
+    entry = ir.Module()
+    entry.triple = module.triple
+    loops = ir.Function(entry, ir.FunctionType(ir.IntType(32), [pointer] * 3), made.native_name.removeprefix("cfunc."))
+    builder = ir.IRBuilder(ir.Function(entry, ir.FunctionType(ir.VoidType(), [pointer]), symbol).append_basic_block())
+    result, error = (builder.bitcast(builder.alloca(pointer), pointer) for _ in range(2))
+    builder.call(loops, [result, error, builder.function.args[0]])
+    builder.ret_void()
+    module.link_in(binding.parse_assembly(str(entry)))
+    for place, value in enumerate([*module.functions, *module.global_variables]):
+        if not value.is_declaration and value.name != symbol:
+            value.linkage, value.name = "internal", f"_{place}"
+    # A quarter as much code is left; nothing yet is of one processor more than of another.
+    options = binding.create_pipeline_tuning_options(speed_level=1)
+    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
+    any_processor = binding.Target.from_triple(binding.get_process_triple()).create_target_machine()
+    builder = binding.create_pass_builder(any_processor, options)
+    builder.getModulePassManager().run(module, builder)
+    return module

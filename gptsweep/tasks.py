@@ -1,0 +1,29 @@
+"""What CPU kernels work on: a record for each kernel, and the sizes that both sides of the call go by.
+
+Fields are int64; those from ``next_unit`` on are addresses. Threads take ``chunk`` units at a time from the counter at
+``next_unit``, and ``scratch`` bytes for themselves from the one at ``next_scratch``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+TILE = 8
+"""Tokens whose attention reads a page together, where they see the same: as many as have two sums each in vector registers."""
+COLUMNS = 64
+"""Outputs that lie together in oneDNN's packed bfloat16 weights."""
+BLOCK = 64
+"""Logits are scanned in blocks of this many: a block whose greatest logit cannot win is skipped whole."""
+
+_COUNTS = ("chunk", "scratch", "next_unit", "next_scratch")
+_ATTEND = (
+    *("n_tokens", "n_kept", "width", "n_head", "head_lanes", "max_pages", "stores", *_COUNTS),
+    *("qkv", "keys", "values", "out", "pages", "offsets", "kept", "tables", "table_rows", "lengths"),
+)
+_LINEAR = ("n_in", "n_out", "summed", *_COUNTS, "x", "weight", "bias", "out")
+_CHOOSE = ("n_rows", "stride", "vocab_size", *_COUNTS, "logits", "rows", "order")
+TASKS = {
+    name: np.dtype([(field, np.int64) for field in fields])
+    for name, fields in {"store": _ATTEND, "attend": _ATTEND, "linear": _LINEAR, "choose": _CHOOSE}.items()
+}
+"""The record of each kernel."""

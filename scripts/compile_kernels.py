@@ -1,0 +1,29 @@
+"""Compile the loops of the CPU kernels to LLVM's code, for the package: ``gptsweep/data/kernels.zip``.
+
+    python scripts/compile_kernels.py
+
+A user's machine makes machine code of that in two seconds at first use; of the loops themselves numba would in ten. Run this
+after a change to them: until then, and on other systems than the one it ran on, numba compiles them at first use.
+"""
+
+from __future__ import annotations
+
+import zipfile
+
+from llvmlite import binding
+
+from gptsweep import kernels, loops
+
+
+def main() -> None:
+    kernels.machine()  # LLVM knows of it from here on
+    with zipfile.ZipFile(kernels.SHIPPED, "w", zipfile.ZIP_LZMA) as shipped:
+        shipped.comment = f"{kernels.loops_digest()} {binding.get_process_triple()}".encode()
+        for name, dtype in loops.LOOPS:
+            code = loops.module_of(name, dtype, kernels.SYMBOL).as_bitcode()
+            shipped.writestr(zipfile.ZipInfo(f"{name}-{dtype}"), code, zipfile.ZIP_LZMA)
+    print(f"{kernels.SHIPPED}: {kernels.SHIPPED.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""What a user would lose: kernels that are ready at once, on a machine that keeps nothing as on one that does."""
+
+from __future__ import annotations
+
+import functools
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import gptsweep
+from gptsweep import kernels, loops
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return kernels.cache_directory()
+
+
+def works(name: str = "store", dtype: str = "float32") -> bool:
+    address, _ = kernels._loaded.__wrapped__(name, dtype)
+    return bool(address)
+
+
+def no_compiler(*_: object) -> None:
+    raise AssertionError("compiled again")
+
+
+def test_the_package_holds_the_code_of_its_loops() -> None:
+    with zipfile.ZipFile(kernels.SHIPPED) as shipped:
+        digest = shipped.comment.decode().split()[0]
+        assert set(shipped.namelist()) == {f"{name}-{dtype}" for name, dtype in loops.LOOPS}
+    assert digest == kernels.loops_digest(), "the loops have changed since: run scripts/compile_kernels.py"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_packages_code_gives_the_samples_of_its_loops(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def samples() -> list[gptsweep.Sample]:
+        monkeypatch.setattr(kernels, "_loaded", functools.cache(kernels._loaded.__wrapped__))
+        lm = gptsweep.load(dtype=dtype)
+        common = {"num_samples": 3, "max_new_tokens": 40}
+        settings: list[dict[str, Any]] = [
+            {"top_k": 20},
+            {"top_k": None, "temperature": 1.3},
+            {"top_p": 0.8, "min_p": 0.01},
+            {"temperature": 0, "repetition_penalty": 1.3, "logit_bias": {5: 1.5}},
+        ]
+        return [sample for more in settings for sample in lm.generate(["ROMEO:", "\n"], **common, **more)]
+
+    shipped = samples()
+    monkeypatch.setattr(kernels, "SHIPPED", tmp_path / "missing")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    assert samples() == shipped
+
+
+def test_a_kernel_is_made_once_a_machine(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = kernels._machine_code("store", "float32")
+    assert len(list(empty_cache.iterdir())) == 1
+    monkeypatch.setattr(kernels, "_module", no_compiler)
+    assert kernels._machine_code("store", "float32") == made
+    assert works()
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", None])
+def test_a_damaged_file_in_the_cache_is_made_anew(damage: bytes | None, empty_cache: Path) -> None:
+    made = kernels._machine_code("store", "float32")
+    (file,) = empty_cache.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] if damage is None else damage)
+    assert kernels._machine_code("store", "float32") == made
+    assert file.read_bytes() == whole
+
+
+def test_a_cache_directory_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert works()
+
+
+def test_a_user_without_a_home_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(kernels.Path, "home", homeless)
+    assert works()
+
+
+@pytest.mark.parametrize("shipped", ["missing", "damaged", "of other loops"])
+def test_without_the_packages_code_the_loops_are_compiled(
+    shipped: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = kernels._machine_code("store", "float32")
+    other = tmp_path / "kernels.zip"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    monkeypatch.setattr(kernels, "SHIPPED", other)
+    if shipped == "damaged":
+        other.write_bytes(b"PK")
+    elif shipped == "of other loops":
+        with zipfile.ZipFile(other, "w") as archive:
+            archive.comment = b"0000 x86_64 numba 0"
+            archive.writestr("store-float32", b"garbage")
+    assert kernels._machine_code("store", "float32") == made
+
+
+def test_a_kernel_has_room_for_as_many_threads_as_there_come_to_be() -> None:
+    kernel = kernels.Kernel("choose", torch.float32)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3, 2):
+            torch.set_num_threads(count)
+            kernel(n_rows=0, chunk=1, scratch=100)
+            assert len(kernel._scratch) >= 100 * count
+    finally:
+        torch.set_num_threads(threads)
