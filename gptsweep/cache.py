@@ -58,6 +58,12 @@ class KVCache:
         """Pages that nobody uses."""
         return len(self._free)
 
+    def take(self) -> int:
+        """A page for the caller's own use, for good."""
+        page = self._free.pop()
+        self._users[page] = 1
+        return page
+
     def extend(self, spans: Sequence[Span]) -> None:
         """Give each span's sequence pages of its own for the span's positions."""
         for span in spans:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .cache import PAGE, KVCache, Reading, Span, paged_attention, pages_for
 from .errors import ModelError
+from .graphs import DecodeSteps
 from .linear import row_invariant
 from .model import GPT, GPTConfig
 from .records import Completion, FinishReason, Row
@@ -155,6 +156,7 @@ class Engine:
         self.device = model.embedding.device
         self.dtype = model.embedding.dtype
         self.use_kernels = use_kernels and kernels is not None and self.device.type == "cpu"
+        self.use_graphs = self.device.type == "cuda"
         self.promise = self.use_kernels and row_invariant(model)
 
     def run(self, rows: Iterable[Row], workload: Workload | None = None, on_step: OnStep | None = None) -> Iterator[Completion]:
@@ -225,7 +227,7 @@ class _Flight:
         held_pages = pages_for(min(config.block_size, workload.prompt_tokens))
         self.cache = KVCache(
             config,
-            n_pages=max_rows * row_pages + self.max_held * held_pages,
+            n_pages=max_rows * row_pages + self.max_held * held_pages + engine.use_graphs,
             n_tables=len(self.free_tables),
             dtype=engine.cache_dtype,
             device=engine.device,
@@ -234,6 +236,7 @@ class _Flight:
             self.store = kernels.Kernel("store", engine.cache_dtype)
             self.attend = kernels.Kernel("attend", engine.cache_dtype)
             self.chooser = kernels.Kernel("choose", engine.cache_dtype)
+        self.decode = DecodeSteps(self.model, self.cache) if engine.use_graphs else None
 
     @property
     def busy(self) -> bool:
@@ -317,18 +320,11 @@ class _Flight:
 
     def _forward(self) -> Tensor:
         """Read every sequence's pending tokens; logits ``[sequences, vocab_size]`` after the last of each."""
-        device = self.engine.device
         ends = {sequence.table: sequence.length + len(sequence.pending) for sequence in self.sequences}
         wanted = []
         for spans, ids in _passes(self.sequences):
             self.cache.extend(spans)
-            reading = Reading.of(spans)
-            if self.engine.use_kernels:
-                attend = kernels.paged_attention(self.cache, reading, self.store, self.attend)
-            else:
-                attend = paged_attention(self.cache, reading)
-            positions, kept = (torch.from_numpy(places).to(device) for places in (reading.positions, reading.kept))
-            hidden = self.model.hidden(torch.tensor(ids, device=device), positions, attend, kept)
+            hidden = self._read(ids, Reading.of(spans))
             wanted.append(hidden[[i for i, span in enumerate(spans) if span.end == ends[span.table]]])
         for sequence in self.sequences:
             read, sequence.pending = sequence.pending, []
@@ -336,6 +332,18 @@ class _Flight:
             if sequence.length == len(read) > 1 and not sequence.members[0].token_ids:
                 self._hold(tuple(read), sequence)
         return self.model.logits(torch.cat(wanted))
+
+    def _read(self, ids: list[int], reading: Reading) -> Tensor:
+        """Hidden states ``float32 [kept, n_embd]`` of one pass."""
+        if self.decode is not None and len(ids) == len(reading.kept):
+            return self.decode(ids, reading)
+        if self.engine.use_kernels:
+            attend = kernels.paged_attention(self.cache, reading, self.store, self.attend)
+        else:
+            attend = paged_attention(self.cache, reading)
+        device = self.engine.device
+        positions, kept = (torch.from_numpy(places).to(device) for places in (reading.positions, reading.kept))
+        return self.model.hidden(torch.tensor(ids, device=device), positions, attend, kept)
 
     # -- choose ----------------------------------------------------------------------------------------------------------
 

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gptsweep import engine as engine_module
-from gptsweep.cache import PAGE, KVCache
+from gptsweep.cache import PAGE, KVCache, Reading, Span
 from gptsweep.engine import Engine, Progress, Workload
 from gptsweep.errors import ModelError
+from gptsweep.graphs import DecodeSteps
 from gptsweep.linear import Int8Linear, PackedLinear, can_pack, pack
 from gptsweep.model import GPT, GPTConfig
 from gptsweep.records import Completion, Row, Sampling
@@ -414,6 +415,32 @@ def test_a_gpu_gives_what_the_twins_are(device: str) -> None:
     ]  # fmt: skip
     for completion in run(engine, rows):
         assert_is_twin(completion, twin_of(unpacked, completion.row))
+
+
+@settings(max_examples=15)
+@given(st.lists(rows_of_all_kinds(), min_size=1, max_size=6))
+def test_steps_of_static_shape_give_what_the_twins_are(rows: list[Row]) -> None:
+    """What is captured as a CUDA graph on a GPU, run here as it is."""
+    unpacked = plain.peaked_gpt(CONFIG)
+    engine = Engine(unpacked, vocab_size=VOCAB, use_kernels=False)
+    engine.use_graphs = True
+    for completion in run(engine, rows):
+        assert_is_twin(completion, twin_of(unpacked, completion.row))
+
+
+def test_padding_of_a_step_touches_no_sequence() -> None:
+    model = plain.peaked_gpt(CONFIG)
+    cache = KVCache(CONFIG, n_pages=8, n_tables=3, dtype=torch.float32, device=torch.device("cpu"))
+    steps = DecodeSteps(model, cache)
+    pages_before = set(range(8)) - {steps.spare}
+    for position in range(20):
+        spans = [Span(table, position, position + 1) for table in range(3)]
+        cache.extend(spans)
+        with torch.inference_mode():
+            steps([position % 5, 7, 9], Reading.of(spans))
+    used = {int(page) for table in range(3) for page in cache.tables[table, : cache.page_count[table]]}
+    assert steps.spare not in used
+    assert all(not cache.keys[:, page].any() for page in pages_before - used)
 
 
 def test_no_rows_is_no_work() -> None:
