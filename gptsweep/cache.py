@@ -46,8 +46,7 @@ class KVCache:
         # How a page is laid out is for the attention alone to know; kernels want whole vectors.
         shape = (config.n_layer, n_pages, config.n_head, PAGE, PAGE * pages_for(config.head_size))
         # Zeros, as `paged_attention` gives what lies beyond a sequence's end the weight 0, which NaN would survive.
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys, self.values = (_zeros(shape, dtype, device) for _ in range(2))
         self.tables = np.zeros((n_tables, -(-config.block_size // PAGE)), np.int32)
         self.page_count = np.zeros(n_tables, np.int64)
         self._users = np.zeros(n_pages, np.int32)
@@ -98,6 +97,14 @@ class KVCache:
         self._users[pages] -= 1
         self._free.extend(pages[self._users[pages] == 0].tolist())
         self.page_count[table] = 0
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on a CPU in memory that is not there before it is written to, which `torch.zeros` does at once."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    words = {2: np.int16, 4: np.int32}[dtype.itemsize]
+    return torch.from_numpy(np.zeros(shape, words)).view(dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from torch import Tensor
 from .cache import PAGE, KVCache, Reading, Span, paged_attention, pages_for
 from .errors import ModelError
 from .graphs import DecodeSteps
-from .linear import row_invariant
+from .linear import Int8Linear, row_invariant
 from .model import GPT, GPTConfig
 from .records import Completion, FinishReason, Row
 from .sampling import ROW, Edits, choose, edited, nanogpt_choice, nanogpt_stream, row_settings
@@ -205,7 +205,17 @@ class Engine:
 
     @property
     def cache_dtype(self) -> torch.dtype:
-        """The dtype of keys and values: the model's where the attention has it, else float32."""
+        """The dtype of keys and values: the model's where the attention has it, else float32; with int8 layers bfloat16.
+
+        Rounding to bfloat16 is a small part of what int8 layers round, and reading them is a good part of a step.
+        """
+        if self.use_kernels and isinstance(self.model.lm_head, Int8Linear):
+            return torch.bfloat16
+        return self.logits_dtype
+
+    @property
+    def logits_dtype(self) -> torch.dtype:
+        """The dtype of logits: the model's where the choosing has it, else float32."""
         return torch.float32 if self.use_kernels and self.dtype != torch.bfloat16 else self.dtype
 
 
@@ -235,7 +245,7 @@ class _Flight:
         if engine.use_kernels:
             self.store = kernels.Kernel("store", engine.cache_dtype)
             self.attend = kernels.Kernel("attend", engine.cache_dtype)
-            self.chooser = kernels.Kernel("choose", engine.cache_dtype)
+            self.chooser = kernels.Kernel("choose", engine.logits_dtype)
         self.decode = DecodeSteps(self.model, self.cache) if engine.use_graphs else None
 
     @property
@@ -360,7 +370,7 @@ class _Flight:
                 (counter if running.lane.generator is None else streams).append(running)
         slots = np.array([running.slot for running in counter], np.int64)
         if len(slots) and self.engine.use_kernels:
-            logits = logits.to(self.engine.cache_dtype).contiguous()
+            logits = logits.to(self.engine.logits_dtype).contiguous()
             kernels.choose(self.chooser, logits, self.rows, slots, self.engine.vocab_size)
         elif len(slots):
             chosen = self.rows[slots]

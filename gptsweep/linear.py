@@ -7,13 +7,12 @@ The point of prepacking is speed and bits: a row of the result is the same howev
 from __future__ import annotations
 
 import functools
-import math
 
 import torch
 from torch import Tensor, nn
 
 from .model import GPT
-from .tasks import COLUMNS
+from .tasks import COLUMNS, GELU, GELU_TANH, NO_ACTIVATION, SEGMENT
 
 try:
     from . import kernels
@@ -132,29 +131,26 @@ class Int8Linear(nn.Module):
         self.packed = torch.ops.onednn.qlinear_prepack(quantised, [_ROWS_PACKED_FOR, weight.shape[1]])
         self.zeros = torch.zeros(len(weight), dtype=torch.int64)
         self.bias = None if linear.bias is None else linear.bias.detach()
-        self.gelu = gelu
+        self.quantise, self.rescale = (kernels.Kernel(name, torch.float32) for name in ("quantise", "rescale"))
+        self.rescale.set(
+            activation=NO_ACTIVATION if gelu is None else GELU_TANH if gelu.approximate == "tanh" else GELU,
+            bias=0 if self.bias is None else self.bias.data_ptr(),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        scale = rows.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / 127
-        quantised = (rows / scale).round_().add_(self._ZERO).to(torch.uint8)
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        n_rows, n_in = rows.shape
+        quantised, scales = torch.empty(n_rows, n_in, dtype=torch.uint8), torch.empty(n_rows)
+        places = {"x": rows.data_ptr(), "quantised": quantised.data_ptr(), "scales": scales.data_ptr()}
+        self.quantise(n_rows=n_rows, width=n_in, chunk=-(-n_rows // 16), **places)
         y: Tensor = torch.ops.onednn.qlinear_pointwise(
             *(quantised, 1.0, self._ZERO, self.packed, self.scales, self.zeros),
             *(None, 1.0, 0, torch.float32, "none", [], ""),
         )
-        y *= scale
-        if self.bias is not None:
-            y += self.bias
-        if self.gelu is not None:
-            y = _tanh_gelu(y) if self.gelu.approximate == "tanh" else self.gelu(y)
+        n_out = y.shape[1]
+        chunk = -(-n_rows * -(-n_out // SEGMENT) // 16)
+        self.rescale(n_rows=n_rows, width=n_out, chunk=chunk, y=y.data_ptr(), scales=scales.data_ptr())
         return y.view(*x.shape[:-1], -1)
-
-
-def _tanh_gelu(x: Tensor) -> Tensor:
-    """GELU's tanh form. The bits of torch's own depend on where in a tensor a number lies: it rounds the last few of each
-    thread's share in another way."""
-    y = x * x
-    return y.mul_(0.044715).add_(1).mul_(x).mul_(math.sqrt(2 / math.pi)).tanh_().add_(1).mul_(x).mul_(0.5)
 
 
 def pack(model: GPT, layer: type[PackedLinear] | type[Int8Linear] = PackedLinear) -> None:
@@ -181,7 +177,7 @@ def can_pack(dtype: torch.dtype) -> bool:
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if dtype == torch.int8:
-        return torch.backends.quantized.engine in ("x86", "onednn")
+        return kernels is not None and torch.backends.quantized.engine in ("x86", "onednn")
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if dtype == torch.float16:

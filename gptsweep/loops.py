@@ -19,7 +19,7 @@ from numba.extending import intrinsic, overload
 
 from .cache import PAGE
 from .sampling import EDIT, ROW
-from .tasks import BLOCK, COLUMNS, TASKS, TILE
+from .tasks import BLOCK, COLUMNS, GELU, GELU_TANH, SEGMENT, TASKS, TILE
 
 # Long loops go over pointers, not arrays: numba tests an array's index for "from the end", which keeps them from vectorising.
 FAST = {"reassoc", "contract", "nsz", "arcp"}
@@ -51,6 +51,7 @@ def _pointer_to(pointed):
 
 
 _int64_at, _int32_at = _pointer_to(types.int64), _pointer_to(types.int32)
+_uint8_at = _pointer_to(types.uint8)
 _float64_at, _uint32_at = _pointer_to(types.float64), _pointer_to(types.uint32)
 _float32_at, _bfloat16_at = _pointer_to(types.float32), _pointer_to(types.uint16)
 _row_at, _edit_at = _pointer_to(from_dtype(ROW)), _pointer_to(from_dtype(EDIT))
@@ -423,6 +424,92 @@ def _linear_bfloat16(tasks):
                 _store_narrow(out, at, made[i] + _widen(bias[at]) if task.bias else made[i])
 
 
+# -- around an int8 layer ----------------------------------------------------------------------------------------------------
+
+_ROUNDED, _ROUNDED_BITS = np.float32(12582912.0), np.int32(0x4B400000)
+"""1.5 * 2**23: a float32 near it has no place for a fraction, so adding it rounds to nearest even."""
+
+
+@_compiled_within()
+def _quantise_row(x, quantised, begin, width):
+    """Write a row as ``round(127 * x / greatest) + 128``; what 1 stands for."""
+    bits = np.int32(0)
+    for i in range(begin, begin + width):
+        bits = max(bits, np.int32(np.float32(x[i]).view(np.int32) & np.int32(0x7FFFFFFF)))  # ordered as the floats are
+    greatest = np.int32(bits).view(np.float32)
+    inverse = np.float32(127) / greatest if greatest > np.float32(1e-30) else np.float32(0)
+    for i in range(begin, begin + width):
+        rounded = np.float32(np.float32(x[i] * inverse) + _ROUNDED).view(np.int32)
+        quantised[i] = np.uint8(np.int32(rounded - _ROUNDED_BITS) + np.int32(128))
+    return greatest / np.float32(127)
+
+
+def _quantise_float32(tasks):
+    """Rows of float32 as unsigned int8 around 128, with a scale for each."""
+    task = carray(tasks, 1)[0]
+    x, quantised, scales = _float32_at(task.x), _uint8_at(task.quantised), _float32_at(task.scales)
+    while True:
+        begin = _take(task.next_unit, task.chunk)
+        if begin >= task.n_rows:
+            return
+        for row in range(begin, min(begin + task.chunk, task.n_rows)):
+            scales[row] = _quantise_row(x, quantised, row * task.width, task.width)
+
+
+@_compiled_within(fastmath=FAST)
+def _gelu_tanh(x):
+    """GELU's tanh form, ``x * sigmoid(sqrt(8 / pi) * (x + 0.044715 * x**3))`` (Hendrycks and Gimpel, 2016)."""
+    u = np.float32(1.5957691216) * x * (np.float32(1) + np.float32(0.044715) * x * x)
+    e = _exp(-abs(u))
+    return x * (np.float32(1) if u >= 0 else e) / (np.float32(1) + e)
+
+
+@_compiled_within(fastmath=FAST)
+def _gelu(x):
+    """GELU, ``x * (1 + erf(x / sqrt(2))) / 2``; erf to 1.5e-7 (Abramowitz and Stegun, 7.1.26)."""
+    z = abs(x) * np.float32(0.7071067812)
+    t = np.float32(1) / (np.float32(1) + np.float32(0.3275911) * z)
+    p = np.float32(1.061405429)
+    p = p * t + np.float32(-1.453152027)
+    p = p * t + np.float32(1.421413741)
+    p = p * t + np.float32(-0.284496736)
+    p = p * t + np.float32(0.254829592)
+    half_beyond = np.float32(0.5) * p * t * _exp(-z * z)  # of a normal variable beyond |x|, both sides
+    return x * (np.float32(1) - half_beyond if x >= 0 else half_beyond)
+
+
+@_compiled_within(fastmath=FAST)
+def _rescale(y, begin, end, scale, bias, column, has_bias, activation):
+    """``y = activation(scale * y + bias)`` in place, from ``begin`` to ``end``."""
+    if has_bias:
+        for i in range(end - begin):
+            y[begin + i] = y[begin + i] * scale + bias[column + i]
+    else:
+        for i in range(begin, end):
+            y[i] *= scale
+    if activation == GELU_TANH:
+        for i in range(begin, end):
+            y[i] = _gelu_tanh(y[i])
+    elif activation == GELU:
+        for i in range(begin, end):
+            y[i] = _gelu(y[i])
+
+
+def _rescale_float32(tasks):
+    """What an int8 layer made of rows, times the scale of each, with bias and activation."""
+    task = carray(tasks, 1)[0]
+    y, scales, bias = _float32_at(task.y), _float32_at(task.scales), _float32_at(task.bias)
+    segments = (task.width + SEGMENT - 1) // SEGMENT
+    while True:
+        begin = _take(task.next_unit, task.chunk)
+        if begin >= task.n_rows * segments:
+            return
+        for unit in range(begin, min(begin + task.chunk, task.n_rows * segments)):
+            row, column = unit // segments, unit % segments * SEGMENT
+            first, last = row * task.width + column, row * task.width + min(column + SEGMENT, task.width)
+            _rescale(y, first, last, scales[row], bias, column, task.bias != 0, task.activation)
+
+
 # -- choosing tokens ---------------------------------------------------------------------------------------------------------
 
 
@@ -776,6 +863,8 @@ LOOPS = {
     ("attend", "float32"): _attend_float32,
     ("attend", "bfloat16"): _attend_bfloat16,
     ("linear", "bfloat16"): _linear_bfloat16,
+    ("quantise", "float32"): _quantise_float32,
+    ("rescale", "float32"): _rescale_float32,
     ("choose", "float32"): _choose_float32,
     ("choose", "bfloat16"): _choose_bfloat16,
 }

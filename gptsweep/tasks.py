@@ -12,6 +12,10 @@ TILE = 8
 """Tokens whose attention reads a page together, where they see the same: as many as have two sums each in vector registers."""
 COLUMNS = 64
 """Outputs that lie together in oneDNN's packed bfloat16 weights."""
+SEGMENT = 4096
+"""Numbers of a row that ``rescale`` works on at a time, so that a single long row keeps all threads busy."""
+NO_ACTIVATION, GELU, GELU_TANH = range(3)
+"""What ``rescale`` does last."""
 BLOCK = 64
 """Logits are scanned in blocks of this many: a block whose greatest logit cannot win is skipped whole."""
 
@@ -21,9 +25,18 @@ _ATTEND = (
     *("qkv", "keys", "values", "out", "pages", "offsets", "kept", "tables", "table_rows", "lengths"),
 )
 _LINEAR = ("n_in", "n_out", "summed", *_COUNTS, "x", "weight", "bias", "out")
+_QUANTISE = ("n_rows", "width", *_COUNTS, "x", "quantised", "scales")
+_RESCALE = ("n_rows", "width", "activation", *_COUNTS, "y", "scales", "bias")
 _CHOOSE = ("n_rows", "stride", "vocab_size", *_COUNTS, "logits", "rows", "order")
 TASKS = {
     name: np.dtype([(field, np.int64) for field in fields])
-    for name, fields in {"store": _ATTEND, "attend": _ATTEND, "linear": _LINEAR, "choose": _CHOOSE}.items()
+    for name, fields in {
+        "store": _ATTEND,
+        "attend": _ATTEND,
+        "linear": _LINEAR,
+        "quantise": _QUANTISE,
+        "rescale": _RESCALE,
+        "choose": _CHOOSE,
+    }.items()
 }
 """The record of each kernel."""
