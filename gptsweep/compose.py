@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
@@ -12,10 +14,11 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from .config import keys, point_from_config
 from .errors import ConfigError
+from .job import JobConfig
 from .records import Point
 
 _BASES = 32
@@ -42,7 +45,7 @@ class PointLoader(ConfigLoaderImpl):
 
     def __init__(self, loader: ConfigLoader) -> None:
         super().__init__(loader.get_search_path())
-        self._bases: OrderedDict[object, DictConfig] = OrderedDict()
+        self._bases: OrderedDict[object, _Base] = OrderedDict()
         self._parser = OverridesParser.create()
         self._parsed: dict[str, Override] = {}
         self._planned: dict[tuple[str, ...], Planned] = {}
@@ -53,40 +56,26 @@ class PointLoader(ConfigLoaderImpl):
         return len(self._planned)
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: Sequence[str]) -> DictConfig:
-        """The config of one point, as Hydra's own loader composes it. It is the caller's until the next call."""
-        overrides = [self._parse(line) for line in sweep_overrides]
-        values = [override for override in overrides if _is_value(override)]
-        shared = (
-            id(master_config),
-            tuple(o.input_line for o in overrides if o not in values),
-            tuple(o.key_or_group for o in values),
-        )
-        if shared not in self._bases:
-            if len(self._bases) == _BASES:
-                self._bases.popitem(last=False)
-            # Kept with the master, whose id must not come to stand for another.
-            self._bases[shared] = super().load_sweep_config(master_config, list(sweep_overrides))
-            return self._bases[shared]
-        self._bases.move_to_end(shared)
-        cfg = self._bases[shared]
-        OmegaConf.set_readonly(cfg.hydra, False)
-        self._apply_overrides_to_config(values, cfg)
-        named = [override for override in overrides if not override.is_hydra_override()]
-        job, dirname = cfg.hydra.job, cfg.hydra.job.config.override_dirname
-        cfg.hydra.overrides.task = [override.input_line for override in named]
-        job.override_dirname = get_overrides_dirname(
-            named, list(dirname.exclude_keys), item_sep=dirname.item_sep, kv_sep=dirname.kv_sep
-        )
-        job.id = job.num = cfg.hydra.runtime.output_dir = "???"  # what the last job was given
-        OmegaConf.copy_cache(from_config=master_config, to_config=cfg)
-        return cfg
+        """The config of one point, as Hydra's own loader composes it: to be read, until the next call."""
+        return self._composed(master_config, sweep_overrides, None)
 
-    def load_job(self, master_config: DictConfig, overrides: Sequence[str], number: int) -> DictConfig:
-        """`load_sweep_config`, with the job's number in it."""
-        cfg = self.load_sweep_config(master_config, overrides)
-        with open_dict(cfg):
-            cfg.hydra.job.id = cfg.hydra.job.num = number
-        return cfg
+    def load_job(self, master_config: DictConfig, overrides: Sequence[str], number: int) -> JobConfig:
+        """The config of one point with the job's number in it, to keep."""
+        return deepcopy(self._composed(master_config, overrides, number))
+
+    def _composed(self, master_config: DictConfig, lines: Sequence[str], number: int | None) -> JobConfig:
+        overrides = [self._parse(line) for line in lines]
+        alike = id(master_config), *((True, o.key_or_group) if _is_value(o) else (False, o.input_line) for o in overrides)
+        base = self._bases.pop(alike, None)  # a wrong value leaves it half set, and out
+        if base is None:
+            cfg = JobConfig.of(super().load_sweep_config(master_config, list(lines)))
+            base = _Base(master_config, cfg, overrides)
+        base.set(overrides, number)
+        OmegaConf.copy_cache(from_config=master_config, to_config=base.cfg)
+        self._bases[alike] = base
+        if len(self._bases) > _BASES:
+            self._bases.popitem(last=False)
+        return base.cfg
 
     def plan(self, master_config: DictConfig, batch: Sequence[Sequence[str]], first_number: int = 0) -> list[Planned]:
         """Compose and check every point of a batch. What was planned before is not done again.
@@ -107,7 +96,7 @@ class PointLoader(ConfigLoaderImpl):
     def _plan(self, master_config: DictConfig, overrides: tuple[str, ...], number: int) -> Planned:
         known = self._planned.get(overrides)
         if known is None or known.number != number:
-            cfg = self.load_job(master_config, overrides, number)
+            cfg = self._composed(master_config, overrides, number)
             HydraConfig.instance().cfg = cfg  # type: ignore[assignment]  # for ${hydra:…} in the directory
             directory = Path(str(cfg.hydra.sweep.dir), str(cfg.hydra.sweep.subdir)).absolute()
             known = Planned(overrides, number, point_from_config(cfg), directory, cfg.overwrite)
@@ -118,6 +107,43 @@ class PointLoader(ConfigLoaderImpl):
         if line not in self._parsed:
             self._parsed[line] = self._parser.parse_override(line)
         return self._parsed[line]
+
+
+class _Base:
+    """A composed config, in which plain values are set in turn.
+
+    Args:
+        master: the config of the sweep, kept so that its id does not come to stand for another.
+        cfg: of one point.
+        overrides: of the same point.
+    """
+
+    def __init__(self, master: DictConfig, cfg: JobConfig, overrides: Sequence[Override]) -> None:
+        self.master, self.cfg = master, cfg
+        self._overrides = list(overrides)
+        self._number: int | None = None
+        dirname = cfg.hydra.job.config.override_dirname
+        self._name = partial(
+            get_overrides_dirname, exclude_keys=list(dirname.exclude_keys), item_sep=dirname.item_sep, kv_sep=dirname.kv_sep
+        )
+
+    def set(self, overrides: Sequence[Override], number: int | None) -> None:
+        """Make ``cfg`` that of another point, whose overrides differ in plain values alone; None: no job's yet."""
+        changed = {
+            new.key_or_group for old, new in zip(self._overrides, overrides, strict=True) if old.input_line != new.input_line
+        }
+        hydra = self.cfg.hydra
+        if changed:
+            ConfigLoaderImpl._apply_overrides_to_config([o for o in overrides if o.key_or_group in changed], self.cfg)
+            self._overrides = list(overrides)
+            named = [override for override in overrides if not override.is_hydra_override()]
+            for place, override in enumerate(named):
+                if override.key_or_group in changed:
+                    hydra.overrides.task[place] = override.input_line
+            hydra.job.override_dirname = self._name(named)
+        if number != self._number:
+            hydra.job.id = hydra.job.num = "???" if number is None else number
+            self._number = number
 
 
 def _is_value(override: Override) -> bool:

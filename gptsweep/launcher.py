@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
-from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from .compose import Planned, PointLoader, is_basic_sweeper
 from .config import Config
 from .errors import Interrupted, SweepError
+from .job import Yaml, run_job_with
 from .progress import Progress
 from .sweep_files import SweepTable, write_report
 
@@ -53,6 +54,7 @@ class FusedSweep:
             context.config_loader = PointLoader(context.config_loader)  # the sweeper's, too, from here on
         self.context, self.task_function, self.config = context, task_function, config
         self.loader = context.config_loader
+        self._run_job = run_job_with(Yaml())
         self.directory = Path(str(config.hydra.sweep.dir))
         self._models: Models | None = None
         self._table: SweepTable | None = None
@@ -113,14 +115,14 @@ class FusedSweep:
                 returns = []
                 for job in planned:
                     interruption.check()
-                    returns.append(self._run_job(job))
+                    returns.append(self._job(job))
         finally:
             session.prepared.reset(token)
         return returns
 
-    def _run_job(self, job: Planned) -> JobReturn:
+    def _job(self, job: Planned) -> JobReturn:
         try:
-            done = run_job(
+            done = self._run_job(
                 hydra_context=self.context,
                 task_function=self.task_function,
                 config=self.loader.load_job(self.config, job.overrides, job.number),

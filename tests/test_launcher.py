@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ import gptsweep
 from gptsweep.compose import PointLoader
 from gptsweep.config import CONF_DIR, point_from_config, register
 from gptsweep.errors import ConfigError
+from gptsweep.job import JobConfig, Yaml
 
 PLUGIN_PATH = Path(gptsweep.__file__).parent / "_plugin_path"
 
@@ -124,8 +127,11 @@ def test_a_point_is_composed_as_hydra_composes_it(
         assert found == expected
         assert str(found.hydra.sweep.subdir) == str(expected.hydra.sweep.subdir)
         assert found.name == expected.name
-        OmegaConf.set_readonly(found.hydra, True)  # as a job leaves it
-        fast.load_job(master, overrides, number).hydra.runtime.output_dir = "somewhere"
+        job = fast.load_job(master, overrides, number)
+        assert job.hydra.job.id == str(number)
+        job.hydra.runtime.output_dir = "somewhere"
+        job.seed += 1
+        OmegaConf.set_readonly(job.hydra, True)  # what a job does to its config is its own affair
 
 
 def everything(cfg: DictConfig) -> tuple[str, Any, Any]:
@@ -146,6 +152,60 @@ def test_a_wrong_value_is_refused_in_the_words_of_the_first_point(
     with pytest.raises(ConfigError, match="top_k=0"):
         fast.plan(master, [["seed=1", "sampling.top_k=5"], ["seed=1", "sampling.top_k=0"]])
     assert point_from_config(fast.load_sweep_config(master, ["seed=1", "sampling.top_k=7"])).sampling.top_k == 7
+
+
+# -- what a job costs less than Hydra's, and must hold the same --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overrides", [[], ["model=resume", "sampling.logit_bias={3:1}", "+sampling.more=[1,[a,{b:null}]]"]])
+def test_a_quick_copy_is_a_deep_copy(composing: tuple[ConfigLoaderImpl, PointLoader, DictConfig], overrides: list[str]) -> None:
+    slow, _, master = composing
+    cfg = slow.load_sweep_config(master, overrides)
+    assert str(cfg.hydra.sweep.dir)  # fills the cache of resolvers
+    job = JobConfig.of(cfg)
+    assert nodes(job) == nodes(copy.deepcopy(job)) == nodes(copy.deepcopy(cfg))
+    assert nodes(pickle.loads(pickle.dumps(job))) == nodes(cfg)
+    assert type(job.hydra) is type(copy.deepcopy(OmegaConf.masked_copy(job, "hydra")).hydra) is JobConfig
+    before = nodes(cfg)
+    twin = copy.deepcopy(job)
+    twin.sampling.top_k = 3
+    twin.hydra.overrides.task.append("x=1")
+    OmegaConf.set_readonly(twin.hydra, True)
+    OmegaConf.clear_cache(twin)
+    assert nodes(job) == nodes(cfg) == before != nodes(twin)
+
+
+def nodes(node: Any, parent: Any = None) -> list[Any]:
+    """Everything that a config is made of; each node is its parent's child."""
+    assert node._get_parent() is parent
+    kind = DictConfig if isinstance(node, DictConfig) else type(node)
+    content = node.__dict__.get("_content")
+    children = list(content.values()) if isinstance(content, dict) else content if isinstance(content, list) else []
+    inside = [nodes(child, node) for child in children]
+    return [kind, copy.deepcopy(node._metadata), None if children else node._value(), inside]
+
+
+KEYS = ["a", "on", "3", "two words", "x" * 130, "a\nb", ""]
+CONTAINERS = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text().filter(lambda text: "${" not in text)
+    | st.sampled_from(RunMode),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=200)
+@given(configs=st.lists(st.dictionaries(st.sampled_from(KEYS), CONTAINERS, max_size=4) | st.lists(CONTAINERS), max_size=6))
+def test_yaml_that_remembers_is_the_yaml_of_omegaconf(configs: list[Any]) -> None:
+    remembering = Yaml()
+    for config in configs + configs:
+        cfg = OmegaConf.create({"inside": config}, flags={"allow_objects": True})
+        assert remembering.text(cfg) == OmegaConf.to_yaml(cfg)
+        assert remembering.text(cfg.inside) == OmegaConf.to_yaml(cfg.inside)
 
 
 # -- what Hydra leaves on disk ------------------------------------------------------------------------------------------------
