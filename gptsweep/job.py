@@ -7,8 +7,9 @@ Python: three quarters of what a point of a sweep would cost apart from decoding
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from copy import deepcopy
+from enum import Enum
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -27,69 +28,62 @@ class JobConfig(DictConfig):
     @classmethod
     def of(cls, cfg: DictConfig) -> JobConfig:
         """A copy of ``cfg``, quick to copy itself; so is its ``hydra`` node, which Hydra copies without the rest."""
-        job: JobConfig = _copied(cfg, cls)
-        hydra = _copied(cfg._get_node("hydra"), cls)
-        hydra.__dict__["_parent"] = job
-        job.__dict__["_content"]["hydra"] = hydra
+        job: JobConfig = _copied(cfg, cls, None)
+        job.__dict__["_content"]["hydra"] = _copied(cfg._get_node("hydra"), cls, job)
         return job
 
     def __deepcopy__(self, memo: dict[int, Any]) -> JobConfig:
-        copy: JobConfig = _copied(self, JobConfig)
+        copy: JobConfig = _copied(self, JobConfig, self.__dict__["_parent"])
         return copy
 
 
-def _copied(node: Any, kind: type[Any]) -> Any:
-    """What ``copy.deepcopy(node)`` gives, as a ``kind``: new nodes and metadata, the same values in them."""
+def _copied(node: Any, kind: type[Any], parent: Any) -> Any:
+    """What ``copy.deepcopy(node)`` gives, as a ``kind``, below ``parent``: new nodes and metadata, the same values in them."""
     copy, metadata = object.__new__(kind), object.__new__(type(node._metadata))
     metadata.__dict__.update(node._metadata.__dict__)
     metadata.flags = dict(metadata.flags)
     cache = metadata.resolver_cache
     metadata.resolver_cache = deepcopy(cache) if cache else defaultdict(dict)
     state = copy.__dict__
-    state.update(node.__dict__, _metadata=metadata, _flags_cache=None)
+    state.update(node.__dict__, _metadata=metadata, _parent=parent, _flags_cache=None)
     content = state.get("_content")
-    children: Iterable[Any] = ()  # of a value, or of a container that is None, missing or an interpolation
     if isinstance(content, dict):
-        state["_content"] = {key: _copied(child, type(child)) for key, child in content.items()}
-        children = state["_content"].values()
+        state["_content"] = {key: _copied(child, type(child), copy) for key, child in content.items()}
     elif isinstance(content, list):
-        children = state["_content"] = [_copied(child, type(child)) for child in content]
+        state["_content"] = [_copied(child, type(child), copy) for child in content]
     elif isinstance(content, Node):  # of a union
-        state["_content"] = _copied(content, type(content))
-        children = [state["_content"]]
-    for child in children:
-        child.__dict__["_parent"] = copy
-    return copy
+        state["_content"] = _copied(content, type(content), copy)
+    return copy  # any other content, a value's or that of a container that is None or missing, is as good as a copy
 
 
 class Yaml:
-    """`OmegaConf.to_yaml`, which dumps only what has changed since it was last called; it keeps one text a key."""
+    """`OmegaConf.to_yaml`, which dumps only what has changed since it was last called; it keeps one text an item."""
 
     def __init__(self) -> None:
         self._last: dict[tuple[Any, ...], tuple[str, str]] = {}
 
     def text(self, cfg: Any) -> str:
         """The text that ``OmegaConf.to_yaml(cfg)`` returns."""
-        container = OmegaConf.to_container(cfg, enum_to_str=True)
-        if not (isinstance(container, dict) and container):
-            return OmegaConf.to_yaml(cfg)
-        return self._items(container, ())
+        container = _plain(cfg)
+        return self._items(container, ()) if container and isinstance(container, (dict, list)) else OmegaConf.to_yaml(cfg)
 
-    def _items(self, mapping: dict[Any, object], above: tuple[Any, ...]) -> str:
-        return "".join(self._item(key, value, above) for key, value in mapping.items())
+    def _items(self, container: dict[Any, Any] | list[Any], place: tuple[Any, ...]) -> str:
+        if isinstance(container, dict):
+            return "".join(self._item({key: value}, (*place, key)) for key, value in container.items())
+        return "".join(self._item([value], (*place, index)) for index, value in enumerate(container))
 
-    def _item(self, key: Any, value: object, above: tuple[Any, ...]) -> str:
-        """The lines of one item of a mapping. In block style they depend on nothing but the item and its depth."""
-        place, seen = (*above, key), repr((key, value))
-        last = self._last.get(place)
+    def _item(self, item: dict[Any, Any] | list[Any], place: tuple[Any, ...]) -> str:
+        """The lines of one item of a container. In block style they depend on nothing but the item and its depth."""
+        last, seen = self._last.get(place), repr(item)
         if last is not None and last[0] == seen:
             return last[1]
-        plain = isinstance(key, str) and key.isidentifier() and len(key) < 100  # not one that YAML marks with "?"
-        if last is not None and plain and isinstance(value, dict) and value:
-            head = _dumped({key: {"in": None}}, len(above)).partition("\n")[0]
-            text = f"{head}\n{self._items(value, place)}"
-        else:
-            text = _dumped({key: value}, len(above))
+        depth, key = len(place) - 1, place[-1]
+        text = None
+        if last is not None and isinstance(item, dict) and isinstance(key, str) and key.isidentifier() and len(key) < 100:
+            value = item[key]
+            if value and isinstance(value, (dict, list)):
+                text = _dumped({key: {"in": None}}, depth).partition("\n")[0] + "\n" + self._items(value, place)
+        text = text or _dumped(item, depth)
         self._last[place] = seen, text
         return text
 
@@ -99,8 +93,18 @@ class Yaml:
         (output_dir / filename).write_text(self.text(cfg), encoding="utf-8")
 
 
-def _dumped(item: dict[Any, object], depth: int) -> str:
-    """An item of a mapping that lies in ``depth`` others, as OmegaConf dumps it."""
+def _plain(node: Any) -> Any:
+    """What ``OmegaConf.to_container(node, enum_to_str=True)`` returns."""
+    value = node._value()
+    if isinstance(value, dict):
+        return {key.name if isinstance(key, Enum) else key: _plain(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_plain(child) for child in value]
+    return value.name if isinstance(value, Enum) else value
+
+
+def _dumped(item: dict[Any, Any] | list[Any], depth: int) -> str:
+    """An item of a container that lies in ``depth`` mappings, as OmegaConf dumps it."""
     for _ in range(depth):
         item = {"in": item}
     text: str = yaml.dump(item, default_flow_style=False, allow_unicode=True, sort_keys=False, Dumper=get_omega_conf_dumper())

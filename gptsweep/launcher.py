@@ -6,6 +6,7 @@ nothing to fuse, run as with Hydra's basic launcher.
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,11 +113,13 @@ class FusedSweep:
                             self._table.settle(outcome.job.directory, outcome.summary, outcome.error)
                 finally:
                     self._table.close()
+                gc.freeze()  # each config is a cycle; collecting them must not mean looking through all of torch
                 returns = []
                 for job in planned:
                     interruption.check()
                     returns.append(self._job(job))
         finally:
+            gc.unfreeze()
             session.prepared.reset(token)
         return returns
 

@@ -19,7 +19,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -665,9 +665,14 @@ def provenance(lm: LM, task: Task) -> dict[str, object]:
         "dtype": lm.dtype,
         "compile": device.compile,
         "threads": torch.get_num_threads(),
-        "versions": {"gptsweep": version("gptsweep"), "torch": torch.__version__, "python": platform.python_version()},
-        "machine": platform.platform(),
+        **_environment(),
     }
+
+
+@cache
+def _environment() -> dict[str, object]:
+    versions = {"gptsweep": version("gptsweep"), "torch": torch.__version__, "python": platform.python_version()}
+    return {"versions": versions, "machine": platform.platform()}
 
 
 class Interruption:
