@@ -10,6 +10,7 @@ import csv
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import takewhile
@@ -89,7 +90,7 @@ def read_point(directory: Path, root: Path) -> PointFiles:
 
 
 def read_manifest(path: Path, problems: list[str]) -> dict[str, Any]:
-    """A manifest, empty where there is none."""
+    """What is read of a manifest here, empty where there is none."""
     try:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -99,14 +100,18 @@ def read_manifest(path: Path, problems: list[str]) -> dict[str, Any]:
     if not isinstance(found, dict):
         problems.append(f"{path}: not a manifest; the point counts as partial")
         return {}
-    return found
+    return {key: found[key] for key in ("status", "sha256", "lines") if key in found}
 
 
 def read_rows(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     """The rows of a CSV file, empty cells as None; no rows where there is no such file."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return [{name: value or None for name, value in row.items() if name} for row in csv.DictReader(file)]
+            # Interned: most cells of a sweep are the same at every point.
+            return [
+                {name: sys.intern(value) if value else None for name, value in row.items() if name}
+                for row in csv.DictReader(file)
+            ]
     except FileNotFoundError:
         return []
     except (ValueError, csv.Error) as error:

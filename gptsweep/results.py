@@ -154,7 +154,7 @@ class PointWriter:
                 "lines": len(checks),
             }
             text = json.dumps({**own, **manifest, **own, "line_sha256": "".join(checks)}, indent=2, allow_nan=False) + "\n"
-            _replace(self.directory / SUMMARY, [_csv([summary])])
+            _replace(self.directory / SUMMARY, [_csv(list(summary), [summary])])
             _sync_directory(self.directory)
             _replace(self.directory / MANIFEST, [text.encode()])
             (self.directory / PARTIAL).unlink(missing_ok=True)
@@ -419,12 +419,12 @@ def summarise(settings: Mapping[str, object], samples: Sequence[Mapping[str, Any
     return row
 
 
-def write_sweep_csv(directory: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Replace ``sweep.csv``: a line for each of ``rows``, whose columns are all their keys, first seen first.
+def write_sweep_csv(directory: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Replace ``sweep.csv``: a line for each of ``rows``, which need not have all of ``columns``, and have no other.
 
     It writes the whole file: with thousands of points call it every few seconds, not after every point.
     """
-    atomic_write(Path(directory) / SWEEP, _csv(rows))
+    atomic_write(Path(directory) / SWEEP, _csv(columns, rows))
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -468,13 +468,12 @@ def _key(sample: Mapping[str, Any]) -> Key:
     return sample["prompt_index"], sample["sample_index"]
 
 
-def _csv(rows: Sequence[Mapping[str, object]]) -> bytes:
+def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> bytes:
     """``rows`` as CSV, byte for byte as pandas writes them; None is an empty field, a list or a mapping is JSON."""
 
     def field(value: object) -> object:
         return json.dumps(value) if isinstance(value, (list, tuple, Mapping)) else value
 
-    columns = list(dict.fromkeys(column for row in rows for column in row))
     text = io.StringIO()
     # Not pandas: importing it would take longer than writing every file of a run.
     writer = csv.DictWriter(text, columns, lineterminator="\n")

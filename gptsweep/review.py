@@ -159,9 +159,8 @@ def bring_up_to_date(path: Path, sweep: Sweep, reference: dict[str, float | None
     """Write ``sweep.csv`` (for a sweep) and ``report.html``; a directory that cannot be written is only said."""
     try:
         if (path / "multirun.yaml").is_file() or (path / SWEEP).is_file():
-            write_sweep_csv(
-                path, [{str(name): plain(cell) for name, cell in row.items()} for row in sweep.summary.to_dict("records")]
-            )
+            rows = [{str(name): plain(cell) for name, cell in row.items()} for row in sweep.summary.to_dict("records")]
+            write_sweep_csv(path, [str(name) for name in sweep.summary], rows)
         print(f"report: {write_report(path, sweep, reference)}", file=sys.stderr)
     except ResultsError as error:
         print(f"gptsweep.review: no report: {error}", file=sys.stderr)

@@ -15,11 +15,11 @@ import platform
 import signal
 import threading
 import time
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -294,12 +294,9 @@ class Task:
 
     def outcome_key(self, key: tuple[int, int]) -> object:
         """Equal for samples that come out the same: greedy ones whatever their seed, equal points' whatever their names."""
-        sampling = replace(self.point.sampling, noise="common")
-        if sampling.rng == "counter" or sampling.temperature == 0:
-            sampling = replace(sampling, num_samples=1)  # a stream is run whole, by one point, or its draws come in pieces
+        sampling = _deciding(self.point.sampling)
         if sampling.temperature == 0:
-            greedy = replace(sampling, top_k=None, top_p=None, min_p=None)
-            return self.prompt_ids[key[0]], greedy
+            return self.prompt_ids[key[0]], sampling
         return self.prompt_ids[key[0]], sampling, self.noise_key, key
 
     def sample(self, lm: LM, key: tuple[int, int], completion: Completion) -> Sample:
@@ -323,6 +320,16 @@ class Task:
             sampler_logprob_mean=completion.sampler_logprob_mean,
             entropy_mean=completion.entropy_mean,
         )
+
+
+@lru_cache
+def _deciding(sampling: Sampling) -> Sampling:
+    """The settings without what does not decide the tokens of a sample. Rows share the result: there may be millions."""
+    if sampling.temperature == 0:
+        return replace(sampling, noise="common", num_samples=1, top_k=None, top_p=None, min_p=None)
+    if sampling.rng == "counter":
+        return replace(sampling, noise="common", num_samples=1)
+    return replace(sampling, noise="common")  # a stream is run whole, by one point, or its draws come in pieces
 
 
 Wanted = tuple[Task, tuple[int, int]]
@@ -356,15 +363,17 @@ def generate(
     )
 
     def rows() -> Iterator[Row]:
-        for outcome, ((task, key), *_) in deliveries.items():
+        waiting = deque(deliveries)
+        while waiting:
+            outcome = waiting.popleft()
+            task, key = deliveries[outcome][0]
             row = task.row(lm, key)
             outcomes[id(row)] = row, outcome
             yield row
 
     for completion in lm.engine.run(rows(), workload, on_step):
         _, outcome = outcomes.pop(id(completion.row))
-        recipients, deliveries[outcome] = deliveries[outcome], []
-        for task, key in recipients:
+        for task, key in deliveries.pop(outcome):
             yield task, task.sample(lm, key, completion)
 
 

@@ -725,8 +725,8 @@ def test_a_csv_file_is_what_pandas_would_have_written(tmp_path):
         {"start": 'x,"y"\n', "seed": 1, "top_k": None, "temperature": 0.1, "stop_at_eot": True, "stop": ["a", "é"]},
         {"start": "it's", "seed": 2, "temperature": 1e20, "later": "new"},
     ]
-    results.write_sweep_csv(tmp_path, rows)
     columns = list(dict.fromkeys(column for row in rows for column in row))
+    results.write_sweep_csv(tmp_path, columns, iter(rows))
     cells = [{name: json.dumps(cell) if isinstance(cell, list) else cell for name, cell in row.items()} for row in rows]
     expected = pd.DataFrame(cells, columns=columns, dtype=object).to_csv(index=False, lineterminator="\n")
     assert (tmp_path / "sweep.csv").read_bytes() == expected.encode()
@@ -790,8 +790,8 @@ def test_the_sweep_file_has_every_column_and_whole_numbers_stay_whole(tmp_path):
         {"sampling.top_k": 50, "seed": 1, "num_samples": 8, "status": "complete"},
         {"sampling.top_k": None, "seed": 2, "status": "failed", "error": "start=FILE:\ud800: no such file\n"},
     ]
-    write_sweep_csv(tmp_path, rows[:1])
-    write_sweep_csv(tmp_path, rows)
+    write_sweep_csv(tmp_path, list(rows[0]), rows[:1])
+    write_sweep_csv(tmp_path, list(rows[0] | rows[1]), rows)
     assert names(tmp_path) == ["sweep.csv"]
     lines = (tmp_path / "sweep.csv").read_text().splitlines()
     assert lines[0] == "sampling.top_k,seed,num_samples,status,error"
