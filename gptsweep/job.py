@@ -111,8 +111,8 @@ def _dumped(item: dict[Any, Any] | list[Any], depth: int) -> str:
     return text.split("\n", depth)[depth]
 
 
-def run_job_with(yaml: Yaml) -> Callable[..., JobReturn]:
+def run_job_with(dump: Yaml) -> Callable[..., JobReturn]:
     """`hydra.core.utils.run_job`, the same code, with another ``_save_config``; Hydra's own is left as it is."""
     run_job = utils.run_job
-    known = run_job.__globals__ | {"_save_config": yaml.save}
+    known = run_job.__globals__ | {"_save_config": dump.save}
     return FunctionType(run_job.__code__, known, run_job.__name__, run_job.__defaults__, run_job.__closure__)
