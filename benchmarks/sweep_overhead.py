@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, nargs="+", default=[100, 1000], help="sweep sizes, fused")
-    parser.add_argument("--basic-points", type=int, nargs="+", default=[100], help="sweep sizes, hydra/launcher=basic")
+    parser.add_argument("--basic-points", type=int, nargs="*", default=[100], help="sweep sizes, hydra/launcher=basic")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
