@@ -55,6 +55,8 @@ def machine() -> binding.TargetMachine:
     binding.initialize_native_asmparser()
     target = binding.Target.from_triple(binding.get_process_triple())
     cpu, features = binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
+    if target.name.startswith("x86"):
+        features += ",-prefer-256-bit"  # LLVM fears for the clock of early processors with vectors of 512
     return target.create_target_machine(cpu=cpu, features=features, opt=3, reloc="pic", codemodel="jitdefault", jit=True)
 
 
@@ -160,14 +162,16 @@ class Kernel:
 
     def __init__(self, name: str, dtype: torch.dtype) -> None:
         self.name = name
-        self._task = np.zeros((), TASKS[name])
-        self._counters = np.zeros(2, np.int64)
-        self._scratch = np.zeros(0, np.uint8)
+        fields = TASKS[name].names or ()
+        self._places = {field: place for place, field in enumerate(fields)}
+        # Words of ctypes, not of numpy: a step sets a thousand, and numpy takes ten times as long. Two counters come last.
+        self._task = (ctypes.c_int64 * (len(fields) + 2))()
+        self._data = ctypes.addressof(self._task)
         self._arrays: dict[str, Any] = {}
-        self.set(next_unit=self._counters[:1], next_scratch=self._counters[1:])
+        self.set(next_unit=self._data + 8 * len(fields), next_scratch=self._data + 8 * len(fields) + 8)
+        self._scratch, self._scratch_address = np.zeros(0, np.uint8), 0
         self._address, self._code = _loaded(name, str(dtype).removeprefix("torch."))
         self._serial = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._address)
-        self._data = self._task.ctypes.data
         self._openmp = _openmp()
 
     def set(self, **fields: Any) -> None:
@@ -176,15 +180,16 @@ class Kernel:
             if isinstance(value, np.ndarray):
                 self._arrays[field] = value
                 value = value.ctypes.data
-            self._task[field] = value
+            self._task[self._places[field]] = int(value)
 
     def __call__(self, **fields: Any) -> None:
         self.set(**fields)
         threads = torch.get_num_threads()
-        needed = threads * int(self._task["scratch"])
+        needed = threads * self._task[self._places["scratch"]]
         if len(self._scratch) < needed:
             self._scratch = np.empty(needed, np.uint8)
-        self._counters[:] = 0, self._scratch.ctypes.data
+            self._scratch_address = self._scratch.ctypes.data
+        self._task[-2], self._task[-1] = 0, self._scratch_address
         if self._openmp is None or threads == 1:
             self._serial(self._data)
         else:

@@ -37,13 +37,18 @@ class PackedLinear(nn.Module):
         self.dtype = linear.weight.dtype
         self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS_PACKED_FOR)
         self.bias = None if linear.bias is None else linear.bias.detach()
-        self.activation = "none" if gelu is None else "gelu"
-        self.approximate = "" if gelu is None else gelu.approximate
-        self.single = SingleRow.of(linear.weight, self.packed, self.bias) if gelu is None else None
+        # oneDNN's GELU takes three times as long, and a row alone could not have its bits.
+        self.activate = _activation(gelu) if self.dtype == torch.bfloat16 and kernels is not None else None
+        fused = gelu if self.activate is None else None
+        self.activation = "none" if fused is None else "gelu"
+        self.approximate = "" if fused is None else fused.approximate
+        self.single = SingleRow.of(linear.weight, self.packed, self.bias) if fused is None else None
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.to(self.dtype).reshape(-1, x.shape[-1])
         y = self.single(rows) if len(rows) == 1 and self.single is not None else self.several(rows)
+        if self.activate is not None:
+            self.activate(n_numbers=y.numel(), chunk=-(-y.numel() // (16 * SEGMENT)), y=y.data_ptr())
         return y.view(*x.shape[:-1], -1)
 
     def several(self, rows: Tensor) -> Tensor:
@@ -52,6 +57,19 @@ class PackedLinear(nn.Module):
         padded = rows.expand(2, -1).contiguous() if len(rows) == 1 else rows
         y: Tensor = torch.ops.mkldnn._linear_pointwise(padded, self.packed, self.bias, self.activation, [], self.approximate)
         return y[: len(rows)]
+
+
+def _activation(gelu: nn.GELU | None) -> kernels.Kernel | None:
+    """The kernel of a bfloat16 layer's activation."""
+    if gelu is None:
+        return None
+    kernel = kernels.Kernel("activate", torch.bfloat16)
+    kernel.set(activation=_which(gelu))
+    return kernel
+
+
+def _which(gelu: nn.GELU | None) -> int:
+    return NO_ACTIVATION if gelu is None else GELU_TANH if gelu.approximate == "tanh" else GELU
 
 
 class SingleRow:
@@ -64,7 +82,7 @@ class SingleRow:
             n_in=n_in,
             n_out=self.n_out,
             summed=summed,
-            chunk=max(1, self.n_out // (16 * COLUMNS)),
+            chunk=max(1, self.n_out // (32 * COLUMNS)),
             scratch=4 * COLUMNS,
             weight=torch.ops.mkldnn.data_ptr(packed),
             bias=0 if bias is None else bias.data_ptr(),
@@ -133,7 +151,7 @@ class Int8Linear(nn.Module):
         self.bias = None if linear.bias is None else linear.bias.detach()
         self.quantise, self.rescale = (kernels.Kernel(name, torch.float32) for name in ("quantise", "rescale"))
         self.rescale.set(
-            activation=NO_ACTIVATION if gelu is None else GELU_TANH if gelu.approximate == "tanh" else GELU,
+            activation=_which(gelu),
             bias=0 if self.bias is None else self.bias.data_ptr(),
         )
 

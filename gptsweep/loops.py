@@ -424,7 +424,7 @@ def _linear_bfloat16(tasks):
                 _store_narrow(out, at, made[i] + _widen(bias[at]) if task.bias else made[i])
 
 
-# -- around an int8 layer ----------------------------------------------------------------------------------------------------
+# -- around a linear layer ---------------------------------------------------------------------------------------------------
 
 _ROUNDED, _ROUNDED_BITS = np.float32(12582912.0), np.int32(0x4B400000)
 """1.5 * 2**23: a float32 near it has no place for a fraction, so adding it rounds to nearest even."""
@@ -479,6 +479,30 @@ def _gelu(x):
 
 
 @_compiled_within(fastmath=FAST)
+def _activate(y, begin, end, activation):
+    """``y = activation(y)`` in place, from ``begin`` to ``end``."""
+    if activation == GELU_TANH:
+        for i in range(begin, end):
+            _store_narrow(y, i, _gelu_tanh(_widen(y[i])))
+    elif activation == GELU:
+        for i in range(begin, end):
+            _store_narrow(y, i, _gelu(_widen(y[i])))
+
+
+def _activate_bfloat16(tasks):
+    """The activation of what a linear layer made, in place."""
+    task = carray(tasks, 1)[0]
+    y = _bfloat16_at(task.y)
+    segments = (task.n_numbers + SEGMENT - 1) // SEGMENT
+    while True:
+        begin = _take(task.next_unit, task.chunk)
+        if begin >= segments:
+            return
+        for segment in range(begin, min(begin + task.chunk, segments)):
+            _activate(y, segment * SEGMENT, min((segment + 1) * SEGMENT, task.n_numbers), task.activation)
+
+
+@_compiled_within(fastmath=FAST)
 def _rescale(y, begin, end, scale, bias, column, has_bias, activation):
     """``y = activation(scale * y + bias)`` in place, from ``begin`` to ``end``."""
     if has_bias:
@@ -487,12 +511,7 @@ def _rescale(y, begin, end, scale, bias, column, has_bias, activation):
     else:
         for i in range(begin, end):
             y[i] *= scale
-    if activation == GELU_TANH:
-        for i in range(begin, end):
-            y[i] = _gelu_tanh(y[i])
-    elif activation == GELU:
-        for i in range(begin, end):
-            y[i] = _gelu(y[i])
+    _activate(y, begin, end, activation)
 
 
 def _rescale_float32(tasks):
@@ -865,6 +884,7 @@ LOOPS = {
     ("linear", "bfloat16"): _linear_bfloat16,
     ("quantise", "float32"): _quantise_float32,
     ("rescale", "float32"): _rescale_float32,
+    ("activate", "bfloat16"): _activate_bfloat16,
     ("choose", "float32"): _choose_float32,
     ("choose", "bfloat16"): _choose_bfloat16,
 }

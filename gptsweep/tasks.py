@@ -13,9 +13,9 @@ TILE = 8
 COLUMNS = 64
 """Outputs that lie together in oneDNN's packed bfloat16 weights."""
 SEGMENT = 4096
-"""Numbers of a row that ``rescale`` works on at a time, so that a single long row keeps all threads busy."""
+"""Numbers that ``rescale`` and ``activate`` work on at a time, so that a single long row keeps all threads busy."""
 NO_ACTIVATION, GELU, GELU_TANH = range(3)
-"""What ``rescale`` does last."""
+"""What ``rescale`` does last, and ``activate`` alone."""
 BLOCK = 64
 """Logits are scanned in blocks of this many: a block whose greatest logit cannot win is skipped whole."""
 
@@ -27,6 +27,7 @@ _ATTEND = (
 _LINEAR = ("n_in", "n_out", "summed", *_COUNTS, "x", "weight", "bias", "out")
 _QUANTISE = ("n_rows", "width", *_COUNTS, "x", "quantised", "scales")
 _RESCALE = ("n_rows", "width", "activation", *_COUNTS, "y", "scales", "bias")
+_ACTIVATE = ("n_numbers", "activation", *_COUNTS, "y")
 _CHOOSE = ("n_rows", "stride", "vocab_size", *_COUNTS, "logits", "rows", "order")
 TASKS = {
     name: np.dtype([(field, np.int64) for field in fields])
@@ -36,6 +37,7 @@ TASKS = {
         "linear": _LINEAR,
         "quantise": _QUANTISE,
         "rescale": _RESCALE,
+        "activate": _ACTIVATE,
         "choose": _CHOOSE,
     }.items()
 }
