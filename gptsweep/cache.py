@@ -63,6 +63,28 @@ class KVCache:
         self._users[page] = 1
         return page
 
+    def write(self, layer: int, qkv: Tensor, pages: Tensor, offsets: Tensor) -> Tensor:
+        """Put keys and values of tokens into their pages, position by position; kernels lay them out in another way.
+
+        Args:
+            layer: of the model.
+            qkv: ``[tokens, 3 * n_embd]``.
+            pages: ``int64 [tokens]``.
+            offsets: ``int64 [tokens]``, in the page.
+
+        Returns:
+            The queries, ``[tokens, n_head, head_size]`` in the dtype of the cache.
+        """
+        q, k, v = qkv.view(-1, 3, self.config.n_head, self.config.head_size).to(self.keys.dtype).unbind(1)
+        for pool, new in ((self.keys, k), (self.values, v)):
+            pool[layer, ..., : self.config.head_size][pages, :, offsets] = new
+        return q
+
+    def read(self, layer: int, pages: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values that `write` put into ``pages [sequences, n]``: ``[sequences, n_head, n * PAGE, head_size]`` each."""
+        keys, values = (pool[layer, ..., : self.config.head_size][pages] for pool in (self.keys, self.values))
+        return keys.transpose(1, 2).flatten(2, 3), values.transpose(1, 2).flatten(2, 3)
+
     def extend(self, spans: Sequence[Span]) -> None:
         """Give each span's sequence pages of its own for the span's positions."""
         for span in spans:
@@ -137,19 +159,15 @@ def paged_attention(cache: KVCache, reading: Reading) -> Attend:
     pages = torch.from_numpy(cache.tables[reading.tables, reading.positions // PAGE].astype(np.int64)).to(device)
     offsets = torch.from_numpy(reading.positions % PAGE).to(device)
 
-    pools = (cache.keys[..., : config.head_size], cache.values[..., : config.head_size])
-
     def attend(layer: int, qkv: Tensor) -> Tensor:
-        q, k, v = qkv.view(-1, 3, config.n_head, config.head_size).to(cache.keys.dtype).unbind(1)
-        for pool, new in zip(pools, (k, v), strict=True):
-            pool[layer][pages, :, offsets] = new
+        q = cache.write(layer, qkv, pages, offsets)
         wanted = reading.kept if layer == config.n_layer - 1 else np.arange(len(reading.positions))
         out = torch.empty(len(wanted), config.n_embd, dtype=qkv.dtype, device=device)
         for some in np.array_split(np.arange(len(wanted)), -(-len(wanted) // 64)):
             tokens = wanted[some]
             length = int(reading.positions[tokens].max()) + 1
             seen = tables[reading.tables[tokens], : -(-length // PAGE)].long()
-            keys, values = (pool[layer][seen].transpose(1, 2).flatten(2, 3)[:, :, :length] for pool in pools)
+            keys, values = (read[:, :, :length] for read in cache.read(layer, seen))
             past = torch.arange(length, device=device) <= torch.from_numpy(reading.positions[tokens]).to(device)[:, None]
             mixed = F.scaled_dot_product_attention(q[tokens][:, :, None], keys, values, attn_mask=past[:, None, None])
             out[some] = mixed.flatten(1).to(qkv.dtype)

@@ -92,19 +92,15 @@ class DecodeSteps:
 
     def _hidden(self, inputs: Tensor) -> Tensor:
         """One step, of tensors alone: no shape and no branch depends on what is in them."""
-        config = self.model.config
         ids, positions, tables = inputs[:, 0], inputs[:, 1], inputs[:, 2:]
         page = tables.gather(1, (positions // PAGE)[:, None])[:, 0]
         offset = positions % PAGE
         length = tables.shape[1] * PAGE
         past = (torch.arange(length, device=self.device) <= positions[:, None])[:, None, None]
-        pools = [pool[..., : config.head_size] for pool in (self.cache.keys, self.cache.values)]
 
         def attend(layer: int, qkv: Tensor) -> Tensor:
-            q, k, v = qkv.view(-1, 3, config.n_head, config.head_size).to(self.cache.keys.dtype).unbind(1)
-            for pool, new in zip(pools, (k, v), strict=True):
-                pool[layer][page, :, offset] = new
-            keys, values = (pool[layer][tables].transpose(1, 2).flatten(2, 3) for pool in pools)
+            q = self.cache.write(layer, qkv, page, offset)
+            keys, values = self.cache.read(layer, tables)
             return F.scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=past).flatten(1).to(qkv.dtype)
 
         return self.model.hidden(ids, positions, attend)

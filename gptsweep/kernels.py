@@ -65,17 +65,18 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptsweep" / "kernels"
 
 
+@functools.cache
 def loops_digest() -> str:
     """What identifies the loops: a hash of all that their code is made of."""
     sources = [(Path(__file__).parent / name).read_text() for name in ("loops.py", "tasks.py")]
     return hashlib.sha256("".join([*sources, str((ROW, EDIT, PAGE))]).encode()).hexdigest()
 
 
-def _module(name: str, dtype: str, digest: str) -> binding.ModuleRef:
+def _module(name: str, dtype: str) -> binding.ModuleRef:
     """LLVM's code of a kernel: the package's, where it is of these loops and for this system, else numba's of the loops."""
     try:
         with zipfile.ZipFile(SHIPPED) as shipped:
-            if shipped.comment.decode() == f"{digest} {binding.get_process_triple()}":
+            if shipped.comment == f"{loops_digest()} {binding.get_process_triple()}".encode():
                 return binding.parse_bitcode(shipped.read(f"{name}-{dtype}"))
     except (OSError, KeyError, zipfile.BadZipFile, RuntimeError) as error:  # RuntimeError: a newer LLVM made it
         log.debug("the package's kernels are not used: %s", error)
@@ -95,20 +96,25 @@ def _object_file(module: binding.ModuleRef) -> bytes:
     return code
 
 
+@functools.cache
+def _code_digest() -> str:
+    """What identifies machine code: a hash of the loops, of what makes it of them, and of the processor it is for."""
+    cpu = f"{binding.get_process_triple()} {binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
+    made_of = f"{loops_digest()} {version('llvmlite')} {version('numba')} {cpu} {Path(__file__).read_text()}"
+    return hashlib.sha256(made_of.encode()).hexdigest()[:16]
+
+
 def _machine_code(name: str, dtype: str) -> bytes:
     """The object file of a kernel, from the cache, or made and put there; a cache that cannot be used is done without."""
-    digest = loops_digest()
-    cpu = f"{binding.get_process_triple()} {binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
-    made_of = f"{digest} {version('llvmlite')} {version('numba')} {cpu} {Path(__file__).read_text()}"
     path = None
     try:
-        path = cache_directory() / f"{name}-{dtype}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.o"
+        path = cache_directory() / f"{name}-{dtype}-{_code_digest()}.o"
         stored = path.read_bytes()
         if hashlib.sha256(stored[_HASH:]).digest() == stored[:_HASH]:
             return stored[_HASH:]
     except (OSError, RuntimeError):  # not there yet; or nobody knows whose home this is
         pass
-    code = _object_file(_module(name, dtype, digest))
+    code = _object_file(_module(name, dtype))
     if path is not None:
         temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
         try:
@@ -131,6 +137,7 @@ def _loaded(name: str, dtype: str) -> tuple[int, Any]:
     return engine.get_function_address(SYMBOL), engine
 
 
+@functools.cache
 def has_bfloat16() -> bool:
     """Whether this CPU multiplies pairs of bfloat16 as the kernel ``linear`` asks it to."""
     return bool(binding.get_host_cpu_features().get("avx512bf16", False))
@@ -206,7 +213,8 @@ def paged_attention(cache: KVCache, reading: Reading, store: Kernel, attend_kern
     pages = cache.tables[reading.tables, reading.positions // PAGE].astype(np.int64)
     offsets = reading.positions % PAGE
     alone = len(reading.kept) == n_tokens  # no token sees another of this pass, and each can store its own just before
-    store.set(**shape, pages=pages, offsets=offsets, chunk=16)
+    if not alone:
+        store.set(**shape, pages=pages, offsets=offsets, chunk=16)
     # A thread's own: queries, what is mixed of values, scores and their sums, of a tile.
     scratch = 4 * TILE * (2 * lanes + max_pages * PAGE + 1)
     attend_kernel.set(**shape, pages=pages, offsets=offsets, tables=cache.tables, stores=alone, scratch=scratch)

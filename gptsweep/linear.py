@@ -1,4 +1,4 @@
-"""Linear layers prepacked for a CPU: oneDNN's blocked weights, with GELU fused into the layer before it, and int8 weights.
+"""Linear layers prepacked for a CPU, each with the activation behind it: oneDNN's blocked weights, and int8 weights.
 
 The point of prepacking is speed and bits: a row of the result is the same however many rows are multiplied with it, which
 `torch.nn.functional.linear` does not give. `row_invariant` checks that on the machine at hand.
@@ -29,7 +29,7 @@ class PackedLinear(nn.Module):
 
     Args:
         linear: the layer; its weight is no longer needed afterwards.
-        gelu: the activation to apply to the result, fused.
+        gelu: the activation to apply to the result.
     """
 
     def __init__(self, linear: nn.Linear, gelu: nn.GELU | None = None) -> None:
@@ -150,10 +150,7 @@ class Int8Linear(nn.Module):
         self.zeros = torch.zeros(len(weight), dtype=torch.int64)
         self.bias = None if linear.bias is None else linear.bias.detach()
         self.quantise, self.rescale = (kernels.Kernel(name, torch.float32) for name in ("quantise", "rescale"))
-        self.rescale.set(
-            activation=_which(gelu),
-            bias=0 if self.bias is None else self.bias.data_ptr(),
-        )
+        self.rescale.set(activation=_which(gelu), bias=0 if self.bias is None else self.bias.data_ptr())
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).contiguous()

@@ -178,11 +178,16 @@ def _load(builder, pointer, at):
     return [builder.bitcast(low, _FLOATS), builder.bitcast(high, _FLOATS)]
 
 
+def _in_all_lanes(builder, pointer, at, vector):
+    """A ``vector`` with ``pointer[at]`` in every lane."""
+    undefined = ir.Constant(vector, ir.Undefined)
+    single = builder.insert_element(undefined, builder.load(builder.gep(pointer, [at])), ir.IntType(32)(0))
+    return builder.shuffle_vector(single, undefined, ir.Constant(_WORDS, [0] * PAGE))
+
+
 def _add_product(builder, total, pointer, at, vector):
     """``total += pointer[at] * vector``, rounded once: a sum is the same bits whoever's is made beside it."""
-    undefined, first = ir.Constant(_FLOATS, ir.Undefined), ir.Constant(_WORDS, [0] * PAGE)
-    factor = builder.insert_element(undefined, builder.load(builder.gep(pointer, [at])), ir.IntType(32)(0))
-    factors = builder.shuffle_vector(factor, undefined, first)
+    factors = _in_all_lanes(builder, pointer, at, _FLOATS)
     fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), f"llvm.fma.v{PAGE}f32")
     builder.store(builder.call(fma, [factors, vector, builder.load(total)]), total)
 
@@ -373,11 +378,7 @@ def _dot_columns(_typing, x, weight, out, n_words, summed):
 
     def codegen(_context, builder, _signature, args):
         x, weight, out, n_words, summed = args
-        zero, zeros, undefined = (
-            ir.Constant(_FLOATS, [0.0] * PAGE),
-            ir.Constant(_WORDS, [0] * PAGE),
-            ir.Constant(_WORDS, ir.Undefined),
-        )
+        zero = ir.Constant(_FLOATS, [0.0] * PAGE)
         dot = ir.InlineAsm(ir.FunctionType(_FLOATS, [_FLOATS, _WORDS, _WORDS]), "vdpbf16ps $3, $2, $0", "=v,0,v,v")
         byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
         prefetch = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
@@ -390,8 +391,7 @@ def _dot_columns(_typing, x, weight, out, n_words, summed):
             end = builder.add(begin, summed)
             end = builder.select(builder.icmp_signed("<", end, n_words), end, n_words)
             with cgutils.for_range_slice(builder, begin, end, _INT64(1), _INT64) as (word, _):
-                pair = builder.insert_element(undefined, builder.load(builder.gep(x, [word])), number(0))
-                pairs = builder.shuffle_vector(pair, undefined, zeros)
+                pairs = _in_all_lanes(builder, x, word, _WORDS)
                 for i, run in enumerate(runs):
                     place = builder.gep(weight, [builder.add(builder.mul(word, _INT64(COLUMNS)), _INT64(PAGE * i))])
                     vector = builder.load(builder.bitcast(place, _WORDS.as_pointer()), align=4)
@@ -846,47 +846,40 @@ def _choose(task, logits):
 # -- machine code ------------------------------------------------------------------------------------------------------------
 
 
-def _store_float32(tasks):
-    task = carray(tasks, 1)[0]
-    _store(task, _float32_at(task.qkv), _float32_at(task.keys), _float32_at(task.values))
+def _store_by(at):
+    def store(tasks):
+        task = carray(tasks, 1)[0]
+        _store(task, at(task.qkv), at(task.keys), at(task.values))
+
+    return store
 
 
-def _attend_float32(tasks):
-    task = carray(tasks, 1)[0]
-    _attend(task, _float32_at(task.qkv), _float32_at(task.keys), _float32_at(task.values), _float32_at(task.out))
+def _attend_by(at):
+    def attend(tasks):
+        task = carray(tasks, 1)[0]
+        _attend(task, at(task.qkv), at(task.keys), at(task.values), at(task.out))
+
+    return attend
 
 
-def _choose_float32(tasks):
-    task = carray(tasks, 1)[0]
-    _choose(task, _float32_at(task.logits))
+def _choose_by(at):
+    def choose(tasks):
+        task = carray(tasks, 1)[0]
+        _choose(task, at(task.logits))
 
-
-def _store_bfloat16(tasks):
-    task = carray(tasks, 1)[0]
-    _store(task, _bfloat16_at(task.qkv), _bfloat16_at(task.keys), _bfloat16_at(task.values))
-
-
-def _attend_bfloat16(tasks):
-    task = carray(tasks, 1)[0]
-    _attend(task, _bfloat16_at(task.qkv), _bfloat16_at(task.keys), _bfloat16_at(task.values), _bfloat16_at(task.out))
-
-
-def _choose_bfloat16(tasks):
-    task = carray(tasks, 1)[0]
-    _choose(task, _bfloat16_at(task.logits))
+    return choose
 
 
 LOOPS = {
-    ("store", "float32"): _store_float32,
-    ("store", "bfloat16"): _store_bfloat16,
-    ("attend", "float32"): _attend_float32,
-    ("attend", "bfloat16"): _attend_bfloat16,
+    **{
+        (name, dtype): kernel_by(at)
+        for name, kernel_by in {"store": _store_by, "attend": _attend_by, "choose": _choose_by}.items()
+        for dtype, at in {"float32": _float32_at, "bfloat16": _bfloat16_at}.items()
+    },
     ("linear", "bfloat16"): _linear_bfloat16,
     ("quantise", "float32"): _quantise_float32,
     ("rescale", "float32"): _rescale_float32,
     ("activate", "bfloat16"): _activate_bfloat16,
-    ("choose", "float32"): _choose_float32,
-    ("choose", "bfloat16"): _choose_bfloat16,
 }
 
 
