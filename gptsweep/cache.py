@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +22,7 @@ PAGE = 16
 Ints = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """Consecutive tokens of one sequence that a step reads: table ``table``, positions ``begin`` to ``end`` exclusive."""
 
     table: int
@@ -87,16 +87,18 @@ class KVCache:
 
     def extend(self, spans: Sequence[Span]) -> None:
         """Give each span's sequence pages of its own for the span's positions."""
-        for span in spans:
-            table, first, needed = span.table, span.begin // PAGE, pages_for(span.end)
-            count = self.page_count[table]
-            if first < count and self._users[self.tables[table, first]] > 1:
-                self._unshare(table, first)
-            for place in range(count, needed):
-                page = self._free.pop()
-                self._users[page] = 1
-                self.tables[table, place] = page
-            self.page_count[table] = needed
+        tables, begins, ends = np.array(spans, np.int64).T
+        first, counts, needed = begins // PAGE, self.page_count[tables], -(-ends // PAGE)
+        shared = (first < counts) & (self._users[self.tables[tables, first]] > 1)
+        for table, place in zip(tables[shared].tolist(), first[shared].tolist(), strict=True):
+            if self._users[self.tables[table, place]] > 1:  # not so for the last of those that shared it
+                self._unshare(table, place)
+        grown = counts < needed
+        for table, count, end in zip(tables[grown].tolist(), counts[grown].tolist(), needed[grown].tolist(), strict=True):
+            pages = [self._free.pop() for _ in range(count, end)]
+            self._users[pages] = 1
+            self.tables[table, count:end] = pages
+        self.page_count[tables] = needed
 
     def _unshare(self, table: int, place: int) -> None:
         page, copy = int(self.tables[table, place]), self._free.pop()
@@ -143,10 +145,11 @@ class Reading:
     @classmethod
     def of(cls, spans: Sequence[Span]) -> Reading:
         """The tokens of ``spans``, in order."""
-        tables, begins, counts = np.array([(s.table, s.begin, s.end - s.begin) for s in spans], np.int64).T
-        ends = counts.cumsum()
-        positions = np.arange(ends[-1]) - np.repeat(ends - counts - begins, counts)
-        return cls(np.repeat(tables, counts), positions, ends - 1)
+        tables, begins, ends = np.array(spans, np.int64).T
+        counts = ends - begins
+        kept = counts.cumsum() - 1
+        positions = np.arange(kept[-1] + 1) - np.repeat(kept + 1 - ends, counts)
+        return cls(np.repeat(tables, counts), positions, kept)
 
 
 def paged_attention(cache: KVCache, reading: Reading) -> Attend:

@@ -38,6 +38,8 @@ MOST_ROWS = 256
 _TOKENS_A_PASS = 2048
 _HELD_PROMPTS = 16
 _SHARE_OF_MEMORY = 0.4
+_LOGITS_BYTES = 2**25
+"""Logits computed at once: what glibc's malloc takes anew from the system for each step, page by page, is greater."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,8 +257,12 @@ class _Flight:
     def step(self) -> list[Completion]:
         """One more token for every row in flight; the rows that finished with it."""
         self._schedule()
-        logits = self._forward()
-        self._choose(logits)
+        hidden = self._forward()
+        row_bytes = self.model.config.vocab_size * self.engine.logits_dtype.itemsize
+        done = 0
+        for part in hidden.tensor_split(-(-len(hidden) * row_bytes // _LOGITS_BYTES)):
+            self._choose(self.sequences[done : done + len(part)], self.model.logits(part))
+            done += len(part)
         return self._advance()
 
     def requeue(self) -> None:
@@ -329,7 +335,7 @@ class _Flight:
     # -- forward ---------------------------------------------------------------------------------------------------------
 
     def _forward(self) -> Tensor:
-        """Read every sequence's pending tokens; logits ``[sequences, vocab_size]`` after the last of each."""
+        """Read every sequence's pending tokens; hidden states ``float32 [sequences, n_embd]`` of the last of each."""
         ends = {sequence.table: sequence.length + len(sequence.pending) for sequence in self.sequences}
         wanted = []
         for spans, ids in _passes(self.sequences):
@@ -341,7 +347,7 @@ class _Flight:
             sequence.length += len(read)
             if sequence.length == len(read) > 1 and not sequence.members[0].token_ids:
                 self._hold(tuple(read), sequence)
-        return self.model.logits(torch.cat(wanted))
+        return torch.cat(wanted)
 
     def _read(self, ids: list[int], reading: Reading) -> Tensor:
         """Hidden states ``float32 [kept, n_embd]`` of one pass."""
@@ -357,17 +363,17 @@ class _Flight:
 
     # -- choose ----------------------------------------------------------------------------------------------------------
 
-    def _choose(self, logits: Tensor) -> None:
-        """Choose every row's next token, into ``rows``."""
-        counter: list[_Running] = []
-        streams: list[_Running] = []
-        for place, sequence in enumerate(self.sequences):
-            for running in sequence.members:
-                self.rows["logits_row"][running.slot] = place
-                self.rows["position"][running.slot] = len(running.token_ids)
-                if running.edits is not None:
-                    self.rows["n_edits"][running.slot] = len(running.edits)
-                (counter if running.lane.generator is None else streams).append(running)
+    def _choose(self, sequences: Sequence[_Sequence], logits: Tensor) -> None:
+        """Choose the next token of every row on ``sequences`` from their logits ``[sequences, vocab_size]``, into ``rows``."""
+        seated = [(running, place) for place, sequence in enumerate(sequences) for running in sequence.members]
+        everyone = [running.slot for running, _ in seated]
+        self.rows["logits_row"][everyone] = [place for _, place in seated]
+        self.rows["position"][everyone] = [len(running.token_ids) for running, _ in seated]
+        for running, _ in seated:
+            if running.edits is not None:
+                self.rows["n_edits"][running.slot] = len(running.edits)
+        counter = [running for running, _ in seated if running.lane.generator is None]
+        streams = [running for running, _ in seated if running.lane.generator is not None]
         slots = np.array([running.slot for running in counter], np.int64)
         if len(slots) and self.engine.use_kernels:
             logits = logits.to(self.engine.logits_dtype).contiguous()
