@@ -18,6 +18,7 @@ import logging
 import math
 import os
 import secrets
+import threading
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
@@ -32,13 +33,15 @@ from torch import Tensor
 from .cache import PAGE, Ints, KVCache, Reading
 from .model import Attend
 from .sampling import EDIT, ROW
-from .tasks import BLOCK, TASKS, TILE
+from .tasks import BLOCK, HEADS, TASKS, TILE
 
 log = logging.getLogger(__name__)
 
 SYMBOL = "kernel"
 SHIPPED = Path(__file__).parent / "data" / "kernels.zip"
 """LLVM's code of the loops, as ``scripts/compile_kernels.py`` makes it."""
+_LINE = 64
+"""Bytes of a line of a cache: a vector that lies in two takes two loads."""
 _HASH = hashlib.sha256().digest_size
 
 if importlib.util.find_spec("numba") is None:
@@ -138,9 +141,9 @@ def _loaded(name: str, dtype: str) -> tuple[int, Any]:
 
 
 @functools.cache
-def has_bfloat16() -> bool:
-    """Whether this CPU multiplies pairs of bfloat16 as the kernel ``linear`` asks it to."""
-    return bool(binding.get_host_cpu_features().get("avx512bf16", False))
+def has_wide_vectors() -> bool:
+    """Whether this CPU has the registers and instructions that the kernel ``linear`` is written for, AVX-512's."""
+    return bool(binding.get_host_cpu_features().get("avx512f", False))
 
 
 # -- calling -----------------------------------------------------------------------------------------------------------------
@@ -161,6 +164,23 @@ def _openmp() -> ctypes.CDLL | None:
     return None
 
 
+class _Scratch(threading.local):
+    """Memory that kernels need while they run, one of each calling thread for all of them: the next finds it in the caches."""
+
+    def __init__(self) -> None:
+        self.memory, self.address = np.empty(_LINE, np.uint8), 0
+
+    def address_of(self, size: int) -> int:
+        """Where at least ``size`` bytes are, until the next call."""
+        if len(self.memory) < size + _LINE:
+            self.memory = np.empty(size + _LINE, np.uint8)
+            self.address = -(-self.memory.ctypes.data // _LINE) * _LINE
+        return self.address
+
+
+_scratch = _Scratch()
+
+
 class Kernel:
     """A compiled kernel and the record of what it works on, whose fields are set ahead or with a call; arrays for addresses.
 
@@ -176,7 +196,6 @@ class Kernel:
         self._data = ctypes.addressof(self._task)
         self._arrays: dict[str, Any] = {}
         self.set(next_unit=self._data + 8 * len(fields), next_scratch=self._data + 8 * len(fields) + 8)
-        self._scratch, self._scratch_address = np.zeros(0, np.uint8), 0
         self._address, self._code = _loaded(name, str(dtype).removeprefix("torch."))
         self._serial = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._address)
         self._openmp = _openmp()
@@ -192,11 +211,7 @@ class Kernel:
     def __call__(self, **fields: Any) -> None:
         self.set(**fields)
         threads = torch.get_num_threads()
-        needed = threads * self._task[self._places["scratch"]]
-        if len(self._scratch) < needed:
-            self._scratch = np.empty(needed, np.uint8)
-            self._scratch_address = self._scratch.ctypes.data
-        self._task[-2], self._task[-1] = 0, self._scratch_address
+        self._task[-2], self._task[-1] = 0, _scratch.address_of(threads * self._task[self._places["scratch"]])
         if self._openmp is None or threads == 1:
             self._serial(self._data)
         else:
@@ -215,8 +230,8 @@ def paged_attention(cache: KVCache, reading: Reading, store: Kernel, attend_kern
     alone = len(reading.kept) == n_tokens  # no token sees another of this pass, and each can store its own just before
     if not alone:
         store.set(**shape, pages=pages, offsets=offsets, chunk=16)
-    # A thread's own: queries, what is mixed of values, scores and their sums, of a tile.
-    scratch = 4 * TILE * (2 * lanes + max_pages * PAGE + 1)
+    # A thread's own: queries, what is mixed of values, scores and their sums, of some heads of a tile.
+    scratch = 4 * HEADS * TILE * (2 * lanes + max_pages * PAGE + 1)
     attend_kernel.set(**shape, pages=pages, offsets=offsets, tables=cache.tables, stores=alone, scratch=scratch)
 
     def keep(tokens: Ints) -> None:
@@ -225,7 +240,7 @@ def paged_attention(cache: KVCache, reading: Reading, store: Kernel, attend_kern
             kept=tokens,
             table_rows=reading.tables[tokens],
             lengths=reading.positions[tokens] + 1,
-            chunk=math.ceil(len(tokens) / TILE * config.n_head / 32),
+            chunk=math.ceil(len(tokens) / TILE * config.n_head / HEADS / 32),
         )
 
     def attend(layer: int, qkv: Tensor) -> Tensor:
@@ -259,7 +274,7 @@ def choose(chooser: Kernel, logits: Tensor, rows: npt.NDArray[Any], order: Ints,
         order: ``[rows]``, places in ``rows``; those with the same logits one after another.
         vocab_size: tokens that may be chosen.
     """
-    places = -(-vocab_size // BLOCK) * BLOCK + 1
+    places = (-(-vocab_size // BLOCK) + 1) * BLOCK
     chooser(
         n_rows=len(order),
         stride=logits.shape[-1],
@@ -268,5 +283,5 @@ def choose(chooser: Kernel, logits: Tensor, rows: npt.NDArray[Any], order: Ints,
         rows=rows,
         order=order,
         chunk=max(1, len(order) // 32),
-        scratch=28 * places + 4 * BLOCK,  # ids, weights, logits, the greatest of each block, noise words
+        scratch=28 * places + 4 * BLOCK,  # ids, weights, logits, marks, the greatest of each block, noise words
     )

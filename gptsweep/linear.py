@@ -7,12 +7,16 @@ The point of prepacking is speed and bits: a row of the result is the same howev
 from __future__ import annotations
 
 import functools
+import math
+import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from .cache import PAGE
 from .model import GPT
-from .tasks import COLUMNS, GELU, GELU_TANH, NO_ACTIVATION, SEGMENT
+from .tasks import COLUMNS, GELU, GELU_TANH, NO_ACTIVATION, SEGMENT, TILE_ROWS, TILES_TOGETHER
 
 try:
     from . import kernels
@@ -35,28 +39,41 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, gelu: nn.GELU | None = None) -> None:
         super().__init__()
         self.dtype = linear.weight.dtype
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS_PACKED_FOR)
+        self.packed = _packed(linear.weight.detach())
         self.bias = None if linear.bias is None else linear.bias.detach()
-        # oneDNN's GELU takes three times as long, and a row alone could not have its bits.
+        # oneDNN's GELU takes three times as long, and a product of our own could not have its bits.
         self.activate = _activation(gelu) if self.dtype == torch.bfloat16 and kernels is not None else None
         fused = gelu if self.activate is None else None
         self.activation = "none" if fused is None else "gelu"
         self.approximate = "" if fused is None else fused.approximate
-        self.single = SingleRow.of(linear.weight, self.packed, self.bias) if fused is None else None
+        self.own = OwnProduct.of(linear.weight, self.packed, self.bias) if fused is None else None
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.to(self.dtype).reshape(-1, x.shape[-1])
-        y = self.single(rows) if len(rows) == 1 and self.single is not None else self.several(rows)
+        y = self.own(rows) if self.own is not None and (len(rows) == 1 or _own_is_faster()) else self.onednn(rows)
         if self.activate is not None:
             self.activate(n_numbers=y.numel(), chunk=-(-y.numel() // (16 * SEGMENT)), y=y.data_ptr())
         return y.view(*x.shape[:-1], -1)
 
-    def several(self, rows: Tensor) -> Tensor:
+    def onednn(self, rows: Tensor) -> Tensor:
         """``[rows, n_in] -> [rows, n_out]`` by oneDNN, in the layer's dtype."""
-        # One row alone would take a matrix-vector product, which sums in another order.
-        padded = rows.expand(2, -1).contiguous() if len(rows) == 1 else rows
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(padded, self.packed, self.bias, self.activation, [], self.approximate)
-        return y[: len(rows)]
+        return _onednn(rows, self.packed, self.bias, self.activation, self.approximate)
+
+
+def _packed(weight: Tensor) -> Tensor:
+    """``weight [n_out, n_in]`` as oneDNN likes it."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_PACKED_FOR)
+    return packed
+
+
+def _onednn(
+    rows: Tensor, packed: Tensor, bias: Tensor | None = None, activation: str = "none", approximate: str = ""
+) -> Tensor:
+    """``[rows, n_in] -> [rows, n_out]`` in the dtype of both, each row with the bits it has among any others."""
+    # One row alone would take a matrix-vector product, which sums in another order.
+    padded = rows.expand(2, -1).contiguous() if len(rows) == 1 else rows
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(padded, packed, bias, activation, [], approximate)
+    return y[: len(rows)]
 
 
 def _activation(gelu: nn.GELU | None) -> kernels.Kernel | None:
@@ -72,8 +89,12 @@ def _which(gelu: nn.GELU | None) -> int:
     return NO_ACTIVATION if gelu is None else GELU_TANH if gelu.approximate == "tanh" else GELU
 
 
-class SingleRow:
-    """One row through packed bfloat16 weights at the speed of memory, with the bits that oneDNN gives it among others."""
+class OwnProduct:
+    """Rows through packed bfloat16 weights by a kernel, with the bits that oneDNN gives them.
+
+    A row alone goes at the speed of memory, which oneDNN does not reach, and many go at that of float32's multiplications,
+    which is twice that of oneDNN's on processors that have instructions for pairs of bfloat16 but half as many of them.
+    """
 
     def __init__(self, shape: torch.Size, packed: Tensor, bias: Tensor | None, summed: int) -> None:
         self.n_out, n_in = shape
@@ -82,24 +103,25 @@ class SingleRow:
             n_in=n_in,
             n_out=self.n_out,
             summed=summed,
-            chunk=max(1, self.n_out // (32 * COLUMNS)),
-            scratch=4 * COLUMNS,
+            scratch=4 * TILE_ROWS * (COLUMNS + TILES_TOGETHER * (n_in + PAGE)),
             weight=torch.ops.mkldnn.data_ptr(packed),
             bias=0 if bias is None else bias.data_ptr(),
         )
 
     @classmethod
-    def of(cls, weight: Tensor, packed: Tensor, bias: Tensor | None) -> SingleRow | None:
+    def of(cls, weight: Tensor, packed: Tensor, bias: Tensor | None) -> OwnProduct | None:
         """For a packed layer, or None where oneDNN's sums cannot be repeated."""
-        if weight.dtype != torch.bfloat16 or kernels is None or not kernels.has_bfloat16():
+        if weight.dtype != torch.bfloat16 or kernels is None or not kernels.has_wide_vectors():
             return None
         summed = _summed_together(weight.shape[1])
         return None if summed is None else cls(weight.shape, packed, bias, summed)
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """``bfloat16 [1, n_in] -> [1, n_out]``."""
-        out = torch.empty(1, self.n_out, dtype=torch.bfloat16)
-        self.kernel(x=rows.contiguous().data_ptr(), out=out.data_ptr())
+        """``bfloat16 [rows, n_in] -> [rows, n_out]``."""
+        n_rows = len(rows)
+        out = torch.empty(n_rows, self.n_out, dtype=torch.bfloat16)
+        units = -(-self.n_out // COLUMNS) * -(-n_rows // (TILE_ROWS * TILES_TOGETHER))
+        self.kernel(n_rows=n_rows, chunk=max(1, units // 32), x=rows.contiguous().data_ptr(), out=out.data_ptr())
         return out
 
 
@@ -108,24 +130,47 @@ class SingleRow:
 def _summed_together(n_in: int) -> int | None:
     """How many products oneDNN adds up before it adds them to the rest, or None where that is not found.
 
-    Tried on a product in which great numbers cancel, so that every rounding on the way shows in the result.
+    Tried on products in which great numbers cancel, so that every rounding on the way shows in the results.
     """
     if n_in % 2:
         return None
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(2 * COLUMNS, n_in, generator=generator)
-    x = torch.randn(1, n_in, generator=generator)
+    x = torch.randn(TILE_ROWS + 3, n_in, generator=generator)
     x[:, [0, -1]] = 2.0**11
     weight[:, 0] = 2.0**11
     weight[:, -1] = -(2.0**11)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight.bfloat16(), _ROWS_PACKED_FOR)
+    packed = _packed(weight.bfloat16())
     bias = torch.randn(len(weight), generator=generator).bfloat16()
     rows = x.bfloat16()
-    wanted = torch.ops.mkldnn._linear_pointwise(rows.expand(2, -1).contiguous(), packed, bias, "none", [], "")[:1]
+    wanted = _onednn(rows, packed, bias)
     for summed in _RUNS:
-        if torch.equal(SingleRow(weight.shape, packed, bias, summed)(rows), wanted):
+        own = OwnProduct(weight.shape, packed, bias, summed)
+        if all(torch.equal(own(rows[:count]), wanted[:count]) for count in range(1, len(rows) + 1)):
             return summed
     return None
+
+
+@functools.cache
+@torch.inference_mode()
+def _own_is_faster() -> bool:
+    """Whether the kernel takes many rows through a layer in less time than oneDNN on this machine; a few ms, once.
+
+    The bits are the same, so nothing but the time hangs on how this measurement goes.
+    """
+    weight, rows = torch.ones(1024, 768, dtype=torch.bfloat16), torch.ones(64, 768, dtype=torch.bfloat16)
+    packed = _packed(weight)
+    own = OwnProduct.of(weight, packed, None)
+    if own is None:
+        return False
+    ways: list[Callable[[Tensor], Tensor]] = [own, functools.partial(_onednn, packed=packed)]
+    best = [math.inf, math.inf]
+    for _ in range(5):
+        for way, run in enumerate(ways):
+            begin = time.perf_counter()
+            run(rows)
+            best[way] = min(best[way], time.perf_counter() - begin)
+    return best[0] < best[1]
 
 
 class Int8Linear(nn.Module):

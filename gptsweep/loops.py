@@ -1,4 +1,4 @@
-"""The loops of the CPU kernels, and their machine code: attention, one row through a layer, choosing tokens.
+"""The loops of the CPU kernels, and their machine code: attention, rows through a layer, choosing tokens.
 
 Each works on one unit (a head of a tile of tokens, a block of outputs, a row) at a time, in an order that depends on that unit
 alone, so the bits of a row depend neither on who else is in the batch nor on the thread count.
@@ -10,6 +10,7 @@ here only where that is of no use: after a change, and on other systems.
 from __future__ import annotations
 
 import functools
+import itertools
 
 import numpy as np
 from llvmlite import binding, ir
@@ -19,7 +20,7 @@ from numba.extending import intrinsic, overload
 
 from .cache import PAGE
 from .sampling import EDIT, ROW
-from .tasks import BLOCK, COLUMNS, GELU, GELU_TANH, SEGMENT, TASKS, TILE
+from .tasks import BLOCK, COLUMNS, GELU, GELU_TANH, HEADS, SEGMENT, TASKS, TILE, TILE_ROWS, TILES_TOGETHER
 
 # Long loops go over pointers, not arrays: numba tests an array's index for "from the end", which keeps them from vectorising.
 FAST = {"reassoc", "contract", "nsz", "arcp"}
@@ -102,6 +103,28 @@ def _store_narrow_overload(to, at, x):
     return store_as_is
 
 
+@_compiled_within()
+def _ordered(x):
+    """An int32 for a float32, ordered as they are: LLVM makes vectors of a maximum of integers, of one with NaN it does not."""
+    bits = np.float32(x).view(np.int32)
+    return np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+
+@_compiled_within()
+def _from_ordered(number):
+    """The float32 that `_ordered` made ``number`` of."""
+    return np.int32(number ^ np.int32(np.int32(number >> np.int32(31)) & np.int32(0x7FFFFFFF))).view(np.float32)
+
+
+@_compiled_within()
+def _greatest(x, begin, count):
+    """The greatest of ``x[begin : begin + count]``; with NaN among them one of them or NaN."""
+    top = _ordered(np.float32(-np.inf))
+    for i in range(begin, begin + count):
+        top = max(top, _ordered(x[i]))
+    return _from_ordered(top)
+
+
 @_compiled_within(fastmath=FAST)
 def _exp(x):
     """exp of a float32 at most 0, to about 1 ulp (Cephes' expf); never below 1.6e-38. Unlike libm's, it vectorises."""
@@ -133,11 +156,12 @@ def _store_head(task, qkv, keys, values, token, head):
     per_word = _per_word(keys)
     begin = (page * task.n_head + head) * PAGE * lanes
     k = token * 3 * task.width + task.width + head * head_size
+    v = k + task.width
     k_to = begin + offset * per_word
     v_to = begin + offset // per_word * per_word * lanes + offset % per_word
     for d in range(head_size):
         keys[k_to + d // per_word * per_word * PAGE + d % per_word] = qkv[k + d]
-        values[v_to + d * per_word] = qkv[k + task.width + d]
+        values[v_to + d * per_word] = qkv[v + d]
 
 
 @_compiled_within()
@@ -196,29 +220,37 @@ def _floats_at(builder, pointer, at):
     return builder.bitcast(builder.gep(pointer, [at]), _FLOATS.as_pointer())
 
 
-def _score_by(rows):
-    """``score(q, q_at, keys, page, scores, at, stride, size)``: scores of the page at ``keys[page]``, for ``rows`` queries.
+def _score_by(tokens, heads):
+    """``score(q, q_at, keys, page, scores, at, stride, size)``: scores of the page at ``keys[page]``.
 
-    ``scores[at + t * stride + i] = q[q_at + t * size :][:size] @ page[:, i]``; even and odd places are summed apart first.
+    For each of ``tokens``, whose queries lie behind one another, and of ``heads``, each a tile of queries and a page further:
+    ``scores[at + (h * TILE + t) * stride + i] = q[q_at + (h * TILE + t) * size :][:size] @ page[h, :, i]``; even and odd places
+    are summed apart first. Many sums go on beside one another, as each has to wait for its own last addition.
     """
 
     @intrinsic
     def score(_typing, q, q_at, keys, page, scores, at, stride, size):
         def codegen(_context, builder, _signature, args):
             q, q_at, keys, page, scores, at, stride, size = args
+            rows = [(h, h * TILE + t) for h in range(heads) for t in range(tokens)]
             zero = ir.Constant(_FLOATS, [0.0] * PAGE)
-            totals = [[cgutils.alloca_once_value(builder, zero) for _ in range(2)] for _ in range(rows)]
+            totals = {row: [cgutils.alloca_once(builder, _FLOATS) for _ in range(2)] for _, row in rows}
+            for total in itertools.chain(*totals.values()):
+                builder.store(zero, total)
+            page_size = builder.mul(size, _INT64(PAGE))
+            pages = [builder.add(page, builder.mul(page_size, _INT64(h))) for h in range(heads)]
             with cgutils.for_range_slice(builder, _INT64(0), size, _INT64(4), _INT64) as (d, _):
-                vectors = []
-                while len(vectors) < 4:
-                    numbers = builder.mul(builder.add(d, _INT64(len(vectors))), _INT64(PAGE))
-                    vectors += _load(builder, keys, builder.add(page, numbers))
-                for t in range(rows):
-                    for i, vector in enumerate(vectors):
-                        place = builder.add(builder.add(q_at, builder.mul(size, _INT64(t))), builder.add(d, _INT64(i)))
-                        _add_product(builder, totals[t][i % 2], q, place, vector)
-            for t, (even, odd) in enumerate(totals):
-                place = builder.add(at, builder.mul(stride, _INT64(t)))
+                vectors = [[] for _ in pages]
+                for begin, loaded in zip(pages, vectors, strict=True):
+                    while len(loaded) < 4:
+                        numbers = builder.mul(builder.add(d, _INT64(len(loaded))), _INT64(PAGE))
+                        loaded += _load(builder, keys, builder.add(begin, numbers))
+                for i in range(4):
+                    for h, row in rows:
+                        place = builder.add(builder.add(q_at, builder.mul(size, _INT64(row))), builder.add(d, _INT64(i)))
+                        _add_product(builder, totals[row][i % 2], q, place, vectors[h][i])
+            for row, (even, odd) in totals.items():
+                place = builder.add(at, builder.mul(stride, _INT64(row)))
                 total = builder.fadd(builder.load(even), builder.load(odd))
                 builder.store(total, _floats_at(builder, scores, place), align=4)
 
@@ -227,41 +259,48 @@ def _score_by(rows):
     return score
 
 
-def _mix_by(rows):
-    """``mix(weights, at, stride, values, page, mixed, to, size)``: adds the page at ``values[page]`` for ``rows`` queries.
+def _mix_by(tokens, heads):
+    """``mix(weights, at, stride, values, page, mixed, to, size)``: adds the page at ``values[page]`` to what is mixed.
 
-    ``mixed[to + t * size :][:size] += weights[at + t * stride :][:PAGE] @ page``, one position after another.
+    For each of ``tokens`` and ``heads``, as in `_score_by`: ``mixed[to + (h * TILE + t) * size :][:size] +=
+    weights[at + (h * TILE + t) * stride :][:PAGE] @ page[h]``, one position after another.
     """
 
     @intrinsic
     def mix(_typing, weights, at, stride, values, page, mixed, to, size):
         def codegen(_context, builder, _signature, args):
             weights, at, stride, values, page, mixed, to, size = args
-            totals = [cgutils.alloca_once(builder, _FLOATS) for _ in range(rows)]
+            rows = [(h, h * TILE + t) for h in range(heads) for t in range(tokens)]
+            totals = {row: cgutils.alloca_once(builder, _FLOATS) for _, row in rows}
+            per_word = _numbers_in_a_word(values.type.pointee)
+            page_size = builder.mul(size, _INT64(PAGE))
+            pages = [builder.add(page, builder.mul(page_size, _INT64(h))) for h in range(heads)]
             with cgutils.for_range_slice(builder, _INT64(0), size, _INT64(PAGE), _INT64) as (d, _):
-                begins = [builder.add(builder.add(to, builder.mul(size, _INT64(t))), d) for t in range(rows)]
-                places = [_floats_at(builder, mixed, begin) for begin in begins]
-                for total, place in zip(totals, places, strict=True):
-                    builder.store(builder.load(place, align=4), total)
-                position = 0
-                while position < PAGE:
-                    per_word = _numbers_in_a_word(values.type.pointee)
-                    numbers = builder.add(builder.mul(size, _INT64(position)), builder.mul(d, _INT64(per_word)))
-                    for vector in _load(builder, values, builder.add(page, numbers)):
-                        for t, total in enumerate(totals):
-                            place = builder.add(builder.add(at, builder.mul(stride, _INT64(t))), _INT64(position))
-                            _add_product(builder, total, weights, place, vector)
-                        position += 1
-                for total, place in zip(totals, places, strict=True):
-                    builder.store(builder.load(total), place, align=4)
+                places = {}
+                for row, total in totals.items():
+                    begin = builder.add(builder.add(to, builder.mul(size, _INT64(row))), d)
+                    places[row] = _floats_at(builder, mixed, begin)
+                    builder.store(builder.load(places[row], align=4), total)
+                for word in range(0, PAGE, per_word):
+                    numbers = builder.add(builder.mul(size, _INT64(word)), builder.mul(d, _INT64(per_word)))
+                    vectors = [_load(builder, values, builder.add(begin, numbers)) for begin in pages]
+                    for i in range(per_word):
+                        for h, row in rows:
+                            place = builder.add(builder.add(at, builder.mul(stride, _INT64(row))), _INT64(word + i))
+                            _add_product(builder, totals[row], weights, place, vectors[h][i])
+                for row, total in totals.items():
+                    builder.store(builder.load(total), places[row], align=4)
 
         return types.void(weights, _I, _I, values, _I, mixed, _I, _I), codegen
 
     return mix
 
 
-_score_one, _score_tile = _score_by(1), _score_by(TILE)
-_mix_one, _mix_tile = _mix_by(1), _mix_by(TILE)
+FEWEST = 3
+"""Tokens that are read one by one in less time than it takes to read for a whole tile are fewer."""
+
+_score_one, _score_heads, _score_tile = _score_by(1, 1), _score_by(1, HEADS), _score_by(TILE, 1)
+_mix_one, _mix_heads, _mix_tile = _mix_by(1, 1), _mix_by(1, HEADS), _mix_by(TILE, 1)
 
 
 @_compiled_within()
@@ -273,21 +312,23 @@ def _page(task, tile, t, place):
 
 
 @_compiled_within()
-def _page_of_all(task, tile, place):
-    """The page that all tokens of a tile see at ``place``, or -1."""
-    page = _page(task, tile, 0, place) if tile + TILE <= task.n_kept else -1
-    for t in range(1, TILE):
-        if page >= 0 and _page(task, tile, t, place) != page:
-            page = -1
-    return page
+def _shared_places(task, tile, count):
+    """How many pages all ``count`` tokens of a tile see, from the first on; sequences that part share no page after."""
+    place = 0
+    while True:
+        page = _page(task, tile, 0, place)
+        for t in range(1, count):
+            if _page(task, tile, t, place) != page:
+                page = -1
+        if page < 0:
+            return place
+        place += 1
 
 
 @_compiled_within(fastmath=FAST)
 def _soften(scores, at, length):
     """Make ``scores[at : at + length]`` weights of a softmax, all but the division by their sum, which is returned."""
-    greatest = np.float32(-np.inf)
-    for i in range(at, at + length):
-        greatest = max(greatest, scores[i])
+    greatest = _greatest(scores, at, length)
     total = np.float32(0)
     for i in range(at, at + length):
         weight = _exp(scores[i] - greatest)
@@ -300,9 +341,10 @@ def _soften(scores, at, length):
 
 @_compiled_within()
 def _attend(task, qkv, keys, values, out):
-    """Softmax attention of every kept token over its own past, a head of a tile of tokens at a time.
+    """Softmax attention of every kept token over its own past, some heads of a tile of tokens at a time.
 
-    Tokens of a tile that see the same page read it together; what is computed for each is the same as alone.
+    Heads of a page lie together, and are read in one go. Tokens of a tile that see the same page read it together; what is
+    computed for each is the same as alone.
     """
     width, n_head, size = task.width, task.n_head, task.head_lanes
     kept, lengths = _int64_at(task.kept), _int64_at(task.lengths)
@@ -310,118 +352,204 @@ def _attend(task, qkv, keys, values, out):
     scale = np.float32(1 / np.sqrt(head_size))
     page_size, stride = PAGE * size, task.max_pages * PAGE
     scratch = _take(task.next_scratch, task.scratch)
-    q, mixed = _float32_at(scratch), _float32_at(scratch + 4 * TILE * size)
-    scores, totals = _float32_at(scratch + 8 * TILE * size), _float32_at(scratch + 8 * TILE * size + 4 * TILE * stride)
-    for i in range(TILE * size):
+    rows = HEADS * TILE
+    q, mixed = _float32_at(scratch), _float32_at(scratch + 4 * rows * size)
+    scores, totals = _float32_at(scratch + 8 * rows * size), _float32_at(scratch + 8 * rows * size + 4 * rows * stride)
+    for i in range(rows * size):
         q[i] = np.float32(0)
-    tiles = (task.n_kept + TILE - 1) // TILE
+    tiles, groups = (task.n_kept + TILE - 1) // TILE, (n_head + HEADS - 1) // HEADS
     while True:
         begin = _take(task.next_unit, task.chunk)
-        if begin >= tiles * n_head:
+        if begin >= tiles * groups:
             return
-        for unit in range(begin, min(begin + task.chunk, tiles * n_head)):
-            tile, head = unit // n_head * TILE, unit % n_head
-            count = min(TILE, task.n_kept - tile)
-            places = 0
+        for unit in range(begin, min(begin + task.chunk, tiles * groups)):
+            tile, first = unit // groups * TILE, unit % groups * HEADS
+            count, heads = min(TILE, task.n_kept - tile), min(HEADS, n_head - first)
             for t in range(count):
-                places = max(places, (lengths[tile + t] + PAGE - 1) // PAGE)
-                at = kept[tile + t] * 3 * width + head * head_size
-                for d in range(head_size):
-                    q[t * size + d] = scale * _widen(qkv[at + d])
-                if task.stores:
-                    _store_head(task, qkv, keys, values, kept[tile + t], head)
-            for place in range(places):
-                page = _page_of_all(task, tile, place)
-                if page >= 0:
-                    _score_tile(q, 0, keys, (page * n_head + head) * page_size, scores, place * PAGE, stride, size)
-                    continue
+                for h in range(heads):
+                    at = kept[tile + t] * 3 * width + (first + h) * head_size
+                    for d in range(head_size):
+                        q[(h * TILE + t) * size + d] = scale * _widen(qkv[at + d])
+                    if task.stores:
+                        _store_head(task, qkv, keys, values, kept[tile + t], first + h)
+            shared = _shared_places(task, tile, count) if count >= FEWEST else 0
+            for place in range(shared):
+                page = (_page(task, tile, 0, place) * n_head + first) * page_size
+                for h in range(heads):
+                    at = h * TILE * stride + place * PAGE
+                    _score_tile(q, h * TILE * size, keys, page + h * page_size, scores, at, stride, size)
+            for t in range(count):
+                for place in range(shared, (lengths[tile + t] + PAGE - 1) // PAGE):
+                    page, at = (_page(task, tile, t, place) * n_head + first) * page_size, t * stride + place * PAGE
+                    if heads == HEADS:
+                        _score_heads(q, t * size, keys, page, scores, at, stride, size)
+                        continue
+                    for h in range(heads):
+                        row = h * TILE * stride
+                        _score_one(q, (h * TILE + t) * size, keys, page + h * page_size, scores, row + at, stride, size)
+            for h in range(heads):
                 for t in range(count):
-                    page = _page(task, tile, t, place)
-                    if page >= 0:
-                        at = t * stride + place * PAGE
-                        _score_one(q, t * size, keys, (page * n_head + head) * page_size, scores, at, stride, size)
-            for t in range(count):
-                totals[t] = _soften(scores, t * stride, lengths[tile + t])
-            for i in range(TILE * size):
+                    row = h * TILE + t
+                    totals[row] = _soften(scores, row * stride, lengths[tile + t])
+            for i in range(rows * size):
                 mixed[i] = np.float32(0)
-            for place in range(places):
-                page = _page_of_all(task, tile, place)
-                if page >= 0:
-                    _mix_tile(scores, place * PAGE, stride, values, (page * n_head + head) * page_size, mixed, 0, size)
-                    continue
-                for t in range(count):
-                    page = _page(task, tile, t, place)
-                    if page >= 0:
-                        at = t * stride + place * PAGE
-                        _mix_one(scores, at, stride, values, (page * n_head + head) * page_size, mixed, t * size, size)
+            for place in range(shared):
+                page = (_page(task, tile, 0, place) * n_head + first) * page_size
+                for h in range(heads):
+                    at = h * TILE * stride + place * PAGE
+                    _mix_tile(scores, at, stride, values, page + h * page_size, mixed, h * TILE * size, size)
             for t in range(count):
-                to = (tile + t) * width + head * head_size
-                for d in range(head_size):
-                    _store_narrow(out, to + d, mixed[t * size + d] / totals[t])
+                for place in range(shared, (lengths[tile + t] + PAGE - 1) // PAGE):
+                    page, at = (_page(task, tile, t, place) * n_head + first) * page_size, t * stride + place * PAGE
+                    if heads == HEADS:
+                        _mix_heads(scores, at, stride, values, page, mixed, t * size, size)
+                        continue
+                    for h in range(heads):
+                        row = h * TILE * stride
+                        _mix_one(scores, row + at, stride, values, page + h * page_size, mixed, (h * TILE + t) * size, size)
+            for t in range(count):
+                for h in range(heads):
+                    row, to = h * TILE + t, (tile + t) * width + (first + h) * head_size
+                    for d in range(head_size):
+                        _store_narrow(out, to + d, mixed[row * size + d] / totals[row])
 
 
-# -- one row through a linear layer ------------------------------------------------------------------------------------------
+# -- rows through a linear layer -----------------------------------------------------------------------------------------------
 #
-# oneDNN reads the weights for a few rows at half the speed of memory. This reads its packed bfloat16 weights in place, [n_out
-# / 64, n_in / 2, 64, 2], and adds in its order: products in pairs, in runs of so many inputs, runs to one another.
+# This reads oneDNN's packed bfloat16 weights in place, [n_out / 64, n_in / 2, 64, 2], and adds in its order: of each pair of
+# products the second and then the first, in runs of so many inputs, runs to one another. Its multiplications are float32's, of
+# bfloat16 made wide, which on some processors take half the time of oneDNN's instruction for pairs, and on none change a bit.
 
-_AHEAD = 2048
+binding.initialize_native_asmparser()  # numba compiles no assembly by itself
+
+_AHEAD = 1024
 """Words by which weights are asked for before they are needed: what an idle memory channel delivers meanwhile."""
+_ROWS_OF_WIDE_TILES = 5
+"""As many rows have all of `COLUMNS` in vector registers; more have half of them at a time."""
 
 
-binding.initialize_native_asmparser()  # numba has no word for the instruction that multiplies pairs
+def _multiply_tile(builder, rows, vectors, x, stride, weight, to, n_words):
+    """Code that adds to ``to[row * COLUMNS :][: vectors * PAGE]`` a run of ``2 * n_words`` products, for each of ``rows``."""
+    byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    zero = ir.Constant(_FLOATS, [0.0] * PAGE)
+    prefetch = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+    prefetch = cgutils.get_or_insert_function(builder.module, prefetch, "llvm.prefetch.p0")
+    # One block of assembly for a row and an input: LLVM would load all of a tile's inputs first, and be out of registers.
+    made = ir.LiteralStructType([_FLOATS] * (vectors + 1))
+    taken = ir.FunctionType(made, [_FLOATS] * vectors + [x.type, _INT64] + [_FLOATS] * vectors)
+    ties = [str(i) for i in range(vectors)]
+    constraints = ",".join(["=v"] * vectors + ["=&v", *ties, "r", "r"] + ["v"] * vectors + ["~{memory}"])
+    products = "".join(f"vfmadd231ps ${2 * vectors + 3 + i}, ${vectors}, ${i}\n" for i in range(vectors))
+    row_bytes = builder.mul(stride, _INT64(4))
+    totals = [[cgutils.alloca_once_value(builder, zero) for _ in range(vectors)] for _ in range(rows)]
+    for total in itertools.chain(*totals):
+        builder.store(zero, total)
+    with cgutils.for_range_slice(builder, _INT64(0), n_words, _INT64(1), _INT64) as (word, _):
+        halves = []
+        for i in range(vectors):
+            place = builder.gep(weight, [builder.add(builder.mul(word, _INT64(COLUMNS)), _INT64(PAGE * i))])
+            later = builder.bitcast(builder.gep(place, [_INT64(_AHEAD)]), byte)
+            builder.call(prefetch, [later, number(0), number(3), number(1)])
+            bits = builder.load(builder.bitcast(place, _WORDS.as_pointer()), align=4)
+            high = builder.and_(bits, ir.Constant(_WORDS, [0xFFFF0000] * PAGE))
+            low = builder.shl(bits, ir.Constant(_WORDS, [16] * PAGE))
+            halves.append([builder.bitcast(low, _FLOATS), builder.bitcast(high, _FLOATS)])
+        for half in (1, 0):
+            for row, sums in enumerate(totals):
+                # A third of the rows have an address of their own; there are not registers for more.
+                offset = builder.add(builder.mul(word, _INT64(2)), builder.mul(stride, _INT64(row // 3 * 3)))
+                base = builder.gep(x, [offset])
+                place = f"{4 * half}(${2 * vectors + 1}" + (f",${2 * vectors + 2},{row % 3})" if row % 3 else ")")
+                code = ir.InlineAsm(taken, f"vbroadcastss {place}, ${vectors}\n{products}", constraints)
+                wide = [half_of[half] for half_of in halves]
+                summed = builder.call(code, [builder.load(total) for total in sums] + [base, row_bytes, *wide])
+                for i, total in enumerate(sums):
+                    builder.store(builder.extract_value(summed, i), total)
+    for row, sums in enumerate(totals):
+        for i, total in enumerate(sums):
+            place = _floats_at(builder, to, _INT64(row * COLUMNS + PAGE * i))
+            builder.store(builder.fadd(builder.load(place, align=4), builder.load(total)), place, align=4)
 
 
 @intrinsic
-def _dot_columns(_typing, x, weight, out, n_words, summed):
-    """``_dot_columns(x, weight, out, n_words, summed)``: ``COLUMNS`` outputs of ``n_words`` pairs, in runs of ``summed``."""
+def _multiply(_typing, rows, x, stride, weight, to, n_words):
+    """``_multiply(rows, x, stride, weight, to, n_words)``: adds a run of products of a tile's rows to ``to[rows, COLUMNS]``.
+
+    ``rows``, at most `TILE_ROWS`, of ``x`` begin ``stride`` apart; ``weight`` has ``n_words`` pairs of inputs of each output.
+    """
 
     def codegen(_context, builder, _signature, args):
-        x, weight, out, n_words, summed = args
-        zero = ir.Constant(_FLOATS, [0.0] * PAGE)
-        dot = ir.InlineAsm(ir.FunctionType(_FLOATS, [_FLOATS, _WORDS, _WORDS]), "vdpbf16ps $3, $2, $0", "=v,0,v,v")
-        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        prefetch = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        prefetch = cgutils.get_or_insert_function(builder.module, prefetch, "llvm.prefetch.p0")
-        totals = [cgutils.alloca_once_value(builder, zero) for _ in range(COLUMNS // PAGE)]
-        runs = [cgutils.alloca_once(builder, _FLOATS) for _ in totals]
-        with cgutils.for_range_slice(builder, _INT64(0), n_words, summed, _INT64) as (begin, _):
-            for run in runs:
-                builder.store(zero, run)
-            end = builder.add(begin, summed)
-            end = builder.select(builder.icmp_signed("<", end, n_words), end, n_words)
-            with cgutils.for_range_slice(builder, begin, end, _INT64(1), _INT64) as (word, _):
-                pairs = _in_all_lanes(builder, x, word, _WORDS)
-                for i, run in enumerate(runs):
-                    place = builder.gep(weight, [builder.add(builder.mul(word, _INT64(COLUMNS)), _INT64(PAGE * i))])
-                    vector = builder.load(builder.bitcast(place, _WORDS.as_pointer()), align=4)
-                    builder.store(builder.call(dot, [builder.load(run), pairs, vector]), run)
-                    later = builder.bitcast(builder.gep(place, [_INT64(_AHEAD)]), byte)
-                    builder.call(prefetch, [later, number(0), number(3), number(1)])
-            for total, run in zip(totals, runs, strict=True):
-                builder.store(builder.fadd(builder.load(total), builder.load(run)), total)
-        for i, total in enumerate(totals):
-            builder.store(builder.load(total), _floats_at(builder, out, _INT64(PAGE * i)), align=4)
+        rows, x, stride, weight, to, n_words = args
+        done = builder.append_basic_block()
+        switch = builder.switch(rows, done)
+        for count in range(1, TILE_ROWS + 1):
+            block = builder.append_basic_block()
+            switch.add_case(rows.type(count), block)
+            builder.position_at_end(block)
+            vectors = COLUMNS // PAGE if count <= _ROWS_OF_WIDE_TILES else COLUMNS // PAGE // 2
+            for column in range(0, COLUMNS, vectors * PAGE):
+                places = (builder.gep(pointer, [_INT64(column)]) for pointer in (weight, to))
+                _multiply_tile(builder, count, vectors, x, stride, *places, n_words)
+            builder.branch(done)
+        builder.position_at_end(done)
 
-    return types.void(x, weight, out, _I, _I), codegen
+    return types.void(_I, x, _I, weight, to, _I), codegen
+
+
+@_compiled_within()
+def _widen_rows(x, begin, count, width, wide, stride):
+    """``wide[i * stride :][:width] = x[begin + i * width :][:width]`` for ``count`` rows."""
+    for row in range(count):
+        for i in range(width):
+            wide[row * stride + i] = _widen(x[begin + row * width + i])
+
+
+@_compiled_within()
+def _linear_tile(task, wide, stride, made, first, rows, block):
+    """``rows`` of them from ``first`` on, at ``wide``, through a block of `COLUMNS` outputs, to bfloat16."""
+    out, bias = _bfloat16_at(task.out), _bfloat16_at(task.bias)
+    weight = task.weight + block * COLUMNS * task.n_in * 2
+    for i in range(rows * COLUMNS):
+        made[i] = np.float32(0)
+    for run in range(0, task.n_in, task.summed):
+        pairs = min(task.summed, task.n_in - run) // 2
+        _multiply(rows, _float32_at(wide + 4 * run), stride, _int32_at(weight + 2 * COLUMNS * run), made, pairs)
+    columns = min(COLUMNS, task.n_out - block * COLUMNS)
+    for row in range(rows):
+        to = (first + row) * task.n_out + block * COLUMNS
+        if task.bias:
+            for i in range(columns):
+                _store_narrow(out, to + i, made[row * COLUMNS + i] + _widen(bias[block * COLUMNS + i]))
+        else:
+            for i in range(columns):
+                _store_narrow(out, to + i, made[row * COLUMNS + i])
 
 
 def _linear_bfloat16(tasks):
-    """One row through a layer of packed bfloat16 weights, to bfloat16."""
+    """Rows through a layer of packed bfloat16 weights, to bfloat16: some tiles of rows, a block of outputs at a time."""
     task = carray(tasks, 1)[0]
-    x, bias, out = _int32_at(task.x), _bfloat16_at(task.bias), _bfloat16_at(task.out)
-    made = _float32_at(_take(task.next_scratch, task.scratch))
+    scratch = _take(task.next_scratch, task.scratch)
+    made, wide = _float32_at(scratch), scratch + 4 * TILE_ROWS * COLUMNS
+    stride = task.n_in + PAGE  # rows a power of two apart would all want the same lines of the nearest cache
     n_blocks = (task.n_out + COLUMNS - 1) // COLUMNS
+    tiles = (task.n_rows + TILE_ROWS - 1) // TILE_ROWS
+    groups = (tiles + TILES_TOGETHER - 1) // TILES_TOGETHER
+    opened = -1
     while True:
         begin = _take(task.next_unit, task.chunk)
-        if begin >= n_blocks:
+        if begin >= n_blocks * groups:
             return
-        for block in range(begin, min(begin + task.chunk, n_blocks)):
-            weight = _int32_at(task.weight + block * COLUMNS * task.n_in * 2)
-            _dot_columns(x, weight, made, task.n_in // 2, task.summed // 2)
-            for i in range(min(COLUMNS, task.n_out - block * COLUMNS)):
-                at = block * COLUMNS + i
-                _store_narrow(out, at, made[i] + _widen(bias[at]) if task.bias else made[i])
+        for unit in range(begin, min(begin + task.chunk, n_blocks * groups)):
+            group, block = unit // n_blocks, unit % n_blocks
+            first, last = group * TILES_TOGETHER, min((group + 1) * TILES_TOGETHER, tiles)
+            # Tiles are as equal as can be: a short last one would make its weights wide for few rows.
+            start, end = first * task.n_rows // tiles, last * task.n_rows // tiles
+            if group != opened:
+                _widen_rows(_bfloat16_at(task.x), start * task.n_in, end - start, task.n_in, _float32_at(wide), stride)
+                opened = group
+            for tile in range(first, last):
+                row, rows = tile * task.n_rows // tiles, (tile + 1) * task.n_rows // tiles - tile * task.n_rows // tiles
+                _linear_tile(task, wide + 4 * stride * (row - start), stride, made, row, rows, block)
 
 
 # -- around a linear layer ---------------------------------------------------------------------------------------------------
@@ -577,26 +705,16 @@ def _block_words(row, block, words):
         words[3 * quads + i] = w3
 
 
-@_compiled_within(fastmath=FAST)
-def _top_of_block(x, block):
-    top = np.float32(-np.inf)
-    for i in range(block * BLOCK, (block + 1) * BLOCK):
-        top = max(top, x[i])
-    return top
-
-
-@_compiled_within(fastmath=FAST)
-def _greatest(tops):
-    greatest = tops[0]
-    for block in range(tops.size):
-        greatest = max(greatest, tops[block])
-    return greatest
+@_compiled_within()
+def _blocks(vocab_size):
+    return (vocab_size + BLOCK - 1) // BLOCK
 
 
 @_compiled_within()
-def _first_block_with(tops, value):
+def _first_block_with(tops, n_blocks, value):
+    """The first block whose greatest is ``value``, or the last where none is, which NaN brings about."""
     block = 0
-    while tops[block] != value:
+    while block < n_blocks - 1 and tops[block] != value:
         block += 1
     return block
 
@@ -604,13 +722,14 @@ def _first_block_with(tops, value):
 @_compiled_within(fastmath=FAST)
 def _open(logits, begin, vocab_size, x, tops):
     """Widen a row's logits into ``x``, padded with -inf to whole blocks, and find each block's greatest; return the greatest"""
+    n_blocks = _blocks(vocab_size)
     for i in range(vocab_size):
         x[i] = _widen(logits[begin + i])
-    for i in range(vocab_size, x.size):
+    for i in range(vocab_size, n_blocks * BLOCK):
         x[i] = np.float32(-np.inf)
-    for block in range(tops.size):
-        tops[block] = _top_of_block(x, block)
-    return _greatest(tops)
+    for block in range(n_blocks):
+        tops[block] = _greatest(x, block * BLOCK, BLOCK)
+    return _greatest(tops, 0, n_blocks)
 
 
 @_compiled_within(fastmath=FAST)
@@ -630,15 +749,25 @@ def _masses(x, vocab_size, greatest, inverse):
 
 
 @_compiled_within()
-def _gather(x, tops, threshold, ids):
+def _gather(x, tops, n_blocks, threshold, ids):
     """Put the ids of all logits of at least ``threshold`` into ``ids``, ascending; how many."""
     count = 0
-    for block in range(tops.size):
+    for block in range(n_blocks):
         if tops[block] >= threshold:
             for i in range(block * BLOCK, (block + 1) * BLOCK):
                 ids[count] = i
                 count += x[i] >= threshold
     return count
+
+
+@_compiled_within()
+def _keep(x, ids, count, threshold):
+    """Keep those of ``ids`` whose logits are at least ``threshold``; how many."""
+    kept = 0
+    for i in range(count):
+        ids[kept] = ids[i]
+        kept += np.float64(x[ids[i]]) >= threshold
+    return kept
 
 
 @_compiled_within()
@@ -679,15 +808,23 @@ def _split(x, ids, weights, count, target):
 
 
 @_compiled_within()
-def _kth(x, ids, weights, count, k):
-    """The k-th greatest of ``x[ids]``."""
-    for i in range(count):
-        weights[i] = 1.0
-    kept = _split(x, ids, weights, count, np.float64(k))
-    least = x[ids[0]]
-    for i in range(kept):
-        least = min(least, x[ids[i]])
-    return least
+def _kth(marks, count, k):
+    """The k-th greatest of the float32 whose `_mark` are in ``marks``: its bits, found from the highest on."""
+    found = np.uint32(0)
+    for place in range(32):
+        tried = np.uint32(found | np.uint32(np.uint32(0x80000000) >> np.uint32(place)))
+        reached = np.int32(0)
+        for i in range(count):
+            reached += np.int32(marks[i] >= tried)
+        if reached >= k:
+            found = tried
+    return _from_ordered(np.int32(found ^ np.uint32(0x80000000)))
+
+
+@_compiled_within()
+def _mark(x):
+    """A uint32 for a float32, ordered as they are."""
+    return np.uint32(np.uint32(_ordered(x)) ^ np.uint32(0x80000000))
 
 
 @_compiled_within()
@@ -701,19 +838,21 @@ def _weigh(x, ids, weights, count, greatest, temperature):
 
 
 @_compiled_within()
-def _survivors(row, x, tops, vocab_size, greatest, ids, weights):
+def _survivors(row, x, tops, vocab_size, greatest, ids, weights, marks):
     """Put the ids that top_k, top_p and min_p leave into ``ids``; how many, or -1 for the whole vocabulary."""
-    temperature = row.temperature
+    temperature, n_blocks = row.temperature, _blocks(vocab_size)
     count = -1
     if 0 < row.top_k < vocab_size:
         # The k-th greatest of the blocks' greatest is at most the k-th greatest logit: few are left to select among.
         bound = _LEAST
-        if row.top_k <= tops.size:
-            for block in range(tops.size):
-                ids[block] = block
-            bound = _kth(tops, ids, weights, tops.size, row.top_k)
-        count = _gather(x, tops, bound, ids)
-        count = _gather(x, tops, _kth(x, ids, weights, count, row.top_k), ids)
+        if row.top_k <= n_blocks:
+            for block in range(n_blocks):
+                marks[block] = _mark(tops[block])
+            bound = _kth(marks, n_blocks, row.top_k)
+        count = _gather(x, tops, n_blocks, bound, ids)
+        for i in range(count):
+            marks[i] = _mark(x[ids[i]])
+        count = _keep(x, ids, count, np.float64(_kth(marks, count, row.top_k)))
     if row.top_p < 1:
         if count >= 0:
             target = row.top_p * _weigh(x, ids, weights, count, greatest, temperature)
@@ -723,7 +862,7 @@ def _survivors(row, x, tops, vocab_size, greatest, ids, weights):
             depth = 4.0
             while True:
                 cut = max(np.float32(greatest - depth * temperature), _LEAST)
-                count = _gather(x, tops, cut, ids)
+                count = _gather(x, tops, n_blocks, cut, ids)
                 if _weigh(x, ids, weights, count, greatest, temperature) >= target or count == vocab_size or cut == _LEAST:
                     break
                 depth *= 2
@@ -731,24 +870,19 @@ def _survivors(row, x, tops, vocab_size, greatest, ids, weights):
     if row.min_p > 0:
         least = greatest + temperature * np.log(row.min_p)
         if count < 0:
-            count = _gather(x, tops, max(np.float32(least), _LEAST), ids)
-        kept = 0
-        for i in range(count):
-            if np.float64(x[ids[i]]) >= least:
-                ids[kept] = ids[i]
-                kept += 1
-        count = kept
+            count = _gather(x, tops, n_blocks, max(np.float32(least), _LEAST), ids)
+        count = _keep(x, ids, count, least)
     return count
 
 
 @_compiled_within()
 def _race(row, x, tops, vocab_size, words):
     """argmax(x / temperature + noise) over the whole vocabulary; only what can still win has its noise made."""
-    temperature = row.temperature
+    temperature, n_blocks = row.temperature, _blocks(vocab_size)
     winner, best = -1, -np.inf
-    start = _first_block_with(tops, _greatest(tops))
+    start = _first_block_with(tops, n_blocks, _greatest(tops, 0, n_blocks))
     quads = BLOCK // 4
-    for step in range(tops.size + 1):
+    for step in range(n_blocks + 1):
         block = start if step == 0 else step - 1
         if step > 0 and block == start:
             continue
@@ -781,19 +915,19 @@ def _edit(row, x, tops):
             value -= edit.count * row.frequency_penalty + row.presence_penalty
         x[edit.id] = np.float32(value)
         block = edit.id // BLOCK
-        tops[block] = _top_of_block(x, block)
+        tops[block] = _greatest(x, block * BLOCK, BLOCK)
 
 
 @_compiled_within()
-def _choose_one(row, x, tops, ids, weights, words, vocab_size):
+def _choose_one(row, x, tops, ids, weights, marks, words, vocab_size):
     """The next token of a row from its edited logits, and its log-probability under the distribution sampled from."""
-    greatest = _greatest(tops)
+    greatest = _greatest(tops, 0, _blocks(vocab_size))
     if row.temperature == 0:
-        block = _first_block_with(tops, greatest)
+        block = _first_block_with(tops, _blocks(vocab_size), greatest)
         for i in range(block * BLOCK, (block + 1) * BLOCK):
             if x[i] == greatest:
                 return i, 0.0
-    count = _survivors(row, x, tops, vocab_size, np.float64(greatest), ids, weights)
+    count = _survivors(row, x, tops, vocab_size, np.float64(greatest), ids, weights, marks)
     if count < 0:
         mass = _masses(x, vocab_size, greatest, np.float32(1 / row.temperature))[0]
         token = _race(row, x, tops, vocab_size, words)
@@ -813,13 +947,12 @@ def _choose(task, logits):
     vocab_size = task.vocab_size
     rows = carray(_row_at(task.rows), task.n_rows)
     order = carray(_int64_at(task.order), task.n_rows)
-    n_blocks = (vocab_size + BLOCK - 1) // BLOCK
-    places = n_blocks * BLOCK + 1
+    n_blocks = _blocks(vocab_size)
+    places = (n_blocks + 1) * BLOCK
     scratch = _take(task.next_scratch, task.scratch)
-    ids, weights = carray(_int64_at(scratch), places), carray(_float64_at(scratch + 8 * places), places)
-    x = carray(_float32_at(scratch + 16 * places), n_blocks * BLOCK)
-    tops = carray(_float32_at(scratch + 20 * places), n_blocks)
-    words = carray(_uint32_at(scratch + 24 * places), BLOCK)
+    ids, weights = _int64_at(scratch), _float64_at(scratch + 8 * places)
+    x, marks = _float32_at(scratch + 16 * places), _uint32_at(scratch + 20 * places)
+    tops, words = _float32_at(scratch + 24 * places), _uint32_at(scratch + 24 * places + 4 * n_blocks)
     opened = -1
     greatest = np.float32(0)
     mass = moment = 0.0
@@ -836,7 +969,7 @@ def _choose(task, logits):
             if row.n_edits:
                 _edit(row, x, tops)
                 opened = -1
-            token, row.sampler_logprob = _choose_one(row, x, tops, ids, weights, words, vocab_size)
+            token, row.sampler_logprob = _choose_one(row, x, tops, ids, weights, marks, words, vocab_size)
             row.token = token
             raw = np.float64(_widen(logits[row.logits_row * task.stride + token])) if token >= 0 else np.nan
             row.logprob = raw - np.float64(greatest) - np.log(mass)

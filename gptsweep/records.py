@@ -15,7 +15,7 @@ from typing import Any, Literal
 from .errors import ConfigError, PromptError
 
 SCHEMA_VERSION = 1
-ENGINE_VERSION = 2
+ENGINE_VERSION = 3
 """Raised whenever the same point would give other tokens than before: it is part of every `point_id`."""
 
 MODELS = ("shakespeare", "resume", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "hf")

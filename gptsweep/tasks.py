@@ -10,8 +10,14 @@ import numpy as np
 
 TILE = 8
 """Tokens whose attention reads a page together, where they see the same: as many as have two sums each in vector registers."""
+HEADS = 4
+"""Heads whose keys, and then values, are read in one go: as long a run of memory as the processor likes to read ahead in."""
 COLUMNS = 64
 """Outputs that lie together in oneDNN's packed bfloat16 weights."""
+TILE_ROWS = 12
+"""Rows that go through a layer together: as many as have their sums over half of `COLUMNS` in vector registers."""
+TILES_TOGETHER = 6
+"""Tiles of rows that a thread makes wide at once, and takes through one block of weights after another."""
 SEGMENT = 4096
 """Numbers that ``rescale`` and ``activate`` work on at a time, so that a single long row keeps all threads busy."""
 NO_ACTIVATION, GELU, GELU_TANH = range(3)
@@ -24,7 +30,7 @@ _ATTEND = (
     *("n_tokens", "n_kept", "width", "n_head", "head_lanes", "max_pages", "stores", *_COUNTS),
     *("qkv", "keys", "values", "out", "pages", "offsets", "kept", "tables", "table_rows", "lengths"),
 )
-_LINEAR = ("n_in", "n_out", "summed", *_COUNTS, "x", "weight", "bias", "out")
+_LINEAR = ("n_rows", "n_in", "n_out", "summed", *_COUNTS, "x", "weight", "bias", "out")
 _QUANTISE = ("n_rows", "width", *_COUNTS, "x", "quantised", "scales")
 _RESCALE = ("n_rows", "width", "activation", *_COUNTS, "y", "scales", "bias")
 _ACTIVATE = ("n_numbers", "activation", *_COUNTS, "y")

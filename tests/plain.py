@@ -88,6 +88,25 @@ def nanogpt_sample(
         ]
 
 
+# -- linear layers -----------------------------------------------------------------------------------------------------------
+
+
+def bfloat16_product(x: Tensor, weight: Tensor, bias: Tensor, together: int) -> Tensor:
+    """``x @ weight.T + bias`` as oneDNN adds it up: a rounding to float32 after each product, pair by pair, in runs.
+
+    Each product of two bfloat16 and its sum with a float32 near it fit a float64, so rounding that is rounding once.
+    """
+    total = torch.zeros(len(x), len(weight))
+    for run in range(0, x.shape[1], together):
+        inputs = range(run, min(run + together, x.shape[1]))
+        part = torch.zeros_like(total)
+        for first in inputs[::2]:
+            for i in (first + 1, first):
+                part = (part.double() + x[:, i, None].double() * weight[:, i].double()).float()
+        total += part
+    return (total + bias.float()).bfloat16()
+
+
 # -- counter noise -----------------------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,14 +26,14 @@ from gptsweep.model import GPT, GPTConfig
 from gptsweep.records import Completion, Row, Sampling
 
 VOCAB = 65
-CONFIG = GPTConfig(block_size=24, vocab_size=67, n_layer=2, n_head=2, n_embd=32)
+CONFIG = GPTConfig(block_size=24, vocab_size=67, n_layer=2, n_head=5, n_embd=40)  # heads in a group, and one beside it
 DTYPES = ["float32", "bfloat16", "int8"]
 
 
 @functools.cache
 def model_in(dtype: str, block_size: int = CONFIG.block_size) -> GPT:
     """A packed model, as a user's is on a CPU. Not to be changed."""
-    config = GPTConfig(block_size=block_size, vocab_size=67, n_layer=2, n_head=2, n_embd=32)
+    config = replace(CONFIG, block_size=block_size)
     model = plain.peaked_gpt(config, dtype=torch.bfloat16 if dtype == "bfloat16" else torch.float32)
     pack(model, Int8Linear if dtype == "int8" else PackedLinear)
     return model

@@ -106,13 +106,15 @@ def test_without_the_packages_code_the_loops_are_compiled(
     assert kernels._machine_code("store", "float32") == made
 
 
-def test_a_kernel_has_room_for_as_many_threads_as_there_come_to_be() -> None:
+def test_a_kernel_has_room_for_as_many_threads_as_there_come_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = kernels._Scratch()
+    monkeypatch.setattr(kernels, "_scratch", scratch)
     kernel = kernels.Kernel("choose", torch.float32)
     threads = torch.get_num_threads()
     try:
         for count in (1, 3, 2):
             torch.set_num_threads(count)
             kernel(n_rows=0, chunk=1, scratch=100)
-            assert len(kernel._scratch) >= 100 * count
+            assert len(scratch.memory) >= 100 * count
     finally:
         torch.set_num_threads(threads)

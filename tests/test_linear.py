@@ -5,8 +5,11 @@ from __future__ import annotations
 import plain
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from gptsweep import linear as linear_module
 from gptsweep.linear import Int8Linear, PackedLinear, can_pack, pack, row_invariant
 from gptsweep.model import GPT, GPTConfig
 
@@ -132,6 +135,45 @@ def test_int8_layers_are_near_and_every_row_has_its_own_scale(approximate: str |
     loud = torch.cat([x, x[:1] * 1e4])
     assert torch.equal(packed(loud)[:33], packed(x))
     assert torch.isfinite(packed(torch.zeros(2, 256))).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 70),
+    n_in=st.sampled_from([32, 96, 512, 544, 768, 1056, 3072]),
+    n_out=st.integers(1, 200),
+    bias=st.booleans(),
+)
+@torch.inference_mode()
+def test_a_product_of_our_own_has_the_bits_of_onednns(rows: int, n_in: int, n_out: int, bias: bool) -> None:
+    layer, x = made("bfloat16", linear(n_in, n_out, bias=bias)), inputs(rows, n_in).bfloat16()
+    if layer.own is None:
+        pytest.skip("oneDNN's sums cannot be repeated on this CPU")
+    assert torch.equal(layer.own(x), layer.onednn(x))
+
+
+@torch.inference_mode()
+def test_a_product_of_our_own_is_its_plain_twin() -> None:
+    layer, x = linear(608, 70, torch.bfloat16), inputs(27, 608).bfloat16()
+    # Great numbers that cancel, so that every rounding before the last shows.
+    x[:, [0, -1]] = layer.weight[:, 0] = 2.0**11
+    layer.weight[:, -1] = -(2.0**11)
+    packed = made("bfloat16", layer)
+    if packed.own is None:
+        pytest.skip("oneDNN's sums cannot be repeated on this CPU")
+    wanted = plain.bfloat16_product(x, layer.weight, layer.bias, together=512)
+    assert torch.equal(packed.own(x), wanted)
+    # The order tells: sums in another are not the same bits.
+    assert not torch.equal(plain.bfloat16_product(x, layer.weight, layer.bias, together=608), wanted)
+
+
+def test_which_product_is_faster_does_not_matter_to_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = made("bfloat16", linear(96, 130), nn.GELU("tanh")), inputs(33, 96)
+    found = []
+    for faster in (True, False):
+        monkeypatch.setattr(linear_module, "_own_is_faster", lambda faster=faster: faster)
+        found.append(layer(x))
+    assert torch.equal(*found)
 
 
 @KINDS
