@@ -33,10 +33,12 @@ def random_model(shape: str, dtype: str) -> GPT:
 
 
 def grid(rows: int, prompt_tokens: int, new_tokens: int, top_k: int | None = 200) -> list[Row]:
-    """Rows of a sweep over 4 temperatures x 2 top_k x 2 seeds, as many samples a point as it takes; one shared prompt."""
+    """Rows of a sweep over 4 temperatures x 2 top_k x 2 seeds, as many samples a point as it takes; one shared prompt.
+
+    In the order in which a sweep starts them: of the points of a seed the first sample, then the next.
+    """
     prompt = tuple(torch.randint(0, 50257, (prompt_tokens,), generator=torch.Generator().manual_seed(1)).tolist())
-    points = itertools.product((0.7, 0.8, 0.9, 1.0), (top_k, top_k and top_k // 4), (1, 2))
-    samples = -(-rows // 16)
+    settings = itertools.product((1, 2), range(-(-rows // 16)), (0.7, 0.8, 0.9, 1.0), (top_k, top_k and top_k // 4))
     made = [
         Row(
             prompt_ids=prompt,
@@ -44,7 +46,6 @@ def grid(rows: int, prompt_tokens: int, new_tokens: int, top_k: int | None = 200
             noise_key=seed,
             sample_index=sample,
         )
-        for temperature, k, seed in points
-        for sample in range(samples)
+        for seed, sample, temperature, k in settings
     ]
     return made[:rows]

@@ -113,6 +113,19 @@ def test_stop_strings_and_end_of_text_end_a_sample_and_are_not_in_it(lm: LM, gpt
     assert (going_on.completion, going_on.finish_reason) == ("<|endoftext|>" * 5, "length")
 
 
+def test_a_sweep_greater_than_a_batch_shares_what_its_points_have_in_common(out_dir: Path, passes: list[int]) -> None:
+    def tokens_read(max_rows: int) -> tuple[int, pd.DataFrame]:
+        passes.clear()
+        lm = gptsweep.load(out_dir, device="cpu", max_rows=max_rows)
+        settings = {"temperature": [0.8, 0.9], "top_k": [5, 20], "seed": [1, 2], "num_samples": 12, "max_new_tokens": 8}
+        frame = gptsweep.sweep(lm, start="A", **settings)
+        return sum(passes), frame
+
+    (together, frame), (in_turns, same) = tokens_read(96), tokens_read(12)
+    pd.testing.assert_frame_equal(frame, same)
+    assert together < in_turns < 96 * 8 / 4  # point after point it would be near a half
+
+
 def test_a_sweep_is_a_frame_of_every_combination_each_as_by_itself(lm: LM) -> None:
     frame = gptsweep.sweep(
         lm, start="A", temperature=[0.7, 1.0], top_k=[5, None], seed=[1, 2, 3], num_samples=2, max_new_tokens=6
