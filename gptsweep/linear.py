@@ -50,7 +50,8 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.to(self.dtype).reshape(-1, x.shape[-1])
-        y = self.own(rows) if self.own is not None and (len(rows) == 1 or _own_is_faster()) else self.onednn(rows)
+        alone = rows.shape[0] == 1
+        y = self.own(rows) if self.own is not None and (alone or _own_is_faster()) else self.onednn(rows)
         if self.activate is not None:
             self.activate(n_numbers=y.numel(), chunk=-(-y.numel() // (16 * SEGMENT)), y=y.data_ptr())
         return y.view(*x.shape[:-1], -1)
@@ -118,7 +119,7 @@ class OwnProduct:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """``bfloat16 [rows, n_in] -> [rows, n_out]``."""
-        n_rows = len(rows)
+        n_rows = rows.shape[0]
         out = torch.empty(n_rows, self.n_out, dtype=torch.bfloat16)
         units = -(-self.n_out // COLUMNS) * -(-n_rows // (TILE_ROWS * TILES_TOGETHER))
         self.kernel(n_rows=n_rows, chunk=max(1, units // 32), x=rows.contiguous().data_ptr(), out=out.data_ptr())

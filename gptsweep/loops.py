@@ -1,7 +1,7 @@
 """The loops of the CPU kernels, and their machine code: attention, rows through a layer, choosing tokens.
 
-Each works on one unit (a head of a tile of tokens, a block of outputs, a row) at a time, in an order that depends on that unit
-alone, so the bits of a row depend neither on who else is in the batch nor on the thread count.
+Each works on one unit (some heads of a tile of tokens, a block of outputs of some rows, a row) at a time, and adds up what is a
+row's in an order that depends on that row alone, so its bits depend neither on who else is in the batch nor on the threads.
 
 numba takes ten seconds for them, so the package has what it makes of them (``scripts/compile_kernels.py``), and `kernels` comes
 here only where that is of no use: after a change, and on other systems.
@@ -602,7 +602,8 @@ def _gelu(x):
     p = p * t + np.float32(1.421413741)
     p = p * t + np.float32(-0.284496736)
     p = p * t + np.float32(0.254829592)
-    half_beyond = np.float32(0.5) * p * t * _exp(-z * z)  # of a normal variable beyond |x|, both sides
+    # Of a normal variable beyond |x|, both sides; 0 before it is so small that a processor takes its time.
+    half_beyond = np.float32(0.5) * p * t * _exp(-z * z) if z < np.float32(9) else np.float32(0)
     return x * (np.float32(1) - half_beyond if x >= 0 else half_beyond)
 
 
