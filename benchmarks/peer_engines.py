@@ -52,7 +52,7 @@ class Job:
         return Path(self.models) / f"{self.shape}-{made_by}"
 
     def settings(self) -> list[tuple[float, int | None, int]]:
-        """Temperature, top_k and seed of each row, those of `shapes.grid`."""
+        """Temperature, top_k and seed of each row: those of `shapes.grid`, point after point."""
         points = product((0.7, 0.8, 0.9, 1.0), (self.top_k, self.top_k and self.top_k // 4), (1, 2))
         return [point for point in points for _ in range(-(-self.rows // 16))][: self.rows]
 

@@ -86,7 +86,7 @@ class KVCache:
         return keys.transpose(1, 2).flatten(2, 3), values.transpose(1, 2).flatten(2, 3)
 
     def extend(self, spans: Sequence[Span]) -> None:
-        """Give each span's sequence pages of its own for the span's positions."""
+        """Give each span's sequence pages of its own for the span's positions; there is one span of a sequence at most."""
         tables, begins, ends = np.array(spans, np.int64).T
         first, counts, needed = begins // PAGE, self.page_count[tables], -(-ends // PAGE)
         shared = (first < counts) & (self._users[self.tables[tables, first]] > 1)

@@ -1,4 +1,4 @@
-"""CPU kernels for what torch has no fast operation: attention over pages, one row through a layer, choosing tokens.
+"""CPU kernels for what torch has no fast operation: attention over pages, rows through a layer, choosing tokens.
 
 `loops` has them; here machine code is made of them once a machine, kept in a cache directory, and called. They run inside
 torch's own OpenMP threads: a second pool beside torch's would fight its spinning workers for the cores at every one of the
@@ -195,6 +195,7 @@ class Kernel:
         self._task = (ctypes.c_int64 * (len(fields) + 2))()
         self._data = ctypes.addressof(self._task)
         self._arrays: dict[str, Any] = {}
+        self._in_use = threading.Lock()  # the record is of one call at a time, and other threads run during it
         self.set(next_unit=self._data + 8 * len(fields), next_scratch=self._data + 8 * len(fields) + 8)
         self._address, self._code = _loaded(name, str(dtype).removeprefix("torch."))
         self._serial = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._address)
@@ -209,8 +210,11 @@ class Kernel:
             self._task[self._places[field]] = int(value)
 
     def __call__(self, **fields: Any) -> None:
-        self.set(**fields)
-        threads = torch.get_num_threads()
+        with self._in_use:
+            self.set(**fields)
+            self._run(torch.get_num_threads())
+
+    def _run(self, threads: int) -> None:
         self._task[-2], self._task[-1] = 0, _scratch.address_of(threads * self._task[self._places["scratch"]])
         if self._openmp is None or threads == 1:
             self._serial(self._data)

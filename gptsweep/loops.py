@@ -296,7 +296,7 @@ def _mix_by(tokens, heads):
     return mix
 
 
-FEWEST = 3
+_FEWEST = 3
 """Tokens that are read one by one in less time than it takes to read for a whole tile are fewer."""
 
 _score_one, _score_heads, _score_tile = _score_by(1, 1), _score_by(1, HEADS), _score_by(TILE, 1)
@@ -372,7 +372,7 @@ def _attend(task, qkv, keys, values, out):
                         q[(h * TILE + t) * size + d] = scale * _widen(qkv[at + d])
                     if task.stores:
                         _store_head(task, qkv, keys, values, kept[tile + t], first + h)
-            shared = _shared_places(task, tile, count) if count >= FEWEST else 0
+            shared = _shared_places(task, tile, count) if count >= _FEWEST else 0
             for place in range(shared):
                 page = (_page(task, tile, 0, place) * n_head + first) * page_size
                 for h in range(heads):
@@ -418,7 +418,8 @@ def _attend(task, qkv, keys, values, out):
 #
 # This reads oneDNN's packed bfloat16 weights in place, [n_out / 64, n_in / 2, 64, 2], and adds in its order: of each pair of
 # products the second and then the first, in runs of so many inputs, runs to one another. Its multiplications are float32's, of
-# bfloat16 made wide, which on some processors take half the time of oneDNN's instruction for pairs, and on none change a bit.
+# bfloat16 made wide, which on some processors take half the time of oneDNN's instruction for pairs. No bit differs, unless a
+# whole sum is below 1e-38: that instruction makes it 0.
 
 binding.initialize_native_asmparser()  # numba compiles no assembly by itself
 
@@ -441,7 +442,7 @@ def _multiply_tile(builder, rows, vectors, x, stride, weight, to, n_words):
     constraints = ",".join(["=v"] * vectors + ["=&v", *ties, "r", "r"] + ["v"] * vectors + ["~{memory}"])
     products = "".join(f"vfmadd231ps ${2 * vectors + 3 + i}, ${vectors}, ${i}\n" for i in range(vectors))
     row_bytes = builder.mul(stride, _INT64(4))
-    totals = [[cgutils.alloca_once_value(builder, zero) for _ in range(vectors)] for _ in range(rows)]
+    totals = [[cgutils.alloca_once(builder, _FLOATS) for _ in range(vectors)] for _ in range(rows)]
     for total in itertools.chain(*totals):
         builder.store(zero, total)
     with cgutils.for_range_slice(builder, _INT64(0), n_words, _INT64(1), _INT64) as (word, _):
@@ -853,12 +854,14 @@ def _survivors(row, x, tops, vocab_size, greatest, ids, weights, marks):
         count = _gather(x, tops, n_blocks, bound, ids)
         for i in range(count):
             marks[i] = _mark(x[ids[i]])
-        count = _keep(x, ids, count, np.float64(_kth(marks, count, row.top_k)))
+        count = _keep(x, ids, count, np.float64(_kth(marks, count, min(row.top_k, count))))
     if row.top_p < 1:
         if count >= 0:
             target = row.top_p * _weigh(x, ids, weights, count, greatest, temperature)
         else:
             target = row.top_p * _masses(x, vocab_size, np.float32(greatest), np.float32(1 / temperature))[0]
+            if not target < np.inf:
+                return 0  # logits that are not numbers, of which no cut holds enough
             # A cut that holds enough mass spares looking at the whole vocabulary; which cut it is does not change the outcome.
             depth = 4.0
             while True:

@@ -346,12 +346,12 @@ def generate(
 
     Args:
         lm: the model of all of them.
-        tasks: in the order in which to start them.
+        tasks: what to run; `_starting_order` says what begins first.
         wanted: the samples to make of each task; None: all.
         on_step: called after each step of the engine.
     """
     deliveries: dict[object, list[Wanted]] = defaultdict(list)
-    for task, key in _starting_order({task: list(task.keys) if wanted is None else wanted[task] for task in tasks}):
+    for task, key in _starting_order(tasks, wanted):
         deliveries[task.outcome_key(key)].append((task, key))
     outcomes: dict[int, tuple[Row, object]] = {}
     workload = Workload(
@@ -376,22 +376,23 @@ def generate(
             yield task, task.sample(lm, key, completion)
 
 
-def _starting_order(wanted: Mapping[Task, Sequence[tuple[int, int]]]) -> Iterator[Wanted]:
+def _starting_order(tasks: Sequence[Task], wanted: Mapping[Task, Sequence[tuple[int, int]]] | None) -> Iterator[Wanted]:
     """Samples in the order in which to start them: of some points that share noise, the same sample beside one another.
 
     Their ids are equal until their settings make a difference, and for so long they are computed once. A stream's samples
     come one after another instead, those already there included.
     """
     with_noise: dict[int, list[Task]] = defaultdict(list)
-    for task, keys in wanted.items():
+    for task in tasks:
         if task.point.sampling.rng == "counter":
             with_noise[task.noise_key].append(task)
-        elif keys:
+        elif wanted is None or wanted[task]:
             yield from ((task, key) for key in task.keys)
-    for tasks in with_noise.values():
-        for begin in range(0, len(tasks), _POINTS_TOGETHER):
-            together = tasks[begin : begin + _POINTS_TOGETHER]
-            yield from sorted(((task, key) for task in together for key in wanted[task]), key=itemgetter(1))
+    for alike in with_noise.values():
+        for begin in range(0, len(alike), _POINTS_TOGETHER):
+            together = alike[begin : begin + _POINTS_TOGETHER]
+            some = ((task, key) for task in together for key in (task.keys if wanted is None else wanted[task]))
+            yield from sorted(some, key=itemgetter(1))
 
 
 # -- rows to run directories -------------------------------------------------------------------------------------------------
@@ -422,7 +423,7 @@ def run_jobs(jobs: Sequence[Job], progress: Progress, models: Models | None = No
     between two steps of the engine, with every finished sample on disk.
 
     Args:
-        jobs: in the order in which to start them.
+        jobs: what to run; those with the same model and device begin as `_starting_order` says.
         progress: shows how far they are.
         models: keeps the last model for the next call; None keeps none.
 

@@ -11,7 +11,7 @@ import numpy as np
 TILE = 8
 """Tokens whose attention reads a page together, where they see the same: as many as have two sums each in vector registers."""
 HEADS = 4
-"""Heads whose keys, and then values, are read in one go: as long a run of memory as the processor likes to read ahead in."""
+"""Heads of a token that are attended to together: a sum has to wait for its own last addition, so many go on at once."""
 COLUMNS = 64
 """Outputs that lie together in oneDNN's packed bfloat16 weights."""
 TILE_ROWS = 12

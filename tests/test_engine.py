@@ -26,7 +26,7 @@ from gptsweep.model import GPT, GPTConfig
 from gptsweep.records import Completion, Row, Sampling
 
 VOCAB = 65
-CONFIG = GPTConfig(block_size=24, vocab_size=67, n_layer=2, n_head=5, n_embd=40)  # heads in a group, and one beside it
+CONFIG = GPTConfig(block_size=24, vocab_size=67, n_layer=2, n_head=5, n_embd=160)  # heads in a group, and one beside it
 DTYPES = ["float32", "bfloat16", "int8"]
 
 
@@ -391,12 +391,17 @@ def test_one_row_that_does_not_fit_is_the_memorys_error(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("rng", ["counter", "torch"])
 @pytest.mark.parametrize("use_kernels", [True, False])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
-def test_logits_that_are_not_numbers_are_told(rng: str, use_kernels: bool, poison: float) -> None:
+@pytest.mark.parametrize(
+    "sampling",
+    [{}, {"temperature": 0}, {"top_k": None}, {"top_k": None, "top_p": 0.9}, {"top_p": 0.9}, {"top_k": None, "min_p": 0.1}],
+    ids=str,
+)
+def test_logits_that_are_not_numbers_are_told(rng: str, use_kernels: bool, poison: float, sampling: dict[str, Any]) -> None:
     model = plain.peaked_gpt(CONFIG)
     logits = model.logits
     model.logits = lambda hidden: logits(hidden).index_fill(-1, torch.tensor([40]), poison)  # type: ignore[method-assign]
     with pytest.raises(ModelError, match=r"device.dtype=float32: the model's logits are not numbers"):
-        list(Engine(model, vocab_size=VOCAB, use_kernels=use_kernels).run([row(rng=rng)]))
+        list(Engine(model, vocab_size=VOCAB, use_kernels=use_kernels).run([row(rng=rng, **sampling)]))
 
 
 DEVICES = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
