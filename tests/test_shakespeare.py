@@ -14,7 +14,10 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
+import gptsweep
+from gptsweep.engine import Engine
 from gptsweep.model import GPT, GPTConfig
+from gptsweep.records import Row, Sampling
 
 ROOT = Path(__file__).resolve().parent.parent
 CARRIED = ROOT / "gptsweep" / "data" / "shakespeare"
@@ -54,6 +57,23 @@ def test_the_carried_model_is_a_plain_gpt_with_room_for_256_characters() -> None
     assert "\n" in vocabulary
     assert training["validation_loss"] <= 1.50
     assert f"validation loss {training['validation_loss']:.4f}" in (CARRIED / "train.log").read_text().splitlines()[-1]
+
+
+@torch.inference_mode()
+def test_the_fast_way_to_its_text_and_the_plain_one_give_the_same() -> None:
+    lm, model = gptsweep.load("shakespeare", device="cpu", dtype="float32"), read(CARRIED)[0]
+    ids = torch.tensor([lm.tokenizer.encode("ROMEO:\nWhat light through yonder window breaks?")])
+    torch.testing.assert_close(lm.model(ids), model(ids), rtol=0, atol=1e-4)
+    settings = [{"temperature": 0.0}, {"top_k": 20}, {"temperature": 1.2, "top_k": None}, {"top_k": None, "top_p": 0.9}]
+    prompts = [tuple(ids[0, :length].tolist()) for length in (6, 40)]
+    rows = [
+        Row(prompt_ids=prompt, sampling=Sampling(max_new_tokens=100, **some), sample_index=i, noise_key=3)
+        for some in settings
+        for i, prompt in enumerate(prompts)
+    ]
+    plain = Engine(model, vocab_size=model.config.vocab_size, use_kernels=False)
+    fast, slow = ({c.row: c.token_ids for c in engine.run(rows)} for engine in (lm.engine, plain))
+    assert fast == slow
 
 
 @needs_text
