@@ -38,8 +38,6 @@ MOST_ROWS = 256
 _TOKENS_A_PASS = 2048
 _HELD_PROMPTS = 16
 _SHARE_OF_MEMORY = 0.4
-_LOGITS_BYTES = 2**25
-"""Logits computed at once: what glibc's malloc takes anew from the system for each step, page by page, is greater."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,12 +255,8 @@ class _Flight:
     def step(self) -> list[Completion]:
         """One more token for every row in flight; the rows that finished with it."""
         self._schedule()
-        hidden = self._forward()
-        row_bytes = self.model.config.vocab_size * self.engine.logits_dtype.itemsize
-        done = 0
-        for part in hidden.tensor_split(-(-len(hidden) * row_bytes // _LOGITS_BYTES)):
-            self._choose(self.sequences[done : done + len(part)], self.model.logits(part))
-            done += len(part)
+        logits = self._forward()
+        self._choose(logits)
         return self._advance()
 
     def requeue(self) -> None:
@@ -335,7 +329,7 @@ class _Flight:
     # -- forward ---------------------------------------------------------------------------------------------------------
 
     def _forward(self) -> Tensor:
-        """Read every sequence's pending tokens; hidden states ``float32 [sequences, n_embd]`` of the last of each."""
+        """Read every sequence's pending tokens; logits ``[sequences, vocab_size]`` after the last of each."""
         ends = {sequence.table: sequence.length + len(sequence.pending) for sequence in self.sequences}
         wanted = []
         for spans, ids in _passes(self.sequences):
@@ -347,7 +341,7 @@ class _Flight:
             sequence.length += len(read)
             if sequence.length == len(read) > 1 and not sequence.members[0].token_ids:
                 self._hold(tuple(read), sequence)
-        return torch.cat(wanted)
+        return self.model.logits(torch.cat(wanted))
 
     def _read(self, ids: list[int], reading: Reading) -> Tensor:
         """Hidden states ``float32 [kept, n_embd]`` of one pass."""
@@ -363,9 +357,9 @@ class _Flight:
 
     # -- choose ----------------------------------------------------------------------------------------------------------
 
-    def _choose(self, sequences: Sequence[_Sequence], logits: Tensor) -> None:
-        """Choose the next token of every row on ``sequences`` from their logits ``[sequences, vocab_size]``, into ``rows``."""
-        seated = [(running, place) for place, sequence in enumerate(sequences) for running in sequence.members]
+    def _choose(self, logits: Tensor) -> None:
+        """Choose every row's next token, into ``rows``."""
+        seated = [(running, place) for place, sequence in enumerate(self.sequences) for running in sequence.members]
         everyone = [running.slot for running, _ in seated]
         self.rows["logits_row"][everyone] = [place for _, place in seated]
         self.rows["position"][everyone] = [len(running.token_ids) for running, _ in seated]

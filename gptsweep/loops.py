@@ -202,16 +202,16 @@ def _load(builder, pointer, at):
     return [builder.bitcast(low, _FLOATS), builder.bitcast(high, _FLOATS)]
 
 
-def _in_all_lanes(builder, pointer, at, vector):
-    """A ``vector`` with ``pointer[at]`` in every lane."""
-    undefined = ir.Constant(vector, ir.Undefined)
+def _in_all_lanes(builder, pointer, at):
+    """A float32 vector with ``pointer[at]`` in every lane."""
+    undefined = ir.Constant(_FLOATS, ir.Undefined)
     single = builder.insert_element(undefined, builder.load(builder.gep(pointer, [at])), ir.IntType(32)(0))
     return builder.shuffle_vector(single, undefined, ir.Constant(_WORDS, [0] * PAGE))
 
 
 def _add_product(builder, total, pointer, at, vector):
     """``total += pointer[at] * vector``, rounded once: a sum is the same bits whoever's is made beside it."""
-    factors = _in_all_lanes(builder, pointer, at, _FLOATS)
+    factors = _in_all_lanes(builder, pointer, at)
     fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), f"llvm.fma.v{PAGE}f32")
     builder.store(builder.call(fma, [factors, vector, builder.load(total)]), total)
 
