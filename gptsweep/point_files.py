@@ -20,6 +20,7 @@ from typing import Any
 import orjson
 
 from . import metrics
+from .csv_files import csv_rows
 from .metrics import METRICS
 from .records import FINISH_REASONS, Sampling
 from .results import LOCK, MANIFEST, PARTIAL, SAMPLES, SUMMARY, SWEEP
@@ -108,10 +109,7 @@ def read_rows(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             # Interned: most cells of a sweep are the same at every point.
-            return [
-                {name: sys.intern(value) if value else None for name, value in row.items() if name}
-                for row in csv.DictReader(file)
-            ]
+            return [{name: sys.intern(value) if value else None for name, value in row.items()} for row in csv_rows(file)]
     except FileNotFoundError:
         return []
     except (ValueError, csv.Error) as error:

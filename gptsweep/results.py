@@ -9,10 +9,8 @@ had returned, and a manifest that says complete stands only beside the files it 
 from __future__ import annotations
 
 import contextlib
-import csv
 import errno
 import hashlib
-import io
 import json
 import logging
 import math
@@ -27,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from .csv_files import csv_bytes
 from .errors import ResultsError
 from .records import ENGINE_VERSION, FINISH_REASONS, SCHEMA_VERSION, Sample
 
@@ -154,7 +153,7 @@ class PointWriter:
                 "lines": len(checks),
             }
             text = json.dumps({**own, **manifest, **own, "line_sha256": "".join(checks)}, indent=2, allow_nan=False) + "\n"
-            _replace(self.directory / SUMMARY, [_csv(list(summary), [summary])])
+            _replace(self.directory / SUMMARY, [csv_bytes(list(summary), [summary])])
             _sync_directory(self.directory)
             _replace(self.directory / MANIFEST, [text.encode()])
             (self.directory / PARTIAL).unlink(missing_ok=True)
@@ -424,7 +423,7 @@ def write_sweep_csv(directory: Path, columns: Sequence[str], rows: Iterable[Mapp
 
     It writes the whole file: with thousands of points call it every few seconds, not after every point.
     """
-    atomic_write(Path(directory) / SWEEP, _csv(columns, rows))
+    atomic_write(Path(directory) / SWEEP, csv_bytes(columns, rows))
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -466,20 +465,6 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 def _key(sample: Mapping[str, Any]) -> Key:
     return sample["prompt_index"], sample["sample_index"]
-
-
-def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> bytes:
-    """``rows`` as CSV, byte for byte as pandas writes them; None is an empty field, a list or a mapping is JSON."""
-
-    def field(value: object) -> object:
-        return json.dumps(value) if isinstance(value, (list, tuple, Mapping)) else value
-
-    text = io.StringIO()
-    # Not pandas: importing it would take longer than writing every file of a run.
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({column: field(value) for column, value in row.items()} for row in rows)
-    return text.getvalue().encode(errors="backslashreplace")
 
 
 def _append(path: Path, data: bytes) -> int:

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .csv_files import csv_bytes
 from .errors import GptsweepError, ResultsError
 from .frames import Sweep, label, ordered, plain, read_sweep
 from .metrics import METRICS
@@ -284,10 +285,10 @@ def flat(rows: pd.DataFrame, names: Sequence[str], reference: Mapping[str, float
 
 def write_frame(frame: pd.DataFrame, form: str) -> None:
     """A table as CSV or JSON on standard output; empty stays empty."""
+    rows = [{str(name): plain(cell) for name, cell in row.items()} for row in frame.to_dict("records")]
     if form == "csv":
-        frame.to_csv(sys.stdout, index=False, lineterminator="\n")
+        sys.stdout.write(csv_bytes([str(name) for name in frame], rows).decode())
     else:
-        rows = [{str(name): plain(cell) for name, cell in row.items()} for row in frame.to_dict("records")]
         print(json.dumps(rows, indent=1, allow_nan=False))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .csv_files import csv_rows
 from .errors import GptsweepError, ResultsError
 from .results import MANIFEST, PARTIAL, SAMPLES, SWEEP, write_sweep_csv
 
@@ -114,7 +115,7 @@ def _column(line: str) -> tuple[str, str]:
 def _read(directory: Path) -> list[tuple[str, dict[str, Any]]]:
     try:
         with (directory / SWEEP).open(encoding="utf-8", newline="") as file:
-            rows = [{key: value or None for key, value in row.items() if key} for row in csv.DictReader(file)]
+            rows: list[dict[str, Any]] = list(csv_rows(file))
     except (FileNotFoundError, ValueError, csv.Error):
         return []  # what it held is in the points' own directories, too
     return [(str(row["directory"]), row) for row in rows if row.get("directory")]

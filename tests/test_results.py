@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
+import io
 import itertools
 import json
 import logging
@@ -25,6 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptsweep import results
+from gptsweep.csv_files import csv_bytes, csv_rows
 from gptsweep.errors import ResultsError
 from gptsweep.records import Sample, Sampling
 from gptsweep.results import (
@@ -720,16 +723,54 @@ def test_files_have_the_permissions_that_the_user_asked_for(tmp_path):
     assert {oct((tmp_path / name).stat().st_mode & 0o777) for name in RESULT_FILES} == {"0o640"}
 
 
-def test_a_csv_file_is_what_pandas_would_have_written(tmp_path):
+def test_a_csv_file_without_odd_text_is_what_pandas_would_have_written(tmp_path):
     rows = [
-        {"start": 'x,"y"\n', "seed": 1, "top_k": None, "temperature": 0.1, "stop_at_eot": True, "stop": ["a", "é"]},
-        {"start": "it's", "seed": 2, "temperature": 1e20, "later": "new"},
+        {"start": 'x,"y" ', "seed": 1, "top_k": None, "temperature": -0.1, "stop_at_eot": True, "stop": ["a", "é"]},
+        {"start": "it's", "seed": 2, "temperature": 1e20, "later": "-1"},
     ]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     results.write_sweep_csv(tmp_path, columns, iter(rows))
     cells = [{name: json.dumps(cell) if isinstance(cell, list) else cell for name, cell in row.items()} for row in rows]
     expected = pd.DataFrame(cells, columns=columns, dtype=object).to_csv(index=False, lineterminator="\n")
     assert (tmp_path / "sweep.csv").read_bytes() == expected.encode()
+
+
+FORMULAS = ["=1+1", "+1", "-5", "@SUM(A1)", "\t=1", "\r=1", " =1", "＝1"]
+ESCAPES = ['\'"=1"', "'\"x", "'=1", "'", "C:\\new"]
+UNSEEN = ["\n", "a\r\nb", "\x00", "\x85 \u2028", "\x1b]0;owned\x07", "a\u200bb", "\u202eabc", "\U000e0041", "\ud800"]
+ODD_TEXTS = [*FORMULAS, *ESCAPES, *UNSEEN]
+
+
+@pytest.mark.parametrize("column", ["start", "error", "directory", "path", "some_key"])
+def test_text_in_a_csv_file_is_no_formula_and_no_second_line_and_comes_back(tmp_path, column):
+    write_sweep_csv(tmp_path, [column, "n"], [{column: text, "n": -1.5} for text in ODD_TEXTS])
+    written = (tmp_path / "sweep.csv").read_bytes()
+    assert written.count(b"\n") == 1 + len(ODD_TEXTS), "wc -l counts rows"
+    with (tmp_path / "sweep.csv").open(newline="", encoding="utf-8") as file:
+        cells = [row[column] for row in csv.DictReader(file)]
+        file.seek(0)
+        assert list(csv_rows(file)) == [{column: text, "n": "-1.5"} for text in ODD_TEXTS]
+    harmless = {"+1", "-5"} if column == "some_key" else set()  # numbers, where the column does not say that they are text
+    assert [cell for cell in cells if cell.lstrip()[:1] in "=+-@＝" and cell not in harmless] == []
+    assert all(cell.isprintable() for cell in cells)
+
+
+@given(st.text(st.characters(codec=None)))
+def test_any_text_comes_back_from_a_csv_file(text):
+    lines = csv_bytes(["start", f"{text}="], [{"start": text}]).decode()
+    assert lines.count("\n") == 2
+    assert list(csv_rows(io.StringIO(lines, newline=""))) == [{"start": text or None, f"{text}=": None}]
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\x00")))
+def test_a_csv_file_of_version_0_1_reads_as_it_did(text):
+    file = io.StringIO(newline="")
+    texts = [text, text + ".", "=" + text, "'" + text + "'", '\'"it"', "'=1"]
+    csv.writer(file, lineterminator="\n").writerows([["start", "seed"], *([each, 1] for each in texts)])
+    file.seek(0)
+    before = list(csv.DictReader(file))
+    file.seek(0)
+    assert list(csv_rows(file)) == [{name: cell or None for name, cell in row.items() if name} for row in before]
 
 
 def test_the_summary_agrees_with_pandas():
@@ -776,7 +817,8 @@ def test_settings_come_back_from_the_summary_as_they_went_in(tmp_path):
     frame = pd.read_csv(tmp_path / SUMMARY)
     assert list(frame) == list(went_in)
     row = frame.iloc[0]
-    assert row["start"] == went_in["start"]
+    with (tmp_path / SUMMARY).open(newline="", encoding="utf-8") as file:
+        assert next(csv_rows(file))["start"] == went_in["start"]
     assert pd.isna(row["top_k"])
     assert row["seed"] == went_in["seed"]
     assert row["temperature"] == went_in["temperature"]
