@@ -24,7 +24,7 @@ from .graphs import DecodeSteps
 from .linear import Int8Linear, row_invariant
 from .model import GPT, GPTConfig
 from .records import Completion, FinishReason, Row
-from .sampling import ROW, Edits, choose, edited, nanogpt_choice, nanogpt_stream, row_settings
+from .sampling import ROW, Edits, choose, edited, nanogpt_choice, nanogpt_stream, row_settings, summed
 
 try:
     from . import kernels
@@ -395,7 +395,7 @@ class _Flight:
         token, sampler_logprob = nanogpt_choice(logits, running.row.sampling, running.lane.generator)
         record["token"], record["sampler_logprob"] = token, sampler_logprob
         record["logprob"] = float(logprobs[token])
-        record["entropy"] = float(torch.special.entr(logprobs.exp()).sum())
+        record["entropy"] = float(summed(torch.special.entr(logprobs.exp())))
 
     # -- advance ---------------------------------------------------------------------------------------------------------
 

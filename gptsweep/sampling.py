@@ -47,6 +47,10 @@ ROW = np.dtype(
 the address of an `EDIT` array; ``position`` counts the tokens of the completion so far."""
 
 
+_SUMMED_AT_ONCE = 32768
+"""torch gives a part of a longer sum to each thread, so its bits would depend on how many there are."""
+
+
 def row_settings(row: Row) -> tuple[Any, ...]:
     """The `ROW` record of a row that has no token yet."""
     s = row.sampling
@@ -139,8 +143,21 @@ def gumbel(vocab_size: int, *, key: Tensor, position: Tensor, sample_index: Tens
     rest = torch.stack([position, sample_index, prompt_index], -1)[:, None, :].expand(-1, len(quads), -1)
     counter = torch.cat([quads[None, :, None].expand(len(key), -1, 1), rest], -1)
     words = philox(counter, key[:, None, :]).flatten(1)[:, :vocab_size]
-    u = (words.to(_precise(key.device)) + 0.5) / 2**32
-    return -torch.log(-torch.log(u))
+    return noise_of(words, _precise(key.device))
+
+
+def noise_of(words: Tensor, dtype: torch.dtype) -> Tensor:
+    """``-log(-log u)`` with ``u = (word + 0.5) / 2**32``, finite and with all its digits in ``dtype``.
+
+    Args:
+        words: ``int64``, each below 2**32.
+        dtype: float64, or float32, in which the greatest u would round to 1 and its noise be infinite.
+    """
+    u = (words.to(dtype) + 0.5) / 2**32
+    if dtype == torch.float64:
+        return -torch.log(-torch.log(u))
+    below_one = ((2**32 - 1 - words).to(dtype) + 0.5) / 2**32  # 1 - u, which float32 holds where it does not hold u
+    return -torch.log(torch.where(words < 2**31, -torch.log(u), -torch.log1p(-below_one)))
 
 
 def _precise(device: torch.device) -> torch.dtype:
@@ -187,23 +204,26 @@ def choose(logits: Tensor, rows: np.ndarray[Any, np.dtype[Any]], edits: list[np.
     rows["token"] = token.cpu().numpy()
     rows["logprob"] = logprobs.gather(-1, token[:, None])[:, 0].cpu().numpy()
     rows["sampler_logprob"] = sampler.cpu().numpy()
-    rows["entropy"] = -(logprobs.exp() * logprobs).sum(-1).cpu().numpy()
+    rows["entropy"] = -summed(logprobs.exp() * logprobs).cpu().numpy()
 
 
 def edited(x: Tensor, row: Any, edit: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
-    """One row's logits ``[vocab_size]`` after logit_bias and the penalties.
+    """One row's logits ``[vocab_size]`` after logit_bias and the penalties, computed in float64 and rounded to float32.
 
     ``repetition_penalty`` is Hugging Face's (Keskar et al. 2019), over prompt and completion: a positive logit is divided by
     it, a negative one multiplied. ``frequency_penalty`` (a count at a time) and ``presence_penalty`` are OpenAI's and vLLM's,
     over the completion alone.
     """
+    precise = _precise(x.device)
     ids = torch.from_numpy(edit["id"].copy()).to(x.device)
-    bias, seen, count = (torch.from_numpy(edit[name].copy()).to(x.device, x.dtype) for name in ("bias", "seen", "count"))
-    value = x[ids] + bias
+    bias, seen, count = (torch.from_numpy(edit[name].copy()).to(x.device, precise) for name in ("bias", "seen", "count"))
+    value = x[ids].to(precise) + bias
     penalty = float(row["repetition_penalty"])
     value = torch.where(seen > 0, torch.where(value < 0, value * penalty, value / penalty), value)
-    value = value - count * float(row["frequency_penalty"]) - (count > 0) * float(row["presence_penalty"])
-    return x.index_put((ids,), value)
+    # A flag is made a number first: a bool times a Python float is float32.
+    chosen = (count > 0).to(precise)
+    value = value - (count * float(row["frequency_penalty"]) + chosen * float(row["presence_penalty"]))
+    return x.index_put((ids,), value.float().to(x.dtype))
 
 
 def truncated(scaled: Tensor, rows: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
@@ -223,15 +243,26 @@ def truncated(scaled: Tensor, rows: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
 
 
 def truncated_tail(x: Tensor, top_p: float, min_p: float) -> Tensor:
-    """``x [vocab_size]`` with what top_p, then min_p drop set to -inf; 1 and 0 switch them off."""
+    """``x [vocab_size]`` with what top_p, then min_p drop set to -inf; 1 and 0 switch them off.
+
+    A token is kept while those before it weigh less than ``top_p`` times all of them, where a weight is ``exp(x - max)``. Equal
+    logits have the weight 1, whose sums are exact; probabilities would be rounded first, and miss a mass of exactly ``top_p``.
+    """
     if top_p < 1:
         order = torch.argsort(x, descending=True, stable=True)
-        probabilities = x[order].softmax(-1)
-        before = probabilities.cumsum(-1) - probabilities
-        x = x.index_fill(0, order[before >= top_p], -torch.inf)
+        exponents = x.to(_precise(x.device))
+        weights = (exponents[order] - exponents.max()).exp()
+        reached = weights.cumsum(-1)
+        before = torch.cat([torch.zeros_like(reached[:1]), reached[:-1]])
+        x = x.index_fill(0, order[before >= top_p * reached[-1]], -torch.inf)
     if min_p > 0:
         x = x.masked_fill(x < x.max() + math.log(min_p), -torch.inf)
     return x
+
+
+def summed(x: Tensor) -> Tensor:
+    """The sums over the last axis, with the same bits on any number of threads."""
+    return torch.stack([x[..., i : i + _SUMMED_AT_ONCE].sum(-1) for i in range(0, x.shape[-1], _SUMMED_AT_ONCE)]).sum(0)
 
 
 def nanogpt_stream(config: GPTConfig, seed: int) -> torch.Generator:

@@ -22,7 +22,7 @@ from gptsweep import loops
 from gptsweep.engine import Engine
 from gptsweep.model import GPT, GPTConfig
 from gptsweep.records import Completion, Row, Sampling
-from gptsweep.sampling import gumbel, independent_key, philox
+from gptsweep.sampling import gumbel, independent_key, noise_of, philox
 
 KERNELS = pytest.mark.parametrize("use_kernels", [True, False], ids=["kernels", "torch"])
 
@@ -82,6 +82,27 @@ def test_the_noise_of_a_token_is_the_formula_of_the_readme(noise_key: int) -> No
         for token in range(9)
     ]
     assert noise[0].tolist() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_noise_is_finite_and_true_to_its_formula_for_every_word(dtype: torch.dtype) -> None:
+    """float32, the arithmetic of MPS, rounds the greatest u to 1; half of all samples of 500 tokens met infinite noise."""
+    ends = torch.arange(2**21)  # float32 holds the rest of the words in so many ranges of u
+    halves = torch.arange(-(2**20), 2**20) + 2**31
+    powers = (2 ** torch.arange(32))[:, None] + torch.arange(-64, 64)
+    words = torch.cat([ends, 2**32 - 1 - ends, halves, powers.flatten().clamp(0, 2**32 - 1)])
+    words = torch.cat([words, torch.randint(2**32, (10**7 - len(words),), generator=torch.Generator().manual_seed(0))])
+    for some in words.split(2**20):
+        noise = noise_of(some, dtype)
+        exact = -(-((some.double() + 0.5) / 2**32).log()).log()
+        assert noise.dtype == dtype
+        assert noise.isfinite().all()
+        assert (noise.double() - exact).abs().max() < (3e-6 if dtype == torch.float32 else 1e-6)
+    first, last = noise_of(torch.tensor([0, 2**32 - 1]), dtype).tolist()
+    assert first == pytest.approx(-math.log(33 * math.log(2)), rel=1e-6)
+    assert last == pytest.approx(33 * math.log(2), rel=1e-6)
+    # No two of the words that win are the same in float32, as they would be if u were kept below 1 by force.
+    assert len(noise_of(2**32 - 1 - torch.arange(4096), dtype).unique()) == 4096
 
 
 @KERNELS
@@ -259,6 +280,60 @@ def test_forbidden_tokens_do_not_hang_a_nucleus_that_wants_all_the_rest(use_kern
         assert all(token % 2 for c in completions for token in c.token_ids)
 
 
+WAYS = pytest.mark.parametrize(
+    ("use_kernels", "rng"), [(True, "counter"), (False, "counter"), (True, "torch")], ids=["kernels", "torch", "rng=torch"]
+)
+
+
+@WAYS
+def test_a_nucleus_of_exactly_top_p_is_full(use_kernels: bool, rng: str) -> None:
+    """Of n equally likely tokens, top_p = k / n keeps k; the log-probability of any of them says how many there are."""
+    for size in (2, 3, 7, 10, 49, 64, 130):
+        expected = [k for k in range(1, size) if math.ceil(k / size * size) == k]
+        sampled = [Sampling(temperature=0.7, top_k=None, top_p=k / size, max_new_tokens=1, rng=rng) for k in expected]
+        # The others are out of reach, so the nucleus is found among some of the vocabulary as well as among all of it.
+        for logits in (torch.full((size,), 0.3), torch.cat([torch.full((size,), 0.3), torch.full((90,), -3e4)])):
+            rows = [Row(prompt_ids=(0,), sampling=sampling, noise_key=key) for key, sampling in enumerate(sampled)]
+            found = run(logits, rows, use_kernels=use_kernels)
+            assert [round(math.exp(-completion.sampler_logprob_mean)) for completion in found] == expected  # type: ignore[operator]
+            assert all(completion.token_ids[0] < k for completion, k in zip(found, expected, strict=True))
+
+
+@WAYS
+@pytest.mark.parametrize("name", ["presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias"])
+def test_an_edited_logit_is_rounded_once_from_float64(name: str, use_kernels: bool, rng: str) -> None:
+    """A token penalised once ties with one whose logit is the same sum by hand, so the lower id wins whichever it is."""
+    generator = torch.Generator().manual_seed(1)
+    for logit, amount in torch.rand(40, 2, generator=generator, dtype=torch.float64).tolist():
+        before = float(np.float32(1.5 + logit))
+        settings = {name: ((1, amount),) if name == "logit_bias" else amount + (name == "repetition_penalty")}
+        after = {"repetition_penalty": before / (1 + amount), "logit_bias": before + amount}.get(name, before - amount)
+        for lower in (0, 2):  # an id before the penalised token's, and one after
+            logits = torch.full((3,), -9.0)
+            logits[1], logits[lower] = before, after
+            prompt = (1,) if name == "repetition_penalty" else (lower,)
+            sampling = Sampling(temperature=0, max_new_tokens=2, rng=rng, **settings)  # type: ignore[arg-type]
+            (found,) = run(logits, many(sampling, 1, prompt), use_kernels=use_kernels)
+            tie = min(1, lower)
+            penalised_at_first = name in ("repetition_penalty", "logit_bias")
+            assert (found.token_ids[0] == tie) if penalised_at_first else (found.token_ids == (1, tie))
+
+
+@pytest.mark.usefixtures("threads")
+def test_the_entropy_of_a_stream_does_not_depend_on_threads() -> None:
+    """torch adds up more than 32,768 numbers in as many parts as there are threads."""
+    logits = torch.randn(50257, generator=torch.Generator().manual_seed(5)) * 2
+    found = []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        rows = many(Sampling(temperature=1, top_k=None, max_new_tokens=1, rng="torch"), 1)
+        found += [
+            [run(logits + shift, rows, use_kernels=use_kernels)[0].entropy_mean for shift in torch.arange(12) / 7]
+            for use_kernels in (True, False)
+        ]
+    assert found[0] == found[1] == found[2] == found[3]
+
+
 def test_top_k_200_of_gpt2s_vocabulary() -> None:
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(50304, generator=generator) * 3
@@ -291,6 +366,9 @@ def logits_of_all_kinds(draw: st.DrawFn) -> Tensor:
     return logits.to(draw(st.sampled_from([torch.float32, torch.bfloat16])))
 
 
+EXACT_SHARES = st.integers(2, 12).flatmap(lambda size: st.integers(1, size - 1).map(lambda k: k / size))
+
+
 @st.composite
 def sampling_of_all_kinds(draw: st.DrawFn, vocab_size: int, **fixed: Any) -> Sampling:
     """Any settings; addends and penalties exact in binary, so that ties stay ties in float32 and in float64."""
@@ -304,8 +382,7 @@ def sampling_of_all_kinds(draw: st.DrawFn, vocab_size: int, **fixed: Any) -> Sam
         **{
             "temperature": draw(st.sampled_from([0.0, 0.25, 0.8, 1.0, 1.7, 5.0])),
             "top_k": draw(st.one_of(st.none(), st.integers(1, vocab_size + 5), st.sampled_from([1, 2, 50, 200]))),
-            # No sum of equal shares is exactly one of these.
-            "top_p": draw(st.one_of(st.none(), st.integers(0, 1023).map(lambda n: (n + 0.437) / 1024))),
+            "top_p": draw(st.one_of(st.none(), st.integers(0, 1023).map(lambda n: (n + 0.437) / 1024), EXACT_SHARES)),
             "min_p": draw(st.sampled_from([None, None, 0.0, 0.0137, 0.3, 1.0])),
             "repetition_penalty": 1.0 if off else draw(st.sampled_from([1.0, 0.5, 2.0, 1.25])),
             "presence_penalty": 0.0 if off else draw(st.sampled_from([0.0, 1.5, -0.5])),
