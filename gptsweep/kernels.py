@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import functools
 import hashlib
 import importlib.util
 import logging
 import math
 import os
-import secrets
 import threading
 import zipfile
 from importlib.metadata import version
@@ -31,6 +31,7 @@ from llvmlite import binding
 from torch import Tensor
 
 from .cache import PAGE, Ints, KVCache, Reading
+from .files import OwnDirectory
 from .model import Attend
 from .sampling import EDIT, ROW
 from .tasks import BLOCK, HEADS, TASKS, TILE
@@ -109,26 +110,30 @@ def _code_digest() -> str:
 
 def _machine_code(name: str, dtype: str) -> bytes:
     """The object file of a kernel, from the cache, or made and put there; a cache that cannot be used is done without."""
-    path = None
-    try:
-        path = cache_directory() / f"{name}-{dtype}-{_code_digest()}.o"
-        stored = path.read_bytes()
-        if hashlib.sha256(stored[_HASH:]).digest() == stored[:_HASH]:
-            return stored[_HASH:]
-    except (OSError, RuntimeError):  # not there yet; or nobody knows whose home this is
-        pass
-    code = _object_file(_module(name, dtype))
-    if path is not None:
-        temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    file = f"{name}-{dtype}-{_code_digest()}.o"
+    with contextlib.ExitStack() as stack:
+        kept = None
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(hashlib.sha256(code).digest() + code)
-            temporary.replace(path)
-        except OSError as error:
-            log.debug("the machine code of kernels is not kept: %s", error)
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            kept = stack.enter_context(OwnDirectory(cache_directory()))
+            stored = kept.read(file)
+            if hashlib.sha256(stored[_HASH:]).digest() == stored[:_HASH]:
+                return stored[_HASH:]
+        except (OSError, RuntimeError) as error:  # not there yet; or nobody knows whose home this is
+            if isinstance(error, OSError) and error.errno in (errno.EPERM, errno.ELOOP, errno.ENOTDIR) and kept is None:
+                _say_not_kept(f"{error.filename}: {error.strerror}")
+        code = _object_file(_module(name, dtype))
+        if kept is not None:
+            try:
+                kept.write(file, hashlib.sha256(code).digest() + code)
+            except OSError as error:
+                log.debug("the machine code of kernels is not kept: %s", error)
     return code
+
+
+@functools.cache
+def _say_not_kept(why: str) -> None:
+    """Once, not for each kernel."""
+    log.warning("the machine code of kernels is made anew in each run, as its directory is not yours alone (%s)", why)
 
 
 @functools.cache

@@ -9,6 +9,7 @@ had returned, and a manifest that says complete stands only beside the files it 
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
 import json
@@ -21,12 +22,14 @@ import sys
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from .csv_files import csv_bytes
+from .csv_files import csv_bytes, csv_rows
 from .errors import ResultsError
+from .files import open_file, open_to_read
 from .records import ENGINE_VERSION, FINISH_REASONS, SCHEMA_VERSION, Sample
 
 if sys.platform == "win32":
@@ -144,6 +147,7 @@ class PointWriter:
             for line in self._lines():
                 whole.update(line)
                 checks.append(hashlib.sha256(line).hexdigest()[:CHECK_DIGITS])
+            row = csv_bytes(list(summary), [summary])
             own = {
                 "status": "complete",
                 "schema_version": SCHEMA_VERSION,
@@ -151,9 +155,10 @@ class PointWriter:
                 "point_id": self.point_id,
                 "sha256": whole.hexdigest(),
                 "lines": len(checks),
+                "summary_sha256": hashlib.sha256(row).hexdigest(),
             }
             text = json.dumps({**own, **manifest, **own, "line_sha256": "".join(checks)}, indent=2, allow_nan=False) + "\n"
-            _replace(self.directory / SUMMARY, [csv_bytes(list(summary), [summary])])
+            _replace(self.directory / SUMMARY, [row])
             _sync_directory(self.directory)
             _replace(self.directory / MANIFEST, [text.encode()])
             (self.directory / PARTIAL).unlink(missing_ok=True)
@@ -194,18 +199,35 @@ class PointWriter:
             return
         if torn_from is not None:
             log.info("%s: dropped a half-written last line", self.directory / PARTIAL)
-            os.truncate(self.directory / PARTIAL, torn_from)
+            with os.fdopen(open_file(self.directory / PARTIAL, os.O_WRONLY), "wb") as file:
+                file.truncate(torn_from)
         intact = manifest is not None and digest.hexdigest() == manifest.get("sha256")
         self._report(manifest, intact, damaged)
         self.complete = (
             manifest is not None
             and intact
             and manifest.get("status") == "complete"
-            and (self.directory / SUMMARY).exists()
+            and self._has_summary(manifest)
             and all(place.file == SAMPLES for place in self._places.values())
         )
         if self.complete:
             (self.directory / PARTIAL).unlink(missing_ok=True)
+
+    def _has_summary(self, manifest: Mapping[str, Any]) -> bool:
+        """Whether ``summary.csv`` is as it was finished; version 0.1 kept no hash of it, there its row must fit the samples."""
+        path = self.directory / SUMMARY
+        try:
+            with open_to_read(path) as file:
+                data = file.read()
+        except FileNotFoundError:
+            return False
+        if "summary_sha256" in manifest:
+            whole = bool(hashlib.sha256(data).hexdigest() == manifest["summary_sha256"])
+        else:
+            whole = data.endswith(b"\n") and _counts(data) == [str(manifest.get("lines"))]
+        if not whole:
+            log.warning("%s was changed after it was finished; it is written again", path)
+        return whole
 
     def _refuse_or_replace(self, owners: set[Any]) -> None:
         """The directory holds something else: an error, unless the user wants it replaced."""
@@ -307,7 +329,7 @@ class DirectoryLock:
         """Take the lock, or raise `ResultsError` at once where another has it."""
         path = self.directory / LOCK
         while True:
-            file = open(path, "a+b", buffering=0)  # noqa: SIM115 - it stays open as long as the lock is held
+            file = os.fdopen(open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+b", buffering=0)
             try:
                 if not _try_lock(file):
                     raise self._taken(file)
@@ -379,8 +401,9 @@ def read_samples(path: str | Path) -> tuple[list[dict[str, Any]], int]:
 def read_manifest(directory: str | Path) -> dict[str, Any] | None:
     """What ``manifest.json`` of a run directory says; None where there is none or it is damaged."""
     try:
-        manifest = json.loads((Path(directory) / MANIFEST).read_bytes())
-    except (FileNotFoundError, ValueError):
+        with open_to_read(Path(directory) / MANIFEST) as file:
+            manifest = json.loads(file.read())
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     return manifest if isinstance(manifest, dict) else None
 
@@ -439,7 +462,7 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 def _scan(path: Path) -> Iterator[tuple[int, bytes]]:
     """Each line of a file with its offset, the last one perhaps without a newline; nothing where there is no file."""
-    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+    with contextlib.suppress(FileNotFoundError), open_to_read(path) as file:
         offset = 0
         for line in file:
             yield offset, line
@@ -467,9 +490,16 @@ def _key(sample: Mapping[str, Any]) -> Key:
     return sample["prompt_index"], sample["sample_index"]
 
 
+def _counts(data: bytes) -> list[str | None]:
+    """The number of samples that each row of a ``summary.csv`` is of."""
+    with contextlib.suppress(csv.Error, ValueError):
+        return [row.get("num_samples") for row in csv_rows(io.StringIO(data.decode(), newline=""))]
+    return []
+
+
 def _append(path: Path, data: bytes) -> int:
     """Append whole lines and fsync; the offset at which they start. Where that fails, no torn line is left behind."""
-    with open(path, "ab", buffering=0) as file:
+    with os.fdopen(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab", buffering=0) as file:
         start = file.tell()
         try:
             _write_all(file, data)
@@ -514,7 +544,7 @@ def _sync_directory(directory: Path) -> None:
     try:
         os.fsync(fd)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+        if error.errno not in _NOT_HERE:
             raise
     finally:
         os.close(fd)
@@ -531,11 +561,20 @@ def _try_lock(file: BinaryIO) -> bool:
     except (BlockingIOError, PermissionError):
         return False
     except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+        if error.errno not in _NOT_HERE:
             raise
-        log.warning("%s: this file system has no locks; keep two processes from writing here yourself", file.name)
+        _say_no_locks(os.fstat(file.fileno()).st_dev)
     return True
 
+
+@cache
+def _say_no_locks(_device: int) -> None:
+    """Once for a file system, not for each of a thousand points."""
+    log.warning("this file system has no locks; keep two processes from writing the same results yourself")
+
+
+_NOT_HERE = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.EBADF, errno.EIO, 524}
+"""What file systems answer that know no locks, or cannot sync a directory; 524 is NFS's own ENOTSUPP."""
 
 _MENDS = {
     errno.ENOSPC: "free some space and give the same command again: finished samples are kept",
@@ -548,6 +587,8 @@ _MENDS = {
     errno.EEXIST: "a file is in the way: move it, or choose another directory",
     errno.ENOTDIR: "a file is in the way: move it, or choose another directory",
     errno.ENOENT: "give one that exists",
+    errno.ELOOP: "a symbolic link is in the way: remove it, or choose another directory",
+    errno.ENAMETOOLONG: "choose a shorter name",
 }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,60 @@ def test_a_cache_directory_that_cannot_be_written_is_no_error(tmp_path: Path, mo
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert works()
+
+
+def poisoned(directory: Path) -> Path:
+    """The file that the kernel would be taken from, with another kernel's code and a hash that fits."""
+    kernels._machine_code("store", "float32")
+    (file,) = directory.iterdir()
+    code = b"somebody else's code"
+    file.write_bytes(hashlib.sha256(code).digest() + code)
+    return file
+
+
+def test_code_that_others_could_have_put_in_the_cache_is_not_run(empty_cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = poisoned(empty_cache)
+    empty_cache.chmod(0o777)
+    assert works()
+    assert b"somebody" not in file.read_bytes()
+    assert empty_cache.stat().st_mode & 0o777 == 0o700
+    assert not caplog.records, "the directory is the user's own from now on"
+
+
+def test_the_cache_is_its_users_alone_whatever_the_umask(empty_cache: Path) -> None:
+    before = os.umask(0)
+    try:
+        kernels._machine_code("store", "float32")
+    finally:
+        os.umask(before)
+    assert empty_cache.stat().st_mode & 0o777 == 0o700
+    assert [path.stat().st_mode & 0o777 for path in empty_cache.iterdir()] == [0o600]
+
+
+@pytest.mark.parametrize("whose", ["another user's", "a link", "a link to the file"])
+def test_a_cache_that_is_not_the_users_own_is_done_without_and_that_is_said_once(
+    whose: str, empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = poisoned(empty_cache)
+    content = file.read_bytes()
+    kernels._say_not_kept.cache_clear()
+    if whose == "another user's":
+        user = os.geteuid()
+        monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+    elif whose == "a link":
+        empty_cache.rename(tmp_path / "theirs")
+        empty_cache.symlink_to(tmp_path / "theirs")
+    else:
+        file.rename(tmp_path / "theirs")
+        file.symlink_to(tmp_path / "theirs")
+    assert works()
+    assert works("attend")
+    if whose == "a link to the file":
+        assert not file.is_symlink(), "replaced by the user's own"
+        assert (tmp_path / "theirs").read_bytes() == content
+    else:
+        assert file.read_bytes() == content
+        assert caplog.text.count("its directory is not yours alone") == 1
 
 
 def test_a_user_without_a_home_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import random
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from hypothesis import strategies as st
 from gptsweep import results
 from gptsweep.csv_files import csv_bytes, csv_rows
 from gptsweep.errors import ResultsError
+from gptsweep.files import LogFile
 from gptsweep.records import Sample, Sampling
 from gptsweep.results import (
     MANIFEST,
@@ -180,11 +182,15 @@ def test_hydras_files_in_the_directory_are_left_alone(tmp_path):
 
 def test_a_complete_point_is_not_touched(tmp_path):
     run(tmp_path, make_samples(2, 2))
-    before = {name: os.stat(tmp_path / name) for name in RESULT_FILES}
+
+    def touched() -> dict[str, tuple[int, int]]:
+        return {name: (found.st_ino, found.st_mtime_ns) for name in RESULT_FILES if (found := os.stat(tmp_path / name))}
+
+    before = touched()
     with PointWriter(tmp_path, POINT) as writer:
         assert writer.complete
         assert writer.done == {(0, 0), (0, 1), (1, 0), (1, 1)}
-    assert {name: os.stat(tmp_path / name) for name in RESULT_FILES} == before
+    assert touched() == before
 
 
 def test_raising_num_samples_makes_only_the_further_ones_and_keeps_the_earlier_lines(tmp_path):
@@ -283,14 +289,68 @@ def test_a_lock_that_is_given_back_while_another_waits_for_it_is_not_held_twice(
     assert names(tmp_path) == []
 
 
-def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, caplog):
-    def no_locks(*_: object) -> None:
-        raise OSError(errno.ENOSYS, "Function not implemented")
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, 524, errno.EINVAL, errno.EBADF, errno.EIO])
+def test_a_file_system_without_locks_or_synced_directories_is_used_and_that_is_said_once(tmp_path, monkeypatch, caplog, number):
+    fsync = os.fsync
 
-    monkeypatch.setattr(results.fcntl, "flock", no_locks)
-    run(tmp_path, make_samples(1, 2))
-    assert_complete(tmp_path, make_samples(1, 2))
-    assert "this file system has no locks" in caplog.text
+    def refused(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(results.fcntl, "flock", refused)
+    monkeypatch.setattr(results.os, "fsync", lambda fd: refused() if stat.S_ISDIR(os.fstat(fd).st_mode) else fsync(fd))
+    results._say_no_locks.cache_clear()
+    for name in ("a", "b"):
+        run(tmp_path / name, make_samples(1, 2))
+        assert_complete(tmp_path / name, make_samples(1, 2))
+    assert caplog.text.count("this file system has no locks") == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_directory_that_cannot_be_synced_for_another_reason_is_an_error(tmp_path, monkeypatch, number):
+    fsync = os.fsync
+
+    def failing(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(fd)
+
+    monkeypatch.setattr(results.os, "fsync", failing)
+    with pytest.raises(ResultsError, match=os.strerror(number).lower()):
+        run(tmp_path, make_samples(1, 2))
+
+
+@pytest.mark.parametrize("name", [".lock", PARTIAL])
+def test_a_link_that_somebody_put_in_the_directory_leads_nowhere(tmp_path, name):
+    """In a directory that others write to, too, it might lead to any file of the user's."""
+    precious, directory = tmp_path / "precious", tmp_path / "run"
+    precious.write_text("mine")
+    directory.mkdir()
+    (directory / name).symlink_to(precious)
+    with pytest.raises(ResultsError, match="a symbolic link is in the way: remove it"):
+        run(directory, make_samples(1, 2))
+    assert precious.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", [".lock", PARTIAL, SAMPLES, MANIFEST, SUMMARY])
+def test_a_pipe_in_place_of_a_file_holds_nobody_up(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with contextlib.suppress(ResultsError):
+        run(tmp_path, make_samples(1, 2))
+        assert_complete(tmp_path, make_samples(1, 2))
+    with contextlib.suppress(ResultsError):
+        read_samples(tmp_path)
+
+
+def test_a_log_is_not_written_through_a_link(tmp_path, capsys):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "run.log").symlink_to(tmp_path / "precious")
+    for name in ("run.log", "other.log"):
+        handler = LogFile(tmp_path / name)
+        handler.emit(logging.makeLogRecord({"msg": "told"}))
+        handler.close()
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert (tmp_path / "other.log").read_text() == "told\n"
+    assert capsys.readouterr().err.count("run.log: it is a symbolic link") == 1
 
 
 # Killed, torn, damaged
@@ -562,6 +622,24 @@ def test_a_finished_file_that_was_deleted_is_made_again(tmp_path, name):
     (tmp_path / name).unlink()
     made = run(tmp_path, make_samples(1, 4))
     assert len(made) == (4 if name == SAMPLES else 0)
+    assert_complete(tmp_path, make_samples(1, 4))
+
+
+@pytest.mark.parametrize("keeps_hash", [True, False], ids=["", "written by 0.1"])
+@pytest.mark.parametrize(
+    "damage", [b"", b"x", b"temperature,num_samples\n0.8,3\n", b'temperature,num_samples\n"0.8,4', b"\xff\x00"]
+)
+def test_a_damaged_summary_is_written_again(tmp_path, caplog, damage, keeps_hash):
+    run(tmp_path, make_samples(1, 4))
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    if not keeps_hash:
+        del manifest["summary_sha256"]
+        (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+        with PointWriter(tmp_path, POINT) as writer:
+            assert writer.complete
+    (tmp_path / SUMMARY).write_bytes(damage)
+    assert run(tmp_path, make_samples(1, 4)) == []
+    assert "summary.csv was changed after it was finished; it is written again" in caplog.text
     assert_complete(tmp_path, make_samples(1, 4))
 
 
