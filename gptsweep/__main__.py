@@ -55,8 +55,8 @@ Examples:
   python -m gptsweep model=gpt2 start="Once upon a time" sampling.temperature=0.9
   python -m gptsweep model=resume model.out_dir=out-shakespeare-char start=FILE:prompt.txt
   python -m gptsweep experiment=batch          many prompts from a file
-  python -m gptsweep -m name=night sampling.top_k=50,200,null seed=1,2,3
-  python -m gptsweep -m name=night sampling.top_k=50,200,null seed=1,2,3,4     only what is missing
+  python -m gptsweep -m name=night sampling.max_new_tokens=200 sampling.top_k=5,null seed=1,2
+  python -m gptsweep -m name=night sampling.max_new_tokens=200 sampling.top_k=5,null seed=1,2,3   the rest
 
 {groups}
 

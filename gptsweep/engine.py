@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -23,7 +26,7 @@ from .errors import ModelError
 from .graphs import DecodeSteps
 from .linear import Int8Linear, row_invariant
 from .model import GPT, GPTConfig
-from .records import Completion, FinishReason, Row
+from .records import Completion, FinishReason, Row, Sampling
 from .sampling import ROW, Edits, choose, edited, nanogpt_choice, nanogpt_stream, row_settings, summed
 
 try:
@@ -38,38 +41,59 @@ MOST_ROWS = 256
 _TOKENS_A_PASS = 2048
 _HELD_PROMPTS = 16
 _SHARE_OF_MEMORY = 0.4
+_WORTH_A_MEASUREMENT = 50
+"""Windows to read again from which on reading one beforehand, to say what they cost, is a small part of the run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """Bounds on the rows of a run, known before the first.
 
-    How many rows, the most tokens in a prompt and in a whole row, and the most new tokens of all rows together.
+    How many rows, the most tokens in a prompt and in a whole row, the most new tokens of all rows together, and for how many
+    of those the model reads a whole window again (`windows_read`).
     """
 
     rows: int
     prompt_tokens: int
     row_tokens: int
     new_tokens: int
+    windows: int = 0
 
     @classmethod
-    def of(cls, rows: Sequence[Row]) -> Workload:
+    def of(cls, rows: Sequence[Row], block_size: int) -> Workload:
         """The bounds of rows that are all there."""
         return cls(
             rows=len(rows),
             prompt_tokens=max((len(row.prompt_ids) for row in rows), default=1),
             row_tokens=max((len(row.prompt_ids) + row.sampling.max_new_tokens for row in rows), default=1),
             new_tokens=sum(row.sampling.max_new_tokens for row in rows),
+            windows=sum(
+                windows_read(row.sampling, len(row.prompt_ids), row.sampling.max_new_tokens, block_size) for row in rows
+            ),
         )
+
+
+def windows_read(sampling: Sampling, prompt_tokens: int, new_tokens: int, block_size: int) -> int:
+    """For how many of a row's first ``new_tokens`` the model reads a whole window again: with ``crop``, past the context."""
+    if sampling.overflow != "crop":
+        return 0
+    return max(0, new_tokens - 1 - max(0, block_size - prompt_tokens))
 
 
 @dataclass(slots=True)
 class Progress:
-    """What the engine has done: rows now in flight, tokens chosen so far, and at the end if no row stops early from here on."""
+    """What the engine has done: rows now in flight, tokens chosen so far, and at the end if no row stops early from here on.
+
+    ``windows`` counts those of the tokens for which a whole window was read again. ``window_seconds`` is what reading one
+    takes, as measured beforehand; None: there are too few of them, or nobody watches.
+    """
 
     rows_in_flight: int = 0
     tokens: int = 0
     tokens_total: int = 0
+    windows: int = 0
+    windows_total: int = 0
+    window_seconds: float | None = None
 
 
 OnStep = Callable[[Progress], None]
@@ -158,6 +182,7 @@ class Engine:
         self.use_kernels = use_kernels and kernels is not None and self.device.type == "cpu"
         self.use_graphs = self.device.type == "cuda"
         self.promise = self.use_kernels and row_invariant(model)
+        self._measured_window: float | None = None
 
     def run(self, rows: Iterable[Row], workload: Workload | None = None, on_step: OnStep | None = None) -> Iterator[Completion]:
         """Generate a completion for every row, and yield each as it finishes.
@@ -175,10 +200,12 @@ class Engine:
         """
         if workload is None:
             rows = list(rows)
-            workload = Workload.of(rows)
+            workload = Workload.of(rows, self.model.config.block_size)
         waiting = _Waiting(rows, self.model.config)
         max_rows = min(self.max_rows or self._planned_rows(workload), max(1, workload.rows))
-        progress = Progress(tokens_total=workload.new_tokens)
+        progress = Progress(tokens_total=workload.new_tokens, windows_total=workload.windows)
+        if on_step is not None and workload.windows >= _WORTH_A_MEASUREMENT:
+            progress.window_seconds = self._window_seconds(workload)
         while waiting:
             flight = None
             try:
@@ -202,6 +229,27 @@ class Engine:
         positions = PAGE * pages_for(min(config.block_size, workload.row_tokens))
         row_bytes = positions * 2 * config.n_layer * config.n_embd * self.cache_dtype.itemsize + 4 * config.vocab_size
         return max(1, min(MOST_ROWS, int(_SHARE_OF_MEMORY * available_memory(self.device) / row_bytes)))
+
+    def _window_seconds(self, workload: Workload) -> float:
+        """How long reading a whole window takes. The first time that it is asked for, the log says what that comes to."""
+        if self._measured_window is not None:
+            return self._measured_window
+        window = tuple(i % self.vocab_size for i in range(self.model.config.block_size))
+        row = Row(prompt_ids=window, sampling=Sampling(max_new_tokens=1, temperature=0.0), noise_key=0)
+        seconds = math.inf
+        for _ in range(2):  # the first reading of a length may prepare for it
+            begin = time.perf_counter()
+            list(self.run([row]))
+            seconds = min(seconds, time.perf_counter() - begin)
+            if seconds > 1:
+                break
+        log.info(
+            "%s tokens come after the context of %s: sampling.overflow=crop reads the whole window again for each, about %s"
+            " in all; sampling.overflow=rebase is fast, and stop ends a sample there",
+            f"{workload.windows:,}", f"{len(window):,}", timedelta(seconds=math.ceil(seconds * workload.windows)),
+        )  # fmt: skip
+        self._measured_window = seconds
+        return seconds
 
     @property
     def cache_dtype(self) -> torch.dtype:
@@ -263,6 +311,7 @@ class _Flight:
         """Put the rows in flight back to wait, from their beginning."""
         for running in reversed(self.running.values()):
             self.progress.tokens -= len(running.token_ids)
+            self.progress.windows -= self._windows_read(running, len(running.token_ids))
             running.lane.rows.appendleft(running.row)
             if running.lane.generator is not None and running.stream_state is not None:
                 running.lane.generator.set_state(running.stream_state)
@@ -341,6 +390,8 @@ class _Flight:
             sequence.length += len(read)
             if sequence.length == len(read) > 1 and not sequence.members[0].token_ids:
                 self._hold(tuple(read), sequence)
+            elif len(read) == self.block_size:
+                self.progress.windows += len(sequence.members)
         return self.model.logits(torch.cat(wanted))
 
     def _read(self, ids: list[int], reading: Reading) -> Tensor:
@@ -430,11 +481,16 @@ class _Flight:
         return finished
 
     def _retire(self, running: _Running) -> None:
-        self.progress.tokens_total -= running.row.sampling.max_new_tokens - len(running.token_ids)
+        wanted, got = running.row.sampling.max_new_tokens, len(running.token_ids)
+        self.progress.tokens_total -= wanted - got
+        self.progress.windows_total -= self._windows_read(running, wanted) - self._windows_read(running, got)
         del self.running[running.slot]
         self.free_slots.append(running.slot)
         if running.lane.rows:
             self.waiting.put_back(running.lane)
+
+    def _windows_read(self, running: _Running, new_tokens: int) -> int:
+        return windows_read(running.row.sampling, len(running.row.prompt_ids), new_tokens, self.block_size)
 
     def _part(self, sequence: _Sequence, parting: dict[tuple[int, str], list[_Running]]) -> list[_Sequence]:
         """The sequences on which the rows of ``sequence`` go on, each with the token that its rows chose pending."""

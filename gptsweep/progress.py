@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
 from typing import IO, Any
@@ -125,6 +125,16 @@ class Progress:
             self._log_at = now + min(max(LOG_SECONDS, (now - meter.started) / 10), LONGEST_LOG_SECONDS)
             log.info("%s", meter.line(now))
 
+    def expect_windows(self, done: int, total: int, seconds: float | None) -> None:
+        """Take note of tokens for each of which the model reads a whole window again, before `update` counts them as tokens.
+
+        Args:
+            done: of the tokens so far.
+            total: of the tokens expected at the end.
+            seconds: what one takes, as far as is known beforehand.
+        """
+        self._meter.expect_windows(done, total, seconds)
+
     def show_sample(self, text: str) -> None:
         """Print a finished sample above the bar as ``sample.py`` does; nothing when quiet or where there is no terminal."""
         if self._console is not None and not self.quiet:
@@ -152,8 +162,31 @@ class Progress:
 
 
 @dataclass(slots=True)
+class _Average:
+    """An exponential moving average over time that is unbiased from its first value on."""
+
+    _sum: float = 0.0
+    _weight: float = 0.0
+
+    def add(self, value: float, seconds: float) -> None:
+        """Take in what was ``value`` for so many seconds."""
+        keep = math.exp(-seconds / SPEED_SECONDS)
+        self._sum = keep * self._sum + (1 - keep) * value
+        self._weight = keep * self._weight + (1 - keep)
+
+    @property
+    def value(self) -> float | None:
+        """None while nothing was added."""
+        return self._sum / self._weight if self._weight else None
+
+
+@dataclass(slots=True)
 class Meter:
-    """The counts so far, and what follows from them: speed, fraction, time left."""
+    """The counts so far, and what follows from them: speed, fraction, time left.
+
+    A token for which a whole window is read again (``windows`` count them) takes ten to a hundred times as long as another,
+    so the two kinds have seconds of their own.
+    """
 
     started: float
     rows_done: int = 0
@@ -163,42 +196,78 @@ class Meter:
     tokens_total: int = 0
     points_done: int = 0
     points_total: int = 0
+    windows: int = 0
+    windows_total: int = 0
     _since: float | None = None
-    _measured: tuple[float, int] = (0.0, 0)
-    _average: float = 0.0
-    _weight: float = 0.0
+    _measured: tuple[float, int, int] = (0.0, 0, 0)
+    _speed: _Average = field(default_factory=_Average)
+    _token_seconds: _Average = field(default_factory=_Average)
+    _window_seconds: _Average = field(default_factory=_Average)
+
+    def expect_windows(self, done: int, total: int, seconds: float | None) -> None:
+        """As `Progress.expect_windows`."""
+        self.windows, self.windows_total = done, total
+        if seconds is not None and self._window_seconds.value is None:
+            self._window_seconds.add(seconds, seconds)
 
     def measure(self, now: float) -> None:
-        """Take ``tokens`` into the speed, an exponential moving average over time that is unbiased from its first value on.
+        """Take ``tokens`` into the speed, and what they took into the seconds of their kind.
 
         The first call only starts the clock, so that loading a model does not count.
         """
         if self._since is None:
             self._since = now
-            self._measured = now, self.tokens
-        then, before = self._measured
-        if self.tokens == before or now - then < SPEED_INTERVAL:
+            self._measured = now, self.tokens, self.windows
+        then, tokens_before, windows_before = self._measured
+        tokens, windows, seconds = self.tokens - tokens_before, self.windows - windows_before, now - then
+        if tokens == 0 or seconds < SPEED_INTERVAL:
             return
-        keep = math.exp((then - now) / SPEED_SECONDS)
-        self._average = keep * self._average + (1 - keep) * (self.tokens - before) / (now - then)
-        self._weight = keep * self._weight + (1 - keep)
-        self._measured = now, self.tokens
+        self._speed.add(tokens / seconds, seconds)
+        others = max(tokens - windows, 0)
+        for_windows = seconds * self._part_of_windows(others, windows, seconds)
+        if others:
+            self._token_seconds.add((seconds - for_windows) / others, seconds - for_windows)
+        if windows > 0:
+            self._window_seconds.add(for_windows / windows, for_windows)
+        self._measured = now, self.tokens, self.windows
+
+    def _part_of_windows(self, others: int, windows: int, seconds: float) -> float:
+        """The part of ``seconds`` that reading windows took, as far as is known what either kind of token takes."""
+        if windows <= 0 or others == 0:
+            return float(windows > 0)
+        token, window = self._token_seconds.value, self._window_seconds.value
+        if token is not None and window is not None:
+            return windows * window / (windows * window + others * token)
+        if token is not None:
+            return max(1 - others * token / seconds, 0.0)
+        return min(windows * window / seconds, 1.0) if window is not None else windows / (windows + others)
 
     @property
     def speed(self) -> float | None:
         """Tokens a second; None until it was measured."""
-        return self._average / self._weight if self._weight else None
+        return self._speed.value
 
     @property
     def fraction(self) -> float:
-        """How much is done, 0 to 1."""
-        done, total = (self.tokens, self.tokens_total) if self.tokens_total else (self.rows_done, self.rows_total)
-        return min(done / total, 1.0) if total else 0.0
+        """How much of the time is gone, 0 to 1, as far as is known what takes how long."""
+        if not self.tokens_total:
+            return min(self.rows_done / self.rows_total, 1.0) if self.rows_total else 0.0
+        done = self._seconds_of(self.tokens - self.windows, self.windows)
+        total = self._seconds_of(self.tokens_total - self.windows_total, self.windows_total)
+        return min(done / total, 1.0) if done is not None and total else min(self.tokens / self.tokens_total, 1.0)
+
+    def _seconds_of(self, others: int, windows: int) -> float | None:
+        token = self._token_seconds.value
+        window = token if self._window_seconds.value is None else self._window_seconds.value
+        if (token is None and others > 0) or (window is None and windows > 0):
+            return None
+        return max(others, 0) * (token or 0.0) + max(windows, 0) * (window or 0.0)
 
     def seconds_left(self, now: float) -> float | None:
         """Time to the end at this speed; None where it cannot be told yet."""
         if self.tokens_total:
-            return max(self.tokens_total - self.tokens, 0) / self.speed if self.speed else None
+            windows = self.windows_total - self.windows
+            return self._seconds_of(self.tokens_total - self.tokens - windows, windows)
         if self.rows_done and self.rows_total:
             return self._decoding(now) / self.rows_done * max(self.rows_total - self.rows_done, 0)
         return None

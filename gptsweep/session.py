@@ -31,7 +31,7 @@ from omegaconf import DictConfig
 from . import engine as engine_module
 from .checkpoint import load_weights, open_checkpoint
 from .config import point_from_config
-from .engine import Engine, OnStep, Workload, out_of_memory
+from .engine import Engine, OnStep, Workload, out_of_memory, windows_read
 from .errors import ConfigError, DeviceError, GptsweepError, Interrupted, PromptError, ResultsError
 from .linear import Int8Linear, can_pack, pack
 from .metrics import text_metrics
@@ -359,6 +359,7 @@ def generate(
         prompt_tokens=max((len(ids) for task in tasks for ids in task.prompt_ids), default=1),
         row_tokens=max((len(ids) + t.point.sampling.max_new_tokens for t in tasks for ids in t.prompt_ids), default=1),
         new_tokens=sum(recipients[0][0].point.sampling.max_new_tokens for recipients in deliveries.values()),
+        windows=sum(_windows_read(lm, *recipients[0]) for recipients in deliveries.values()),
     )
 
     def rows() -> Iterator[Row]:
@@ -374,6 +375,11 @@ def generate(
         _, outcome = outcomes.pop(id(completion.row))
         for task, key in deliveries.pop(outcome):
             yield task, task.sample(lm, key, completion)
+
+
+def _windows_read(lm: LM, task: Task, key: tuple[int, int]) -> int:
+    sampling = task.point.sampling
+    return windows_read(sampling, len(task.prompt_ids[key[0]]), sampling.max_new_tokens, lm.model.config.block_size)
 
 
 def _starting_order(tasks: Sequence[Task], wanted: Mapping[Task, Sequence[tuple[int, int]]] | None) -> Iterator[Wanted]:
@@ -471,6 +477,7 @@ class _Done:
     rows: int = 0
     rows_total: int = 0
     tokens: int = 0
+    windows: int = 0
 
 
 class _Batch:
@@ -484,7 +491,7 @@ class _Batch:
         self.broken: dict[Task, Exception] = {}
         self.writers: OrderedDict[Task, PointWriter] = OrderedDict()
         self.started = time.perf_counter()
-        self.tokens_before = done.tokens
+        self.tokens_before, self.windows_before = done.tokens, done.windows
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
         """Settle every job."""
@@ -530,7 +537,7 @@ class _Batch:
 
     def _decode(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
         """Make what is missing of these tasks, and settle each when it is whole."""
-        self.started, self.tokens_before = time.perf_counter(), self.done.tokens
+        self.started, self.tokens_before, self.windows_before = time.perf_counter(), self.done.tokens, self.done.windows
         wanted = {task: sorted(self.missing[task]) for task in tasks}
         for task, sample in generate(self.lm, tasks, wanted, self._on_step):
             yield from self._failures()
@@ -561,6 +568,9 @@ class _Batch:
     def _on_step(self, engine: engine_module.Progress) -> None:
         self._flush()
         self.done.tokens = self.tokens_before + engine.tokens
+        self.done.windows = self.windows_before + engine.windows
+        windows_total = self.windows_before + engine.windows_total
+        self.progress.expect_windows(self.done.windows, windows_total, engine.window_seconds)
         self._show(engine.rows_in_flight, self.tokens_before + engine.tokens_total if self.done.groups == 1 else None)
         self.interruption.check()
 

@@ -278,6 +278,42 @@ def test_a_window_that_crops_is_read_again_and_one_that_rebases_by_half(passes: 
     assert passes == [24, 12, 1, 1]
 
 
+@settings(max_examples=15)
+@given(st.lists(rows_of_all_kinds(), min_size=1, max_size=12), st.sampled_from([1, 5]))
+def test_the_windows_to_read_again_are_known_beforehand_and_add_up(rows: list[Row], max_rows: int) -> None:
+    seen: list[tuple[int, int]] = []
+    completions = list(
+        engine_of(max_rows=max_rows).run(rows, on_step=lambda progress: seen.append((progress.windows, progress.windows_total)))
+    )
+    read = sum(
+        one.row.sampling.overflow == "crop" and len(one.row.prompt_ids) + n > CONFIG.block_size
+        for one in completions
+        for n in range(1, len(one.token_ids))
+    )
+    assert seen[-1] == (read, read)
+    expected = Workload.of(rows, CONFIG.block_size).windows
+    assert all(read <= total <= expected for _, total in seen), "rows that stop early only take from it"
+    if not any(one.finish_reason in ("eot", "stop") for one in completions):
+        assert read == expected
+
+
+def test_the_log_says_once_what_crossing_the_context_will_cost(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    rows = [row(sample_index=i, max_new_tokens=60) for i in range(3)]
+    engine, seconds = engine_of(), []
+    quiet = run(engine, rows)
+    assert not caplog.messages, "nobody watches"
+    for _ in range(2):
+        watched = list(engine.run(rows, on_step=lambda progress: seconds.append(progress.window_seconds)))
+    assert {one.row.sample_index: one for one in watched} == {one.row.sample_index: one for one in quiet}
+    (message,) = caplog.messages
+    assert message.startswith("114 tokens come after the context of 24: sampling.overflow=crop reads the whole window again ")
+    assert message.endswith(" in all; sampling.overflow=rebase is fast, and stop ends a sample there")
+    assert all(seconds)
+    list(engine.run([row(overflow="rebase", max_new_tokens=99)], on_step=lambda _: None))
+    assert len(caplog.messages) == 1
+
+
 # -- bookkeeping -------------------------------------------------------------------------------------------------------------
 
 

@@ -94,6 +94,45 @@ def test_the_bar_moves_and_the_time_left_is_told_before_any_row_is_finished():
     assert meter.line(10.0) == "0/10 rows, 10 in flight, 100 tokens/s, 0:00:40 left"
 
 
+@pytest.mark.parametrize("rows", [10, 180])
+@pytest.mark.parametrize("prompt", [1, 200, 256], ids=lambda tokens: f"prompt of {tokens}")
+def test_the_time_left_is_right_from_before_the_context_is_crossed_to_the_end(rows: int, prompt: int):
+    """The embedded model's 500 tokens of a row, 256 of them in the context: a window takes as long as a hundred tokens."""
+    token, window, steps, context = 1.5e-4, 1.5e-2, 500, 256
+    inside = min(context - prompt + 1, steps)
+    durations = [rows * (token if step < inside else window) for step in range(steps)]
+    meter = Meter(started=0.0, rows_total=rows, rows_in_flight=rows, tokens_total=rows * steps)
+    meter.expect_windows(0, rows * (steps - inside), window * 1.2)  # as measured on one window, alone
+    now, total, before = 0.0, sum(durations), None
+    meter.measure(now)
+    for step, seconds in enumerate(durations, 1):
+        now += seconds
+        meter.expect_windows(rows * max(step - inside, 0), rows * (steps - inside), window * 1.2)
+        meter.tokens = rows * step
+        meter.measure(now)
+        left = meter.seconds_left(now)
+        if left is None:
+            assert now < 0.5
+            continue
+        assert left == pytest.approx(total - now, rel=0.25, abs=1)
+        assert now < 0.5 or meter.fraction == pytest.approx(now / total, abs=0.05)
+        assert before is None or abs(before - left) < seconds + 0.2 * total, "it does not jump"
+        before = left
+
+
+def test_windows_that_nobody_measured_beforehand_are_learnt_on_the_way():
+    meter = Meter(started=0.0, rows_total=2, tokens_total=200)
+    meter.measure(0.0)
+    meter.expect_windows(0, 20, None)
+    meter.tokens = 100
+    meter.measure(1.0)
+    assert meter.seconds_left(1.0) == pytest.approx(1)
+    meter.expect_windows(10, 20, None)
+    meter.tokens = 190
+    meter.measure(6.0)
+    assert meter.seconds_left(6.0) == pytest.approx(4.2, rel=0.01)
+
+
 def test_rows_tell_the_time_left_where_the_tokens_to_come_are_not_known():
     meter = Meter(started=0.0, rows_total=10, rows_done=4, points_done=1, points_total=5)
     assert meter.fraction == 0.4

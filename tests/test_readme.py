@@ -9,10 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from model_files import TINY, random_gpt, save_hf, save_meta, save_nanogpt
 
 import gptsweep.__main__
 import gptsweep.review
+from gptsweep.config import CONF_DIR, choices, point_from_config, register
+from gptsweep.engine import windows_read
+from gptsweep.prompts import read_prompts
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
@@ -65,6 +71,30 @@ def test_a_command_of_the_readme_runs(command: str, here: Path, monkeypatch: pyt
         assert module == "gptsweep.review"
         monkeypatch.setattr(sys, "argv", ["gptsweep.review", *arguments])
         assert gptsweep.review.main() in (0, None)
+
+
+def examples() -> list[str]:
+    """The commands that the README and ``--help`` show, and one for each experiment."""
+    shown = [*commands(), *re.findall(r"^  (python -m gptsweep .*)", gptsweep.__main__.HELP, re.MULTILINE)]
+    typed = [line for line in shown if "-m gptsweep" in line and "[key" not in line and "<" not in line]
+    return [*typed, *(f"python -m gptsweep experiment={name}" for name in choices("experiment"))]
+
+
+@pytest.mark.parametrize("command", [command for command in examples() if "review" not in command])
+def test_an_example_on_the_embedded_model_takes_seconds(command: str, here: Path) -> None:
+    """A sweep that crosses the context reads as much as twenty runs of the defaults: minutes, where the rest takes seconds."""
+    register()
+    arguments = shlex.split(command.partition("-m gptsweep")[2].partition("   ")[0])
+    overrides = OverridesParser.create().parse_overrides([argument for argument in arguments if argument != "-m"])
+    context, read = 256, 0
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
+        for line in BasicSweeper.split_arguments(overrides, None)[0]:
+            point = point_from_config(compose("config", line))
+            for prompt in read_prompts(point.start) if point.model.name == "shakespeare" else ():
+                new = point.sampling.max_new_tokens
+                windows = windows_read(point.sampling, len(prompt.text), new, context)
+                read += point.sampling.num_samples * (new + context * windows)
+    assert read <= 1_000_000
 
 
 @pytest.mark.parametrize("program", [text for language, text in BLOCKS if language == "python"])
