@@ -12,6 +12,7 @@ import contextlib
 import csv
 import errno
 import hashlib
+import io
 import json
 import logging
 import math
