@@ -1,4 +1,21 @@
-"""How sure is a difference: means with their errors over points, and paired bootstrap intervals between two points.
+"""How sure is a mean or a difference: errors over what is independent, and paired bootstrap intervals between two points.
+
+What is independent is a *cluster*: points of a sweep share their noise, so their samples of one (prompt, seed, sample_index)
+are one draw, and count as one however many points they come from. With ``noise=independent`` each sample is a draw of its own.
+A metric per point is a property of all samples of a point, so its clusters are seeds. A sample that several directories hold
+(the same point_id, prompt and sample_index) counts once.
+
+Every metric per sample is a ratio of two sums, R = sum(num) / sum(den): a mean has den = 1, a perplexity is
+exp(-sum(log-probability) / sum(tokens)). Its error is the linearised one of a ratio of cluster totals (Cochran 1977, Sampling
+Techniques, 6.3 and 9A.2; the same as the cluster-robust error of Liang and Zeger 1986, with the factor G / (G - 1) of Cameron
+and Miller 2015, A Practitioner's Guide to Cluster-Robust Inference):
+
+    u_c = sum over the samples of cluster c of (num - R * den)
+    se(R) = sqrt(G / (G - 1) * sum(u_c ** 2)) / sum(den),    G clusters
+
+and of exp(-R) it is exp(-R) * se(R), the delta method. Intervals of a difference resample whole clusters of pairs with
+replacement and take percentiles (Efron and Tibshirani 1993, An Introduction to the Bootstrap, 13.3; Field and Welsh 2007,
+Bootstrapping Clustered Data).
 
 Pure functions on the frames that `frames.read_sweep` makes; `frames.Sweep.group` and `.compare` are their doors.
 """
@@ -17,37 +34,71 @@ from .metrics import METRICS
 
 RESAMPLES = 2_000
 MIN_PAIRS = 6
-"""Below this many pairs no difference is told from chance: all of n differences having one sign by luck has p = 2 / 2^n."""
+"""Below this many independent pairs no difference is told from chance: all of n having one sign by luck has p = 2 / 2^n."""
 MAX_BLOCKS = 4_000
-
+TEXTUAL = ("seq_rep_4", "diversity", "ends_repeating")
+"""Metrics per sample that are computed from its text and tokens; the others stand in its line of ``samples.jsonl``."""
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 
-def pooled(name: str, points: pd.DataFrame, codes: Ints, groups: int) -> tuple[Floats, Floats, Ints]:
-    """Mean, standard error and n of a metric for each group of points; see `frames.Sweep.group`.
+def ratio(num: Floats, den: Floats, codes: Ints, groups: int, clusters: Ints) -> tuple[Floats, Floats, Ints]:
+    """sum(num) / sum(den) of each group, its standard error over clusters (NaN where there is one), and how many have it.
 
-    A mean over the samples of a group is put together from means, errors and numbers of its points: squared deviations within
-    the points and between them. A perplexity is put together as the mean log-probability of a token.
+    The formula is in the docstring of this module.
 
     Args:
-        points: rows of ``Sweep.summary``.
-        codes: the group of each row, below ``groups``.
+        num, den: [n]; a row whose ``den`` is 0 has no value.
+        codes: [n], the group of each row, below ``groups``.
+        clusters: [n], equal for rows that are not independent of each other.
     """
-    have = points[name].notna().to_numpy(bool)
-    points, codes = points[have], codes[have]
+    have = den > 0
+    num, den, codes, clusters = num[have], den[have], codes[have], clusters[have]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        total = np.bincount(codes, den, groups)
+        mean = np.bincount(codes, num, groups) / total
+        residuals = num - mean[codes] * den
+        _, cluster = np.unique(clusters, return_inverse=True)
+        places, place = np.unique(codes * (cluster.max(initial=0) + 1) + cluster, return_inverse=True)
+        group = places // (cluster.max(initial=0) + 1)
+        count = np.bincount(group, minlength=groups)
+        squares = np.bincount(group, np.bincount(place, residuals, len(places)) ** 2, groups)
+        error = np.sqrt(squares * count / np.where(count > 1, count - 1, np.nan)) / total
+    return mean, error, np.bincount(codes, minlength=groups).astype(np.int64)
+
+
+def exponential(name: str, mean: Floats, error: Floats) -> tuple[Floats, Floats]:
+    """Mean and error of a metric from those of its ratio: the mean log-probability of a token, where it is a perplexity."""
+    return (np.exp(-mean), np.exp(-mean) * error) if name.endswith("perplexity") else (mean, error)
+
+
+def per_point(name: str, points: pd.DataFrame, codes: Ints, groups: int) -> tuple[Floats, Floats, Ints]:
+    """Mean over points, standard error over seeds, and number of points of a metric per point, for each group."""
+    values = points[name].to_numpy(float)
+    return ratio(np.nan_to_num(values), (~np.isnan(values)).astype(float), codes, groups, seeds_of(points))
+
+
+def per_sample(name: str, samples: pd.DataFrame, codes: Ints, groups: int, clusters: Ints) -> tuple[Floats, Floats, Ints]:
+    """Mean, standard error over clusters and number of samples of a metric per sample, for each group."""
+    num, den = (samples[f"{name}/{part}"].to_numpy(float) for part in ("num", "den"))
+    mean, error, n = ratio(num, den, codes, groups, clusters)
+    return *exponential(name, mean, error), n
+
+
+def from_summaries(name: str, points: pd.DataFrame, codes: Ints, groups: int) -> tuple[Floats, Floats, Ints]:
+    """`per_sample` where every sample is a cluster of its own, from the means, errors and counts of the points alone.
+
+    Squared deviations within the points and between them make up those of all samples, so this is the same number, without
+    looking at a sample. A million of them need not be measured again to show a table.
+    """
+    points, codes = points[(have := points[name].notna().to_numpy(bool))], codes[have]
 
     def total(values: npt.ArrayLike) -> Floats:
         return np.asarray(np.bincount(codes, weights=np.asarray(values, dtype=float), minlength=groups), dtype=np.float64)
 
     values = points[name].to_numpy(float)
-    if METRICS[name].per == "point":
-        n = total(np.ones(len(values)))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            mean = total(values) / n
-            error = np.sqrt(total((values - mean[codes]) ** 2) / np.where(n > 1, n - 1, np.nan) / n)
-        return mean, error, n.astype(np.int64)
     samples = points["num_samples"].to_numpy(float)
     if name in metrics.STANDARD_ERROR:
         own = points[metrics.STANDARD_ERROR[name]].to_numpy(float) / np.sqrt(samples)
@@ -56,18 +107,47 @@ def pooled(name: str, points: pd.DataFrame, codes: Ints, groups: int) -> tuple[F
     logarithmic = name.endswith("perplexity")
     weights = points["completion_tokens"].to_numpy(float) if logarithmic else samples
     if logarithmic:
-        values, own = np.log(values), own / values
+        values, own = -np.log(values), own / values
     n = total(samples)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = total(weights * values) / total(weights)
         within = np.nan_to_num(own) ** 2 * (samples - 1) * weights**2 / samples
         between = (weights * (values - mean[codes])) ** 2 / samples
         error = np.sqrt(total(within + between) * n / np.where(n > 1, n - 1, np.nan)) / total(weights)
-    return (np.exp(mean), np.exp(mean) * error, n.astype(np.int64)) if logarithmic else (mean, error, n.astype(np.int64))
+    return *exponential(name, mean, error), n.astype(np.int64)
 
 
-def sample_values(samples: pd.DataFrame) -> pd.DataFrame:
-    """Every metric per sample as a numerator and a denominator, so that its mean is their ratio; empty ones weigh nothing."""
+def identities(points: pd.DataFrame) -> Ints:
+    """A number for each point, equal for copies of one (the same point_id)."""
+    ids = points["point_id"] if "point_id" in points else pd.Series(None, index=points.index, dtype=object)
+    own = [f"row {place}" if pd.isna(each) else str(each) for place, each in zip(points.index, ids, strict=True)]
+    return pd.factorize(np.asarray(own, dtype=object))[0].astype(np.int64)
+
+
+def noises(points: pd.DataFrame) -> Ints:
+    """The noise each point draws from: -1 for that which points of a sweep share, else a number of the point's own."""
+    independent = (points["noise"] == "independent").fillna(False) if "noise" in points else pd.Series(False, points.index)
+    return np.where(independent.to_numpy(bool), identities(points), np.int64(-1))
+
+
+def seeds_of(points: pd.DataFrame) -> Ints:
+    """The cluster of each point: points of one seed share their noise, unless it is their own."""
+    seeds = points["seed"] if "seed" in points else pd.Series(0, index=points.index)
+    return places_of(pd.DataFrame({"seed": seeds, "noise": noises(points)}))
+
+
+def places_of(table: pd.DataFrame) -> Ints:
+    """A number for each row, equal where all columns are, in the order of the columns."""
+    return np.asarray(table.groupby(list(table.columns), sort=True, dropna=False).ngroup(), dtype=np.int64)
+
+
+def shares(points: pd.DataFrame, codes: Ints) -> bool:
+    """Whether a group holds points that share their noise, or copies of one."""
+    return bool(pd.DataFrame({"group": codes, "cluster": seeds_of(points)}).duplicated().any())
+
+
+def text_values(samples: pd.DataFrame) -> Floats:
+    """[n, 3], the metrics ``TEXTUAL`` of each sample; NaN where it is too short for one."""
     rows = [
         (metrics.seq_rep(tokens), metrics.word_diversity(grams), float(metrics.ends_repeating(tokens)))
         for tokens, grams in (
@@ -80,7 +160,17 @@ def sample_values(samples: pd.DataFrame) -> pd.DataFrame:
             )
         )
     ]
-    values = pd.DataFrame(rows, columns=["seq_rep_4", "diversity", "ends_repeating"], index=samples.index, dtype=float)
+    return np.array(rows, dtype=float).reshape(len(rows), len(TEXTUAL))
+
+
+def sample_values(samples: pd.DataFrame, textual: Floats) -> pd.DataFrame:
+    """Every metric per sample as a numerator and a denominator, so that its mean is their ratio; empty ones weigh nothing.
+
+    Args:
+        samples: rows of ``Sweep.samples``.
+        textual: [n, 3], their `text_values`.
+    """
+    values = pd.DataFrame(textual, columns=list(TEXTUAL), index=samples.index)
     values["completion_tokens_mean"] = samples["completion_tokens"].astype(float)
     for name in metrics.STANDARD_ERROR:
         values[name] = samples[name]
@@ -94,58 +184,91 @@ def sample_values(samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def paired_samples(pairs: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """`Sweep.compare` for the metrics per sample."""
+    """`Sweep.compare` for the metrics per sample.
+
+    Args:
+        pairs: a row a pair: ``<metric>/num_a`` and so on, and ``cluster``, equal for pairs that are not independent.
+    """
     names = [name for name, metric in METRICS.items() if metric.per == "sample"]
     if pairs.empty:
         reason = "no sample with the same prompt, seed and sample_index on both sides"
-        return {name: verdict(math.nan, math.nan, None, 0, reason) for name in names}
+        return {name: verdict(math.nan, math.nan, None, 0, 0, reason) for name in names}
     sums = np.stack(
         [pairs[f"{name}/{part}_{side}"].to_numpy(float) for name in names for part in ("num", "den") for side in "ab"]
     )
     sums = sums.reshape(len(names), 2, 2, len(pairs))
     sums *= (sums[:, 1].min(axis=1) > 0)[:, None, None, :]
     counts = (sums[:, 1, 0] > 0).sum(axis=-1)
-    blocks = in_blocks(sums)
-    draws = np.random.default_rng(0).multinomial(blocks.shape[-1], np.full(blocks.shape[-1], 1 / blocks.shape[-1]), RESAMPLES)
-    drawn = blocks @ draws.T.astype(float)
+    clusters = summed(sums, pairs["cluster"].to_numpy(np.int64))
+    independent = (clusters[:, 1, 0] > 0).sum(axis=-1)
+    blocks = in_blocks(clusters)
+    drawn = blocks @ resampled(blocks.shape[-1]).T
     rows = {}
     for index, name in enumerate(names):
         with np.errstate(invalid="ignore", divide="ignore"):
             mean, again = (part[index, 0] / part[index, 1] for part in (sums.sum(axis=-1), drawn))
         if name.endswith("perplexity"):
             mean, again = np.exp(-mean), np.exp(-again)
-        rows[name] = verdict(mean[0], mean[1], again[1] - again[0], int(counts[index]), "needs a pair where both have it")
+        reason = "needs a pair where both have it"
+        rows[name] = verdict(mean[0], mean[1], again[1] - again[0], int(counts[index]), int(independent[index]), reason)
     return rows
 
 
-def in_blocks(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The last axis summed into at most ``MAX_BLOCKS`` blocks of pairs drawn at random: the bootstrap's cost stays bounded."""
-    n = sums.shape[-1]
-    if n <= MAX_BLOCKS:
-        return sums
-    order = np.random.default_rng(1).permutation(n)
-    starts = np.arange(MAX_BLOCKS) * n // MAX_BLOCKS
-    return np.add.reduceat(sums[..., order], starts, axis=-1)
-
-
 def paired_points(pairs: pd.DataFrame, name: str) -> dict[str, Any]:
-    """`Sweep.compare` for a metric per point."""
+    """`Sweep.compare` for a metric per point; ``cluster`` as in `paired_samples`."""
     pairs = pairs[pairs[f"{name}_a"].notna() & pairs[f"{name}_b"].notna()]
     a, b = pairs[f"{name}_a"].to_numpy(float), pairs[f"{name}_b"].to_numpy(float)
     if not len(a):
-        return verdict(math.nan, math.nan, None, 0, "no point with the same seed on both sides has it")
-    draws = np.random.default_rng(0).integers(0, len(a), (RESAMPLES, len(a)))
-    again = (b - a)[draws].mean(axis=1) if len(a) > 1 else None
-    return verdict(a.mean(), b.mean(), again, len(a), "needs more than one seed")
+        return verdict(math.nan, math.nan, None, 0, 0, "no point with the same seed on both sides has it")
+    sums = in_blocks(summed(np.stack([b - a, np.ones(len(a))]), pairs["cluster"].to_numpy(np.int64)))
+    independent = sums.shape[-1]
+    drawn = sums @ resampled(independent).T
+    again = drawn[0] / drawn[1] if independent > 1 else None
+    return verdict(a.mean(), b.mean(), again, len(a), independent, "needs more than one seed")
 
 
-def verdict(a: float, b: float, again: npt.NDArray[np.float64] | None, pairs: int, reason: str) -> dict[str, Any]:
+def summed(sums: Floats, clusters: Ints) -> Floats:
+    """The last axis summed over the rows of each cluster, clusters in the order of their numbers."""
+    order = np.argsort(clusters, kind="stable")
+    starts = np.flatnonzero(np.diff(clusters[order], prepend=-1))
+    return np.asarray(np.add.reduceat(sums[..., order], starts, axis=-1))
+
+
+def in_blocks(sums: Floats) -> Floats:
+    """The last axis summed into at most ``MAX_BLOCKS`` blocks: clusters are independent, so any blocks of them are, too.
+
+    The bootstrap's cost stays bounded. Cluster i is in block i modulo their number.
+    """
+    n = sums.shape[-1]
+    return sums if n <= MAX_BLOCKS else summed(sums, np.arange(n) % MAX_BLOCKS)
+
+
+def resampled(n: int) -> Floats:
+    """[RESAMPLES, n], how often each of ``n`` is drawn in each of the resamples, with replacement.
+
+    Draw k of all is ``mulberry32`` of k: 32 bits by a formula that the page knows, too, so that both say the same.
+    """
+    found = np.empty((RESAMPLES, n))
+    for first in range(0, RESAMPLES, 200):
+        rows = min(200, RESAMPLES - first)
+        state = np.arange(first * n + 1, (first + rows) * n + 1, dtype=np.uint64) * np.uint64(0x6D2B79F5) + np.uint64(1)
+        s = state.astype(np.uint32)
+        t = (s ^ (s >> np.uint32(15))) * (s | np.uint32(1))
+        t = (t + (t ^ (t >> np.uint32(7))) * (t | np.uint32(61))) ^ t
+        chosen = (t ^ (t >> np.uint32(14))).astype(np.uint64) * np.uint64(n) >> np.uint64(32)
+        places = chosen.astype(np.int64) + np.repeat(np.arange(rows) * n, n)
+        found[first : first + rows] = np.bincount(places, minlength=rows * n).reshape(rows, n)
+    return found
+
+
+def verdict(a: float, b: float, again: Floats | None, pairs: int, independent: int, reason: str) -> dict[str, Any]:
     """A row of `Sweep.compare`; ``again`` holds the resampled differences."""
     row: dict[str, Any] = {"a": float(a), "b": float(b), "difference": float(b - a), "low": math.nan, "high": math.nan}
     row |= {"pairs": pairs, "differs": False, "reason": ""}
     if again is None or not pairs:
         return row | {"reason": reason}
     row["low"], row["high"] = (float(edge) for edge in np.nanpercentile(again, (2.5, 97.5)))
-    if pairs < MIN_PAIRS:
-        return row | {"reason": f"{pairs} pairs are too few to tell a difference from chance; {MIN_PAIRS} can"}
+    if independent < MIN_PAIRS:
+        shared = "" if independent == pairs else f"{pairs} pairs share the noise of {independent}: "
+        return row | {"reason": f"{shared}{independent} pairs are too few to tell a difference from chance; {MIN_PAIRS} can"}
     return row | {"differs": bool(row["low"] > 0 or row["high"] < 0)}

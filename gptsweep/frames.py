@@ -10,6 +10,7 @@ import math
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,26 @@ class Sweep:
     problems: tuple[str, ...] = ()
     damaged_lines: int = 0
 
+    @cached_property
+    def _textual(self) -> tuple[compare.Floats, compare.Mask]:
+        """`compare.text_values` of the samples as far as they are known, and of which they are."""
+        return np.full((len(self.samples), len(compare.TEXTUAL)), np.nan), np.zeros(len(self.samples), dtype=bool)
+
+    def measured(self, points: pd.DataFrame) -> pd.DataFrame:
+        """`compare.sample_values` of the samples of these rows of ``summary``, and what tells which are independent.
+
+        ``copy_of`` is equal for samples of copies of one point, ``noise_of`` for samples that draw from the same noise.
+        """
+        chosen = self.samples["point"].isin(points.index).to_numpy(bool)
+        values, known = self._textual
+        new = chosen & ~known
+        values[new] = compare.text_values(self.samples[new])
+        known |= new
+        found = compare.sample_values(self.samples[chosen], values[chosen])
+        for name, numbers in (("copy_of", compare.identities(points)), ("noise_of", compare.noises(points))):
+            found[name] = found["point"].map(dict(zip(points.index, numbers, strict=True))).astype("int64")
+        return found
+
     @property
     def metrics(self) -> list[str]:
         """The metrics that ``summary`` has a value of, in the order they are shown."""
@@ -132,8 +153,9 @@ class Sweep:
         Returns:
             A row a group with the settings ``by``, ``points`` (labels), ``num_points``, ``num_samples``, and for every metric
             its mean, ``<metric>_se`` and ``<metric>_n``. A metric per sample is the mean over all samples of the group, n
-            counts samples; a metric per point is the mean over its points, n counts points, and one point alone has no
-            standard error.
+            counts samples; a metric per point is the mean over its points, n counts points. Samples and points that stand
+            in several directories count once. Errors are over what is independent, as `compare` (the module) says: samples of
+            different prompts, seeds or sample_index, and for a metric per point seeds; one seed alone has no error there.
         """
         keys = [key for key in self.swept if key != "seed"] if by is None else list(by)
         for key in keys:
@@ -146,10 +168,27 @@ class Sweep:
         _, first, counts = np.unique(codes, return_index=True, return_counts=True)
         points = np.split(table.index.to_numpy()[np.argsort(codes, kind="stable")], np.cumsum(counts)[:-1])
         columns: dict[str, Any] = {key: table[key].array.take(first) for key in keys}
-        columns |= {"points": [tuple(each.tolist()) for each in points], "num_points": counts}
-        columns["num_samples"] = np.bincount(codes, weights=table["num_samples"]).astype(int)
+        columns["points"] = [tuple(each.tolist()) for each in points]
+        # Of copies of a point the one with the most samples stands for all.
+        order = np.argsort(-table["num_samples"].to_numpy(), kind="stable")
+        copies = pd.DataFrame({"group": codes, "copy_of": compare.identities(table)}).iloc[order].duplicated().sort_index()
+        alone, own = table[~copies.to_numpy()], codes[~copies.to_numpy()]
+        columns["num_points"] = np.bincount(own, minlength=len(counts))
+        names = {per: [name for name in self.metrics if METRICS[name].per == per] for per in ("sample", "point")}
+        found = {name: compare.per_point(name, alone, own, len(counts)) for name in names["point"]}
+        if compare.shares(table, codes):
+            samples = self.measured(table)
+            samples["group"] = samples["point"].map(dict(zip(table.index, codes, strict=True)))
+            samples = samples[~samples.duplicated(["group", "copy_of", "prompt_index", "seed", "sample_index"])]
+            at = samples["group"].to_numpy(np.int64)
+            clusters = compare.places_of(samples[[*PLACE, "noise_of"]])
+            columns["num_samples"] = np.bincount(at, minlength=len(counts))
+            found |= {name: compare.per_sample(name, samples, at, len(counts), clusters) for name in names["sample"]}
+        else:
+            columns["num_samples"] = np.bincount(codes, weights=table["num_samples"]).astype(int)
+            found |= {name: compare.from_summaries(name, table, codes, len(counts)) for name in names["sample"]}
         for name in self.metrics:
-            columns[name], columns[f"{name}_se"], columns[f"{name}_n"] = compare.pooled(name, table, codes, len(counts))
+            columns[name], columns[f"{name}_se"], columns[f"{name}_n"] = found[name]
         return pd.DataFrame(columns)
 
     def compare(self, a: PointChoice, b: PointChoice) -> pd.DataFrame:
@@ -157,7 +196,8 @@ class Sweep:
 
         Samples are paired over prompt, seed, sample_index and every swept setting that ``a`` and ``b`` leave open; under
         common noise a pair shares its random numbers, so its difference is much less noisy than two means. Intervals are 95 %
-        percentile bootstrap over pairs (2,000 resamples, fixed seed). Metrics per point are paired over points.
+        percentile bootstrap (2,000 resamples, always the same): pairs of one prompt, seed and sample_index, which share
+        their noise, are drawn together. Metrics per point are paired over points, those of one seed drawn together.
 
         Returns:
             A row a metric: ``a``, ``b`` (means over the pairs), ``difference`` (b - a), ``low``, ``high``, ``pairs``,
@@ -166,12 +206,16 @@ class Sweep:
         first, second = self.points(a), self.points(b)
         fixed = set(a if isinstance(a, Mapping) else self.swept) | set(b if isinstance(b, Mapping) else self.swept)
         left_open = [key for key in self.swept if key not in fixed and key != "seed"]
-        one, two = (compare.sample_values(self.samples[self.samples["point"].isin(points.index)]) for points in (first, second))
-        keys = [*left_open, "prompt_index", "seed", "sample_index"]
-        pairs = one.merge(two, on=keys, suffixes=("_a", "_b"))
+        place = ["prompt_index", "sample_index", "seed"]
+        sides = [self.measured(points).drop_duplicates(["copy_of", *place]) for points in (first, second)]
+        pairs = sides[0].merge(sides[1], on=[*left_open, *place], suffixes=("_a", "_b"))
+        pairs["cluster"] = compare.places_of(pairs[[*place, "noise_of_a", "noise_of_b"]])
         rows = compare.paired_samples(pairs)
         shared = [key for key in (*left_open, "seed") if key in self.settings]
-        both = first.merge(second, how="inner" if shared else "cross", on=shared or None, suffixes=("_a", "_b"))
+        points = [each.assign(copy_of=compare.identities(each), noise_of=compare.noises(each)) for each in (first, second)]
+        points = [each.sort_values("num_samples", ascending=False, kind="stable").drop_duplicates("copy_of") for each in points]
+        both = points[0].merge(points[1], how="inner" if shared else "cross", on=shared or None, suffixes=("_a", "_b"))
+        both["cluster"] = compare.places_of(both[[*({"seed"} & set(shared)), "noise_of_a", "noise_of_b"]])
         rows |= {name: compare.paired_points(both, name) for name in self.metrics if METRICS[name].per == "point"}
         table = pd.DataFrame.from_dict({name: rows[name] for name in METRICS if name in rows}, orient="index")
         table.index.name = "metric"
@@ -227,6 +271,8 @@ def assemble(points: list[PointFiles]) -> Sweep:
         columns.add(number, samples)
         if not point.summarised and samples:
             point.row |= summary_of(samples)
+        if not point.row.get("point_id") and samples and isinstance(known_as := samples[0].get("point_id"), str):
+            point.row["point_id"] = known_as
         point.status = "complete" if point.summarised else point.status or ("partial" if samples else "missing")
         point.row |= {"status": point.status, "error": point.error or None}
         point.row["directory"] = point.name

@@ -118,7 +118,7 @@ def made_samples(
     text: str | None = None,
 ) -> list[Sample]:
     """The samples of a point; the same (prompt, seed, sample_index) shares its random numbers between points."""
-    point = hashlib.sha256(repr((model, temperature, top_k, seed, list(prompts))).encode()).hexdigest()[:16]
+    point = hashlib.sha256(repr((model, temperature, top_k, seed, words, list(prompts))).encode()).hexdigest()[:16]
     samples = []
     for (prompt_index, prompt), sample_index in itertools.product(enumerate(prompts), range(num_samples)):
         rng = random.Random(f"{seed}/{prompt_index}/{sample_index}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -13,7 +14,7 @@ from made_sweep import made_samples, write_point, write_sweep
 
 from gptsweep import compare
 from gptsweep.errors import ResultsError
-from gptsweep.frames import read_sweep
+from gptsweep.frames import Sweep, read_sweep
 from gptsweep.metrics import METRICS
 
 
@@ -173,14 +174,128 @@ def test_grouping_over_seeds_equals_the_mean_over_all_samples(sweep_dir: Path) -
     samples = sweep.samples[sweep.samples["temperature"] == 0.5]
     assert row["num_samples"] == row["entropy_mean_n"] == len(samples)
     assert row["entropy_mean"] == pytest.approx(samples["entropy_mean"].mean())
-    assert row["entropy_mean_se"] == pytest.approx(samples["entropy_mean"].sem())
+    shared = samples.groupby(["prompt_index", "seed", "sample_index"])  # by the three values of top_k
+    assert row["entropy_mean_se"] == pytest.approx(shared["entropy_mean"].mean().sem())
     weights = samples["completion_tokens"]
     assert row["perplexity"] == pytest.approx(math.exp(-(samples["logprob_mean"] * weights).sum() / weights.sum()))
-    assert row["perplexity_se"] == pytest.approx(row["perplexity"] * samples["logprob_mean"].sem())  # equal lengths
+    assert row["perplexity_se"] == pytest.approx(row["perplexity"] * shared["logprob_mean"].mean().sem())  # equal lengths
     points = sweep.summary[sweep.summary["temperature"] == 0.5]
     assert row["self_bleu_4"] == pytest.approx(points["self_bleu_4"].mean())
-    assert row["self_bleu_4_se"] == pytest.approx(points["self_bleu_4"].sem())
+    assert row["self_bleu_4_se"] == pytest.approx(points.groupby("seed")["self_bleu_4"].mean().sem())
     assert row["self_bleu_4_n"] == 6
+
+
+def test_a_table_made_of_summaries_is_that_of_the_samples(tmp_path: Path) -> None:
+    for seed, (words, count) in enumerate([(40, 7), (25, 10), (60, 4)]):
+        write_point(tmp_path / f"{seed}", made_samples(temperature=0.5, top_k=5, seed=seed, words=words, num_samples=count))
+    sweep = read_sweep(tmp_path)
+    row = sweep.group([]).iloc[0]
+    samples = sweep.measured(sweep.summary)
+    for name in (name for name, metric in METRICS.items() if metric.per == "sample"):
+        one = np.zeros(len(samples), dtype=np.int64)
+        mean, error, n = compare.per_sample(name, samples, one, 1, np.arange(len(samples)))
+        if name in row:
+            assert (row[name], row[f"{name}_se"], row[f"{name}_n"]) == pytest.approx((mean[0], error[0], n[0])), name
+
+
+def test_copies_of_a_run_count_once(tmp_path: Path) -> None:
+    samples = made_samples(temperature=0.5, top_k=5, seed=1)
+    for name in "abcd":
+        write_point(tmp_path / name, samples)
+    alone, four = (read_sweep(path).group().iloc[0] for path in (tmp_path / "a", tmp_path))
+    assert (four["num_points"], four["num_samples"]) == (1, 10)
+    assert [*four["points"]] == [0, 1, 2, 3]
+    for name in alone.index.drop(["points"]):
+        assert four[name] == pytest.approx(alone[name], nan_ok=True), name
+    half = tmp_path / "half"
+    half.mkdir()  # of a copy that stopped, too
+    (half / "samples.partial.jsonl").write_text("".join(sample.line() for sample in samples[:5]))
+    assert read_sweep(tmp_path).group()["num_samples"].tolist() == [10]
+
+
+def test_copies_of_a_point_are_compared_once(tmp_path: Path) -> None:
+    for name, temperature in (("a", 0.5), ("b", 0.5), ("c", 1.0), ("d", 1.0)):
+        write_point(tmp_path / name, made_samples(temperature=temperature, top_k=5, seed=1))
+    table = read_sweep(tmp_path).compare({"temperature": 0.5}, {"temperature": 1.0})
+    assert table.loc["perplexity", "pairs"] == 10
+    assert table.loc["self_bleu_4", "pairs"] == 1
+
+
+def drawn_sweep(rng: np.random.Generator, noise: str) -> Sweep:
+    """Two temperatures, three top_k, two seeds, 12 samples; means are 0; points share their noise, or do not."""
+    seeds, count = 2, 12
+    shared = rng.normal(size=(seeds, count))
+    points, samples = [], []
+    for temperature, top_k, seed in itertools.product((0.5, 1.0), (1, 2, 3), range(seeds)):
+        own = rng.normal(size=count)
+        values = (shared[seed] + 0.3 * own) * (2 * temperature) if noise == "common" else own
+        about = {"temperature": temperature, "top_k": top_k, "seed": seed}
+        measured = {"entropy_mean": values.mean(), "entropy_std": values.std(ddof=1), "self_bleu_4": values.mean()}
+        counts = {"num_samples": count, "completion_tokens": 10 * count, "point_id": str(about)}
+        samples += [{"point": len(points), **about, "sample_index": place, "entropy_mean": value}
+                    for place, value in enumerate(values)]  # fmt: skip
+        points.append(about | measured | counts | {"noise": noise})
+    frame = pd.DataFrame(samples).assign(
+        prompt_index=0,
+        completion="a b",
+        finish_reason="length",
+        completion_tokens=10,
+        logprob_mean=-1.0,
+        sampler_logprob_mean=-1.0,
+    )
+    frame["token_ids"] = pd.Series([np.arange(3)] * len(frame), dtype=object)
+    keys = ("temperature", "top_k", "seed")
+    return Sweep(pd.DataFrame(points), frame, (*keys, "noise"), keys)
+
+
+def test_the_error_of_a_ratio_holds_the_truth_as_often_as_it_says() -> None:
+    """1,000 sweeps of six points that share the noise of 40 samples, whose lengths differ; the true ratio is 0.
+
+    Were the samples of all points counted as independent, 1.96 errors would hold it in 57 % of them.
+    """
+    rng = np.random.default_rng(7)
+    clusters, codes = np.tile(np.arange(40), 6), np.zeros(240, dtype=np.int64)
+    means, errors, naive = [], [], []
+    for _ in range(1000):
+        lengths = np.tile(rng.integers(5, 60, 40), 6).astype(float)
+        values = np.tile(rng.normal(size=40), 6) + 0.3 * rng.normal(size=240)
+        mean, error, n = compare.ratio(values * lengths, lengths, codes, 1, clusters)
+        means.append(mean[0])
+        errors.append(error[0])
+        naive.append(compare.ratio(values * lengths, lengths, codes, 1, np.arange(240))[1][0])
+        assert n[0] == 240
+    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(means), rel=0.06)
+    assert 0.92 <= np.mean(np.abs(means) < 1.96 * np.array(errors)) <= 0.97
+    assert np.mean(np.abs(means) < 1.96 * np.array(naive)) < 0.65
+
+
+@pytest.mark.parametrize("noise", ["common", "independent"])
+def test_an_interval_holds_the_truth_as_often_as_it_says(noise: str) -> None:
+    """40 sweeps whose true differences are 0."""
+    rng = np.random.default_rng(8)
+    rows = [drawn_sweep(rng, noise).compare({"temperature": 0.5}, {"temperature": 1.0}) for _ in range(40)]
+    assert sum(row.loc["entropy_mean", "low"] <= 0 <= row.loc["entropy_mean", "high"] for row in rows) >= 33
+    assert {row.loc["entropy_mean", "pairs"] for row in rows} == {72}
+
+
+@pytest.mark.parametrize("noise", ["common", "independent"])
+def test_a_group_counts_as_independent_what_draws_its_own_noise(noise: str) -> None:
+    sweep = drawn_sweep(np.random.default_rng(1), noise)
+    row = sweep.group([]).iloc[0]
+    shared = ["seed", "sample_index"] if noise == "common" else ["point", "sample_index"]
+    assert row["entropy_mean_se"] == pytest.approx(sweep.samples.groupby(shared)["entropy_mean"].mean().sem())
+
+
+def test_seeds_are_what_is_independent_of_a_metric_of_whole_points() -> None:
+    sweep = drawn_sweep(np.random.default_rng(1), "common")
+    row = sweep.group([]).iloc[0]
+    assert (row["self_bleu_4_n"], row["num_points"]) == (12, 12)
+    assert row["self_bleu_4_se"] == pytest.approx(sweep.summary.groupby("seed")["self_bleu_4"].mean().sem())
+    pairs = sweep.compare({"temperature": 0.5}, {"temperature": 1.0}).loc["self_bleu_4"]
+    assert pairs["pairs"] == 6
+    assert pairs["reason"].startswith("6 pairs share the noise of 2")
+    alone = drawn_sweep(np.random.default_rng(1), "independent")
+    assert alone.compare({"temperature": 0.5}, {"temperature": 1.0}).loc["self_bleu_4", "reason"] == ""
 
 
 def test_default_groups_are_the_swept_settings_without_the_seed(sweep_dir: Path) -> None:
@@ -207,8 +322,9 @@ def test_compare_pairs_over_everything_left_open(sweep_dir: Path) -> None:
     )
     difference = wide[1.0] - wide[0.5]
     assert row["difference"] == pytest.approx(difference.mean())
-    assert row["low"] == pytest.approx(difference.mean() - 1.96 * difference.sem(), abs=0.2 * difference.sem())
-    assert row["high"] == pytest.approx(difference.mean() + 1.96 * difference.sem(), abs=0.2 * difference.sem())
+    error = difference.groupby(level=["seed", "sample_index"]).mean().sem()  # the values of top_k share their noise
+    assert row["low"] == pytest.approx(difference.mean() - 1.96 * error, abs=0.2 * error)
+    assert row["high"] == pytest.approx(difference.mean() + 1.96 * error, abs=0.2 * error)
     assert row["differs"]
     assert not table.loc["completion_tokens_mean", "differs"]
 
@@ -244,7 +360,7 @@ def test_no_difference_is_claimed_where_there_is_none() -> None:
     rng = np.random.default_rng(3)
     wrong = 0
     for _ in range(100):
-        pairs = pd.DataFrame(index=range(40))
+        pairs = pd.DataFrame({"cluster": range(40)})
         for name, metric in METRICS.items():
             for side in "ab":
                 pairs[f"{name}/num_{side}"] = rng.normal(size=40) if metric.per == "sample" else 0.0

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import random
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from made_sweep import VOCABULARY, made_samples, write_point, write_sweep
 
+from gptsweep.frames import read_sweep
 from gptsweep.report import data as report_data
 from gptsweep.report import page, write_report
 
@@ -59,19 +63,16 @@ def test_a_title_is_text(sweep_dir: Path) -> None:
 
 
 def test_numbers_on_the_page_are_those_of_the_frame(sweep_dir: Path) -> None:
-    from gptsweep.frames import read_sweep
-
     data = embedded((sweep_dir / "report.html").read_text())
     table = read_sweep(sweep_dir).group()
     assert data["values"]["perplexity"]["mean"] == pytest.approx(list(table["perplexity"]), rel=1e-4)
+    assert data["values"]["perplexity"]["error"] == pytest.approx(list(table["perplexity_se"]), rel=1e-4)
     assert data["values"]["self_bleu_4"]["n"] == [2] * 9
     assert [key["labels"] for key in data["keys"]] == [["0", "0.5", "1"], ["5", "50", "null"]]
     assert data["total"] == len(data["samples"]["text"]) == 216
 
 
 def test_too_many_samples_are_thinned_evenly_and_the_page_knows(sweep_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gptsweep.frames import read_sweep
-
     monkeypatch.setattr(report_data, "MAX_SAMPLES", 60)
     data = report_data.page_data(read_sweep(sweep_dir), "night")
     samples = data["samples"]
@@ -270,6 +271,80 @@ def test_what_cannot_be_told_from_the_chosen_point_is_marked(browser: Any, sweep
         seen.locator(".points thead button", has_text="Perplexity").click()
         seen.locator(".points thead button", has_text="Perplexity").click()
         assert seen.locator(".points th[aria-sort]").get_attribute("aria-sort") == "descending"
+
+
+def read_number(text: str) -> float:
+    """A number as the page writes it."""
+    return float(text.replace("\u2212", "-"))
+
+
+def test_the_page_and_the_review_say_the_same_of_two_points(browser: Any, tmp_path: Path) -> None:
+    """Samples of very different lengths, empty ones, copies, a missing seed: every metric, every mark, every interval."""
+    rng = random.Random(5)
+    for temperature, seed in itertools.product((0.2, 0.25, 1.2), (1, 2, 3)):
+        samples = []
+        made = made_samples(temperature=temperature, top_k=None, seed=seed, num_samples=4, words=90, prompts=("a", "b"))
+        for sample in made:
+            cut = rng.choice([0, 3, 40, 90])
+            assert sample.logprob_mean is not None
+            numbers = {"logprob_mean": sample.logprob_mean - rng.random(), "entropy_mean": rng.random()}
+            numbers = numbers if cut else dict.fromkeys(numbers)  # type: ignore[assignment]
+            text = " ".join(sample.completion.split()[:cut])
+            more: Any = {**numbers, "sampler_logprob_mean": None, "token_ids": sample.token_ids[:cut], "completion": text}
+            samples.append(replace(sample, **more))
+        if (temperature, seed) != (1.2, 2):
+            write_point(tmp_path / "s" / f"{temperature} {seed}", samples)
+        if seed == 1:
+            write_point(tmp_path / "s" / f"{temperature} {seed} again", samples)
+    sweep = read_sweep(tmp_path / "s")
+    marks = []
+    with Visit(browser, write_report(tmp_path / "s"), "#base=0") as seen:
+        seen.locator(".all-metrics").last.click()
+        for group, temperature in ((1, 0.25), (2, 1.2)):
+            cells = seen.locator(".points tbody tr").nth(group).locator("td.n").all()[1:]
+            for name, cell in zip(sweep.metrics, cells, strict=True):
+                told = sweep.compare({"temperature": 0.2}, {"temperature": temperature}).loc[name]
+                mark = "?" if told["reason"] else "" if told["differs"] else "≈"
+                marks.append(mark)
+                assert cell.inner_text().partition(" ")[0].strip("0123456789.−-±") == mark, (name, cell.inner_text(), told)
+                found = re.fullmatch(
+                    r"\+?(\S+) \[(\S+), (\S+)\] from the chosen point, (\d+) pairs?", cell.get_attribute("title") or ""
+                )
+                assert found, name
+                assert int(found[4]) == told["pairs"], name
+                shown = [read_number(each) for each in found.groups()[:3]]
+                wanted = [told["difference"], told["low"], told["high"]]
+                if told["pairs"] > 1:
+                    assert shown == pytest.approx(wanted, rel=0.006, abs=0.006 * abs(told["difference"]) + 5e-4), name
+    assert {"?", "≈", ""} == set(marks)
+
+
+def test_the_page_has_the_means_of_the_review_whatever_is_left_open(browser: Any, tmp_path: Path) -> None:
+    root = tmp_path / "s"
+    for temperature, top_k, words, seed in itertools.product((0.2, 0.9), (5, 50), (10, 60), (1, 2)):
+        samples = made_samples(temperature=temperature, top_k=top_k, seed=seed, words=words, num_samples=3)
+        write_point(root / f"{temperature} {top_k} {words} {seed}", samples)
+    table = read_sweep(root).group(["temperature", "top_k"])
+    with Visit(browser, write_report(root), "#x=temperature&y=top_k") as seen:
+        for row in table.to_dict("records"):
+            cell = seen.locator(f'.heat button[aria-label^="temperature {row["temperature"]:g}, top_k {row["top_k"]}:"]')
+            mean, error, n = re.findall(r"([\d.]+) ± ([\d.]+), n = (\d+)", cell.get_attribute("aria-label"))[0]
+            assert (float(mean), float(error)) == pytest.approx((row["perplexity"], row["perplexity_se"]), rel=5e-3, abs=6e-3)
+            assert int(n) == row["perplexity_n"] == 12
+
+
+@pytest.mark.parametrize("word", ["__proto__", "constructor", "toString", "-__proto__", "-1", "1e9", "NaN", "%", "<b>"])
+def test_no_address_empties_the_page(browser: Any, sweep_dir: Path, word: str) -> None:
+    names = ("metric", "mx", "my", "x", "y", "only.top_k", "only.__proto__", "points", "sort", "base", "sample")
+    with Visit(browser, sweep_dir / "report.html", "#" + "&".join(f"{name}={word}" for name in names)) as seen:
+        assert seen.locator("#charts-h").inner_text() == "Perplexity"
+        assert seen.locator(".heat td button").count() == 9
+        assert seen.locator(".points tbody tr").count() == 9
+        assert seen.locator(".points th[aria-sort]").count() == 0
+        assert seen.locator(".column").count() == 3
+        seen.evaluate("location.hash = 'x=top_k&y=top_k&metric=entropy_mean'")
+        seen.wait_for_function("document.querySelector('#charts-h').textContent === 'Entropy'")
+        assert seen.locator(".heat td button").count() == 9
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,15 +11,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..compare import MIN_PAIRS, sample_values
+from ..compare import MIN_PAIRS
 from ..frames import STATUSES, Sweep, label, ordered, plain
 from ..metrics import METRICS, STANDARD_ERROR, metric_reasons
+from ..point_files import PLACE
 
 MAX_SAMPLES = 10_000
 MAX_TEXT = 6_000_000
 """Samples on a page: so many, and so many characters. Beyond, whole places (prompt, seed, sample_index) are left out evenly."""
 
-SAMPLE_METRICS = ("perplexity", "sampler_perplexity", "entropy_mean", "seq_rep_4", "diversity", "ends_repeating")
+MAX_CELLS = 20_000
+"""Means over settings that a page holds; where there would be more it offers none."""
+
+SAMPLE_METRICS = ("logprob_mean", "sampler_logprob_mean", "entropy_mean", "seq_rep_4", "diversity", "ends_repeating")
 
 
 def page_data(sweep: Sweep, title: str, reference: Mapping[str, float | None] | None = None) -> dict[str, Any]:
@@ -27,7 +32,6 @@ def page_data(sweep: Sweep, title: str, reference: Mapping[str, float | None] | 
     groups = sweep.group()
     group_of = {point: number for number, points in enumerate(groups["points"]) for point in points}
     shown = thinned(sweep)
-    samples = shown.samples
     values = {key: ordered(groups[key]) for key in keys}
     statuses = sweep.summary["status"].to_dict()
     return {
@@ -49,20 +53,17 @@ def page_data(sweep: Sweep, title: str, reference: Mapping[str, float | None] | 
             "status": [worst(statuses[point] for point in points) for points in groups["points"]],
         },
         "values": {
-            name: {
-                "mean": rounded(groups[name]),
-                "error": rounded(groups[f"{name}_se"]),
-                "n": groups[f"{name}_n"].tolist(),
-                "seeds": by_seed(sweep, name, group_of, len(groups)) if METRICS[name].per == "point" else None,
-            }
+            name: means(groups, name)
+            | {"seeds": by_seed(sweep, name, group_of, len(groups)) if METRICS[name].per == "point" else None}
             for name in sweep.metrics
         },
+        "cells": cells(sweep, values),
         "reasons": reasons(sweep),
         "effects": effects(shown, values),
         "min_pairs": MIN_PAIRS,
-        "prompts": list(samples["prompt"].cat.categories),
-        "samples": sample_columns(samples, group_of),
-        "total": len(sweep.samples),
+        "prompts": list(shown.samples["prompt"].cat.categories),
+        "samples": sample_columns(shown, group_of),
+        "total": int(groups["num_samples"].sum()),
         "reference": {name: number(reference.get(name)) for name in sweep.metrics} if reference else None,
     }  # fmt: skip
 
@@ -113,7 +114,7 @@ def effects(sweep: Sweep, values: dict[str, list[Any]]) -> list[dict[str, Any]]:
     """For each swept key: each metric along its values, and the paired difference between its two ends."""
     found = []
     for key, choices in values.items():
-        along = sweep.group([key])
+        along = sweep.group([key])  # of the samples of the page
         along = along.assign(place=placed(along[key], choices)).sort_values("place")
         change = sweep.effect(key)
         found.append(
@@ -122,7 +123,7 @@ def effects(sweep: Sweep, values: dict[str, list[Any]]) -> list[dict[str, Any]]:
                 "along": {name: rounded(along[name]) for name in sweep.metrics},
                 "change": {
                     name: [number(row["difference"]), number(row["low"]), number(row["high"]), int(row["pairs"]),
-                           bool(row["differs"])]
+                           bool(row["differs"]), row["reason"]]
                     for name, row in change.iterrows()
                 },
             }
@@ -143,11 +144,14 @@ def thinned(sweep: Sweep) -> Sweep:
     return dataclasses.replace(sweep, samples=samples[places.isin(chosen)])
 
 
-def sample_columns(samples: pd.DataFrame, group_of: dict[int, int]) -> dict[str, Any]:
-    """The samples, column by column; the values of a metric per sample as ``[numerator, weight]`` where weights differ."""
-    measured = sample_values(samples)
+def sample_columns(sweep: Sweep, group_of: Mapping[int, int]) -> dict[str, Any]:
+    """The samples, column by column, each once; a metric per sample is None where it has no value."""
+    measured = sweep.measured(sweep.summary)
+    measured["group"] = measured["point"].map(group_of)
+    measured = measured[~measured.duplicated(["group", "copy_of", *PLACE])]
+    samples = sweep.samples.loc[measured.index]
     columns: dict[str, Any] = {
-        "group": [group_of[point] for point in samples["point"]],
+        "group": measured["group"].tolist(),
         "prompt": samples["prompt"].cat.codes.tolist(),
         "place": samples["prompt_index"].tolist(),
         "seed": [str(seed) for seed in samples["seed"]],
@@ -157,19 +161,46 @@ def sample_columns(samples: pd.DataFrame, group_of: dict[int, int]) -> dict[str,
         "text": samples["completion"].tolist(),
     }
     for name in SAMPLE_METRICS:
-        have = measured[f"{name}/den"] > 0
-        value = (measured[f"{name}/num"] / measured[f"{name}/den"].where(have)).astype(float)
-        columns[name] = rounded(np.exp(-value) if name.endswith("perplexity") else value)
+        columns[name] = rounded(measured[f"{name}/num"].where(measured[f"{name}/den"] > 0), 7)
     return columns
 
 
-def by_seed(sweep: Sweep, name: str, group_of: Mapping[int, int], count: int) -> list[dict[str, float | None]]:
-    """A metric per point, by group, then by the seed of the point."""
-    found: list[dict[str, float | None]] = [{} for _ in range(count)]
-    table = sweep.summary
-    if "seed" in table:
-        for point, seed, value in zip(table.index, table["seed"], table[name], strict=True):
-            found[group_of[point]][str(seed)] = number(value)
+def means(table: pd.DataFrame, name: str) -> dict[str, Any]:
+    """A metric of the rows of a `Sweep.group`, column by column."""
+    return {"mean": rounded(table[name]), "error": rounded(table[f"{name}_se"]), "n": table[f"{name}_n"].tolist()}
+
+
+def cells(sweep: Sweep, values: Mapping[str, Sequence[Any]]) -> dict[str, Any] | None:
+    """Means over some of the settings: what the charts show where they leave a setting open.
+
+    Returns:
+        ``at``, the place of each mean along each key, -1 where it is over all values; and each metric's mean, error and n.
+        None where there are more than ``MAX_CELLS``.
+    """
+    keys = list(values)
+    subsets = [kept for size in range(2, len(keys)) for kept in itertools.combinations(keys, size)] if len(keys) <= 12 else None
+    if subsets is None or sum(sweep.summary.groupby(list(kept), dropna=False).ngroups for kept in subsets) > MAX_CELLS:
+        return None
+    at: list[list[int]] = []
+    found: dict[str, dict[str, list[Any]]] = {name: {"mean": [], "error": [], "n": []} for name in sweep.metrics}
+    for kept in subsets:
+        table = sweep.group(kept)
+        columns = [placed(table[key], values[key]) if key in kept else [-1] * len(table) for key in keys]
+        at += [list(places) for places in zip(*columns, strict=True)]
+        for name, parts in found.items():
+            for part, column in means(table, name).items():
+                parts[part] += column
+    return {"at": at, "values": found}
+
+
+def by_seed(sweep: Sweep, name: str, group_of: Mapping[int, int], count: int) -> list[list[tuple[str, float | None]]]:
+    """A metric per point: for each group each seed once, in ascending order, and the value of its point there."""
+    found: list[list[tuple[str, float | None]]] = [[] for _ in range(count)]
+    if "seed" in sweep.summary:
+        table = sweep.summary.assign(group=sweep.summary.index.map(group_of))
+        table = table.sort_values("num_samples", ascending=False, kind="stable").drop_duplicates(["group", "seed"])
+        for _, row in table.sort_values("seed", kind="stable").iterrows():
+            found[row["group"]].append((str(row["seed"]), number(row[name])))
     return found
 
 
@@ -184,11 +215,11 @@ def numbers(values: Sequence[Any]) -> list[float] | None:
     return [float(v) for v in values] if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values) else None
 
 
-def number(value: Any) -> float | None:
-    """A number to five digits; None where it is not one."""
-    return None if value is None or not math.isfinite(value) else float(f"{value:.5g}")
+def number(value: Any, digits: int = 5) -> float | None:
+    """A number to five digits, as the page shows three or four; None where it is not one."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.{digits}g}")
 
 
-def rounded(column: Iterable[Any]) -> list[float | None]:
-    """Numbers to five digits: the page shows three or four."""
-    return [number(value) for value in column]
+def rounded(column: Iterable[Any], digits: int = 5) -> list[float | None]:
+    """Each as `number` has it."""
+    return [number(value, digits) for value in column]

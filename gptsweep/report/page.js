@@ -2,9 +2,9 @@
 (() => {
 const data = JSON.parse(document.getElementById("data").textContent);
 const { keys, metrics, groups, values, samples } = data;
-const LETTERS = "ABCD", MAX_COLUMNS = 4, ROWS = 200, RESAMPLES = 1000;
+const LETTERS = "ABCD", MAX_COLUMNS = 4, ROWS = 200, RESAMPLES = 2000, MAX_BLOCKS = 4000;
 const $ = (id) => document.getElementById(id);
-const byName = Object.fromEntries(metrics.map((metric) => [metric.name, metric]));
+const byName = Object.assign(Object.create(null), Object.fromEntries(metrics.map((metric) => [metric.name, metric])));
 const count = groups.at.length;
 const every = Array.from({ length: count }, (_, g) => g);
 
@@ -57,8 +57,9 @@ const all = "all", TEXT = "reference";
 const first = metrics.length ? metrics[0].name : null;
 const numeric = keys.map((_, k) => k).sort((p, q) => isNumeric(q) - isNumeric(p) || p - q); // settings with an order come first
 function isNumeric(k) { return keys[k].labels.every((text) => text === "null" || !Number.isNaN(Number(text))); }
+const open = keys.map(() => (data.cells ? all : 0)); // a page that holds no means over settings shows one value of each
 const state = {
-  metric: first, x: numeric[0] ?? 0, y: numeric[1] ?? 0, fixed: keys.map(() => all),
+  metric: first, x: numeric[0] ?? 0, y: numeric[1] ?? 0, fixed: open.slice(),
   mx: byName.perplexity ? "perplexity" : first, my: byName.diversity ? "diversity" : first,
   columns: spread(), at: 0, find: "", sort: "", base: null, all: false,
 };
@@ -80,26 +81,27 @@ function nearest(at, x) {
 }
 
 function readAddress() {
-  const given = new URLSearchParams(location.hash.slice(1));
+  const given = new URLSearchParams(location.hash.slice(1)); // anyone can write an address: what is not known here is passed over
   const metric = (name, now) => (byName[given.get(name)] ? given.get(name) : now);
   const key = (name, now) => { const k = keys.findIndex((one) => one.name === given.get(name)); return k < 0 ? now : k; };
+  const group = (text) => (/^\d+$/.test(text) && Number(text) < count ? Number(text) : null);
   state.metric = metric("metric", state.metric);
   state.mx = metric("mx", state.mx);
   state.my = metric("my", state.my);
-  state.x = key("x", state.x);
-  state.y = key("y", state.y);
+  const x = key("x", state.x), y = key("y", state.y);
+  if (x !== y || keys.length < 2) [state.x, state.y] = [x, y];
   keys.forEach((one, k) => {
     const place = one.labels.indexOf(given.get("only." + one.name));
-    state.fixed[k] = place < 0 ? all : place;
+    state.fixed[k] = place < 0 ? open[k] : place;
   });
   if (given.has("points")) {
-    const asked = given.get("points").split(",").filter(Boolean).map(Number).filter((g) => Number.isInteger(g) && g >= 0 && g < count);
+    const asked = given.get("points").split(",").map(group).filter((g) => g !== null);
     if (asked.length) state.columns = [...new Set(asked)].slice(0, MAX_COLUMNS);
   }
   state.find = given.get("find") ?? state.find;
-  state.sort = given.get("sort") ?? state.sort;
-  const base = given.has("base") ? Number(given.get("base")) : NaN;
-  state.base = given.get("base") === TEXT && data.reference ? TEXT : Number.isInteger(base) && base >= 0 && base < count ? base : null;
+  const sort = given.get("sort") ?? state.sort, sorted = sort.replace(/^-/, "");
+  state.sort = byName[sorted] || keys.some((one) => one.name === sorted) ? sort : "";
+  state.base = given.get("base") === TEXT && data.reference ? TEXT : group(given.get("base") ?? "");
   if (given.has("sample")) {
     const at = places.findIndex((place) => place.id === given.get("sample"));
     if (at >= 0) state.at = at;
@@ -152,20 +154,17 @@ const sampleAt = (g, place) => textAt.get(g + "/" + place.id);
 
 /* ---------- means over what is shown ---------- */
 
-/** Mean, standard error and n of a metric over groups. */
-function pooled(name, members) {
-  const { mean, error, n } = values[name];
-  const have = members.filter((g) => mean[g] !== null);
-  if (!have.length) return null;
-  const weight = (g) => (byName[name].per === "point" ? 1 : n[g]);
-  const total = have.reduce((sum, g) => sum + weight(g), 0);
-  const squares = have.reduce((sum, g) => sum + (weight(g) * error[g]) ** 2, 0);
-  return {
-    mean: have.reduce((sum, g) => sum + weight(g) * mean[g], 0) / total,
-    error: have.some((g) => error[g] === null) ? null : Math.sqrt(squares) / total,
-    n: have.reduce((sum, g) => sum + n[g], 0),
-  };
+/** Numbers of a mean by its places along the keys: of a group, or over all values of a key (-1). Computed before, none here. */
+const numbersAt = new Map();
+for (const [ats, found] of [[groups.at, values], ...(data.cells ? [[data.cells.at, data.cells.values]] : [])])
+  ats.forEach((at, i) => numbersAt.set(at.join(), [found, i]));
+/** Mean, standard error and n of a metric at these places; null where there is no value. */
+function meanAt(name, at) {
+  const [found, i] = numbersAt.get(at.join()) || [];
+  return found && found[name].mean[i] !== null ? { mean: found[name].mean[i], error: found[name].error[i], n: found[name].n[i] } : null;
 }
+/** The same of a cell of the charts, at place x and, where there are two keys, y. */
+const meanOf = (name, x, y) => meanAt(name, keys.map((_, k) => (k === state.x ? x : k === state.y ? y : state.fixed[k] === all ? -1 : state.fixed[k])));
 /** Groups that agree with the fixed settings, by their places along x and y (one row where there is one key only). */
 function grid() {
   const two = keys.length > 1, found = (two ? keys[state.y].labels : [""]).map(() => keys[state.x].labels.map(() => []));
@@ -246,11 +245,11 @@ function drawEffects() {
       type: "button", title: meaning, "aria-pressed": String(name === state.metric), onclick: () => update({ metric: name }, drawEffects, drawCharts, drawPoints),
     }, text)),
     data.effects.map(({ along, change }) => {
-      const [difference, low, high, pairs, differs] = change[name] || [null, null, null, 0, false];
+      const [difference, low, high, pairs, differs, reason] = change[name] || [null, null, null, 0, false, ""];
       const cells = [el("td", { class: "spark" }, sparkline(along[name] || []))];
       if (difference === null) cells.push(el("td", { class: "unsure" }, "–"));
-      else if (pairs < data.min_pairs || low === null)
-        cells.push(el("td", { class: "unsure", title: `only ${plural(pairs, "pair")}` }, `${signed(name, difference)} `, el("span", { class: "pm" }, "too few pairs to tell")));
+      else if (reason || low === null)
+        cells.push(el("td", { class: "unsure", title: reason || plural(pairs, "pair") }, `${signed(name, difference)} `, el("span", { class: "pm" }, "too few pairs to tell")));
       else cells.push(el("td", { class: differs ? "" : "unsure", title: plural(pairs, "pair") },
         differs ? signed(name, difference) : el("span", {}, "≈ ", signed(name, difference)), " ",
         el("span", { class: "pm" }, `[${showLike(name, low, difference)}, ${showLike(name, high, difference)}]`)));
@@ -276,7 +275,7 @@ function drawAxes() {
   }
   keys.forEach((key, k) => {
     if (k !== state.x && k !== state.y)
-      controls.push(picker(key.name, [[all, "mean over all"], ...key.labels.map((text, place) => [place, short(text)])], state.fixed[k],
+      controls.push(picker(key.name, [...(data.cells ? [[all, "mean over all"]] : []), ...key.labels.map((text, place) => [place, short(text)])], state.fixed[k],
         (place) => update({ fixed: state.fixed.map((now, one) => (one === k ? (place === all ? all : +place) : now)) }, drawCharts)));
   });
   if (keys.length) {
@@ -298,7 +297,7 @@ function drawHeat() {
   $("heat").hidden = keys.length < 2;
   if (keys.length < 2) return;
   const kx = keys[state.x], ky = keys[state.y];
-  const cells = grid().map((row) => row.map((inside) => ({ inside, found: pooled(state.metric, inside) })));
+  const cells = grid().map((row, y) => row.map((inside, x) => ({ inside, found: meanOf(state.metric, x, y) })));
   const means = cells.flat().filter((cell) => cell.found).map((cell) => cell.found.mean);
   const low = least(means), high = most(means);
   const logarithmic = widely(state.metric, low, high);
@@ -395,8 +394,8 @@ function apart(ends, gap, low, high) {
 
 function drawCurve() {
   const kx = keys[state.x], two = keys.length > 1, ky = two ? keys[state.y] : { labels: [""] };
-  const lines = grid().map((row) => row.map((inside, x) => {
-    const found = pooled(state.metric, inside);
+  const lines = grid().map((row, y) => row.map((inside, x) => {
+    const found = meanOf(state.metric, x, y);
     return found && { x, g: inside[Math.floor(inside.length / 2)], ...found };
   }).filter(Boolean));
   const flat = lines.flat();
@@ -446,7 +445,7 @@ function tableOf(head, rows) {
 
 function drawScatter() {
   const { mx, my } = state, two = keys.length > 1;
-  const dots = shownGroups().map((g) => ({ g, px: pooled(mx, [g]), py: pooled(my, [g]) })).filter((dot) => dot.px && dot.py);
+  const dots = shownGroups().map((g) => ({ g, px: meanAt(mx, groups.at[g]), py: meanAt(my, groups.at[g]) })).filter((dot) => dot.px && dot.py);
   if (!dots.length) { fill($("scatter"), el("p", { class: "empty" }, "No point has both metrics.")); return; }
   $("scatter").className = "wide";
   const W = width("scatter"), H = W < 600 ? 330 : 420, box = { left: 56, right: W - (W < 600 ? 84 : 110), top: 28, bottom: H - 44 };
@@ -496,48 +495,74 @@ function drawCharts() {
 
 /* ---------- points ---------- */
 
-/** A small generator of random numbers, the same on every machine (mulberry32). */
-function random(seed) {
-  return () => {
+/* What follows is `paired_samples` and `paired_points` of compare.py: any two points can be chosen here, too many to be told
+   beforehand. A test holds both equal. */
+
+const drawsOf = new Map();
+/** Which of n are drawn in each of the resamples, with replacement: RESAMPLES rows of n, by mulberry32. */
+function draws(n) {
+  if (drawsOf.has(n)) return drawsOf.get(n);
+  const found = new Uint16Array(RESAMPLES * n);
+  for (let i = 0, seed = 1; i < found.length; i++) {
     seed = (seed + 0x6d2b79f5) | 0;
     let t = Math.imul(seed ^ (seed >>> 15), 1 | seed);
     t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
-  };
+    found[i] = Math.floor((((t ^ (t >>> 14)) >>> 0) * n) / 4294967296);
+  }
+  if (drawsOf.size > 3) drawsOf.clear();
+  drawsOf.set(n, found);
+  return found;
 }
-const verdicts = new Map();
-/** Whether a point differs from the base in a metric: true, false, or null where there are too few pairs to say. */
-function differs(name, g, base) {
-  const id = `${name}/${g}/${base}`;
-  if (verdicts.has(id)) return verdicts.get(id);
-  const differences = [];
+/** The value of a metric in sample i as a numerator and a weight; weight 0 where it has none. */
+function measured(name, i) {
+  const tokens = samples.tokens[i];
+  if (name === "completion_tokens_mean") return [tokens, 1];
+  const value = samples[{ perplexity: "logprob_mean", sampler_perplexity: "sampler_logprob_mean" }[name] || name][i];
+  if (value === null) return [0, 0];
+  return name.endsWith("perplexity") ? [value * tokens, tokens] : [value, 1];
+}
+/** Pairs of points g and base that share prompt, seed and number: numerator and weight of both, all 0 where one has no value. */
+function pairsOf(name, g, base) {
+  const found = [];
   if (values[name].seeds) {
-    const mine = values[name].seeds[g], theirs = values[name].seeds[base];
-    for (const seed in mine) if (mine[seed] !== null && theirs[seed] !== null && theirs[seed] !== undefined) differences.push(mine[seed] - theirs[seed]);
-  } else if (samples[name]) {
-    const value = (i) => (i === undefined ? null : name.endsWith("perplexity") && samples[name][i] !== null ? Math.log(samples[name][i]) : samples[name][i]);
-    for (const place of places) {
-      const mine = value(sampleAt(g, place)), theirs = value(sampleAt(base, place));
-      if (mine !== null && theirs !== null) differences.push(mine - theirs);
-    }
-  } else if (values[name].error[g] !== null && values[name].error[base] !== null) {
-    const found = Math.abs(values[name].mean[g] - values[name].mean[base]) > 1.96 * Math.hypot(values[name].error[g], values[name].error[base]);
-    verdicts.set(id, found);
+    const theirs = new Map(values[name].seeds[base]);
+    for (const [seed, mine] of values[name].seeds[g])
+      if (mine !== null && (theirs.get(seed) ?? null) !== null) found.push([mine, 1, theirs.get(seed), 1]);
     return found;
   }
-  let found = null;
-  if (differences.length >= data.min_pairs) {
-    const next = random(1), n = differences.length, means = [];
-    for (let r = 0; r < RESAMPLES; r++) {
-      let sum = 0;
-      for (let i = 0; i < n; i++) sum += differences[(next() * n) | 0];
-      means.push(sum / n);
-    }
-    means.sort((p, q) => p - q);
-    found = means[Math.floor(RESAMPLES * 0.025)] > 0 || means[Math.ceil(RESAMPLES * 0.975) - 1] < 0;
+  for (const place of places) {
+    const i = sampleAt(g, place), j = sampleAt(base, place);
+    if (i === undefined || j === undefined) continue;
+    const pair = [...measured(name, i), ...measured(name, j)];
+    found.push(pair[1] && pair[3] ? pair : [0, 0, 0, 0]);
   }
-  verdicts.set(id, found);
   return found;
+}
+/** The difference of a metric between point g and the base: its value, its 95 % interval, whether that leaves out 0 (null where
+    there are too few pairs to say), and the number of pairs. */
+function compare(name, g, base) {
+  const pairs = pairsOf(name, g, base), have = pairs.filter((pair) => pair[1]).length;
+  if (!have) return { differs: null, pairs: 0 };
+  const n = Math.min(pairs.length, MAX_BLOCKS), blocks = new Float64Array(4 * n);
+  pairs.forEach((pair, i) => pair.forEach((part, k) => { blocks[4 * (i % MAX_BLOCKS) + k] += part; }));
+  const value = (num, den) => (name.endsWith("perplexity") ? Math.exp(-num / den) : num / den);
+  const difference = ([a, b, c, d]) => value(a, b) - value(c, d);
+  const all = [0, 1, 2, 3].map((k) => pairs.reduce((sum, pair) => sum + pair[k], 0)), rows = draws(n), again = [];
+  for (let r = 0; r < RESAMPLES; r++) {
+    const sums = [0, 0, 0, 0];
+    for (let i = r * n; i < (r + 1) * n; i++) for (let k = 0; k < 4; k++) sums[k] += blocks[4 * rows[i] + k];
+    if (sums[1]) again.push(difference(sums));
+  }
+  again.sort((p, q) => p - q);
+  const quantile = (share) => { const at = share * (again.length - 1), low = Math.floor(at); return again[low] + (at - low) * ((again[low + 1] ?? again[low]) - again[low]); };
+  const [low, high] = [quantile(0.025), quantile(0.975)];
+  return { difference: difference(all), low, high, pairs: have, differs: have < data.min_pairs ? null : low > 0 || high < 0 };
+}
+const verdicts = new Map();
+function against(name, g, base) {
+  const id = `${name}/${g}/${base}`;
+  if (!verdicts.has(id)) verdicts.set(id, compare(name, g, base));
+  return verdicts.get(id);
 }
 
 function drawPoints() {
@@ -562,9 +587,12 @@ function drawPoints() {
       return el("td", { class: "n", title: `${showOf(name, mean[g])} here, ${goal === null ? "no value" : showOf(name, goal)} in the reference text` },
         goal === null ? "–" : signed(name, mean[g] - goal), error[g] === null ? "" : el("span", { class: "pm" }, ` ±${showLike(name, error[g], mean[g] - goal)}`));
     }
-    const unsure = state.base !== null && g !== state.base && differs(name, g, state.base);
-    const mark = state.base === null || g === state.base || unsure === true ? "" : unsure === false ? "≈ " : "? ";
-    return el("td", { class: "n" + (mark ? " unsure" : ""), title: `n = ${n[g]}` }, mark, showOf(name, mean[g]), error[g] === null ? "" : el("span", { class: "pm" }, ` ±${showLike(name, error[g], mean[g])}`));
+    const change = state.base === null || g === state.base ? null : against(name, g, state.base);
+    const mark = !change || change.differs ? "" : change.differs === false ? "≈ " : "? ";
+    const title = change && change.pairs
+      ? `${signed(name, change.difference)} [${showLike(name, change.low, change.difference)}, ${showLike(name, change.high, change.difference)}] from the chosen point, ${plural(change.pairs, "pair")}`
+      : `n = ${n[g]}`;
+    return el("td", { class: "n" + (mark ? " unsure" : ""), title }, mark, showOf(name, mean[g]), error[g] === null ? "" : el("span", { class: "pm" }, ` ±${showLike(name, error[g], mean[g])}`));
   };
   const row = (g) => {
     const at = state.columns.indexOf(g), name = groupName(g);
@@ -747,7 +775,7 @@ function drawSamples() {
     const box = el("article", { class: `column t${at}`, "aria-label": `Column ${LETTERS[at]}: ${groupName(g)}` }, head);
     if (i === undefined) { box.append(el("p", { class: "empty" }, "This point has no such sample on this page.")); return box; }
     const text = samples.text[i], fork = forks[at];
-    const bits = [plural(samples.tokens[i], "token"), `perplexity ${show(samples.perplexity[i])}`];
+    const bits = [plural(samples.tokens[i], "token"), `perplexity ${samples.logprob_mean[i] === null ? "–" : show(Math.exp(-samples.logprob_mean[i]))}`];
     if (at && fork !== null) bits.push(text === reference ? "the same text as A" : fork ? `parts from A after ${plural(fork, "character")}` : "differs from A at once");
     head.append(el("span", { class: "facts" }, bits.join(" · ")));
     const body = el("div", { class: "text" });
