@@ -12,6 +12,8 @@ import re
 import shlex
 import signal
 import sys
+from collections.abc import Sequence
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +23,18 @@ from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from .compose import PointLoader, is_basic_sweeper
 from .config import CONF_DIR, GROUPS, choices, from_omegaconf, keys, meant, point_from_config, register, unknown_key
 from .errors import ConfigError, GptsweepError, Interrupted, SweepError, shown
+from .overrides import as_typed, how_to_quote, quoted
 from .sweep_files import told
 
 PROGRAM = sys.argv[0]
@@ -107,6 +109,7 @@ class Report(Callback):
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
             loader = PointLoader(hydra.config_loader)
+            quote_params(config)
             check_sweep(config, loader)
             if "FusedLauncher" in config.hydra.launcher._target_:
                 hydra.config_loader = loader  # it knows the points now
@@ -124,16 +127,34 @@ class Report(Callback):
         say_where(config.hydra.sweep.dir)
 
 
-def get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> RunMode | None:
-    """`Hydra.get_mode`, but a mistake ends the command here.
+def get_mode(self: Hydra, config_name: str | None, overrides: list[str], typed: Sequence[str]) -> RunMode | None:
+    """`Hydra.get_mode`, but a mistake ends the command here, and a sweep that a file asks for reads text as a sweep does.
 
     Hydra's swallows the error, composes a second time and meets it again: 0.1 s in which the user waits for one line.
+
+    Args:
+        self: Hydra.
+        config_name: of the config to compose.
+        overrides: as Hydra reads them from ``sys.argv``; those of a sweep that a file asks for are changed in place.
+        typed: the arguments as they were typed.
     """
     cfg = self.compose_config(config_name, overrides, RunMode.MULTIRUN, validate_sweep_overrides=False)
     mode: RunMode | None = cfg.hydra.mode
+    if mode is RunMode.MULTIRUN and not is_sweep(sys.argv):
+        written = dict(zip(from_shell(list(typed)), typed, strict=True))
+        overrides[:] = [as_typed(written.get(line, line), sweeping=True) for line in overrides]
     if not is_sweep(sys.argv) and mode is not RunMode.MULTIRUN and not any("," in line or "(" in line for line in overrides):
         point_from_config(cfg)
     return mode
+
+
+def quote_params(config: DictConfig) -> None:
+    """Let text in ``hydra.sweeper.params`` mean the characters written there, as on the command line."""
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    with flag_override(config, "readonly", False), flag_override(config.hydra, "readonly", False):
+        for key, value in params.items():
+            if isinstance(value, str):
+                params[key] = as_typed(f"{key}={value}", sweeping=True).partition("=")[2]
 
 
 def is_sweep(arguments: list[str]) -> bool:
@@ -207,7 +228,7 @@ def main() -> int:
         register()
         sys.argv = ["gptsweep", *from_shell(arguments)]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors then, where it would print pages and exit
-        Hydra.get_mode = get_mode  # type: ignore[method-assign]
+        Hydra.get_mode = partialmethod(get_mode, typed=arguments)  # type: ignore[assignment]
         task()
         sys.stdout.flush()
     except KeyboardInterrupt as stopped:
@@ -269,13 +290,10 @@ def read_conf(name: str) -> str:
 
 
 def from_shell(arguments: list[str]) -> list[str]:
-    """``arguments`` as Hydra's grammar wants them.
-
-    A prompt is text: where Hydra cannot read ``start=Hello, <world>!`` as one value, or would cut its spaces, it is put in
-    quotes. In a sweep a comma parts prompts, so there only what holds none and cannot be read.
+    """``arguments`` as Hydra's grammar wants them: the characters typed are the value of a key that holds text.
 
     Raises:
-        ConfigError: a setting with dashes, as nanoGPT has them.
+        ConfigError: a setting with dashes, as nanoGPT has them; or see `as_typed`.
     """
     sweeping = is_sweep(arguments)
     ready = []
@@ -285,20 +303,8 @@ def from_shell(arguments: list[str]) -> list[str]:
             name = key.lstrip("-")
             near = name if name in keys() else meant(name)
             raise ConfigError(key, value, f"write {near}={value}, without dashes" if near else unknown_key(name, value).wanted)
-        if argument.startswith("start=") and not is_readable(argument, sweeping):
-            argument = "start=" + QuotedString(value, Quote.double).with_quotes()
-        ready.append(argument)
+        ready.append(as_typed(argument, sweeping=sweeping))
     return ready
-
-
-def is_readable(argument: str, sweeping: bool) -> bool:
-    """Whether Hydra reads the whole of ``argument``, and, without -m, as one value."""
-    value = argument.partition("=")[2]
-    try:
-        override = OverridesParser.create().parse_override(argument)
-    except HydraException:
-        return sweeping and "," in value
-    return sweeping or (value == value.strip() and not override.is_sweep_override())
 
 
 def explain(error: BaseException, arguments: list[str]) -> str | None:
@@ -310,8 +316,8 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
         key, equals, value = error.override.partition("=")
         if not equals:
             return f"{shown(key)}: must be key=value" + (f"; did you mean {near}=…?" if (near := meant(key)) else "")
-        quoted = f"{key}={QuotedString(value, Quote.double).with_quotes()}"
-        return str(ConfigError(key, value, f"Hydra cannot read it; to take it as text, quote it twice: '{quoted}'"))
+        how = how_to_quote(key, value) if key in keys() else f"quote it twice: {shlex.quote(f'{key}={quoted(value)}')}"
+        return str(ConfigError(key, value, f"Hydra cannot read it; {how}"))
     if match := re.match(
         r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'(?:\n1\. To|$| requires)", message, re.DOTALL
     ):

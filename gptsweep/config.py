@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf, StringNode
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
     InterpolationResolutionError,
     MissingMandatoryValue,
     OmegaConfBaseException,
+    ValidationError,
 )
 
 from .errors import ConfigError
@@ -84,7 +85,7 @@ class SamplingConfig:
     presence_penalty: float = MISSING
     frequency_penalty: float = MISSING
     logit_bias: dict[int, float] = field(default_factory=dict)
-    stop: list[str] = field(default_factory=list)
+    stop: list[Any] = field(default_factory=list)  # of strings; OmegaConf would make "1000.0" of 1e3
     stop_at_eot: bool = MISSING
     overflow: str = MISSING
     rng: str = MISSING
@@ -122,9 +123,32 @@ _EXAMPLES = {
     float: "a number",
     bool: "true or false",
     str: "text",
-    list[str]: 'a list of strings, such as ["\\n\\n"]',
+    list[Any]: 'a list of strings, such as ["\\n\\n"]',
     dict[int, float]: "a mapping from token ids to numbers, such as {50256:-100}",
 }
+
+
+class TextNode(StringNode):
+    """A key that holds text, and takes no number for it: what YAML and Hydra read as one is no longer what was written."""
+
+    def _validate_and_convert_impl(self, value: Any) -> str:
+        if isinstance(value, (bool, int, float)):
+            raise ValidationError(f"{_told(value)} is {_KINDS[type(value)]}, and this must be text; {_IN_QUOTES}")
+        text: str = super()._validate_and_convert_impl(value)
+        return text
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TextNode:
+        copy = TextNode()
+        self._deepcopy_impl(copy, memo)
+        return copy
+
+
+_KINDS = {bool: "true or false", int: "a number", float: "a number"}
+_IN_QUOTES = 'put it in quotes, as in key: "1e3" in a file and \'key="1e3"\' on a command line'
+
+
+def _told(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def register() -> None:
@@ -132,15 +156,26 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="gptsweep_config", node=_schema(), provider="gptsweep")
     for name, schema in MODEL_SCHEMAS.items():
-        store.store(name=f"gptsweep_{name}", node=schema, provider="gptsweep")
+        store.store(name=f"gptsweep_{name}", node=_with_text(OmegaConf.structured(schema)), provider="gptsweep")
     OmegaConf.register_new_resolver("gptsweep.conf_dir", lambda: str(CONF_DIR), replace=True)
     OmegaConf.register_new_resolver("gptsweep.point_dir", point_dir, replace=True)
 
 
 def _schema() -> DictConfig:
-    schema: DictConfig = OmegaConf.structured(Config)
+    schema = _with_text(OmegaConf.structured(Config))
     # Hydra closes every mapping of a composed config to new keys; this one is all keys of the user's own.
     OmegaConf.set_struct(schema.sampling.logit_bias, False)
+    return schema
+
+
+def _with_text(schema: DictConfig) -> DictConfig:
+    """``schema`` with a `TextNode` for each key that holds text."""
+    for key, node in schema._content.items():  # type: ignore[union-attr]  # no public way sets a node of one's own
+        if isinstance(node, DictConfig):
+            _with_text(node)
+        elif type(node) is StringNode:
+            text = TextNode(node._value(), key=key, parent=schema, is_optional=node._is_optional())
+            schema.__dict__["_content"][key] = text
     return schema
 
 
@@ -148,8 +183,14 @@ def point_dir(override_dirname: str) -> str:
     """The directory name of a sweep's point, from Hydra's ``key=value,key=value`` of its overrides.
 
     A name that is short and plain stays as it is. One that is not (long, or with slashes, quotes, spaces) is cut down to what
-    every file system takes and ends in a hash of the whole, so two points never share one.
+    every file system takes and ends in a hash of the whole, so two points never share one. A number for text, ``start='42'``,
+    is named without its quotes.
     """
+    override_dirname = re.sub(
+        r"(?<=[=\[,])'([^',\]]*)'(?=[,\]]|$)",
+        lambda match: match[1] if is_plain_number(match[1]) else match[0],
+        override_dirname,
+    )
     plain = re.sub(r"[^A-Za-z0-9._=,+-]", "_", override_dirname).rstrip(".")
     if plain == override_dirname and len(plain) <= DIRECTORY_BYTES:
         return plain or "defaults"
@@ -175,12 +216,16 @@ def point_from_config(cfg: DictConfig) -> Point:
         "must be one directory name of at most 200 bytes; hydra.run.dir and hydra.sweep.dir take a whole path",
     )
     bias = tuple(sorted(sampling.pop("logit_bias").items()))
-    stop = tuple(_unescaped(text) for text in sampling.pop("stop"))
+    for text in sampling["stop"]:
+        if isinstance(text, (bool, int, float)):
+            raise ConfigError("sampling.stop", sampling["stop"], f"{_told(text)} is {_KINDS[type(text)]}; put it in quotes")
+        require(isinstance(text, str), "sampling.stop", sampling["stop"], f"must be {_EXAMPLES[list[Any]]}")
+    stop = tuple(unescaped(text) for text in sampling.pop("stop"))
     return Point(
         model=ModelSource(**values["model"]),
         device=DeviceSettings(**values["device"]),
         sampling=Sampling(**sampling, logit_bias=bias, stop=stop),
-        start=start if start.startswith(FILE_PREFIXES) else _unescaped(start),
+        start=start if start.startswith(FILE_PREFIXES) else unescaped(start),
         seed=values["seed"],
     )
 
@@ -227,6 +272,32 @@ def keys() -> dict[str, Any]:
         for schema in schemas:
             found |= {f"{section}.{name}": hint for name, hint in get_type_hints(schema).items()}
     return found
+
+
+def is_text(key: str) -> bool:
+    """Whether ``key`` is one whose value is text."""
+    return keys()[key] in (str, str | None)
+
+
+def list_of_text(key: str) -> bool:
+    """Whether ``key`` is one whose value is a list of texts."""
+    return bool(keys()[key] == list[Any])
+
+
+def is_optional(key: str) -> bool:
+    """Whether ``key`` may be null."""
+    return type(None) in getattr(keys()[key], "__args__", ())
+
+
+def is_plain_number(text: str) -> bool:
+    """Whether ``text`` is a number or a truth value exactly as Python writes it, as ``42``, ``0.5`` and ``True``."""
+    for kind in (int, float):
+        try:
+            if str(kind(text)) == text:
+                return True
+        except ValueError:
+            pass
+    return text in ("True", "False")
 
 
 def choices(group: str) -> list[str]:
@@ -287,10 +358,10 @@ def wanted(key: str) -> str | None:
             return None
     if key in CHOICES:
         return f"must be one of {', '.join(CHOICES[key])}"
-    hint = keys()[key]
-    optional = type(None) in getattr(hint, "__args__", ())
+    hint, optional = keys()[key], is_optional(key)
     kind = next(kind for kind in _EXAMPLES if kind == hint or (optional and kind in hint.__args__))
-    return f"must be {_EXAMPLES[kind]}" + (", or null" if optional else "")
+    in_quotes = "; put a number, true or false in quotes" if kind is str else ""
+    return f"must be {_EXAMPLES[kind]}" + (", or null" if optional else "") + in_quotes
 
 
 def _raw(cfg: DictConfig, key: str) -> object:
@@ -301,5 +372,14 @@ def _raw(cfg: DictConfig, key: str) -> object:
     return value
 
 
-def _unescaped(text: str) -> str:
-    return re.sub(r"\\([nrt\\])", lambda match: {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}[match[1]], text)
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
+
+
+def unescaped(text: str) -> str:
+    """The text that was meant, from what was typed for ``start`` or for a string of ``sampling.stop``."""
+    return re.sub(r"\\([nrt\\])", lambda match: _ESCAPES[match[1]], text)
+
+
+def escaped(text: str) -> str:
+    r"""``text`` as it is typed for ``start``: newlines, tabs and backslashes as ``\n``, ``\t`` and ``\\``."""
+    return text.translate({ord(meant): f"\\{typed}" for typed, meant in _ESCAPES.items()})

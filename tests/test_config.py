@@ -196,8 +196,11 @@ def test_a_dollar_brace_in_a_prompt_can_be_escaped() -> None:
     assert point(r"start='echo \${HOME}'").start == "echo ${HOME}"
 
 
-def test_a_number_as_prompt_is_text() -> None:
-    assert point("start=42").start == "42"
+def test_a_number_in_quotes_is_a_prompt_and_one_without_is_refused_as_its_characters_are_lost() -> None:
+    assert point("start='1_000'").start == "1_000"
+    for typed in ("start=1_000", "start=42", "start=1e3", "start=true", "name=2024_05_01"):
+        line = mistake(typed)
+        assert line.startswith(f"{typed}: must be text; put a number, true or false in quotes")
 
 
 def test_a_run_can_be_read_back_from_the_config_file_it_left(tmp_path: Path) -> None:
@@ -289,7 +292,7 @@ GRAMMAR = [
     ("++seed=soon", "seed=soon: ", "whole number"),
     ("seed", "seed: must be key=value", ""),
     ("temprature", "temprature: must be key=value", "sampling.temperature=…"),
-    ("sampling.stop=[#]", "sampling.stop=[#]: Hydra cannot read it", "quote it twice: 'sampling.stop=\"[#]\"'"),
+    ("sampling.stop=[#]", "sampling.stop=[#]: Hydra cannot read it", "put each string in quotes: 'sampling.stop=[\"#\"]'"),
     ("seed=1,2", "seed=1,2: ", "-m"),
     ("seed=range(3)", "seed=range(3): ", "-m"),
     ("start=costs ${price}", "start=costs ${price}: ", r"write \${"),
