@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .cache import PAGE
+from .errors import DeviceError
 from .model import GPT
 from .tasks import COLUMNS, GELU, GELU_TANH, NO_ACTIVATION, SEGMENT, TILE_ROWS, TILES_TOGETHER
 
@@ -25,6 +26,7 @@ except ImportError:  # numba has no wheel for this platform
 
 _ROWS_PACKED_FOR = 64
 _RUNS = (512, 1024, 2048, 4096)
+_OUTPUTS_TRIED = 1024
 _MEASURED_ROWS = (1, 2, 3, 7, 16, 33, 64)
 
 
@@ -187,17 +189,18 @@ class Int8Linear(nn.Module):
     Args:
         linear: the layer, in float32; its weight is no longer needed afterwards.
         gelu: the activation to apply to the result.
-    """
 
-    _ZERO = 128  # oneDNN is fast for unsigned inputs, so int8 is shifted into uint8
+    Raises:
+        DeviceError: no way of multiplying is exact on this CPU.
+    """
 
     def __init__(self, linear: nn.Linear, gelu: nn.GELU | None = None) -> None:
         super().__init__()
         weight = linear.weight.detach()
         self.scales = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
         quantised = (weight / self.scales[:, None]).round().to(torch.int8)
-        self.packed = torch.ops.onednn.qlinear_prepack(quantised, [_ROWS_PACKED_FOR, weight.shape[1]])
-        self.zeros = torch.zeros(len(weight), dtype=torch.int64)
+        self.multiply = _int8_product(min(len(weight), _OUTPUTS_TRIED), weight.shape[1])
+        self.packed = _packed_int8(quantised)
         self.bias = None if linear.bias is None else linear.bias.detach()
         self.quantise, self.rescale = (kernels.Kernel(name, torch.float32) for name in ("quantise", "rescale"))
         self.rescale.set(activation=_which(gelu), bias=0 if self.bias is None else self.bias.data_ptr())
@@ -208,14 +211,71 @@ class Int8Linear(nn.Module):
         quantised, scales = torch.empty(n_rows, n_in, dtype=torch.uint8), torch.empty(n_rows)
         places = {"x": rows.data_ptr(), "quantised": quantised.data_ptr(), "scales": scales.data_ptr()}
         self.quantise(n_rows=n_rows, width=n_in, chunk=-(-n_rows // 16), **places)
-        y: Tensor = torch.ops.onednn.qlinear_pointwise(
-            *(quantised, 1.0, self._ZERO, self.packed, self.scales, self.zeros),
-            *(None, 1.0, 0, torch.float32, "none", [], ""),
-        )
+        y = self.multiply(quantised, self.packed, self.scales)
         n_out = y.shape[1]
         chunk = -(-n_rows * -(-n_out // SEGMENT) // 16)
         self.rescale(n_rows=n_rows, width=n_out, chunk=chunk, y=y.data_ptr(), scales=scales.data_ptr())
         return y.view(*x.shape[:-1], -1)
+
+
+_ZERO = 128
+"""What stands for 0 in a quantised row: oneDNN is fast for unsigned inputs, so int8 is shifted into uint8."""
+
+Int8Product = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``uint8 [rows, n_in], packed int8 weights, float32 [n_out] -> float32 [rows, n_out]``: the sums times the scales."""
+
+
+def whole_product(rows: Tensor, packed: Tensor, scales: Tensor, zero: int = _ZERO) -> Tensor:
+    """An `Int8Product` by oneDNN, exact on a CPU with VNNI.
+
+    Others add pairs of products in 16 bits, which two products of 255 and 127 overflow: the sum is cut off at 32,767.
+    """
+    zeros = torch.zeros(len(scales), dtype=torch.int64)
+    y: Tensor = torch.ops.onednn.qlinear_pointwise(
+        *(rows, 1.0, zero, packed, scales, zeros), *(None, 1.0, 0, torch.float32, "none", [], "")
+    )
+    return y
+
+
+def product_of_halves(rows: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
+    """An `Int8Product` that is exact on every CPU: a row is parted in two of numbers up to 128, whose pairs fit 16 bits.
+
+    The two sums are added before they are scaled, so the results are those of `whole_product` where that is exact. Twice as
+    many rows go through the layer, which takes about as long as float32 does.
+    """
+    lesser = rows >> 1
+    y = whole_product(torch.cat([lesser, rows - lesser]), packed, torch.ones_like(scales), _ZERO // 2)
+    return y[: len(rows)].add_(y[len(rows) :]).mul_(scales)
+
+
+def _packed_int8(weight: Tensor) -> Tensor:
+    """``int8 [n_out, n_in]`` as oneDNN likes it."""
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(weight, [_ROWS_PACKED_FOR, weight.shape[1]])
+    return packed
+
+
+@functools.cache
+@torch.inference_mode()
+def _int8_product(n_out: int, n_in: int) -> Int8Product:
+    """The fastest `Int8Product` that is exact on this CPU for layers of this shape, tried with the greatest numbers there are.
+
+    Raises:
+        DeviceError: there is none.
+    """
+    packed, scales = _packed_int8(torch.full((n_out, n_in), 127, dtype=torch.int8)), torch.ones(n_out)
+    for multiply in (whole_product, product_of_halves):
+        if all(
+            torch.allclose(multiply(rows, packed, scales), torch.tensor(127.0 * (number - _ZERO) * n_in), rtol=1e-6)
+            for number in (255, 0)
+            for rows in (torch.full((count, n_in), number, dtype=torch.uint8) for count in (1, _ROWS_PACKED_FOR))
+        ):
+            return multiply
+    raise DeviceError("device.dtype", "int8", "oneDNN's int8 products overflow on this CPU; try bfloat16")
+
+
+def multiplies_in_halves(model: GPT) -> bool:
+    """Whether the model has int8 layers whose sums `whole_product` would cut off on this CPU."""
+    return any(isinstance(layer, Int8Linear) and layer.multiply is product_of_halves for layer in model.modules())
 
 
 def pack(model: GPT, layer: type[PackedLinear] | type[Int8Linear] = PackedLinear) -> None:

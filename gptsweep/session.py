@@ -33,7 +33,7 @@ from .checkpoint import load_weights, open_checkpoint
 from .config import point_from_config
 from .engine import Engine, OnStep, Workload, out_of_memory, windows_read
 from .errors import ConfigError, DeviceError, GptsweepError, Interrupted, PromptError, ResultsError
-from .linear import Int8Linear, can_pack, pack
+from .linear import Int8Linear, can_pack, multiplies_in_halves, pack
 from .metrics import text_metrics
 from .model import GPT
 from .progress import Progress
@@ -63,7 +63,9 @@ class LM:
     """A loaded language model: `generate` text, or write your own loop on ``model(ids)``.
 
     ``model`` maps ``int64 [batch, time]`` to logits ``[batch, time, vocab_size]``; it is for inference. ``dtype`` and
-    ``device_type`` are resolved, never ``auto``. ``promise``: whether samples are the same to the bit whatever the batch.
+    ``device_type`` are resolved, never ``auto``. ``arithmetic`` is what the layers compute in, as `point_id` takes it:
+    ``dtype``, or ``int8 in halves`` on a CPU where 0.1 cut off the sums of int8 layers, for its samples are other ones.
+    ``promise``: whether samples are the same to the bit whatever the batch.
     """
 
     source: ModelSource
@@ -74,6 +76,7 @@ class LM:
     engine: Engine
     dtype: str
     device_type: str
+    arithmetic: str
 
     @property
     def promise(self) -> bool:
@@ -167,7 +170,8 @@ def open_model(source: ModelSource, settings: DeviceSettings) -> LM:
     engine = Engine(model, vocab_size=checkpoint.tokenizer.vocab_size, max_rows=settings.max_rows)
     if not engine.promise:
         log.warning("on this device samples may differ with the number of rows decoded together (promise: false)")
-    return LM(source, settings, model, checkpoint.tokenizer, checkpoint.fingerprint, engine, dtype, device.type)
+    arithmetic = "int8 in halves" if multiplies_in_halves(model) else dtype
+    return LM(source, settings, model, checkpoint.tokenizer, checkpoint.fingerprint, engine, dtype, device.type, arithmetic)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -273,7 +277,7 @@ class Task:
                 wanted = f"token ids of model={lm.source.name} are below {lm.tokenizer.vocab_size}"
                 raise ConfigError("sampling.logit_bias", token, wanted)
         identity = point_id(point, prompts=texts, weights=lm.fingerprint, tokenizer=lm.tokenizer.fingerprint,
-                            dtype=lm.dtype, device_type=lm.device_type)  # fmt: skip
+                            dtype=lm.arithmetic, device_type=lm.device_type)  # fmt: skip
         key = point.seed if sampling.noise == "common" else independent_key(point.seed, identity)
         return cls(point, texts, prompt_ids, identity, key)
 
@@ -700,6 +704,7 @@ def provenance(lm: LM, task: Task) -> dict[str, object]:
         "tokenizer": lm.tokenizer.fingerprint,
         "device": lm.device_type,
         "dtype": lm.dtype,
+        "arithmetic": lm.arithmetic,
         "compile": device.compile,
         "threads": torch.get_num_threads(),
         **_environment(),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gptsweep import linear as linear_module
+from gptsweep.errors import DeviceError
 from gptsweep.linear import Int8Linear, PackedLinear, can_pack, pack, row_invariant
 from gptsweep.model import GPT, GPTConfig
 
@@ -135,6 +136,52 @@ def test_int8_layers_are_near_and_every_row_has_its_own_scale(approximate: str |
     loud = torch.cat([x, x[:1] * 1e4])
     assert torch.equal(packed(loud)[:33], packed(x))
     assert torch.isfinite(packed(torch.zeros(2, 256))).all()
+
+
+def worst_int8(n_in: int, n_out: int) -> tuple[nn.Linear, Tensor]:
+    """Weights and inputs that are all 1 or -1 once quantised as far as int8 goes: in turn, in pairs, and at random."""
+    layer = linear(n_in, n_out)
+    layer.weight.data = layer.weight.data.sign()
+    layer.weight.data[: n_out // 2] = 1
+    x = torch.randn(20, n_in, generator=torch.Generator().manual_seed(1)).sign()
+    x[0], x[1], x[2, ::2], x[3, 2::4], x[3, 3::4] = 1, -1, -1, -1, -1
+    return layer, x
+
+
+@pytest.mark.parametrize("shape", [(64, 64), *SHAPES], ids=str)
+@torch.inference_mode()
+def test_int8_sums_are_exact_at_the_greatest_numbers(shape: tuple[int, int]) -> None:
+    """CPUs without VNNI cut sums of pairs off at 16 bits: all ones of 64 x 64 gave 0.5 instead of 64."""
+    layer, x = worst_int8(*shape)
+    packed = made("int8", layer)
+    torch.testing.assert_close(packed(x), layer.double()(x.double()).float(), rtol=1e-5, atol=1e-5 * shape[0])
+    assert torch.equal(packed(x[5:6]), packed(x)[5:6])
+
+
+@torch.inference_mode()
+def test_int8_in_halves_has_the_bits_of_exact_int8() -> None:
+    """So that a CPU without VNNI gives the samples of one with it."""
+    generator = torch.Generator().manual_seed(2)
+    for n_in, n_out in SHAPES:
+        made("int8", linear(n_in, n_out))  # or skip
+        weight = torch.randint(-127, 128, (n_out, n_in), dtype=torch.int8, generator=generator)
+        rows = torch.randint(1, 256, (21, n_in), dtype=torch.uint8, generator=generator)
+        scales = torch.rand(n_out, generator=generator)
+        sums = (rows.double() - 128) @ weight.double().T
+        product = linear_module.product_of_halves(rows, linear_module._packed_int8(weight), scales)
+        assert torch.equal(product, sums.float() * scales)
+
+
+def test_int8_is_refused_where_no_product_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    made("int8", linear(40, 24))  # or skip
+
+    def cut_off(rows: Tensor, _packed: Tensor, scales: Tensor) -> Tensor:
+        return torch.full((len(rows), len(scales)), 32767.0)
+
+    monkeypatch.setattr(linear_module, "whole_product", cut_off)
+    monkeypatch.setattr(linear_module, "product_of_halves", cut_off)
+    with pytest.raises(DeviceError, match=r"device\.dtype=int8: oneDNN's int8 products overflow on this CPU; try bfloat16"):
+        Int8Linear(linear(41, 24))
 
 
 @settings(max_examples=40, deadline=None)

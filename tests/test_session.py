@@ -18,12 +18,13 @@ import torch
 from model_files import save_hf, save_meta, save_nanogpt
 
 import gptsweep
-from gptsweep import session
+from gptsweep import linear, session
 from gptsweep.engine import Engine
 from gptsweep.errors import ConfigError, DeviceError, Interrupted, ModelError, PromptError, ResultsError
+from gptsweep.linear import can_pack
 from gptsweep.model import GPT, GPTConfig
 from gptsweep.progress import Progress
-from gptsweep.records import DeviceSettings, ModelSource, Point, Row, Sampling
+from gptsweep.records import DeviceSettings, ModelSource, Point, Prompt, Row, Sampling, point_id
 from gptsweep.results import PointWriter
 from gptsweep.session import (
     LM,
@@ -220,6 +221,24 @@ def test_every_dtype_of_a_cpu_generates(out_dir: Path, dtype: str) -> None:
     samples = lm.generate("AB", num_samples=5, max_new_tokens=20)
     assert all(len(sample.token_ids) == 20 for sample in samples)
     assert lm.promise
+
+
+def test_int8_that_had_to_be_mended_is_not_taken_for_what_was_wrong(out_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where int8 sums overflowed in 0.1 the samples differ, so the points do; with VNNI both stay as they are."""
+    if not can_pack(torch.int8):
+        pytest.skip("oneDNN has no int8 layers for this CPU")
+    ids, arithmetic = [], []
+    for product in (linear.whole_product, linear.product_of_halves):
+        monkeypatch.setattr(linear, "_int8_product", lambda *_shape, product=product: product)
+        lm = gptsweep.load(out_dir, device="cpu", dtype="int8")
+        arithmetic.append(lm.arithmetic)
+        ids.append(lm.generate("AB", max_new_tokens=2)[0].point_id)
+        assert lm.dtype == "int8"
+    assert arithmetic == ["int8", "int8 in halves"]
+    assert ids[0] != ids[1]
+    point = Point(model=lm.source, device=lm.device, sampling=Sampling(num_samples=1, max_new_tokens=2))
+    known = {"weights": lm.fingerprint, "tokenizer": lm.tokenizer.fingerprint, "device_type": "cpu"}
+    assert ids[0] == point_id(point, prompts=(Prompt("0", "AB"),), dtype="int8", **known)
 
 
 def test_the_thread_count_is_set(out_dir: Path, threads: None) -> None:
