@@ -33,6 +33,7 @@ from yaml import YAMLError
 
 from .compose import PointLoader, is_basic_sweeper
 from .config import CONF_DIR, GROUPS, choices, from_omegaconf, keys, meant, point_from_config, register, unknown_key
+from .display import STDOUT, drop, ready_streams, say, write_out
 from .errors import ConfigError, GptsweepError, Interrupted, SweepError, shown
 from .overrides import as_typed, how_to_quote, quoted
 from .sweep_files import told
@@ -163,7 +164,7 @@ def is_sweep(arguments: list[str]) -> bool:
 
 def say_where(directory: str) -> None:
     path = Path(directory).absolute()
-    print(f"Results: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+    say(f"Results: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
 
 
 def check_sweep(config: DictConfig, loader: PointLoader) -> None:
@@ -217,40 +218,41 @@ def main() -> int:
 
     0, 1 for a sweep with points that failed, 2 for a mistake the user can mend, 130 for Ctrl-C, 143 for SIGTERM.
     """
+    ready_streams()
     arguments = sys.argv[1:]
     user_wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         if {"-sc", "--shell-completion"} & set(arguments) and complete(arguments):
             return 0
         if {"-h", "--help"} & set(arguments):
-            print(help_text(), end="", flush=True)
+            write_out(help_text())
             return 0
         register()
         sys.argv = ["gptsweep", *from_shell(arguments)]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors then, where it would print pages and exit
         Hydra.get_mode = partialmethod(get_mode, typed=arguments)  # type: ignore[assignment]
         task()
-        sys.stdout.flush()
+        write_out("")
     except KeyboardInterrupt as stopped:
         name = stopped.name if isinstance(stopped, Interrupted) else None
-        print(f"gptsweep: stopped; to go on: {command_line(arguments, name)}", file=sys.stderr)
+        say(f"gptsweep: stopped; to go on: {command_line(arguments, name)}", error=True)
         return 128 + (stopped.signal_number if isinstance(stopped, Interrupted) else signal.SIGINT)
     except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop(sys.stdout)
         return 141
     except SweepError as failed:
         for directory, error in failed.failures[:LISTED]:
-            print(f"{directory}: {told(error)}", file=sys.stderr)
+            say(f"{directory}: {told(error)}", error=True)
         if len(failed.failures) > LISTED:
-            print(f"… and {len(failed.failures) - LISTED:,} more; sweep.csv has them all", file=sys.stderr)
-        print(f"gptsweep: error: {failed}; to retry: {command_line(arguments, failed.name)}", file=sys.stderr)
+            say(f"… and {len(failed.failures) - LISTED:,} more; sweep.csv has them all", error=True)
+        say(f"gptsweep: error: {failed}; to retry: {command_line(arguments, failed.name)}", error=True)
         return failed.exit_status
     except (Refused, Exception) as raised:
         error = raised.error if isinstance(raised, Refused) else raised
         message = explain(error, arguments)
         if user_wants_traceback or message is None:
             raise error from error.__cause__
-        print(f"gptsweep: error: {message}", file=sys.stderr)
+        say(f"gptsweep: error: {message}", error=True)
         return error.exit_status if isinstance(error, GptsweepError) else 2
     finally:
         if not user_wants_traceback:
@@ -345,6 +347,8 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
             if group in GROUPS:
                 return str(ConfigError(group, value, f"must be one of {', '.join(choices(group))}"))
     if isinstance(error, OSError) and error.errno in _FULL | _FORBIDDEN | _IN_THE_WAY:
+        if error.filename == STDOUT:
+            return f"cannot write {STDOUT}: {error.strerror}"
         place = "hydra.sweep.dir" if is_sweep(arguments) else "hydra.run.dir"
         return f"cannot write {error.filename or 'the results'}: {error.strerror}; {place} takes another place"
     if isinstance(error, (HydraException, OmegaConfBaseException, YAMLError)) or message.startswith(("Only one of", "The --")):

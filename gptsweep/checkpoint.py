@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import re
 from collections.abc import Mapping
@@ -19,13 +18,14 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from .display import get_logger
 from .errors import ModelError
 from .model import GPT, Activation, GPTConfig
 from .records import ModelSource
 from .tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, read_hf_tokenizer, read_meta
 from .weights import StoredTensor, TorchFile, read_safetensors
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 EMBEDDED = Path(__file__).parent / "data" / "shakespeare"
 HUB_OWNER = "openai-community"

@@ -8,7 +8,6 @@ one with a single pending token, and both go through the same pass; a sequence t
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 import os
 import time
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .cache import PAGE, KVCache, Reading, Span, paged_attention, pages_for
+from .display import get_logger
 from .errors import ModelError
 from .graphs import DecodeSteps
 from .linear import Int8Linear, row_invariant
@@ -34,7 +34,7 @@ try:
 except ImportError:  # numba has no wheel for this platform
     kernels = None  # type: ignore[assignment]
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 MOST_ROWS = 256
 """Rows decoded together unless the caller says otherwise: more gain nothing on the CPUs measured (benchmarks/README.md)."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 
+from .display import one_line
+
 
 class GptsweepError(Exception):
     """A mistake the user can mend: one line that names the key, its value and what would work.
@@ -23,13 +25,13 @@ class GptsweepError(Exception):
         self.wanted = wanted
 
     def __str__(self) -> str:
-        return f"{self.key}={shown(self.value)}: {self.wanted}"
+        return f"{one_line(self.key)}={shown(self.value)}: {one_line(self.wanted)}"
 
 
 def shown(value: object) -> str:
     """``value`` as a user would type it on the command line, shortened to one line."""
     text = "null" if value is None else str(value) if isinstance(value, (str, float, int)) else repr(value)
-    text = text.encode("unicode_escape").decode() if not text.isprintable() else text
+    text = one_line(text[:300])
     return text if len(text) <= 200 else text[:200] + "…"
 
 

@@ -15,7 +15,6 @@ import errno
 import functools
 import hashlib
 import importlib.util
-import logging
 import math
 import os
 import threading
@@ -31,12 +30,13 @@ from llvmlite import binding
 from torch import Tensor
 
 from .cache import PAGE, Ints, KVCache, Reading
+from .display import get_logger
 from .files import OwnDirectory
 from .model import Attend
 from .sampling import EDIT, ROW
 from .tasks import BLOCK, HEADS, TASKS, TILE
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 SYMBOL = "kernel"
 SHIPPED = Path(__file__).parent / "data" / "kernels.zip"

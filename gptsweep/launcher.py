@@ -7,7 +7,6 @@ nothing to fuse, run as with Hydra's basic launcher.
 from __future__ import annotations
 
 import gc
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from .compose import Planned, PointLoader, is_basic_sweeper
 from .config import Config
+from .display import get_logger
 from .errors import Interrupted, SweepError
 from .job import Yaml, run_job_with
 from .progress import Progress
@@ -27,7 +27,7 @@ from .sweep_files import SweepTable, write_report
 if TYPE_CHECKING:
     from .session import Models
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class FusedLauncher(BasicLauncher):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -19,7 +18,9 @@ from rich.progress import BarColumn, ProgressColumn, Task
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-log = logging.getLogger(__name__)
+from .display import get_logger, visible
+
+log = get_logger(__name__)
 
 RULE = "---------------"
 """What nanoGPT's ``sample.py`` prints between samples."""
@@ -32,10 +33,6 @@ SPEED_INTERVAL = 0.25
 
 LOG_SECONDS = 10.0
 LONGEST_LOG_SECONDS = 300.0
-
-# Everything that moves the cursor, starts an escape sequence, hides or reorders text: C0 but tab and newline, DEL, C1, marks
-# and overrides of writing direction, lone surrogates.
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Progress:
@@ -325,8 +322,7 @@ class _Line(ProgressColumn):
 
 def printable(text: str, encoding: str = "utf-8") -> str:
     """``text`` for a terminal: control characters but newline and tab, and what ``encoding`` lacks, as backslash escapes."""
-    text = _UNSAFE.sub(lambda unsafe: unsafe[0].encode("unicode_escape").decode(), text)
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+    return visible(text).encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _duration(seconds: float) -> str:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .display import get_logger
 from .errors import PromptError
 from .records import Prompt
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 def read_prompts(start: str) -> tuple[Prompt, ...]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from .display import get_logger
 from .errors import GptsweepError, ResultsError
 from .metrics import STANDARD_ERROR, text_metrics
 from .prompts import read_prompts
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .frames import Sweep
     from .session import LM
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 REFERENCE = "reference.json"
 MAX_PIECES = 200

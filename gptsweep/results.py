@@ -14,7 +14,6 @@ import errno
 import hashlib
 import io
 import json
-import logging
 import math
 import os
 import secrets
@@ -29,6 +28,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from .csv_files import csv_bytes, csv_rows
+from .display import get_logger
 from .errors import ResultsError
 from .files import open_file, open_to_read
 from .records import ENGINE_VERSION, FINISH_REASONS, SCHEMA_VERSION, Sample
@@ -38,7 +38,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 SAMPLES = "samples.jsonl"
 PARTIAL = "samples.partial.jsonl"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .csv_files import csv_bytes
+from .display import STDOUT, drop, one_line, ready_streams, say, visible
 from .errors import GptsweepError, ResultsError
 from .frames import Sweep, label, ordered, plain, read_sweep
 from .metrics import METRICS
@@ -59,7 +59,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and stop with status 2."""
-        self.exit(2, f"gptsweep.review: error: {message}; see --help\n")
+        self.exit(2, f"gptsweep.review: error: {one_line(message)}; see --help\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -94,14 +94,20 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit status: 0, or 2 after a mistake."""
+    ready_streams()
     options = parser().parse_args(arguments)
     try:
         review(options)
+        sys.stdout.flush()
     except GptsweepError as error:
-        print(f"gptsweep.review: error: {error}", file=sys.stderr)
+        say(f"gptsweep.review: error: {error}", error=True)
         return error.exit_status
     except BrokenPipeError:  # as in `| head`: nothing more is wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop(sys.stdout)
+    except OSError as error:  # what is said of files names them
+        drop(sys.stdout)
+        say(f"gptsweep.review: error: cannot write {error.filename or STDOUT}: {error.strerror}", error=True)
+        return 2
     return 0
 
 
@@ -139,12 +145,12 @@ def review(options: argparse.Namespace, console: Console | None = None) -> None:
             rows["verdict"] = verdicts(sweep, rows, options.best, reference)[1]
         write_frame(flat(rows, names, reference), form)
     for problem in (*whole.problems, *failures(whole)):
-        print(f"gptsweep.review: {problem}", file=sys.stderr)
+        say(f"gptsweep.review: {problem}", error=True)
     if options.plots:
         from .report.plots import write_plots  # matplotlib is an optional dependency
 
         for path in write_plots(sweep, options.plots, names):
-            print(path, file=sys.stderr)
+            say(str(path), error=True)
     if not options.no_report and len(options.path) == 1:
         bring_up_to_date(options.path[0], whole, reference)
 
@@ -162,9 +168,9 @@ def bring_up_to_date(path: Path, sweep: Sweep, reference: dict[str, float | None
         if (path / "multirun.yaml").is_file() or (path / SWEEP).is_file():
             rows = [{str(name): plain(cell) for name, cell in row.items()} for row in sweep.summary.to_dict("records")]
             write_sweep_csv(path, [str(name) for name in sweep.summary], rows)
-        print(f"report: {write_report(path, sweep, reference)}", file=sys.stderr)
+        say(f"report: {write_report(path, sweep, reference)}", error=True)
     except ResultsError as error:
-        print(f"gptsweep.review: no report: {error}", file=sys.stderr)
+        say(f"gptsweep.review: no report: {error}", error=True)
 
 
 def chosen_metrics(sweep: Sweep, asked: Sequence[str] | None) -> list[str]:
@@ -321,12 +327,12 @@ def print_sweep(
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="")
     table.add_column("#", justify="right", style="dim")
     for key in keys:
-        table.add_column(key, style="bold", overflow="fold")
+        table.add_column(Text(one_line(key)), style="bold", overflow="fold")
     table.add_column("samples", justify="right")
     for name in names:
         table.add_column(METRICS[name].label, justify="right")
     for place, row in enumerate(rows.head(MAX_ROWS).to_dict("records")):
-        cells = [Text(str(place)), *(Text(visible(label(plain(row[key])))) for key in keys), Text(f"{row['num_samples']:,}")]
+        cells = [Text(str(place)), *(Text(one_line(label(plain(row[key])))) for key in keys), Text(f"{row['num_samples']:,}")]
         for name in names:
             cells.append(metric_cell(row, name, marks[place] if name == best else ""))
         table.add_row(*cells)
@@ -344,7 +350,7 @@ def print_sweep(
         )
     for name, reason in reasons(sweep).items():
         if name in names:
-            console.print(Text(f"– {METRICS[name].label}: {reason}", style="dim"))
+            console.print(Text(f"– {METRICS[name].label}: {one_line(reason)}", style="dim"))
     print_effects(console, sweep, names)
 
 
@@ -375,7 +381,7 @@ def print_effects(console: Console, sweep: Sweep, names: Sequence[str]) -> None:
     effects = []
     for key in keys:
         values = ordered(sweep.summary[key])
-        table.add_column(Text(visible(f"{key}\n{label(values[0])} → {label(values[-1])}")), overflow="fold")
+        table.add_column(Text(f"{one_line(key)}\n{one_line(f'{label(values[0])} → {label(values[-1])}')}"), overflow="fold")
         effects.append(rows_by_name(thin.effect(key)))
     for name in names:
         changes = [change(effect[name], name) if name in effect else Text("–") for effect in effects]
@@ -423,7 +429,7 @@ def print_difference(console: Console, sweep: Sweep, difference: pd.DataFrame, s
 
 def named(side: str | Mapping[str, Any]) -> str:
     """A point as a heading."""
-    return visible(side if isinstance(side, str) else ", ".join(f"{key}={label(value)}" for key, value in side.items()))
+    return one_line(side if isinstance(side, str) else ", ".join(f"{key}={label(value)}" for key, value in side.items()))
 
 
 def side_by_side(pair: Mapping[Any, Any], titles: Sequence[str]) -> Table:
@@ -469,15 +475,6 @@ def word_shift(text: str, start: int, size: int) -> int:
         if (first == 0 or text[first - 1].isspace()) and text[first + size - 1].isspace():
             return shift
     return 0
-
-
-def visible(text: str) -> str:
-    """Characters that a terminal would obey, or that would reorder a line, as their code points."""
-    return re.sub(
-        r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]",
-        lambda match: f"⟨U+{ord(match[0]):04X}⟩",
-        text,
-    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-import logging
 import os
 import platform
 import signal
@@ -31,6 +30,7 @@ from omegaconf import DictConfig
 from . import engine as engine_module
 from .checkpoint import load_weights, open_checkpoint
 from .config import point_from_config
+from .display import get_logger
 from .engine import Engine, OnStep, Workload, out_of_memory, windows_read
 from .errors import ConfigError, DeviceError, GptsweepError, Interrupted, PromptError, ResultsError
 from .linear import Int8Linear, can_pack, multiplies_in_halves, pack
@@ -46,7 +46,7 @@ from .tokenizer import Tokenizer, completion_text, stop_watch
 if TYPE_CHECKING:
     import pandas as pd
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
 _OPEN_POINTS = 200

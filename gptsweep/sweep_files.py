@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import csv
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .csv_files import csv_rows
+from .display import get_logger
 from .errors import GptsweepError, ResultsError
 from .results import MANIFEST, PARTIAL, SAMPLES, SWEEP, write_sweep_csv
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 ABOUT = ("status", "error", "directory")
 SECONDS = 1.0

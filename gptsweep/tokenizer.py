@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import logging
 import math
 import pickle
 import re
@@ -17,9 +16,10 @@ from typing import Any, NoReturn, Protocol
 
 import tiktoken
 
+from .display import get_logger
 from .errors import ModelError, PromptError
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 RANKS = Path(__file__).parent / "data" / "gpt2" / "gpt2.tiktoken"
 END_OF_TEXT = "<|endoftext|>"
