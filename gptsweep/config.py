@@ -26,7 +26,7 @@ from omegaconf.errors import (
 )
 
 from .errors import ConfigError
-from .records import DTYPES, MODELS, NOISES, OVERFLOWS, RNGS, DeviceSettings, ModelSource, Point, Sampling, require
+from .records import DTYPES, EXAMPLES, MODELS, NOISES, OVERFLOWS, RNGS, DeviceSettings, ModelSource, Point, Sampling, require
 
 _PACKAGED = Path(__file__).resolve().parent / "conf"
 CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else _PACKAGED.parent.parent / "conf"
@@ -118,11 +118,8 @@ CHOICES = {
     "sampling.rng": RNGS,
     "sampling.noise": NOISES,
 }
-_EXAMPLES = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
+_EXAMPLES: dict[Any, str] = {
+    **EXAMPLES,
     list[Any]: 'a list of strings, such as ["\\n\\n"]',
     dict[int, float]: "a mapping from token ids to numbers, such as {50256:-100}",
 }

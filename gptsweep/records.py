@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from functools import cache
+from numbers import Real
+from typing import Any, Literal, get_type_hints
 
 from .errors import ConfigError, PromptError
 
@@ -20,12 +22,19 @@ ENGINE_VERSION = 3
 
 MODELS = ("shakespeare", "resume", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "hf")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
+DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 OVERFLOWS = ("crop", "stop", "rebase")
 RNGS = ("counter", "torch")
 NOISES = ("common", "independent")
 _GREATEST_ADDEND = 1e30  # far from where float32 ends, whatever is added up
+_LIMIT = 2**31
+"""Counts and token ids are below this: they are counters of the noise, and 32-bit numbers in files and libraries."""
 FINISH_REASONS = ("length", "stop", "eot", "overflow")
 FinishReason = Literal["length", "stop", "eot", "overflow"]
+
+
+EXAMPLES: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+"""What a value of a type is called in an error."""
 
 
 def require(holds: bool, key: str, value: object, wanted: str) -> None:
@@ -39,6 +48,49 @@ def one_of(key: str, value: object, choices: tuple[str, ...]) -> None:
     require(value in choices, key, value, f"must be one of {', '.join(choices)}")
 
 
+def coerce(key: str, value: Any, kind: type, *, optional: bool = False) -> Any:
+    """``value`` as a plain Python value of ``kind``, so that ``1`` and ``1.0``, or NumPy's and Python's, are one setting.
+
+    Args:
+        key: names the value in the error.
+        value: a Python value, or a scalar of NumPy, pandas or torch.
+        kind: ``int`` (also takes a whole float), ``float`` (also takes an int), ``bool`` or ``str``.
+        optional: whether None is a value.
+
+    Raises:
+        ConfigError: ``value`` is not one of ``kind``. No text is read as a number, and no truth value taken for one.
+    """
+    if optional and value is None:
+        return None
+    given: object = value
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        value = value.item()
+    if kind in (int, float) and isinstance(value, Real) and not isinstance(value, bool):
+        number: Any = value
+        try:
+            if kind is float or int(number) == number:
+                return kind(number)
+        except (OverflowError, ValueError):  # infinity and NaN are no whole numbers, and 10**400 is no float
+            pass
+    elif kind in (bool, str) and isinstance(value, kind):
+        return kind(value)
+    raise ConfigError(key, given, f"must be {EXAMPLES[kind]}" + (", or null" if optional else ""))
+
+
+@cache
+def _scalars(record: Any) -> tuple[tuple[str, type, bool], ...]:
+    """The fields of a record that hold one plain value: name, type, and whether None is allowed."""
+    hints = get_type_hints(record).items()
+    return tuple((name, kind, hint != kind) for name, hint in hints for kind in EXAMPLES if hint in (kind, kind | None))
+
+
+def _coerce_fields(record: Any, section: str) -> None:
+    """Make the plain fields of a frozen record plain Python values of their types."""
+    kind_of_record: Any = type(record)
+    for name, kind, optional in _scalars(kind_of_record):
+        object.__setattr__(record, name, coerce(section + name, getattr(record, name), kind, optional=optional))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
     """Where a model comes from: the config group ``model``."""
@@ -49,6 +101,7 @@ class ModelSource:
     path: str | None = None
 
     def __post_init__(self) -> None:
+        _coerce_fields(self, "model.")
         one_of("model", self.name, MODELS)
         require(self.name != "hf" or bool(self.path), "model.path", self.path, "model=hf needs a local directory or a hub id")
 
@@ -68,6 +121,8 @@ class DeviceSettings:
     max_rows: int | None = None
 
     def __post_init__(self) -> None:
+        _coerce_fields(self, "device.")
+        object.__setattr__(self, "dtype", DTYPE_ALIASES.get(self.dtype, self.dtype))
         kind, _, index = self.name.partition(":")
         require(
             self.name in ("auto", "cpu", "mps") or (kind == "cuda" and (index.isdecimal() or self.name == "cuda")),
@@ -78,7 +133,9 @@ class DeviceSettings:
         one_of("device.dtype", self.dtype, DTYPES)
         for name in ("threads", "max_rows"):
             value = getattr(self, name)
-            require(value is None or value >= 1, f"device.{name}", value, "must be at least 1, or null")
+            require(
+                value is None or 1 <= value < _LIMIT, f"device.{name}", value, "must be at least 1 and below 2**31, or null"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +143,8 @@ class Sampling:
     """How the next token is chosen, and when a sample ends: the config group ``sampling``.
 
     The order of operations on the logits is logit_bias, repetition, frequency and presence penalty, temperature, top_k,
-    top_p, min_p. ``logit_bias`` holds ``(token id, addend)`` pairs by ascending id.
+    top_p, min_p. ``logit_bias`` holds ``(token id, addend)`` pairs by ascending id, and may be given as a mapping; ``stop`` may
+    be given as one text, or as any collection of texts.
     """
 
     num_samples: int = 10
@@ -109,17 +167,21 @@ class Sampling:
         def check(holds: bool, name: str, wanted: str) -> None:
             require(holds, f"sampling.{name}", getattr(self, name), wanted)
 
-        check(self.num_samples >= 1, "num_samples", "must be at least 1")
-        check(self.max_new_tokens >= 1, "max_new_tokens", "must be at least 1")
+        _coerce_fields(self, "sampling.")
+        object.__setattr__(self, "logit_bias", _bias(self.logit_bias))
+        object.__setattr__(self, "stop", _texts("sampling.stop", self.stop))
+        for name in ("num_samples", "max_new_tokens"):
+            check(1 <= getattr(self, name) < _LIMIT, name, "must be at least 1 and below 2**31")
         check(self.temperature == 0 or 1e-6 <= self.temperature < math.inf, "temperature",
               "must be 0 (greedy) or a positive number, at least 1e-6")  # fmt: skip
         check(self.top_k is None or self.top_k >= 1, "top_k", "must be at least 1, or null to switch it off")
+        check(self.top_k is None or self.top_k < 2**63, "top_k", "must be below 2**63; null switches it off")
         check(self.top_p is None or 0 < self.top_p <= 1, "top_p", "must be above 0 and at most 1, or null to switch it off")
         check(self.min_p is None or 0 <= self.min_p <= 1, "min_p", "must be from 0 to 1, or null to switch it off")
         check(1e-6 <= self.repetition_penalty <= 1e6, "repetition_penalty", "must be from 1e-6 to 1e6; 1.0 switches it off")
         for name in ("presence_penalty", "frequency_penalty"):
             check(abs(getattr(self, name)) <= _GREATEST_ADDEND, name, "must be from -1e30 to 1e30; 0 switches it off")
-        check(all(token >= 0 and abs(addend) <= _GREATEST_ADDEND for token, addend in self.logit_bias), "logit_bias",
+        check(all(0 <= token < _LIMIT and abs(addend) <= _GREATEST_ADDEND for token, addend in self.logit_bias), "logit_bias",
               "must map token ids (0 or above) to numbers from -1e30 to 1e30")  # fmt: skip
         check(self.logit_bias == tuple(sorted(dict(self.logit_bias).items())), "logit_bias", "names a token id twice")
         check(all(self.stop), "stop", "holds an empty string, which would stop every sample at once")
@@ -138,6 +200,25 @@ class Sampling:
         return settings | {"logit_bias": {str(token): addend for token, addend in self.logit_bias}, "stop": list(self.stop)}
 
 
+def _bias(value: Any) -> tuple[tuple[int, float], ...]:
+    key = "sampling.logit_bias"
+    wanted = "must map token ids to numbers, such as {50256: -100}"
+    try:
+        pairs = [(token, addend) for token, addend in (value.items() if isinstance(value, Mapping) else value)]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(key, value, wanted) from error
+    try:
+        return tuple(sorted((coerce(key, token, int), coerce(key, addend, float)) for token, addend in pairs))
+    except ConfigError as error:
+        raise ConfigError(key, value, wanted) from error
+
+
+def _texts(key: str, value: Any) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (None,)
+    require(all(isinstance(text, str) for text in texts), key, value, "must be a text, or several")
+    return tuple(map(str, texts))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
     """One point of a sweep, as the config says it; nothing is read from disk yet."""
@@ -149,6 +230,7 @@ class Point:
     seed: int = 1337
 
     def __post_init__(self) -> None:
+        _coerce_fields(self, "")
         require(0 <= self.seed < 2**64, "seed", self.seed, "must be from 0 to 2**64 - 1")
 
 

@@ -7,6 +7,7 @@ loaded model. Rows that would come out the same are run once and delivered to ea
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import itertools
 import os
@@ -32,13 +33,13 @@ from .checkpoint import load_weights, open_checkpoint
 from .config import point_from_config
 from .display import get_logger
 from .engine import Engine, OnStep, Workload, out_of_memory, windows_read
-from .errors import ConfigError, DeviceError, GptsweepError, Interrupted, PromptError, ResultsError
+from .errors import ConfigError, DeviceError, GptsweepError, Interrupted, ModelError, PromptError, ResultsError
 from .linear import Int8Linear, can_pack, multiplies_in_halves, pack
 from .metrics import text_metrics
 from .model import GPT
 from .progress import Progress
 from .prompts import read_prompts
-from .records import Completion, DeviceSettings, ModelSource, Point, Prompt, Row, Sample, Sampling, point_id
+from .records import MODELS, Completion, DeviceSettings, ModelSource, Point, Prompt, Row, Sample, Sampling, coerce, point_id
 from .results import PointWriter, read_manifest, summarise
 from .sampling import independent_key
 from .tokenizer import Tokenizer, completion_text, stop_watch
@@ -101,7 +102,9 @@ class LM:
             ConfigError: a setting is out of its range.
             PromptError: a prompt is empty, cannot be encoded, or does not fit with ``overflow="stop"``.
         """
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts = [prompts] if isinstance(prompts, str) else _listed("prompts", prompts)
+        if wrong := [text for text in texts if not isinstance(text, str)]:
+            raise ConfigError("prompts", wrong[0], "must be a text, or several")
         point = Point(
             model=self.source, device=self.device, sampling=sampling_of(num_samples=num_samples, **sampling), seed=seed
         )
@@ -135,13 +138,19 @@ def load(
         ModelError: there is no such model, or it cannot be read.
         DeviceError: the device, dtype or compiler is not there.
     """
+    if not isinstance(model, (str, os.PathLike)):
+        raise ModelError("model", model, f"must be a directory, or one of {', '.join(MODELS)}")
     name = os.fspath(model)
     if (Path(name) / "ckpt.pt").exists():
         source = ModelSource(name="resume", out_dir=name, meta=meta)
     elif name in ("resume", "hf") or Path(name).is_dir() or "/" in name:
         source = ModelSource(name="hf", path=name)
-    else:
+    elif name in MODELS:
         source = ModelSource(name=name)
+    else:
+        near = difflib.get_close_matches(name, MODELS, n=1)
+        meant = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(MODELS)}"
+        raise ModelError("model", name, f"is no model, no directory here, and no hub id such as owner/name{meant}")
     settings = DeviceSettings(name=device, dtype=dtype, compile=compile, threads=threads, max_rows=max_rows)
     return open_model(source, settings)
 
@@ -217,14 +226,12 @@ def compile_blocks(model: GPT) -> None:
 
 def sampling_of(**settings: Any) -> Sampling:
     """`Sampling` from keyword arguments as a user writes them: lists and dicts welcome."""
-    known = set(Sampling.__dataclass_fields__)
+    known = sorted(Sampling.__dataclass_fields__)
     for name, value in settings.items():
         if name not in known:
-            raise ConfigError(f"sampling.{name}", value, f"no such setting; there are {', '.join(sorted(known))}")
-    if isinstance(bias := settings.get("logit_bias"), Mapping):
-        settings["logit_bias"] = tuple(sorted((int(token), float(addend)) for token, addend in bias.items()))
-    if isinstance(stop := settings.get("stop"), (str, list)):
-        settings["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+            near = difflib.get_close_matches(name, [*known, "start", "seed"], n=1)
+            what = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise ConfigError(f"sampling.{name}", value, f"no such setting; {what}")
     return Sampling(**settings)
 
 
@@ -798,9 +805,10 @@ def sweep(lm: LM, *, start: str | Sequence[str] = "\n", seed: int | Sequence[int
 
     Args:
         lm: a loaded model.
-        start: a prompt, or ``FILE:``, ``LINES:`` or ``JSONL:`` and a path; a list sweeps over them.
-        seed: a seed, or a list of them.
-        **sampling: keys of the config group ``sampling``; a list sweeps over its values (of ``stop``, a list of lists).
+        start: a prompt, or ``FILE:``, ``LINES:`` or ``JSONL:`` and a path; several sweep over them.
+        seed: a seed, or several.
+        **sampling: keys of the config group ``sampling``; several values sweep over them (of ``stop``, a list of lists). They
+            may come in a list, a range, a generator, an array or a column of a frame.
 
     Returns:
         A row a sample, with the columns of ``samples.jsonl``; points in the order of the arguments, the last varying fastest.
@@ -810,12 +818,14 @@ def sweep(lm: LM, *, start: str | Sequence[str] = "\n", seed: int | Sequence[int
     """
     import pandas as pd  # late: half a second that only this function needs
 
-    axes = {"start": start, "seed": seed, **sampling}
-    lists = [values if _is_axis(name, values) else [values] for name, values in axes.items()]
+    if not isinstance(lm, LM):
+        raise ModelError("lm", lm, "must be a loaded model: gptsweep.sweep(gptsweep.load(…), …)")
+    axes = {name: _axis(name, values) for name, values in {"start": start, "seed": seed, **sampling}.items()}
+    lists = list(axes.values())
     tasks = []
     for combination in itertools.product(*lists):
         settings = dict(zip(axes, combination, strict=True))
-        text, number = settings.pop("start"), settings.pop("seed")
+        text, number = coerce("start", settings.pop("start"), str), settings.pop("seed")
         point = Point(model=lm.source, device=lm.device, sampling=sampling_of(**settings), start=text, seed=number)
         tasks.append(Task.of(lm, point, encoded(lm, read_prompts(text))))
     places = {task: place for place, task in enumerate(tasks)}
@@ -823,7 +833,23 @@ def sweep(lm: LM, *, start: str | Sequence[str] = "\n", seed: int | Sequence[int
     return pd.DataFrame([sample.as_json() for _, _, sample in samples])
 
 
-def _is_axis(name: str, values: object) -> bool:
-    if name == "stop":
-        return isinstance(values, (list, tuple)) and any(isinstance(value, (list, tuple)) for value in values)
-    return isinstance(values, (list, tuple, range))
+def _axis(name: str, values: Any) -> list[Any]:
+    """The values of an argument of `sweep`: those of a collection, of which ``stop`` and ``logit_bias`` are one value each."""
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
+        return [values]
+    listed = _listed(name, values)
+    kinds = {"stop": (list, tuple), "logit_bias": (Mapping,)}.get(name, (object,))
+    if not any(isinstance(value, kinds) for value in listed):
+        return [listed]
+    return listed
+
+
+def _listed(name: str, values: Any) -> list[Any]:
+    """What a collection holds: a list, a generator, a range, an array, a column of a frame.
+
+    Raises:
+        ConfigError: it is none, or holds nothing.
+    """
+    if isinstance(values, (bytes, Mapping)) or not isinstance(values, Iterable):
+        raise ConfigError(name, values, "must be one value, or a list of them")
+    return list(values)

@@ -6,11 +6,13 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plain
 import pytest
@@ -171,8 +173,25 @@ def test_independent_noise_tells_points_apart_and_common_noise_does_not(lm: LM) 
         ({"overflow": "stop"}, PromptError, "a prompt has 17 tokens, and the model reads 16; shorten it"),
         ({"logit_bias": {99: 1.0}}, ConfigError, "sampling.logit_bias=99: token ids of model=resume are below 50"),
         ({"stop_at_eot": True}, ConfigError, "sampling.stop_at_eot=True: model=resume has no end-of-text token"),
-        ({"temperatur": 1.0}, ConfigError, "sampling.temperatur=1.0: no such setting; there are frequency_penalty"),
-        ({"temperature": -1}, ConfigError, "sampling.temperature=-1: must be 0"),
+        ({"temperatur": 1.0}, ConfigError, "sampling.temperatur=1.0: no such setting; did you mean temperature?"),
+        ({"zzz": 1.0}, ConfigError, "sampling.zzz=1.0: no such setting; there are frequency_penalty"),
+        ({"temperature": "hot"}, ConfigError, "sampling.temperature=hot: must be a number"),
+        ({"temperature": True}, ConfigError, "sampling.temperature=True: must be a number"),
+        ({"temperature": 10**400}, ConfigError, "must be a number"),
+        ({"top_k": 5.5}, ConfigError, "sampling.top_k=5.5: must be a whole number, or null"),
+        ({"top_k": float("nan")}, ConfigError, "sampling.top_k=nan: must be a whole number, or null"),
+        ({"top_k": pd.NA}, ConfigError, "must be a whole number, or null"),
+        ({"top_k": 2**64}, ConfigError, "must be below 2**63"),
+        ({"num_samples": 2**63}, ConfigError, "below 2**31"),
+        ({"max_new_tokens": 2**63}, ConfigError, "below 2**31"),
+        ({"logit_bias": {2**63: 1}}, ConfigError, "must map token ids"),
+        ({"logit_bias": "the"}, ConfigError, "must map token ids to numbers"),
+        ({"seed": "one"}, ConfigError, "seed=one: must be a whole number"),
+        ({"seed": 2**64}, ConfigError, "seed=18446744073709551616: must be from 0"),
+        ({"stop": [3]}, ConfigError, "sampling.stop=[3]: must be a text, or several"),
+        ({"stop_at_eot": 1}, ConfigError, "sampling.stop_at_eot=1: must be true or false"),
+        ({"rng": 3}, ConfigError, "sampling.rng=3: must be text"),
+        ({"temperature": -1}, ConfigError, "sampling.temperature=-1.0: must be 0"),
         ({"seed": -1}, ConfigError, "seed=-1: must be from 0"),
         ({"num_samples": 0}, ConfigError, "sampling.num_samples=0: must be at least 1"),
     ],
@@ -182,6 +201,65 @@ def test_what_cannot_work_is_one_clear_line(lm: LM, settings: dict[str, Any], er
         lm.generate("A" * 17, **settings)
     assert says in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "says"),
+    [(5, "prompts=5: must be one value"), ([5], "prompts=5: must be a text"), (b"A", "prompts="), ({"A": 1}, "prompts=")],
+)
+def test_prompts_of_a_wrong_type_are_one_clear_line(lm: LM, prompts: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        lm.generate(prompts)
+
+
+def test_a_model_that_is_none_is_one_clear_line() -> None:
+    with pytest.raises(ModelError, match="model=nope: is no model, no directory here, and no hub id"):
+        gptsweep.load("nope")
+    with pytest.raises(ModelError, match=r"model=gpt2-medum: .*did you mean gpt2-medium\?"):
+        gptsweep.load("gpt2-medum")
+    with pytest.raises(ModelError, match="model=5: must be a directory"):
+        gptsweep.load(5)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="lm=shakespeare: must be a loaded model"):
+        gptsweep.sweep("shakespeare")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"device\.threads=two: must be a whole number, or null"):
+        gptsweep.load("shakespeare", threads="two")  # type: ignore[arg-type]
+
+
+def test_a_setting_is_the_same_whatever_type_its_value_has(lm: LM) -> None:
+    plain_settings = Sampling(temperature=1.0, top_k=50, top_p=0.5, logit_bias=((3, 1.0),), stop=("a",), num_samples=2)
+    same = [
+        {"temperature": 1, "top_k": 50.0, "top_p": 0.5, "logit_bias": {3: 1}, "stop": "a", "num_samples": 2},
+        {"temperature": np.float64(1), "top_k": np.int32(50), "top_p": np.float32(0.5), "num_samples": np.uint8(2),
+         "logit_bias": {np.int64(3): np.float32(1)}, "stop": np.array(["a"])},
+        {"temperature": torch.tensor(1.0), "top_k": torch.tensor(50), "top_p": np.array(0.5), "num_samples": 2.0,
+         "logit_bias": [(3.0, 1)], "stop": pd.Series(["a"])},
+    ]  # fmt: skip
+    prompts = encoded(lm, (gptsweep.records.Prompt("0", "A"),))
+    for settings in same:
+        sampling = session.sampling_of(**settings)
+        assert repr(sampling) == repr(plain_settings)
+        points = [Point(sampling=found, seed=seed) for found, seed in ((plain_settings, 3), (sampling, np.uint64(3)))]  # type: ignore[arg-type]
+        assert len({Task.of(lm, point, prompts).point_id for point in points}) == 1
+
+
+def test_any_collection_is_swept_over(lm: LM) -> None:
+    short = {"start": "A", "num_samples": 1, "max_new_tokens": 1}
+    frame = gptsweep.sweep(lm, **short, temperature=[0.5, 1.0], top_k=[5, 20], seed=[1, 2])
+    for values in (
+        {"temperature": np.linspace(0.5, 1, 2), "top_k": pd.Series([5, 20]), "seed": range(1, 3)},
+        {"temperature": torch.tensor([0.5, 1.0]), "top_k": iter((5.0, 20.0)), "seed": (seed for seed in (1, 2))},
+        {"temperature": frame["temperature"].unique(), "top_k": pd.Index([5, 20]), "seed": {1: "", 2: ""}.keys()},
+    ):
+        pd.testing.assert_frame_equal(gptsweep.sweep(lm, **short, **values), frame)
+    assert len(gptsweep.sweep(lm, **short, stop=[["a"], []], logit_bias=[{3: 1}, {}])) == 4
+    assert len(gptsweep.sweep(lm, **short, stop=["a", "b"], logit_bias={3: 1})) == 1
+    with pytest.raises(ConfigError, match=re.escape("sampling.temperature=[]: must be a number")):
+        gptsweep.sweep(lm, **short, temperature=[])
+
+
+def test_a_dtype_answers_to_its_short_name(lm: LM) -> None:
+    for short, name in (("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")):
+        assert DeviceSettings(dtype=short) == DeviceSettings(dtype=name)
 
 
 def test_unknown_characters_and_empty_prompts_are_told(lm: LM) -> None:
