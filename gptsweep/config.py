@@ -103,7 +103,7 @@ class Config:
     seed: int = MISSING
     name: str = MISSING
     overwrite: bool = MISSING
-    quiet: bool = MISSING
+    quiet: bool | None = MISSING
     objective: str | None = MISSING
     reference: str | None = MISSING
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import stat
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
@@ -18,7 +20,8 @@ from rich.progress import BarColumn, ProgressColumn, Task
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from .display import get_logger, visible
+from .display import STDOUT, get_logger, one_line, visible, write_out
+from .errors import ResultsError
 
 log = get_logger(__name__)
 
@@ -39,19 +42,31 @@ class Progress:
     """Context manager that shows how far a run is.
 
     On a terminal: a bar with rows done, rows in flight, points done, tokens a second and the time left; log lines and
-    finished samples go above it. Elsewhere: a log line after 10 s, then at intervals that grow with the run, up to 5 minutes.
-    Both end with one log line. A terminal is what ``stream`` says it is; ``TERM=dumb`` has no bar.
+    finished samples, each with its label, go above it. Where standard output is no terminal, finished samples are written to
+    it as ``sample.py`` does, and the bar is on standard error if that is a terminal. No bar: a log line after 10 s, then at
+    intervals that grow with the run, up to 5 minutes. All end with one log line. ``TERM=dumb`` has no bar.
 
     Args:
         quiet: show no samples.
-        stream: where to show; None: standard output as it is on enter.
+        samples_each: samples of each prompt of the only point: into a pipe they go in their order. None: as they finish.
+        stream: where to show, a terminal or not; None: standard output and error as they are on enter.
         clock: seconds from anywhere, never going back.
     """
 
     def __init__(
-        self, *, quiet: bool = False, stream: IO[str] | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        quiet: bool = False,
+        samples_each: int | None = None,
+        stream: IO[str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.quiet = quiet
+        self.samples_each = samples_each
+        self.refusal: OSError | None = None
+        """Why standard output takes no more samples: BrokenPipeError where its reader has gone."""
+        self._held: dict[tuple[int, int], str] = {}
+        self._next = 0, 0
         self._stream = stream
         self._clock = clock
         self._meter = Meter(started=clock())
@@ -60,7 +75,7 @@ class Progress:
         self._log_at = 0.0
 
     def __enter__(self) -> Progress:
-        stream = self._stream or sys.stdout
+        stream = self._stream or self._where()
         self._meter = Meter(started=self._clock())
         self._log_at = self._meter.started + LOG_SECONDS
         # Asked of the stream alone: FORCE_COLOR, which build servers set, makes rich take any pipe for a terminal.
@@ -132,11 +147,63 @@ class Progress:
         """
         self._meter.expect_windows(done, total, seconds)
 
-    def show_sample(self, text: str) -> None:
-        """Print a finished sample above the bar as ``sample.py`` does; nothing when quiet or where there is no terminal."""
-        if self._console is not None and not self.quiet:
-            safe = printable(text, self._console.encoding)
-            self._console.print(Text(f"{safe}\n{RULE}"), soft_wrap=True)
+    def show_sample(self, text: str, place: tuple[int, int], label: str) -> None:
+        """Show a finished sample: labelled above the bar, or on standard output as ``sample.py`` does. Nothing when quiet.
+
+        Args:
+            text: prompt and completion.
+            place: its ``(prompt_index, sample_index)``.
+            label: what it is a sample of.
+        """
+        if self.quiet:
+            return
+        if self._console is not None and (self._stream or _is_terminal(sys.stdout)):
+            encoding = self._console.encoding
+            heading = Text(printable(one_line(label), encoding), style="bold cyan")
+            self._console.print(Text.assemble(heading, f"\n{printable(text, encoding)}\n{RULE}"), soft_wrap=True)
+        elif self._stream is None and self.samples_each is None:
+            self._write(f"{one_line(label)}\n{text}")
+        elif self._stream is None:
+            self._held[place] = text
+            while self._next in self._held:
+                self._write(self._held.pop(self._next))
+                prompt, sample = self._next
+                self._next = (prompt, sample + 1) if sample + 1 < (self.samples_each or 0) else (prompt + 1, 0)
+
+    def write_rest(self, samples: Iterable[tuple[tuple[int, int], str]]) -> None:
+        """Write those samples of a finished run that standard output does not have yet: what was on disk before, and so on.
+
+        Args:
+            samples: place and text of every sample, in their order.
+
+        Raises:
+            ResultsError: standard output took not all of them, though somebody reads it.
+        """
+        self._held.clear()
+        if not self.quiet and self._stream is None and not _is_terminal(sys.stdout):
+            for place, text in samples:
+                if place >= self._next and place[1] < (self.samples_each or 0):
+                    self._write(text)
+        if self.refusal is not None and not isinstance(self.refusal, BrokenPipeError):
+            why = f"cannot be written: {self.refusal.strerror}; the results of the run are complete"
+            raise ResultsError("stdout", STDOUT, why) from self.refusal
+
+    def _write(self, text: str) -> None:
+        if self.refusal is None:
+            try:
+                write_out(f"{text}\n{RULE}\n")
+            except OSError as refusal:  # the run goes on: its files are what counts
+                self.refusal = refusal
+
+    def _where(self) -> IO[str]:
+        if _is_terminal(sys.stdout) or not _is_terminal(sys.stderr):
+            return sys.stdout
+        try:
+            piped = stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode)
+        except OSError:  # a stand-in without a descriptor
+            piped = False
+        # What is written to a pipe may well come out on the same terminal, as from `| tee`.
+        return sys.stdout if piped and not self.quiet else sys.stderr
 
     def _start_bar(self, console: Console) -> None:
         meter, clock = self._meter, self._clock

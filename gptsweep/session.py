@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from . import engine as engine_module
@@ -40,7 +42,7 @@ from .model import GPT
 from .progress import Progress
 from .prompts import read_prompts
 from .records import MODELS, Completion, DeviceSettings, ModelSource, Point, Prompt, Row, Sample, Sampling, coerce, point_id
-from .results import PointWriter, read_manifest, summarise
+from .results import PointWriter, read_manifest, read_samples, summarise
 from .sampling import independent_key
 from .tokenizer import Tokenizer, completion_text, stop_watch
 
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
+_SIGPIPE = 13  # Windows has no name for it
 _OPEN_POINTS = 200
 """Points whose directories are held open at once: each takes a file descriptor, of which a process often has 1,024."""
 _POINTS_TOGETHER = 64
@@ -557,11 +560,17 @@ class _Batch:
                 missing.discard(sample.key)
                 self.fresh[task].append(sample)
                 self.done.rows += 1
-                self.progress.show_sample(sample.prompt + sample.completion)
+                self.progress.show_sample(sample.prompt + sample.completion, sample.key, self._label(task, sample))
                 if not missing:
                     yield self._finished(task)
         self._flush()
         yield from self._failures()
+
+    def _label(self, task: Task, sample: Sample) -> str:
+        """What a sample shown among others is a sample of."""
+        point = f"{self.jobs[task].directory.name}: " if self.done.points_total > 1 else ""
+        prompt = f"prompt {sample.prompt_id}, " if len(task.prompts) > 1 else ""
+        return f"{point}{prompt}sample {sample.sample_index}"
 
     def _failures(self) -> Iterator[Outcome]:
         """Settle the points whose samples could not be written."""
@@ -583,6 +592,8 @@ class _Batch:
         windows_total = self.windows_before + engine.windows_total
         self.progress.expect_windows(self.done.windows, windows_total, engine.window_seconds)
         self._show(engine.rows_in_flight, self.tokens_before + engine.tokens_total if self.done.groups == 1 else None)
+        if isinstance(self.progress.refusal, BrokenPipeError):
+            raise Interrupted(_SIGPIPE)  # as `| head` ends any other program
         self.interruption.check()
 
     def _show(self, rows_in_flight: int, tokens_total: int | None = None) -> None:
@@ -768,14 +779,24 @@ def run_job(cfg: DictConfig, directory: Path) -> float | None:
     outcome = prepared.get({}).get(directory)
     if outcome is None:
         job = Job(point_from_config(cfg), directory, cfg.overwrite)
+        alone = HydraConfig.get().mode is not RunMode.MULTIRUN
+        samples_each = job.point.sampling.num_samples if alone else None
         try:
-            with Progress(quiet=cfg.quiet) as progress:
+            with Progress(quiet=not alone if cfg.quiet is None else cfg.quiet, samples_each=samples_each) as progress:
                 (outcome,) = run_jobs([job], progress)
+            if alone and outcome.error is None:
+                progress.write_rest(stored_texts(directory))
         except Interrupted as stopped:
             raise Interrupted(stopped.signal_number, cfg.name) from None
     if outcome.error is not None:
         raise outcome.error
     return None if cfg.objective is None else objective_of(outcome.summary or {}, cfg.objective)
+
+
+def stored_texts(directory: Path) -> Iterator[tuple[tuple[int, int], str]]:
+    """Place and text of the samples in a run directory, in their order."""
+    for sample in read_samples(directory)[0]:
+        yield (sample["prompt_index"], sample["sample_index"]), sample["prompt"] + sample["completion"]
 
 
 def require_objective(name: str | None) -> None:

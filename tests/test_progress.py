@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import re
 import sys
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.file_proxy import FileProxy
 
+from gptsweep.errors import ResultsError
 from gptsweep.progress import RULE, Meter, Progress, printable
 
 
@@ -148,7 +151,7 @@ def test_a_pipe_gets_nothing_but_log_lines_whatever_force_color_says(monkeypatch
         for second in range(3600):
             clock.now += 1
             progress.update(rows_total=3600, rows_done=second + 1, tokens=100 * second)
-            progress.show_sample("text")
+            progress.show_sample("text", (0, 0), "sample 0")
     assert pipe.getvalue() == ""
     assert 10 <= len(caplog.messages) <= 50, "an hour is neither silent nor a flood"
     assert caplog.messages[0].startswith("10/3,600 rows, 0 in flight, 100 tokens/s, ")
@@ -183,18 +186,55 @@ def test_samples_are_shown_as_sample_py_shows_them_and_as_they_are():
     terminal = Terminal()
     with Progress(stream=terminal) as progress:
         progress.update(rows_total=2)
-        progress.show_sample("[bold]first[/bold] :smile: [/]\n\tsecond é 中\n")
-        progress.show_sample("long " * 100)
+        progress.show_sample("[bold]first[/bold] :smile: [/]\n\tsecond é 中\n", (0, 0), "sample 0")
+        progress.show_sample("long " * 100, (0, 0), "sample 0")
     shown = terminal.getvalue()
     assert f"[bold]first[/bold] :smile: [/]\n        second é 中\n\n{RULE}\n" in shown
     assert f"{'long ' * 100}\n{RULE}\n" in shown, "the text is not wrapped by us"
+
+
+def test_each_sample_on_a_terminal_says_what_it_is_a_sample_of():
+    terminal = Terminal()
+    with Progress(stream=terminal) as progress:
+        progress.show_sample("text", (2, 7), "seed=1: prompt 2, sample 7")
+    assert re.search(r"seed=1: prompt 2, sample 7\S*\ntext\n", terminal.getvalue())
+
+
+def test_a_pipe_gets_the_samples_of_a_run_in_their_order_as_sample_py_writes_them(capsys):
+    texts = {(prompt, sample): f"text {prompt} {sample}\x1b\r" for prompt in (0, 1) for sample in (0, 1, 2)}
+    with Progress(samples_each=3) as progress:
+        for place in [(0, 1), (1, 0), (0, 0), (0, 2)]:
+            progress.show_sample(texts[place], place, "label")
+        early = capsys.readouterr().out
+        progress.write_rest([*texts.items(), ((1, 3), "of an earlier run with more samples")])
+    wanted = [f"{text}\n{RULE}\n" for text in texts.values()]
+    assert early == "".join(wanted[:4])
+    assert capsys.readouterr().out == "".join(wanted[4:])
+
+
+def test_a_reader_that_has_seen_enough_does_not_end_a_run_in_the_middle_of_a_step(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe, Progress(samples_each=1) as progress:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        progress.show_sample("text", (0, 0), "sample 0")
+        assert isinstance(progress.refusal, BrokenPipeError)
+        progress.write_rest([((0, 0), "text")])
+
+
+def test_a_full_disk_behind_standard_output_is_said_once_the_run_is_complete(monkeypatch):
+    with open("/dev/full", "w") as full, Progress(samples_each=1) as progress:
+        monkeypatch.setattr(sys, "stdout", full)
+        progress.show_sample("text", (0, 0), "sample 0")
+        with pytest.raises(ResultsError, match="No space left on device; the results of the run are complete"):
+            progress.write_rest([((0, 0), "text")])
 
 
 def test_quiet_shows_no_samples_but_the_bar():
     terminal = Terminal()
     with Progress(quiet=True, stream=terminal) as progress:
         progress.update(rows_total=2, rows_done=1)
-        progress.show_sample("secret")
+        progress.show_sample("secret", (0, 0), "sample 0")
     assert "secret" not in terminal.getvalue()
     assert "1/2 rows" in terminal.getvalue()
 
@@ -204,7 +244,7 @@ def test_generated_escape_sequences_do_nothing_to_the_terminal():
     evil = "\x1b[2J\x1b]0;title\x07 \x9b31m \x08\x08 \r \u202eabc \x00 \ud800"
     with Progress(stream=terminal) as progress:
         before = terminal.getvalue()
-        progress.show_sample(evil)
+        progress.show_sample(evil, (0, 0), "sample 0")
         shown = terminal.getvalue()[len(before) :]
     assert r"\x1b[2J\x1b]0;title\x07 \x9b31m \x08\x08 \r \u202eabc \x00 \ud800" in shown
     assert "\x1b[2J" not in shown
@@ -227,7 +267,7 @@ def test_a_terminal_that_is_not_unicode_does_not_end_the_run():
     raw = io.BytesIO()
     with Progress(stream=Narrow(raw, encoding="ascii", write_through=True)) as progress:
         progress.update(rows_total=2, rows_done=1)
-        progress.show_sample("café ☃")
+        progress.show_sample("café ☃", (0, 0), "sample 0")
     assert rb"caf\xe9 \u2603" in raw.getvalue()
 
 
@@ -236,8 +276,8 @@ def test_a_dumb_terminal_gets_samples_and_log_lines_but_no_bar(monkeypatch):
     terminal = Terminal()
     with Progress(stream=terminal) as progress:
         progress.update(rows_total=2, rows_done=1)
-        progress.show_sample("text")
-    assert terminal.getvalue() == f"text\n{RULE}\n"
+        progress.show_sample("text", (0, 0), "sample 0")
+    assert terminal.getvalue() == f"sample 0\ntext\n{RULE}\n"
 
 
 def test_log_lines_go_above_the_bar_and_handlers_get_their_stream_back():
