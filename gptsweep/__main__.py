@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from functools import partialmethod
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from .config import CONF_DIR, GROUPS, choices, from_omegaconf, keys, meant, poin
 from .display import STDOUT, drop, ready_streams, say, write_out
 from .errors import ConfigError, GptsweepError, Interrupted, SweepError, shown
 from .overrides import as_typed, how_to_quote, quoted
+from .prompts import read_reference
 from .sweep_files import told
 
 PROGRAM = sys.argv[0]
@@ -102,6 +103,8 @@ class Report(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             point_from_config(config)
+            if config.reference is not None:
+                read_reference(config.reference)
         except Exception as error:
             raise Refused(error) from error
 
@@ -111,6 +114,8 @@ class Report(Callback):
             assert hydra is not None
             loader = PointLoader(hydra.config_loader)
             quote_params(config)
+            if config.reference is not None:
+                read_reference(config.reference)
             check_sweep(config, loader)
             if "FusedLauncher" in config.hydra.launcher._target_:
                 hydra.config_loader = loader  # it knows the points now
@@ -120,6 +125,14 @@ class Report(Callback):
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         job_return: JobReturn = kwargs["job_return"]
         if job_return.status is JobStatus.COMPLETED:
+            if config.reference is not None:
+                from .reference import score_own  # late: pandas, and torch
+                from .session import open_model
+
+                point = point_from_config(config)
+                score_own(
+                    Path(config.hydra.runtime.output_dir), config.reference, partial(open_model, point.model, point.device)
+                )
             say_where(config.hydra.runtime.output_dir)
         elif isinstance(error := job_return._return_value, GptsweepError):
             raise Refused(error) from error  # before Hydra prints a line of its own about it

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,11 @@ class FusedSweep:
         self.directory.mkdir(parents=True, exist_ok=True)
         try:
             returns = self._run(planned)
+            if self.config.reference and self._models is not None:
+                from .reference import score_own  # late: pandas
+
+                first = planned[0].point
+                score_own(self.directory, self.config.reference, partial(self._models.open, first.model, first.device))
         except Interrupted as stopped:
             raise Interrupted(stopped.signal_number, self.config.name) from None
         finally:

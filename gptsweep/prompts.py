@@ -47,22 +47,39 @@ def read_prompts(start: str) -> tuple[Prompt, ...]:
     return prompts
 
 
-def _read(start: str, path: str) -> str:
+def read_reference(source: str) -> str:
+    """The text of the setting ``reference``, ``FILE:path``, read as ``start`` reads a file.
+
+    Raises:
+        PromptError: it names no file, or the file is not regular, not UTF-8 or empty.
+    """
+    kind, separator, path = source.partition(":")
+    if not separator or kind != "FILE":
+        there = f"; did you mean FILE:{source}?" if Path(source).is_file() else ""
+        other = "; the whole file is the text, so not LINES: or JSONL:" if kind in ("LINES", "JSONL") else there
+        raise PromptError("reference", source, f"must be FILE: and the path of a text file{other}")
+    if path and Path(path).expanduser().exists() and not Path(path).expanduser().is_file():
+        raise PromptError("reference", source, "is no regular file; give a text file")
+    text = _read(source, path, "reference")
+    if not text.strip():
+        raise PromptError("reference", source, "the file has no text; give one with some")
+    return text
+
+
+def _read(start: str, path: str, key: str = "start") -> str:
     if not path:
-        raise PromptError("start", start, "names no file; give a path after the colon")
+        raise PromptError(key, start, "names no file; give a path after the colon")
     try:
         return Path(path).expanduser().read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise PromptError(
-            "start", start, f"line {line} is not UTF-8 (byte {error.start} of the file); save it as UTF-8"
-        ) from error
+        raise PromptError(key, start, f"line {line} is not UTF-8 (byte {error.start} of the file); save it as UTF-8") from error
     except FileNotFoundError as error:
-        raise PromptError("start", start, f"no such file (looked in {Path.cwd()})") from error
+        raise PromptError(key, start, f"no such file (looked in {Path.cwd()})") from error
     except IsADirectoryError as error:
-        raise PromptError("start", start, "is a directory; give a file") from error
+        raise PromptError(key, start, "is a directory; give a file") from error
     except (OSError, ValueError) as error:
-        raise PromptError("start", start, f"cannot be read: {error}") from error
+        raise PromptError(key, start, f"cannot be read: {error}") from error
 
 
 def _from_json(start: str, numbered: Iterator[tuple[int, str]]) -> Iterator[Prompt]:

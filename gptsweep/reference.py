@@ -1,115 +1,180 @@
 """A text to hold samples against: cut into pieces as long as the samples, scored by the same model, measured the same way.
 
 The pieces and their scores are kept as ``reference.json`` beside the results, so that the model is loaded once.
+
+A run that sets ``reference`` scores the text when it is done, with its own model. A review opens a text only where its command
+line names one. What the results say of themselves (a text in ``.hydra/config.yaml``, the path of a model) may be a stranger's,
+and is not opened: of the models they name only those that have a name of ours are, and others the command line must name.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import fields
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
+import pandas as pd
 
-from .display import get_logger
 from .errors import GptsweepError, ResultsError
+from .files import open_to_read
 from .metrics import STANDARD_ERROR, text_metrics
-from .prompts import read_prompts
-from .records import DeviceSettings, ModelSource
-from .results import atomic_write, summarise
+from .point_files import whole
+from .prompts import read_reference
+from .records import DTYPES, FINISH_REASONS, MODELS
+from .results import atomic_write, read_manifest, summarise
 
 if TYPE_CHECKING:
     from .frames import Sweep
     from .session import LM
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 REFERENCE = "reference.json"
 MAX_PIECES = 200
+MAX_BYTES = 64 * 2**20
+"""A ``reference.json`` that is larger is not ours."""
 
 
-def update_reference(directory: Path, sweep: Sweep, asked: str | None = None) -> dict[str, float | None] | None:
-    """The metrics of the reference text of these results; scored if that was not done yet, None if there is no such text.
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What is known of a reference text.
+
+    ``metrics`` has every metric of its pieces by name; ``source`` is what was typed; ``note`` says where the text is too
+    short to be held against the samples, else it is empty.
+    """
+
+    metrics: Mapping[str, float | None]
+    source: str
+    note: str = ""
+
+
+def update_reference(directory: Path, sweep: Sweep, source: str, open_lm: Callable[[], LM]) -> Reference:
+    """The reference text ``source`` as these samples' model scores it; kept in ``directory``, and scored once.
 
     Args:
         directory: where the results are, and ``reference.json`` goes.
         sweep: what was read of them.
-        asked: the text, or ``FILE:path``; by default what the config key ``reference`` said.
+        source: ``FILE:path``, from the command line or this run's own config.
+        open_lm: loads the model.
 
     Raises:
-        GptsweepError: the text cannot be read, or the model cannot be loaded or does not know its characters.
+        GptsweepError: the text cannot be read, there is no sample yet, or the model cannot be loaded, is not the one that made
+            the samples, or does not know the text's characters.
     """
-    point = first_point(directory, sweep)
-    config = config_of(point) if point is not None else {}
-    source = asked or config.get("reference")
-    kept = read_reference(directory)
-    if not source or sweep.samples.empty:
-        return reference_metrics(kept["samples"]) if kept else None
+    text = read_reference(source)
+    if sweep.samples.empty:
+        raise ResultsError("reference", source, "there is no sample yet to hold it against")
     length = int(sweep.samples["completion_tokens"].median()) or 1
     pieces = min(MAX_PIECES, int(sweep.summary["num_samples"].max()))
-    text = read_prompts(source)[0].text
-    wanted = {
-        "sha256": hashlib.sha256(text.encode(errors="replace")).hexdigest(),
-        "model": config.get("model"), "length": length, "pieces": pieces,
-    }  # fmt: skip
-    if kept is None or kept["wanted"] != wanted:
-        from .session import open_model  # torch: not before there is a text to score
-
-        if not config.get("model"):
-            raise ResultsError("reference", source, f"needs {point}/.hydra/config.yaml, which says the model")
-        lm = open_model(chosen(ModelSource, config["model"]), chosen(DeviceSettings, config.get("device") or {}))
-        kept = {"wanted": wanted, "source": source, "samples": score(lm, text, length=length, pieces=pieces)}
+    sha256 = hashlib.sha256(text.encode(errors="replace")).hexdigest()
+    wanted: dict[str, object] = {"sha256": sha256, "length": length, "pieces": pieces}
+    maker = maker_of(directory, sweep)
+    kept = read_kept(directory)
+    known = {name: maker.get(name) for name in ("weights", "tokenizer", "dtype")}
+    if kept is None or kept["wanted"] != wanted | known:
+        lm = open_lm()
+        found = {"weights": lm.fingerprint, "tokenizer": lm.tokenizer.fingerprint, "dtype": lm.dtype}
+        for name in ("weights", "tokenizer"):
+            if known[name] not in (None, found[name]):
+                raise ResultsError("reference", source, f"the model has other {name} than the one that made these samples")
+        samples = score(lm, text, length=length, pieces=pieces)
+        kept = {"wanted": wanted | found, "source": source, "samples": samples}
         atomic_write(directory / REFERENCE, (json.dumps(kept, indent=1) + "\n").encode())
-    return reference_metrics(kept["samples"])
+    return reference_of(kept, sweep)
 
 
-def try_update(directory: Path, sweep: Sweep) -> dict[str, float | None] | None:
-    """`update_reference`; where that fails it is said in the log, and what was kept earlier stands."""
+def score_own(directory: Path, source: str, open_lm: Callable[[], LM]) -> None:
+    """`update_reference` for a run's own config, when it is done; where it fails, that is said in the log."""
+    from .frames import read_sweep  # it imports the report's readers, which a run without a reference need not
+
     try:
-        return update_reference(directory, sweep)
+        reference = update_reference(directory, read_sweep(directory), source, open_lm)
     except GptsweepError as error:
         log.warning("the reference text is left out: %s", error)
-        kept = read_reference(directory)
-        return reference_metrics(kept["samples"]) if kept else None
+    else:
+        if reference.note:
+            log.warning("%s", reference.note)
 
 
-def reference_metrics(samples: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """Every metric of the pieces, by name."""
+def kept_reference(directory: Path, sweep: Sweep) -> Reference | None:
+    """What an earlier run or review scored; None where there is none."""
+    kept = read_kept(directory)
+    return None if kept is None or sweep.samples.empty else reference_of(kept, sweep)
+
+
+def reference_of(kept: Mapping[str, Any], sweep: Sweep) -> Reference:
+    """The metrics of what ``reference.json`` holds, and whether it is long enough for these samples."""
+    samples = kept["samples"]
     row: dict[str, Any] = summarise({}, samples)
-    return {name: row[name] for name in STANDARD_ERROR} | text_metrics(samples)
+    metrics = {name: row[name] for name in STANDARD_ERROR} | text_metrics(samples)
+    length, pieces = samples[0]["completion_tokens"], len(samples)
+    wanted_length = int(sweep.samples["completion_tokens"].median())
+    wanted_pieces = min(MAX_PIECES, int(sweep.summary["num_samples"].max()))
+    have = f"the reference text is short: it makes {pieces} {'piece' if pieces == 1 else 'pieces'} of {length:,} tokens"
+    note = ""
+    if length < wanted_length:
+        note = f"{have}, and a sample has {wanted_length:,}; its metrics are of shorter text, and do not compare"
+    elif pieces < wanted_pieces:
+        note = f"{have}, and a point has {wanted_pieces} samples; metrics of whole points do not compare"
+    return Reference(metrics, kept["source"], note)
 
 
-def read_reference(directory: Path) -> dict[str, Any] | None:
+def read_kept(directory: Path) -> dict[str, Any] | None:
     """What ``reference.json`` holds; None where there is none, or it is damaged."""
     try:
-        kept = json.loads((directory / REFERENCE).read_bytes())
-    except (OSError, ValueError):
+        with open_to_read(directory / REFERENCE) as file:
+            data = file.read(MAX_BYTES + 1)
+        kept = json.loads(data) if len(data) <= MAX_BYTES else None
+    except (OSError, ValueError, RecursionError):
         return None
-    return kept if isinstance(kept, dict) and isinstance(kept.get("samples"), list) and "wanted" in kept else None
+    if not isinstance(kept, dict) or not isinstance(kept.get("wanted"), dict) or not isinstance(kept.get("source"), str):
+        return None
+    samples = kept.get("samples")
+    return kept if isinstance(samples, list) and 0 < len(samples) <= MAX_PIECES and all(map(is_piece, samples)) else None
 
 
-def first_point(directory: Path, sweep: Sweep) -> Path | None:
-    """The directory of a point whose config says what the reference is."""
-    for name in sweep.summary["directory"].head(20):
-        for path in (directory, directory / str(name)):
-            if (path / ".hydra" / "config.yaml").is_file():
-                return path
-    return None
+def is_piece(record: Any) -> bool:
+    """Whether a record has what the metrics read, as `score` makes it."""
+    if not isinstance(record, dict) or not whole(record | {"prompt": "", "prompt_id": ""}):
+        return False
+    numbers = [record[f"{name}_mean"] for name in ("logprob", "sampler_logprob", "entropy")]
+    return (
+        all(value is None or (abs(value) < 1e6 and math.isfinite(value)) for value in numbers)
+        and record["finish_reason"] in FINISH_REASONS
+        and record.get("completion_tokens") == len(record["token_ids"]) > 0
+    )
 
 
-def config_of(point: Path) -> dict[str, Any]:
-    """Hydra's record of a point's config."""
-    found = yaml.safe_load((point / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
-    return found if isinstance(found, dict) else {}
+def maker_of(directory: Path, sweep: Sweep) -> dict[str, Any]:
+    """What made the samples, as the first finished point's manifest says: ``model``, ``weights``, ``tokenizer``, ``dtype``."""
+    done = sweep.summary.loc[sweep.summary["status"] == "complete", "directory"]
+    for name in done.head(1):
+        for place in (directory / str(name), directory):
+            if (manifest := read_manifest(place)) is not None:
+                return manifest
+    return {}
 
 
-def chosen(kind: type[Any], settings: dict[str, Any]) -> Any:
-    """The record ``kind`` with those of the settings that it has."""
-    names = {each.name for each in fields(kind)}
-    return kind(**{name: value for name, value in settings.items() if name in names})
+def open_maker(sweep: Sweep, asked: str | None) -> LM:
+    """The model that made these samples, in the dtype it had: ``asked``, a name as `session.load` takes it, or one of ours.
+
+    Raises:
+        ResultsError: the results name the path of a model, and none was asked for.
+        GptsweepError: as `session.load`.
+    """
+    from .session import load  # torch: not before there is a text to score
+
+    row = sweep.summary[sweep.summary["num_samples"] > 0].iloc[0]
+    name, dtype = row.get("model"), row.get("dtype")
+    if asked is None and (name not in MODELS or name in ("resume", "hf")):
+        place = next((row[key] for key in ("out_dir", "path") if key in row and pd.notna(row[key])), "PATH")
+        raise ResultsError("model", name, f"a review opens no path that results name; to open this one add --model {place}")
+    return load(asked or str(name), dtype=str(dtype) if dtype in DTYPES else "auto")
 
 
 def score(lm: LM, text: str, *, length: int, pieces: int) -> list[dict[str, Any]]:

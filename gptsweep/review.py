@@ -11,6 +11,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +27,7 @@ from .display import STDOUT, drop, one_line, ready_streams, say, visible
 from .errors import GptsweepError, ResultsError
 from .frames import Sweep, label, ordered, plain, read_sweep
 from .metrics import METRICS
-from .reference import try_update, update_reference
+from .reference import REFERENCE, Reference, kept_reference, open_maker, update_reference
 from .report import write_report
 from .report.data import failures, reasons, thinned
 from .results import SWEEP, write_sweep_csv
@@ -83,7 +84,10 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--best", metavar="METRIC:min|max|reference", help="mark the best row, and those that cannot be told from it"
     )
-    found.add_argument("--reference", metavar="TEXT", help="hold everything against a text, as FILE:path")
+    found.add_argument(
+        "--reference", metavar="FILE:PATH", help="hold everything against a text, which later reviews show, too; null ends that"
+    )
+    found.add_argument("--model", metavar="NAME", help="with --reference: the model to score it with, if results name a path")
     found.add_argument("--diff", nargs=2, metavar="POINT", help="compare two points: row numbers, settings or directories")
     found.add_argument("--samples", type=int, default=3, metavar="N", help="with --diff: so many samples side by side (3)")
     found.add_argument("--format", choices=("table", "csv", "json"), help="table on a terminal, csv in a pipe")
@@ -127,7 +131,8 @@ def review(options: argparse.Namespace, console: Console | None = None) -> None:
         raise ResultsError("where", options.where, f"holds for none of the {len(whole.summary)} points")
     names = chosen_metrics(sweep, options.metric)
     rows = sorted_rows(sweep.group(options.group.split(",") if options.group else None), options.sort)
-    reference = reference_of(options, whole)
+    text = reference_of(options, whole)
+    reference = text.metrics if text else None
     form = options.format or ("table" if sys.stdout.isatty() else "csv")
     console = console or Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 160)
     if options.diff:
@@ -144,7 +149,7 @@ def review(options: argparse.Namespace, console: Console | None = None) -> None:
         if options.best:
             rows["verdict"] = verdicts(sweep, rows, options.best, reference)[1]
         write_frame(flat(rows, names, reference), form)
-    for problem in (*whole.problems, *failures(whole)):
+    for problem in (*whole.problems, *failures(whole), *([text.note] if text and text.note else [])):
         say(f"gptsweep.review: {problem}", error=True)
     if options.plots:
         from .report.plots import write_plots  # matplotlib is an optional dependency
@@ -152,17 +157,22 @@ def review(options: argparse.Namespace, console: Console | None = None) -> None:
         for path in write_plots(sweep, options.plots, names):
             say(str(path), error=True)
     if not options.no_report and len(options.path) == 1:
-        bring_up_to_date(options.path[0], whole, reference)
+        bring_up_to_date(options.path[0], whole, text)
 
 
-def reference_of(options: argparse.Namespace, sweep: Sweep) -> dict[str, float | None] | None:
-    """The metrics of the reference text; one that was asked for here and cannot be had is an error."""
-    if options.reference:
-        return update_reference(options.path[0], sweep, options.reference)
-    return try_update(options.path[0], sweep)
+def reference_of(options: argparse.Namespace, sweep: Sweep) -> Reference | None:
+    """The reference text: one that is asked for here and cannot be had is an error, else what was scored earlier."""
+    directory = options.path[0]
+    if options.model and not options.reference:
+        raise ResultsError("model", options.model, "goes with --reference FILE:path")
+    if options.reference == "null":
+        (directory / REFERENCE).unlink(missing_ok=True)
+    elif options.reference:
+        return update_reference(directory, sweep, options.reference, partial(open_maker, sweep, options.model))
+    return kept_reference(directory, sweep)
 
 
-def bring_up_to_date(path: Path, sweep: Sweep, reference: dict[str, float | None] | None) -> None:
+def bring_up_to_date(path: Path, sweep: Sweep, reference: Reference | None) -> None:
     """Write ``sweep.csv`` (for a sweep) and ``report.html``; a directory that cannot be written is only said."""
     try:
         if (path / "multirun.yaml").is_file() or (path / SWEEP).is_file():

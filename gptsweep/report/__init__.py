@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..frames import Sweep, read_sweep
-from ..reference import try_update
+from ..reference import Reference, kept_reference
 from ..results import atomic_write
 from .data import page_data
 
@@ -21,13 +21,13 @@ REPORT = "report.html"
 __all__ = ["page", "write_report"]
 
 
-def write_report(directory: Path, sweep: Sweep | None = None, reference: dict[str, float | None] | None = None) -> Path:
+def write_report(directory: Path, sweep: Sweep | None = None, reference: Reference | None = None) -> Path:
     """Write ``report.html`` into ``directory``, whatever state the sweep is in.
 
     Args:
         directory: a sweep, a run, or a directory of them.
         sweep: what was read of it, if it was read already.
-        reference: the metrics of the reference text, if they were looked up already.
+        reference: the reference text, if it was looked up already; else what ``reference.json`` holds.
 
     Raises:
         ResultsError: there is nothing to show, or the page cannot be written.
@@ -35,7 +35,7 @@ def write_report(directory: Path, sweep: Sweep | None = None, reference: dict[st
     directory = Path(directory)
     path = directory / REPORT
     sweep = read_sweep(directory) if sweep is None else sweep
-    reference = try_update(directory, sweep) if reference is None else reference
+    reference = kept_reference(directory, sweep) if reference is None else reference
     atomic_write(path, page(page_data(sweep, directory.resolve().name, reference)).encode())
     return path
 

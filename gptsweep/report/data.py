@@ -15,6 +15,7 @@ from ..compare import MIN_PAIRS
 from ..frames import STATUSES, Sweep, label, ordered, plain
 from ..metrics import METRICS, STANDARD_ERROR, metric_reasons
 from ..point_files import PLACE
+from ..reference import Reference
 
 MAX_SAMPLES = 10_000
 MAX_TEXT = 6_000_000
@@ -26,7 +27,7 @@ MAX_CELLS = 20_000
 SAMPLE_METRICS = ("logprob_mean", "sampler_logprob_mean", "entropy_mean", "seq_rep_4", "diversity", "ends_repeating")
 
 
-def page_data(sweep: Sweep, title: str, reference: Mapping[str, float | None] | None = None) -> dict[str, Any]:
+def page_data(sweep: Sweep, title: str, reference: Reference | None = None) -> dict[str, Any]:
     """Everything on the page. Lists of one length stand for columns: a row of ``groups`` is a setting, its seeds together."""
     keys = [key for key in sweep.swept if key != "seed"]
     groups = sweep.group()
@@ -64,7 +65,8 @@ def page_data(sweep: Sweep, title: str, reference: Mapping[str, float | None] | 
         "prompts": list(shown.samples["prompt"].cat.categories),
         "samples": sample_columns(shown, group_of),
         "total": int(groups["num_samples"].sum()),
-        "reference": {name: number(reference.get(name)) for name in sweep.metrics} if reference else None,
+        "reference": {name: number(reference.metrics.get(name)) for name in sweep.metrics} if reference else None,
+        "reference_note": f"Reference text {reference.source}. {reference.note}".strip() if reference else "",
     }  # fmt: skip
 
 

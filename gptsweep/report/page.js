@@ -622,7 +622,9 @@ function drawPoints() {
       names.map((name) => el("td", { class: "n" }, reference(name) === null ? "–" : showOf(name, reference(name)))), el("td", { class: "pickcell" })))),
   shown.length < order.length && el("p", {}, el("button", { type: "button", onclick: () => update({ all: true }, drawPoints) }, `Show all ${order.length.toLocaleString("en")} points`)));
   const why = names.filter((name) => data.reasons[name]).map((name) => `${byName[name].label} ${data.reasons[name]}`);
-  $("reasons").textContent = why.length ? "A dash means that there is no value: " + why.join("; ") + "." : "";
+  const notes = [data.reference_note, why.length ? "A dash means that there is no value: " + why.join("; ") + "." : ""];
+  $("reasons").replaceChildren();
+  write($("reasons"), notes.filter(Boolean).join(" "), "");
 }
 
 /* ---------- samples ---------- */
@@ -633,8 +635,7 @@ const NAMES = { "\0": "NUL", "\u001b": "ESC", "\r": "CR", "\u2028": "LS", "\u202
   "\u202c": "PDF", "\u202d": "LRO", "\u202e": "RLO", "\u2066": "LRI", "\u2067": "RLI", "\u2068": "FSI", "\u2069": "PDI", "\ufeff": "BOM", "\u200b": "ZWSP" };
 
 /** Append text as text: odd characters named, what is searched for marked. */
-function write(node, text) {
-  const find = state.find.toLowerCase();
+function write(node, text, find = state.find.toLowerCase()) {
   const plain = (part) => {
     let from = 0;
     const low = find ? part.toLowerCase() : "";
