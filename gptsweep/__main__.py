@@ -37,7 +37,7 @@ from .display import STDOUT, drop, ready_streams, say, write_out
 from .errors import ConfigError, GptsweepError, Interrupted, SweepError, shown
 from .overrides import as_typed, how_to_quote, quoted
 from .prompts import read_reference
-from .sweep_files import told
+from .sweep_files import begin_sweep, ending_sweep, note_failure, refresh_sweep, require_no_sweep, told
 
 PROGRAM = sys.argv[0]
 LISTED = 20
@@ -105,6 +105,7 @@ class Report(Callback):
             point_from_config(config)
             if config.reference is not None:
                 read_reference(config.reference)
+            require_no_sweep(Path(os.path.abspath(config.hydra.run.dir)).parent)
         except Exception as error:
             raise Refused(error) from error
 
@@ -117,13 +118,24 @@ class Report(Callback):
             if config.reference is not None:
                 read_reference(config.reference)
             check_sweep(config, loader)
-            if "FusedLauncher" in config.hydra.launcher._target_:
+            fused = "FusedLauncher" in config.hydra.launcher._target_
+            if fused:
                 hydra.config_loader = loader  # it knows the points now
+            begin_sweep(Path(os.path.abspath(config.hydra.sweep.dir)), loader.planned, writes_files=not fused)
         except Exception as error:
             raise Refused(error) from error
 
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Called in the job's own process; our launcher knows its failures itself."""
+        error = job_return._return_value
+        hydra = config.hydra
+        if hydra.mode is RunMode.MULTIRUN and isinstance(error, Exception) and "FusedLauncher" not in hydra.launcher._target_:
+            sweep = os.path.join(hydra.runtime.cwd, hydra.sweep.dir)  # hydra.job.chdir has led elsewhere
+            note_failure(Path(os.path.abspath(sweep)), Path(hydra.runtime.output_dir), error)
+
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         job_return: JobReturn = kwargs["job_return"]
+        refresh_sweep(Path(config.hydra.runtime.output_dir).parent)
         if job_return.status is JobStatus.COMPLETED:
             if config.reference is not None:
                 from .reference import score_own  # late: pandas, and torch
@@ -244,7 +256,8 @@ def main() -> int:
         sys.argv = ["gptsweep", *from_shell(arguments)]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors then, where it would print pages and exit
         Hydra.get_mode = partialmethod(get_mode, typed=arguments)  # type: ignore[assignment]
-        task()
+        with ending_sweep():
+            task()
         write_out("")
     except KeyboardInterrupt as stopped:
         name = stopped.name if isinstance(stopped, Interrupted) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
@@ -51,6 +52,11 @@ class PointLoader(ConfigLoaderImpl):
         self._planned: dict[tuple[str, ...], Planned] = {}
 
     @property
+    def planned(self) -> list[Planned]:
+        """The points that are planned so far."""
+        return list(self._planned.values())
+
+    @property
     def points(self) -> int:
         """How many points are planned so far; before Hydra's own sweeper begins, all of them are."""
         return len(self._planned)
@@ -98,7 +104,7 @@ class PointLoader(ConfigLoaderImpl):
         if known is None or known.number != number:
             cfg = self._composed(master_config, overrides, number)
             HydraConfig.instance().cfg = cfg  # type: ignore[assignment]  # for ${hydra:…} in the directory
-            directory = Path(str(cfg.hydra.sweep.dir), str(cfg.hydra.sweep.subdir)).absolute()
+            directory = Path(os.path.abspath(os.path.join(str(cfg.hydra.sweep.dir), str(cfg.hydra.sweep.subdir))))
             known = Planned(overrides, number, point_from_config(cfg), directory, cfg.overwrite)
             self._planned[overrides] = known
         return known

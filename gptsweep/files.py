@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from .errors import shown
+from .display import say
 
 _NOT_THROUGH = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a pipe that nobody writes to would wait for ever
@@ -55,7 +55,7 @@ class LogFile(logging.FileHandler):
         except OSError as error:
             if error.errno not in (errno.ELOOP, errno.EINVAL, errno.ENXIO):
                 raise
-            print(f"gptsweep: no log in {shown(self.baseFilename)}: it is a symbolic link or no regular file", file=sys.stderr)
+            say(f"gptsweep: no log in {self.baseFilename}: it is a symbolic link or no regular file", error=True)
             return open(os.devnull, "w")
         return os.fdopen(fd, "a", encoding=self.encoding, errors=self.errors)
 

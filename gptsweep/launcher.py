@@ -7,6 +7,7 @@ nothing to fuse, run as with Hydra's basic launcher.
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -88,7 +89,7 @@ class FusedSweep:
             self._configure_log()
             write_report(self.directory)
         self._failures += [
-            (str(self.directory / job.directory.name), done._return_value)
+            (str(self.directory / os.path.relpath(job.directory, self.directory)), done._return_value)
             for job, done in zip(planned, returns, strict=True)
             if done.status is JobStatus.FAILED
         ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
+import io
 import json
 import os
 import sys
@@ -21,6 +22,7 @@ import orjson
 
 from . import metrics
 from .csv_files import csv_rows
+from .files import open_to_read
 from .metrics import METRICS
 from .records import FINISH_REASONS, Sampling
 from .results import LOCK, MANIFEST, PARTIAL, SAMPLES, SUMMARY, SWEEP
@@ -68,9 +70,20 @@ class PointFiles:
 def point_directories(root: Path) -> Iterator[tuple[Path, Path]]:
     """Every point directory at or under ``root``, with the sweep (or run) it belongs to."""
     waiting = [(root, root)]
+    seen = set()  # links may lead round in circles
     while waiting:
         directory, sweep = waiting.pop()
-        entries = list(os.scandir(directory))
+        try:
+            about = os.stat(directory)
+            entries = list(os.scandir(directory))
+        except OSError:
+            if directory == root:
+                raise
+            yield directory, sweep  # as a point that says why
+            continue
+        if (about.st_dev, about.st_ino) in seen:
+            continue
+        seen.add((about.st_dev, about.st_ino))
         names = {entry.name for entry in entries}
         if names & {SAMPLES, PARTIAL, SUMMARY, MANIFEST, LOCK, ".hydra"}:
             yield directory, sweep
@@ -86,17 +99,27 @@ def read_point(directory: Path, root: Path) -> PointFiles:
     point.manifest = read_manifest(directory / MANIFEST, point.problems)
     rows = read_rows(directory / SUMMARY, point.problems)
     point.summarised = point.manifest.get("status") == "complete" and len(rows) == 1
-    point.row = rows[0] if point.summarised else settings_of(directory)
+    if point.summarised:
+        point.row = rows[0]
+    else:
+        try:
+            point.row = settings_of(directory)
+        except (OSError, ValueError) as error:
+            point.problems.append(f"{directory}: its settings cannot be read: {error}")
     return point
 
 
 def read_manifest(path: Path, problems: list[str]) -> dict[str, Any]:
     """What is read of a manifest here, empty where there is none."""
     try:
-        found = json.loads(path.read_bytes())
+        with open_to_read(path) as file:
+            found = json.loads(file.read())
     except FileNotFoundError:
         return {}
-    except ValueError:
+    except OSError as error:
+        problems.append(f"{path}: cannot be read: {error.strerror}")
+        return {}
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         problems.append(f"{path}: not a manifest; the point counts as partial")
@@ -107,12 +130,12 @@ def read_manifest(path: Path, problems: list[str]) -> dict[str, Any]:
 def read_rows(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     """The rows of a CSV file, empty cells as None; no rows where there is no such file."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with io.TextIOWrapper(open_to_read(path), encoding="utf-8", newline="") as file:
             # Interned: most cells of a sweep are the same at every point.
             return [{name: sys.intern(value) if value else None for name, value in row.items()} for row in csv_rows(file)]
     except FileNotFoundError:
         return []
-    except (ValueError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         problems.append(f"{path}: cannot be read: {error}")
         return []
 
@@ -157,7 +180,7 @@ def unseen_points(root: Path, seen: Iterable[PointFiles]) -> Iterator[PointFiles
 
 def samples_of(path: Path, digest: hashlib._Hash | None = None) -> Iterator[dict[str, Any] | None]:
     """A file's lines as samples, None for a damaged one; nothing where there is no file. ``digest`` is fed every byte."""
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+    with contextlib.suppress(FileNotFoundError), open_to_read(path) as file:
         while lines := file.readlines(CHUNK):
             if digest is not None:
                 digest.update(b"".join(lines))
@@ -213,12 +236,16 @@ def read_samples(point: PointFiles) -> list[dict[str, Any]]:
     for name in (PARTIAL, SAMPLES):  # a point finished between the two reads is then seen twice, not never
         damaged, count, digest = 0, 0, hashlib.sha256()
         path = point.directory / name
-        for sample in samples_of(path, digest):
-            count += 1
-            if sample is None:
-                damaged += 1
-            else:
-                found.setdefault((sample["prompt_index"], sample["seed"], sample["sample_index"]), sample)
+        try:
+            for sample in samples_of(path, digest):
+                count += 1
+                if sample is None:
+                    damaged += 1
+                else:
+                    found.setdefault((sample["prompt_index"], sample["seed"], sample["sample_index"]), sample)
+        except OSError as error:  # of this point: the others can be read
+            if os.path.isdir(point.directory):
+                point.problems.append(f"{path}: cannot be read: {error.strerror}")
         if damaged:
             point.damaged_lines += damaged
             point.problems.append(f"{path}: {damaged} damaged {'line' if damaged == 1 else 'lines'} of {count} left out")

@@ -46,6 +46,7 @@ SUMMARY = "summary.csv"
 MANIFEST = "manifest.json"
 SWEEP = "sweep.csv"
 LOCK = ".lock"
+SWEEP_LOCK = ".sweep.lock"
 TEMPORARY = ".tmp"
 CHECK_DIGITS = 16
 """Hex digits of each line's sha256 kept in the manifest: they tell which lines of a changed file can still be trusted."""
@@ -319,16 +320,21 @@ class PointWriter:
 class DirectoryLock:
     """One process at a time in a directory; the system frees the lock when its process ends, however it ends.
 
-    The lock is on the open file ``.lock``, so one that a killed process left behind locks nothing. It is removed on release.
+    The lock is on an open file, so one that a killed process left behind locks nothing. It is removed on release.
+
+    Args:
+        directory: what the lock is on.
+        name: of the file: `LOCK` for a run directory, `SWEEP_LOCK` for that of a sweep.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, name: str = LOCK) -> None:
         self.directory = directory
+        self._name = name
         self._file: BinaryIO | None = None
 
     def acquire(self) -> None:
         """Take the lock, or raise `ResultsError` at once where another has it."""
-        path = self.directory / LOCK
+        path = self.directory / self._name
         while True:
             file = os.fdopen(open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+b", buffering=0)
             try:
@@ -353,7 +359,7 @@ class DirectoryLock:
         """Give the lock back; nothing where it is not held."""
         if self._file is not None:
             with contextlib.suppress(OSError):
-                os.unlink(self.directory / LOCK)
+                os.unlink(self.directory / self._name)
             self._file.close()
             self._file = None
 

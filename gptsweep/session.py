@@ -13,6 +13,7 @@ import itertools
 import os
 import platform
 import signal
+import sys
 import threading
 import time
 from collections import OrderedDict, defaultdict, deque
@@ -37,7 +38,7 @@ from .display import get_logger
 from .engine import Engine, OnStep, Workload, out_of_memory, windows_read
 from .errors import ConfigError, DeviceError, GptsweepError, Interrupted, ModelError, PromptError, ResultsError
 from .linear import Int8Linear, can_pack, multiplies_in_halves, pack
-from .metrics import text_metrics
+from .metrics import METRICS, text_metrics
 from .model import GPT
 from .progress import Progress
 from .prompts import read_prompts
@@ -49,12 +50,15 @@ from .tokenizer import Tokenizer, completion_text, stop_watch
 if TYPE_CHECKING:
     import pandas as pd
 
+if sys.platform != "win32":
+    import resource
+
 log = get_logger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
 _SIGPIPE = 13  # Windows has no name for it
 _OPEN_POINTS = 200
-"""Points whose directories are held open at once: each takes a file descriptor, of which a process often has 1,024."""
+"""Points whose directories are held open at once, at most: each takes a file descriptor, of which a process has few."""
 _POINTS_TOGETHER = 64
 """Points that share noise whose samples are started side by side: with 256 rows in flight, four samples of each."""
 
@@ -461,10 +465,22 @@ def run_jobs(jobs: Sequence[Job], progress: Progress, models: Models | None = No
                 lm = models.open(source, device)
             except Exception as error:  # of any kind: the other models' points go on
                 failure = mendable(error, "model", source.name)
-                yield from (Outcome(job, error=failure) for job in group)
+                yield from _without_model(group, failure)
                 continue
             yield from _Batch(lm, progress, done, interruption).run(group)
             del lm  # before the next is loaded: two need not fit
+
+
+def _without_model(jobs: Iterable[Job], failure: Exception) -> Iterator[Outcome]:
+    """The outcomes of jobs whose model cannot be loaded: those that were finished earlier stay so."""
+    for job in jobs:
+        try:
+            summary = finished(job)
+        except (GptsweepError, OSError):
+            summary = None
+        if summary is not None:
+            log.warning("%s was finished earlier, and stays as it is; now its model cannot be loaded", job.directory)
+        yield Outcome(job, summary=summary, error=failure if summary is None else None)
 
 
 class Models:
@@ -504,6 +520,7 @@ class _Batch:
         self.fresh: dict[Task, list[Sample]] = defaultdict(list)
         self.broken: dict[Task, Exception] = {}
         self.writers: OrderedDict[Task, PointWriter] = OrderedDict()
+        self.open_points = open_points()
         self.started = time.perf_counter()
         self.tokens_before, self.windows_before = done.tokens, done.windows
 
@@ -536,7 +553,10 @@ class _Batch:
                 task = Task.of(self.lm, point, prompts[point.start])
                 self.jobs[task] = job
                 writer = self._writer(task)
-                missing = set(task.keys) - writer.done
+                wanted = set(task.keys)
+                missing = wanted - writer.done
+                if more := len(writer.done - wanted):
+                    log.info("%s has %d samples more than asked for: they stay, and count", job.directory, more)
                 if missing:
                     self.missing[task] = missing
                 elif writer.complete:
@@ -545,7 +565,8 @@ class _Batch:
                     self._close(task)
                     yield self._settled(Outcome(job, summary=summary))
                 else:
-                    yield self._settled(Outcome(job, summary=self._finish(task)))
+                    speed = (read_manifest(job.directory) or {}).get("tokens_per_second")
+                    yield self._settled(Outcome(job, summary=self._finish(task, speed)))
             except Exception as error:
                 yield self._settled(Outcome(job, error=mendable(error, "start", point.start)))
 
@@ -642,13 +663,13 @@ class _Batch:
             log.error("%s failed", outcome.job.directory, exc_info=outcome.error)  # a bug keeps its traceback
         return outcome
 
-    def _finish(self, task: Task) -> Mapping[str, Any]:
+    def _finish(self, task: Task, known_speed: float | None = None) -> Mapping[str, Any]:
         """Write the files of a point whose samples are all there."""
         writer = self._writer(task)
         writer.add(self.fresh.pop(task, []))
         seconds = time.perf_counter() - self.started
         tokens = self.done.tokens - self.tokens_before
-        speed = tokens / seconds if tokens else None
+        speed = tokens / seconds if tokens else known_speed
         summary = self._summary(task, writer.samples(), speed)
         writer.finish(summary, {**provenance(self.lm, task), "seconds": seconds, "tokens_per_second": speed})
         self._close(task)
@@ -662,7 +683,7 @@ class _Batch:
     def _writer(self, task: Task) -> PointWriter:
         """The open writer of a task; the one longest unused is closed when there are many."""
         if task not in self.writers:
-            if len(self.writers) == _OPEN_POINTS:
+            if len(self.writers) >= self.open_points:
                 self.writers.popitem(last=False)[1].__exit__(None, None, None)
             job = self.jobs[task]
             self.writers[task] = PointWriter(job.directory, task.point_id, overwrite=job.overwrite).__enter__()
@@ -671,6 +692,42 @@ class _Batch:
 
     def _close(self, task: Task) -> None:
         self.writers.pop(task).__exit__(None, None, None)
+
+
+def open_points() -> int:
+    """How many points may be held open: a quarter of the files that this process may open, as it needs others, too."""
+    if sys.platform == "win32":
+        return _OPEN_POINTS
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _OPEN_POINTS if limit == resource.RLIM_INFINITY else max(1, min(_OPEN_POINTS, limit // 4))
+
+
+def finished(job: Job) -> Mapping[str, Any] | None:
+    """The row of ``summary.csv`` of a job that needs no model, as its directory holds all of its samples; None of any other.
+
+    Without the model there is no point_id to hold against the directory's; model, settings and prompts must be the same.
+    """
+    directory, point = job.directory, job.point
+    manifest = read_manifest(directory) or {}
+    if manifest.get("status") != "complete" or not isinstance(identity := manifest.get("point_id"), str):
+        return None
+    settings, prompts = wanted_settings(point), read_prompts(point.start)
+    known = {"model": model_of(point.model), "dtype": settings["dtype"], "device": settings["device"]}
+    with PointWriter(directory, identity) as writer:
+        samples = writer.samples()
+        there = {(sample["prompt_index"], prompts[sample["prompt_index"]].text == sample["prompt"])
+                 for sample in samples if sample["prompt_index"] < len(prompts)}  # fmt: skip
+        asked = itertools.product(range(len(prompts)), range(point.sampling.num_samples))
+        if (
+            not writer.complete
+            or {name: manifest.get(name) for name in known} != known
+            or there != {(index, True) for index in range(len(prompts))}
+            or not writer.done.issuperset(asked)
+            or samples[0] | point.sampling.as_json() | {"seed": point.seed} != samples[0]
+        ):
+            return None
+    row = summarise({"point_id": identity, **settings}, samples)
+    return {**row, "tokens_per_second": manifest.get("tokens_per_second"), **text_metrics(samples)}
 
 
 def disk_full(error: Exception) -> bool:
@@ -712,12 +769,17 @@ def wanted_settings(point: Point) -> dict[str, object]:
         return settings_of(point, dtype=point.device.dtype, device=point.device.name)
 
 
+def model_of(model: ModelSource) -> dict[str, object]:
+    """A model as ``manifest.json`` names it."""
+    return {"name": model.name, "out_dir": model.out_dir if model.name == "resume" else None, "path": model.path}
+
+
 def provenance(lm: LM, task: Task) -> dict[str, object]:
     """Where a point's samples come from: what ``manifest.json`` says beside counts and hashes."""
     model, device = task.point.model, task.point.device
     return {
         "promise": lm.promise,
-        "model": {"name": model.name, "out_dir": model.out_dir if model.name == "resume" else None, "path": model.path},
+        "model": model_of(model),
         "weights": lm.fingerprint,
         "tokenizer": lm.tokenizer.fingerprint,
         "device": lm.device_type,
@@ -782,7 +844,8 @@ def run_job(cfg: DictConfig, directory: Path) -> float | None:
         alone = HydraConfig.get().mode is not RunMode.MULTIRUN
         samples_each = job.point.sampling.num_samples if alone else None
         try:
-            with Progress(quiet=not alone if cfg.quiet is None else cfg.quiet, samples_each=samples_each) as progress:
+            quiet = not alone if cfg.quiet is None else cfg.quiet
+            with in_directory(HydraConfig.get().runtime.cwd), Progress(quiet=quiet, samples_each=samples_each) as progress:
                 (outcome,) = run_jobs([job], progress)
             if alone and outcome.error is None:
                 progress.write_rest(stored_texts(directory))
@@ -797,6 +860,17 @@ def stored_texts(directory: Path) -> Iterator[tuple[tuple[int, int], str]]:
     """Place and text of the samples in a run directory, in their order."""
     for sample in read_samples(directory)[0]:
         yield (sample["prompt_index"], sample["sample_index"]), sample["prompt"] + sample["completion"]
+
+
+@contextlib.contextmanager
+def in_directory(path: str) -> Iterator[None]:
+    """Where the command was given: ``hydra.job.chdir`` leads a job elsewhere, and relative paths mean the same in every run."""
+    before = os.getcwd()
+    os.chdir(path)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def require_objective(name: str | None) -> None:
@@ -832,7 +906,10 @@ def sweep(lm: LM, *, start: str | Sequence[str] = "\n", seed: int | Sequence[int
             may come in a list, a range, a generator, an array or a column of a frame.
 
     Returns:
-        A row a sample, with the columns of ``samples.jsonl``; points in the order of the arguments, the last varying fastest.
+        A row a sample, with the columns of ``samples.jsonl`` and then those of the review: every metric of `gptsweep.metrics`.
+        One per sample (``diversity``, say) is that of the row's sample; one per point (``self_bleu_4``) is that of all samples
+        of its point, and stands in each of their rows, so that means over groups are means over points. Points come in the
+        order of the arguments, the last varying fastest.
 
     Raises:
         ConfigError, PromptError: as from `LM.generate`.
@@ -851,7 +928,16 @@ def sweep(lm: LM, *, start: str | Sequence[str] = "\n", seed: int | Sequence[int
         tasks.append(Task.of(lm, point, encoded(lm, read_prompts(text))))
     places = {task: place for place, task in enumerate(tasks)}
     samples = sorted(((places[task], sample.key, sample) for task, sample in generate(lm, tasks)), key=lambda found: found[:2])
-    return pd.DataFrame([sample.as_json() for _, _, sample in samples])
+    records: list[dict[str, Any]] = []
+    for _, of_point in itertools.groupby(samples, key=itemgetter(0)):
+        lines = [sample.as_json() for _, _, sample in of_point]
+        common = {
+            name: value for name, value in text_metrics(lines).items() if name in METRICS and METRICS[name].per == "point"
+        }
+        for line in lines:
+            own = text_metrics([line])
+            records.append(line | {name: common.get(name, own.get(name, line.get(name))) for name in METRICS})
+    return pd.DataFrame(records).astype(dict.fromkeys(METRICS, float) if records else {})
 
 
 def _axis(name: str, values: Any) -> list[Any]:

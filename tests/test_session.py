@@ -24,6 +24,7 @@ from gptsweep import linear, session
 from gptsweep.engine import Engine
 from gptsweep.errors import ConfigError, DeviceError, Interrupted, ModelError, PromptError, ResultsError
 from gptsweep.linear import can_pack
+from gptsweep.metrics import METRICS
 from gptsweep.model import GPT, GPTConfig
 from gptsweep.progress import Progress
 from gptsweep.records import DeviceSettings, ModelSource, Point, Prompt, Row, Sampling, point_id
@@ -142,6 +143,24 @@ def test_a_sweep_is_a_frame_of_every_combination_each_as_by_itself(lm: LM) -> No
         top_k = None if pd.isna(line.top_k) else int(line.top_k)
         alone = lm.generate("A", num_samples=2, seed=line.seed, temperature=line.temperature, top_k=top_k, max_new_tokens=6)
         assert list(alone[line.sample_index].token_ids) == line.token_ids
+
+
+def test_a_frame_from_python_has_the_columns_of_the_review(lm: LM, out_dir: Path, tmp_path: Path) -> None:
+    settings = {"num_samples": 6, "max_new_tokens": 30, "temperature": 1.1, "start": "A b"}
+    frame = gptsweep.sweep(lm, seed=[1, 2], **settings)
+    settle(*(Job(point(out_dir, seed=seed, **settings), tmp_path / str(seed)) for seed in (1, 2)))
+    summary = gptsweep.read_sweep(tmp_path).summary.set_index("seed")
+    assert set(METRICS) <= set(frame)
+    for seed, rows in frame.groupby("seed"):
+        for name, metric in METRICS.items():
+            told = summary.loc[seed, name]
+            if name.endswith("perplexity"):  # of all tokens: these samples are equally long
+                assert np.exp(np.log(rows[name]).mean()) == pytest.approx(told)
+            elif metric.per == "point":
+                assert rows[name].nunique(dropna=False) == 1
+                assert rows[name].iloc[0] == pytest.approx(told, nan_ok=True)
+            else:
+                assert rows[name].mean() == pytest.approx(told, nan_ok=True)
 
 
 def test_rng_torch_points_with_different_numbers_of_samples_keep_their_streams(lm: LM) -> None:

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -135,6 +136,201 @@ def test_a_mistake_in_the_last_combination_is_found_before_the_first_runs(run: R
     ended = run("-m", "--config-dir", "mine", "experiment=good,odd", "seed=1,0", *SMALL, "name=n")
     assert (ended.status, ended.err) == (2, "gptsweep: error: sampling.top_k=0: must be at least 1, or null to switch it off\n")
     assert not (place / "outputs").exists()
+
+
+# -- one process, and the table of what is on disk ---------------------------------------------------------------------------
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from gptsweep.results import SWEEP_LOCK, DirectoryLock
+with DirectoryLock(Path(sys.argv[1]), SWEEP_LOCK):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_process_in_a_sweep_is_refused_and_marks_nothing_failed(run: Run, place: Path, decoded: list[Row]) -> None:
+    assert run("-m", "seed=1,2", *SMALL, "name=n").status == 0
+    sweep = place / "outputs/sweeps/n"
+    before = {path: path.read_bytes() for path in sweep.rglob("*") if path.is_file()}
+    decoded.clear()
+    point = next(path.name for path in sweep.iterdir() if path.is_dir())
+    command = [sys.executable, "-c", HOLD, str(sweep)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        for arguments in (
+            ("-m", "seed=1,2,3", *SMALL, "name=n"),
+            ("-m", "seed=1,2,3", *SMALL, "name=n", "hydra/launcher=basic"),
+            ("seed=1", *SMALL, f'hydra.run.dir="{sweep}/{point}"'),
+        ):
+            ended = run(*arguments)
+            assert ended.status == 2
+            assert re.fullmatch(rf"gptsweep: error: name=\S+/n: in use by process {holder.pid} on .*\n", ended.err)
+        holder.kill()
+    assert not decoded
+    assert {path: path.read_bytes() for path in sweep.rglob("*") if path.is_file() and path.name[0] != "."} == {
+        path: data for path, data in before.items() if path.name[0] != "."
+    }
+    assert run("-m", "seed=1,2,3", *SMALL, "name=n").status == 0
+    assert not list(sweep.glob(".*"))
+
+
+def test_a_vanished_model_leaves_finished_points_finished(run: Run, place: Path) -> None:
+    save_checkpoint(place / "two", seed=2)
+    sweep = ("-m", "model.out_dir=out,two", "seed=1,2", *SMALL, "name=n")
+    assert run(*sweep).status == 0
+    before = table(place / "outputs/sweeps/n")
+    (place / "two/ckpt.pt").rename(place / "away")
+    ended = run(*sweep)
+    assert ended.status == 0
+    assert ended.err.count("was finished earlier, and stays as it is; now its model cannot be loaded") == 2
+    assert table(place / "outputs/sweeps/n") == before
+    for changed in (("seed=1,2,3",), ("seed=1,2", "sampling.num_samples=3"), ("seed=1,2", "start=a")):
+        ended = run("-m", "model=resume", "model.out_dir=two", *SMALL[1:], *changed, "name=n")
+        assert ended.status == 1, changed
+        rows = table(place / "outputs/sweeps/n")
+        complete = {row["directory"] for row in rows if row["status"] == "complete"}
+        assert complete >= {row["directory"] for row in before}
+        assert complete == {path.parent.name for path in place.glob("outputs/sweeps/n/*/manifest.json")}
+
+
+def test_the_table_says_what_is_on_disk_whatever_it_said_before(run: Run, place: Path) -> None:
+    assert run("-m", "seed=1,2,3,4", *SMALL, "name=n").status == 0
+    sweep = place / "outputs/sweeps/n"
+    whole = {row["directory"]: row for row in table(sweep)}
+    one, two, three, four = sorted(whole)
+    text = (sweep / results.SWEEP).read_text().replace("complete", "missing")
+    lines = text.splitlines(keepends=True)
+    (sweep / results.SWEEP).write_text("".join(line for line in lines if one not in line))
+    (sweep / two / results.SUMMARY).write_text("rubbish")
+    (sweep / three / results.MANIFEST).unlink()
+    (sweep / four / results.SAMPLES).unlink()
+    (sweep / four / results.MANIFEST).unlink()
+    assert run("-m", "seed=5", *SMALL, "name=n").status == 0
+    rows = {row["directory"]: row for row in table(sweep)}
+    statuses = [rows[name]["status"] for name in (one, two, three, four)]
+    assert statuses == ["complete", "partial", "partial", "missing"]
+    assert rows[one] == whole[one] | {key: rows[one][key] for key in rows[one].keys() - whole[one].keys()}
+    assert {name: rows[name]["seed"] for name in whole} == {name: row["seed"] for name, row in whole.items()}
+    assert run("-m", "seed=1,2,3,4", *SMALL, "name=n").status == 0
+    assert {row["status"] for row in table(sweep)} == {"complete"}
+    assert {row["directory"]: row["logprob_mean"] for row in table(sweep)}.items() >= {
+        name: row["logprob_mean"] for name, row in whole.items()
+    }.items()
+
+
+def test_a_single_run_that_goes_on_in_a_sweep_is_in_its_table(run: Run, place: Path) -> None:
+    assert run("-m", "seed=1,2", *SMALL, "name=n").status == 0
+    sweep = place / "outputs/sweeps/n"
+    point = next(row["directory"] for row in table(sweep) if row["seed"] == "2")
+    assert run(*SMALL, "seed=2", "sampling.num_samples=4", f'hydra.run.dir="outputs/sweeps/n/{point}"').status == 0
+    assert {row["seed"]: row["num_samples"] for row in table(sweep)} == {"1": "2", "2": "4"}
+
+
+def test_fewer_samples_asked_for_than_there_are_leave_all_in_file_and_table(
+    run: Run, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run("-m", "seed=1,2", *SMALL, "sampling.num_samples=5", "name=n").status == 0
+    before = table(place / "outputs/sweeps/n")
+    ended = run("-m", "seed=1,2", *SMALL, "name=n")
+    assert ended.status == 0
+    assert ended.err.count("has 3 samples more than asked for: they stay, and count") == 2
+    assert table(place / "outputs/sweeps/n") == before
+    assert len(gptsweep.read_sweep("outputs/sweeps/n").samples) == 10
+
+
+def test_few_open_files_are_enough_for_many_points(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened: list[int] = []
+    real = results.PointWriter.add
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            results.PointWriter, "add", lambda self, new: opened.append(len(os.listdir("/proc/self/fd"))) or real(self, new)
+        )
+        used = len(os.listdir("/proc/self/fd"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 30, before[1]))
+        try:
+            ended = run("-m", "seed=range(50)", *SMALL, "sampling.max_new_tokens=2", "name=n")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert ended.status == 0, ended.err
+    assert len(samples_of(place / "outputs/sweeps/n")) == 50
+    assert max(opened) < used + 30
+
+
+def test_a_directory_whose_name_is_too_long_fails_its_own_points_alone(run: Run, place: Path) -> None:
+    long = "x" * 300
+    sweep = ("-m", f"start=a,{long.replace('x', 'b')}", *SMALL, "name=n", "hydra.sweep.subdir=${hydra.job.override_dirname}")
+    for _ in range(2):
+        ended = run(*sweep)
+        assert ended.status == 1
+        assert "1 of 2 points failed" in ended.err
+        assert "ile name too long" in ended.err
+        assert sorted(row["status"] for row in table(place / "outputs/sweeps/n")) == ["complete", "failed"]
+        assert (place / "outputs/sweeps/n/report.html").exists()
+    found = gptsweep.read_sweep("outputs/sweeps/n")
+    assert sorted(found.summary["status"]) == ["complete", "failed"]
+
+
+# -- other launchers and places ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_other_launchers_leave_the_files_of_a_sweep_too(run: Run, place: Path, launcher: str) -> None:
+    if launcher == "joblib":
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    (place / "bad.txt").write_text("Z")
+    sweep = ("-m", "start=a,FILE:bad.txt", "seed=1,2", *SMALL, "name=n")
+    jobs = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
+    ended = run(*sweep, f"hydra/launcher={launcher}", *jobs)
+    assert ended.status == 2
+    rows = table(place / "outputs/sweeps/n")
+    assert sorted(row["status"] for row in rows) == ["complete"] * 2 + ["failed"] * 2
+    assert all(("Z" in row["error"]) == (row["status"] == "failed") for row in rows)
+    assert (place / "outputs/sweeps/n/report.html").exists()
+    assert not list((place / "outputs/sweeps/n").glob(".*"))
+    fused = table_of(run, place, sweep)
+    ours = {row["directory"]: row for row in rows}
+    for row in fused:
+        assert {key: value for key, value in row.items() if key != "tokens_per_second"} == {
+            key: value for key, value in ours[row["directory"]].items() if key != "tokens_per_second"
+        }
+
+
+def table_of(run: Run, place: Path, sweep: tuple[str, ...]) -> list[dict[str, str]]:
+    """The table that our own launcher writes."""
+    run(*sweep[:-1], "name=fused")
+    return table(place / "outputs/sweeps/fused")
+
+
+def test_a_sweep_beside_the_working_directory_is_one_batch(
+    run: Run, place: Path, decoded: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "here").mkdir()
+    monkeypatch.chdir(place / "here")
+    real, opened = session.open_model, []
+    monkeypatch.setattr(session, "open_model", lambda *which: opened.append(which) or real(*which))
+    for where in ("../x", "y/../../here/./y"):
+        opened.clear()
+        assert run("-m", "seed=1,2", *SMALL, "model.out_dir=../out", f"hydra.sweep.dir={where}").status == 0
+        assert len(opened) == 1
+        directories = [row["directory"] for row in table(place / "here" / where)]
+        assert all((place / "here" / where / name / results.MANIFEST).exists() for name in directories)
+        assert {os.path.dirname(name) for name in directories} == {""}
+
+
+@pytest.mark.parametrize("how", [(), ("-m",), ("-m", "hydra/launcher=basic")])
+def test_a_job_that_changes_directory_finds_the_files_of_one_that_does_not(run: Run, place: Path, how: tuple[str, ...]) -> None:
+    (place / "prompt.txt").write_text("abc")
+    sweep = (*how, "start=FILE:prompt.txt", *SMALL, "hydra.run.dir=r", "hydra.sweep.dir=r")
+    ended = run(*sweep, "hydra.job.chdir=true")
+    assert (ended.status, place.cwd()) == (0, place), ended.err
+    assert set(samples_of(place / "r").values()) != set()
+    assert run(*sweep[:-2], "hydra.run.dir=s", "hydra.sweep.dir=s").status == 0
+    assert list(samples_of(place / "r").values()) == list(samples_of(place / "s").values())
 
 
 # -- failure -----------------------------------------------------------------------------------------------------------------
