@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_files import need_packed
 from torch import Tensor, nn
 
 from gptsweep import linear as linear_module
 from gptsweep.errors import DeviceError
-from gptsweep.linear import Int8Linear, PackedLinear, can_pack, pack, row_invariant
+from gptsweep.linear import Int8Linear, PackedLinear, pack, row_invariant
 from gptsweep.model import GPT, GPTConfig
 
 SHAPES = [(64, 192), (48, 37), (33, 65), (768, 2304), (3072, 768)]
@@ -43,8 +44,7 @@ KINDS = pytest.mark.parametrize("kind", LAYERS)
 
 def made(kind: str, layer: nn.Linear, gelu: nn.GELU | None = None) -> PackedLinear | Int8Linear:
     packed, dtype = LAYERS[kind]
-    if not can_pack(torch.int8 if kind == "int8" else dtype):
-        pytest.skip(f"oneDNN has no {kind} layers for this CPU")
+    need_packed(kind)
     return packed(layer.to(dtype), gelu)
 
 
@@ -229,8 +229,7 @@ def test_a_packed_model_says_that_it_is_row_invariant(kind: str) -> None:
     packed, dtype = LAYERS[kind]
     model = plain.peaked_gpt(config, dtype=dtype)
     assert not row_invariant(model)
-    if not can_pack(torch.int8 if kind == "int8" else dtype):
-        pytest.skip(f"oneDNN has no {kind} layers for this CPU")
+    need_packed(kind)
     pack(model, packed)
     assert row_invariant(model)
 

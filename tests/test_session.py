@@ -317,7 +317,20 @@ def test_every_dtype_of_a_cpu_generates(out_dir: Path, dtype: str) -> None:
     assert lm.dtype == dtype
     samples = lm.generate("AB", num_samples=5, max_new_tokens=20)
     assert all(len(sample.token_ids) == 20 for sample in samples)
-    assert lm.promise
+    assert lm.promise == can_pack(getattr(torch, dtype)), "no more than this CPU can keep, and no less"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_cpu_without_packed_layers_of_a_dtype_generates_and_promises_nothing(
+    out_dir: Path, tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(session, "can_pack", lambda _dtype: False)
+    one = dataclasses.replace(point(out_dir), device=DeviceSettings(name="cpu", dtype=dtype))
+    (outcome,) = settle(Job(one, tmp_path / "a"))
+    assert outcome.error is None
+    assert len(lines(tmp_path / "a")) == 3
+    assert json.loads((tmp_path / "a" / "manifest.json").read_text())["promise"] is False
+    assert "samples may differ with the number of rows decoded together (promise: false)" in caplog.text
 
 
 def test_int8_that_had_to_be_mended_is_not_taken_for_what_was_wrong(out_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
