@@ -7,6 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .threads import wait_briefly
+
 if TYPE_CHECKING:
     from .errors import ConfigError as ConfigError
     from .errors import DeviceError as DeviceError
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 _PLUGIN_PATH = str(Path(__file__).parent / "_plugin_path")
 if _PLUGIN_PATH not in sys.path:  # Hydra looks for launchers in hydra_plugins, wherever on the path that is
     sys.path.append(_PLUGIN_PATH)
+
+wait_briefly()  # before anything imports torch
 
 _HOMES = {
     **dict.fromkeys(("GptsweepError", "ConfigError", "ModelError", "PromptError", "DeviceError", "ResultsError"), "errors"),

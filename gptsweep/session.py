@@ -45,6 +45,7 @@ from .prompts import read_prompts
 from .records import MODELS, Completion, DeviceSettings, ModelSource, Point, Prompt, Row, Sample, Sampling, coerce, point_id
 from .results import PointWriter, read_manifest, read_samples, summarise
 from .sampling import independent_key
+from .threads import SHORT_WAIT, own_count, wait_is_chosen
 from .tokenizer import Tokenizer, completion_text, stop_watch
 
 if TYPE_CHECKING:
@@ -166,8 +167,7 @@ def open_model(source: ModelSource, settings: DeviceSettings) -> LM:
     """Load the model of a point. `load` is the same with fewer words."""
     device = resolve_device(settings.name)
     dtype = resolve_dtype(settings.dtype, device)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    set_threads(settings.threads)
     checkpoint = open_checkpoint(source)
     with torch.device("meta"):
         model = GPT(checkpoint.config)
@@ -188,6 +188,26 @@ def open_model(source: ModelSource, settings: DeviceSettings) -> LM:
         log.warning("on this device samples may differ with the number of rows decoded together (promise: false)")
     arithmetic = "int8 in halves" if multiplies_in_halves(model) else dtype
     return LM(source, settings, model, checkpoint.tokenizer, checkpoint.fingerprint, engine, dtype, device.type, arithmetic)
+
+
+def set_threads(count: int | None) -> None:
+    """Let torch compute with ``count`` threads; None: with its own number, or fewer where this process may use fewer cores."""
+    own = own_count()
+    if count is not None:
+        torch.set_num_threads(count)
+    elif own is not None and own < torch.get_num_threads():
+        torch.set_num_threads(own)
+    if torch.get_num_threads() > 1 and not wait_is_chosen():
+        _say_how_threads_wait()
+
+
+@cache
+def _say_how_threads_wait() -> None:
+    settings = " ".join(f"{name}={value}" for name, value in SHORT_WAIT.items())
+    log.info(
+        "torch was imported before gptsweep, and its threads stay awake while they wait, which is slow beside other work; "
+        "import gptsweep first, set %s in the environment, or use one thread", settings,
+    )  # fmt: skip
 
 
 def resolve_device(name: str) -> torch.device:

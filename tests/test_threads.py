@@ -1,0 +1,148 @@
+"""What a user of a shared machine would lose: cores that idle threads keep from others, and more threads than cores."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptsweep import session, threads
+
+CHOSEN = """
+import json, os, sys
+import gptsweep
+assert "torch" not in sys.modules
+print(json.dumps({name: os.environ.get(name) for name in ("GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY")}))
+"""
+
+
+@pytest.fixture(autouse=True)
+def nothing_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*threads.CHOICES, *threads.COUNTS):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def torch_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch")
+
+
+def test_whoever_imports_the_package_first_has_threads_that_wait_briefly() -> None:
+    place = {"PYTHONPATH": str(Path(threads.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", CHOSEN], env=os.environ | place, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1", "OMP_WAIT_POLICY": None}
+
+
+@pytest.mark.usefixtures("torch_not_imported")
+@pytest.mark.parametrize(
+    "chosen", [{"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "5"}, {"KMP_BLOCKTIME": "0"}, {"KMP_LIBRARY": "turnaround"}]
+)
+def test_what_the_user_chose_stands(chosen: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    threads.wait_briefly()
+    assert {name: os.environ[name] for name in threads.CHOICES if name in os.environ} == chosen
+
+
+def test_where_torch_came_first_nothing_is_pretended_and_the_log_says_what_helps(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    session._say_how_threads_wait.cache_clear()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(session, "own_count", lambda: 2)
+    threads.wait_briefly()
+    assert not threads.wait_is_chosen()
+    for _ in range(2):
+        session.set_threads(None)
+    (message,) = caplog.messages
+    assert "import gptsweep first, set GOMP_SPINCOUNT=1000 KMP_BLOCKTIME=1 in the environment, or use one thread" in message
+
+
+# -- how many ----------------------------------------------------------------------------------------------------------------
+
+V2 = ("0::{}\n", "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n")
+V1 = ("4:cpu,cpuacct:{}\n3:memory:/else\n0::/\n", "32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n")
+INSIDE = ("4:cpu:{}\n", "32 31 0:29 /docker/7 /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n")
+
+
+@pytest.fixture
+def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+
+
+def files(root: Path, kind: tuple[str, str], group: str, limits: dict[str, str]) -> Path:
+    """What Linux shows of control groups, below ``root``."""
+    groups, mounts = kind
+    shown = {"proc/self/cgroup": groups.format(group), "proc/self/mountinfo": f"23 1 0:21 / /proc rw - proc proc rw\n{mounts}"}
+    for path, text in {**shown, **limits}.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+    return root
+
+
+def v1(folder: str, quota: int) -> dict[str, str]:
+    return {f"{folder}/cpu.cfs_quota_us": f"{quota}\n", f"{folder}/cpu.cfs_period_us": "100000\n"}
+
+
+MAX, CPU = "sys/fs/cgroup/{}cpu.max", "sys/fs/cgroup/cpu,cpuacct"
+
+
+@pytest.mark.usefixtures("eight_cores")
+@pytest.mark.parametrize(
+    ("kind", "group", "limits", "cores"),
+    [
+        (V2, "/", {}, 8),
+        (V2, "/", {MAX.format(""): "200000 100000\n"}, 2),
+        (V2, "/pod/one", {MAX.format("pod/one/"): "max 100000\n", MAX.format("pod/"): "350000 100000\n"}, 4),
+        (V2, "/pod/one", {MAX.format("pod/one/"): "50000 100000\n", MAX.format("pod/"): "max 100000\n"}, 1),
+        (V2, "/not/shown/here", {MAX.format(""): "300000 100000\n"}, 3),
+        (V2, "/", {MAX.format(""): "9900000 100000\n"}, 8),
+        (V2, "/", {MAX.format(""): "what is this\n"}, 8),
+        (V1, "/user", v1(f"{CPU}/user", 150000), 2),
+        (V1, "/user", v1(f"{CPU}/user", -1) | v1(CPU, 300000), 3),
+        (V1, "/user", v1(f"{CPU}/user", -1), 8),
+        (INSIDE, "/docker/7", v1("sys/fs/cgroup/cpu", 200000), 2),
+        (INSIDE, "/docker/7/in", v1("sys/fs/cgroup/cpu/in", 100000) | v1("sys/fs/cgroup/cpu", 400000), 1),
+        (("broken", "broken"), "", {}, 8),
+    ],
+)
+def test_there_are_as_many_threads_as_the_container_has_cores(
+    tmp_path: Path, kind: tuple[str, str], group: str, limits: dict[str, str], cores: int
+) -> None:
+    assert threads.own_count(files(tmp_path, kind, group, limits)) == cores
+
+
+def test_a_process_bound_to_one_core_computes_with_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
+    assert threads.own_count(tmp_path) == 1
+
+
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The thread counts that torch is given, of which it has four."""
+    given: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    return given
+
+
+@pytest.mark.parametrize(("own", "asked", "given"), [(2, None, [2]), (8, None, []), (None, None, []), (2, 6, [6])])
+def test_torch_is_given_fewer_threads_never_more_unless_asked(
+    counts: list[int], monkeypatch: pytest.MonkeyPatch, own: int | None, asked: int | None, given: list[int]
+) -> None:
+    monkeypatch.setattr(session, "own_count", lambda: own)
+    session.set_threads(asked)
+    assert counts == given
+
+
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
+def test_a_count_that_the_user_chose_stands(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "64")
+    assert threads.own_count() is None
