@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
-import math
 import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -23,6 +22,7 @@ log = get_logger(__name__)
 
 RANKS = Path(__file__).parent / "data" / "gpt2" / "gpt2.tiktoken"
 END_OF_TEXT = "<|endoftext|>"
+_GPT2_MERGES = 50_000
 UNKNOWN = "\N{REPLACEMENT CHARACTER}".encode()
 
 GPT2_WORDS = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -115,8 +115,28 @@ class CharTokenizer(Tokenizer):
         return f"the {self.vocab_size} characters {shown if len(shown) <= 120 else shown[:120] + '…'}"
 
 
+@dataclass(frozen=True, slots=True)
+class Added:
+    """A token that is recognised in text before anything is split, and how, in the words of Hugging Face's tokenizers.
+
+    ``lstrip`` and ``rstrip``: white space before or after it belongs to it. ``single_word``: not inside a word. ``normalized``:
+    looked for after those that are not.
+    """
+
+    id: int
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    normalized: bool = False
+
+    @property
+    def takes_plain_text(self) -> bool:
+        """Whether it is recognised wherever its text stands, and takes nothing but that."""
+        return not (self.lstrip or self.rstrip or self.single_word)
+
+
 class BytePairTokenizer(Tokenizer):
-    """A byte-level byte-pair vocabulary other than GPT-2's, merged exactly as Hugging Face's tokenizers do.
+    """A byte-level byte-pair vocabulary other than GPT-2's, by Hugging Face's ``tokenizers``.
 
     tiktoken is not used: it takes a token's id for the rank of its merge and merges any pair that spells a token, which holds
     for GPT-2's vocabulary and not for every other.
@@ -124,73 +144,83 @@ class BytePairTokenizer(Tokenizer):
     Args:
         vocabulary: ids by bytes, the added tokens left out.
         merges: pairs of byte strings, the first to be merged first.
-        added: ids by text of the tokens that are recognised in text before anything is split.
+        added: the added tokens by their text.
         eot_id: the token that ends a text, None where there is none.
         prefix_space: a space is put before each stretch of text that starts with none.
+        first_ids: tokens that every prompt begins with.
     """
 
     def __init__(
         self,
         vocabulary: Mapping[bytes, int],
         merges: Sequence[tuple[bytes, bytes]],
-        added: Mapping[str, int],
+        added: Mapping[str, Added],
         eot_id: int | None = None,
         prefix_space: bool = False,
+        first_ids: Sequence[int] = (),
     ) -> None:
-        # Imported late: it costs 40 ms at start-up that only models with a vocabulary of their own need.
-        import regex  # type: ignore[import-untyped]
+        # Imported late: only models with a vocabulary of their own need it.
+        from tokenizers import AddedToken, models, pre_tokenizers
+        from tokenizers import Tokenizer as Encoder
 
-        self._words = regex.compile(GPT2_WORDS)
-        self._added = dict(added)
-        self._split = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True))) or r"(?!)")
+        spelling = {byte: character for character, byte in _byte_alphabet().items()}
+
+        def spelt(token: bytes) -> str:
+            return "".join(map(spelling.__getitem__, token))
+
+        # The library gives an added token the id that the model has for its text.
+        ids = {spelt(token): number for token, number in vocabulary.items()}
+        for text, token in added.items():
+            if ids.setdefault(text, token.id) != token.id:
+                raise ValueError(f"the added token {text!r} has the ids {token.id} and {ids[text]}")
+        once = dict.fromkeys(merges)  # of a pair that stands there twice the first counts
+        self._encoder = Encoder(models.BPE(ids, [(spelt(left), spelt(right)) for left, right in once]))
+        self._encoder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+        self._encoder.add_tokens(
+            [
+                AddedToken(
+                    text,
+                    lstrip=token.lstrip,
+                    rstrip=token.rstrip,
+                    single_word=token.single_word,
+                    normalized=token.normalized,
+                    special=True,
+                )
+                for text, token in added.items()
+            ]
+        )
+        self._added = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True))) or r"(?!)")
+        self._spells_all = all(bytes([byte]) in vocabulary for byte in range(256))
         self._vocabulary = dict(vocabulary)
-        self._ranks = {pair: rank for rank, pair in reversed(list(enumerate(merges)))}
-        self._prefix_space = prefix_space
-        self._bytes = _table(vocabulary, added)
+        self._first_ids = list(first_ids)
+        numbers = {text: token.id for text, token in added.items()}
+        self._bytes = _table(vocabulary, numbers)
         self.vocab_size = len(self._bytes)
         self.eot_id = eot_id
         pairs = [(left.hex(), right.hex()) for left, right in merges]
         tokens = [token.hex() for token in self._bytes]
-        self.fingerprint = _fingerprint("bytepair", tokens, pairs, sorted(added.items()), eot_id, prefix_space)
+        flags = [(text, *astuple(token)[1:4]) for text, token in sorted(added.items()) if not token.takes_plain_text]
+        more = [part for part in (flags, self._first_ids) if part]
+        self.fingerprint = _fingerprint("bytepair", tokens, pairs, sorted(numbers.items()), eot_id, prefix_space, *more)
 
     def encode(self, text: str) -> list[int]:
         _require_unicode(text)
-        ids: list[int] = []
-        start = 0
-        for found in self._split.finditer(text):
-            ids += self._encode_stretch(text, start, found.start())
-            ids.append(self._added[found.group()])
-            start = found.end()
-        return ids + self._encode_stretch(text, start, len(text))
+        if not self._spells_all:
+            self._require_spelling(text)
+        ids: list[int] = self._encoder.encode(text, add_special_tokens=False).ids
+        return self._first_ids + ids
 
     def token_bytes(self, token: int) -> bytes:
         return _lookup(self._bytes, token)
 
-    def _encode_stretch(self, text: str, start: int, end: int) -> list[int]:
-        stretch = text[start:end]
-        if self._prefix_space and stretch and not stretch.startswith(" "):
-            stretch, start = " " + stretch, start - 1
-        ids: list[int] = []
-        for word in self._words.finditer(stretch):
-            for part in self._merge(word.group().encode()):
-                if part not in self._vocabulary:
-                    strange = next(i for i, c in enumerate(word.group()) if not self._spells(c))
-                    _refuse(text, start + word.start() + strange, "is not in the model's vocabulary")
-                ids.append(self._vocabulary[part])
-        return ids
-
-    def _spells(self, character: str) -> bool:
-        return all(bytes([byte]) in self._vocabulary for byte in character.encode())
-
-    def _merge(self, word: bytes) -> list[bytes]:
-        """``word`` in pieces: the neighbours of the lowest rank are merged, the first of equals, until none has a rank."""
-        parts = [bytes([byte]) for byte in word]
-        while len(parts) > 1:
-            rank, place = min((self._ranks.get(pair, math.inf), place) for place, pair in enumerate(pairwise(parts)))
-            if rank == math.inf:
-                break
-            parts[place : place + 2] = [parts[place] + parts[place + 1]]
-        return parts
+    def _require_spelling(self, text: str) -> None:
+        """Refuse a character with a byte that has no token; the library would leave it out."""
+        start = 0
+        for found in [*self._added.finditer(text), None]:
+            for place in range(start, len(text) if found is None else found.start()):
+                if not all(bytes([byte]) in self._vocabulary for byte in text[place].encode()):
+                    _refuse(text, place, "is not in the model's vocabulary")
+            start = 0 if found is None else found.end()
 
 
 def gpt2_ranks() -> dict[bytes, int]:
@@ -251,8 +281,9 @@ class _Vocabulary:
 
     ids: Mapping[str, int]
     merges: Sequence[tuple[str, str]]
-    added: Mapping[str, int]
+    added: Mapping[str, Added]
     prefix_space: bool = False
+    first_ids: Sequence[int] = ()
 
 
 def read_hf_tokenizer(
@@ -286,20 +317,24 @@ def read_hf_tokenizer(
             raise wrong(f"its {name} cannot be read ({error})") from error
 
     try:
+        settings = read("tokenizer_config.json")
+        if settings is not None and not isinstance(settings, dict):
+            raise wrong("its tokenizer_config.json is not a JSON object")
         if (whole := read("tokenizer.json")) is not None:
             vocabulary = _from_tokenizer_json(whole, wrong)
         elif (ids := read("vocab.json")) is not None and (path := find("merges.txt")) is not None:
             lines = path.read_text(encoding="utf-8").split("\n")
-            settings = read("tokenizer_config.json") or {}
             merges = [_pair(line) for line in lines if line and not line.startswith("#version")]
-            vocabulary = _Vocabulary(ids, merges, _added_tokens(read, ids, settings), bool(settings.get("add_prefix_space")))
-        elif (settings := read("tokenizer_config.json")) is not None:
-            kind = settings.get("tokenizer_class") if isinstance(settings, dict) else None
+            vocabulary = _Vocabulary(ids, merges, _added_tokens(read, ids, settings or {}))
+        elif settings is not None:
+            kind = settings.get("tokenizer_class")
             raise wrong(f"its tokenizer is a {kind or 'kind'} without tokenizer.json, or vocab.json and merges.txt")
         else:
             return None
-        return _build(vocabulary, limit, eot_id, wrong)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        return _build(_configured(vocabulary, settings or {}, wrong), limit, eot_id, wrong)
+    except ModelError:
+        raise
+    except Exception as error:  # what a damaged file raises is of many kinds, and the library's have no class of their own
         raise wrong(f"its vocabulary files are damaged ({type(error).__name__}: {error})") from error
 
 
@@ -307,6 +342,7 @@ def _from_tokenizer_json(whole: Any, wrong: Callable[[str], ModelError]) -> _Voc
     model, split = whole["model"], whole.get("pre_tokenizer") or {}
     unusual = [
         ("model.type", model.get("type", "BPE"), "BPE"),
+        ("model.dropout", model.get("dropout") or None, None),
         ("model.byte_fallback", model.get("byte_fallback") or False, False),
         ("model.ignore_merges", model.get("ignore_merges") or False, False),
         ("model.continuing_subword_prefix", model.get("continuing_subword_prefix") or "", ""),
@@ -318,25 +354,59 @@ def _from_tokenizer_json(whole: Any, wrong: Callable[[str], ModelError]) -> _Voc
     for name, is_there, usual in unusual:
         if is_there != usual:
             raise wrong(f"its tokenizer.json has {name}={is_there!r} where GPT-2's has {usual!r}")
-    added = {}
-    for token in whole.get("added_tokens") or []:
-        if any(token.get(flag) for flag in ("lstrip", "rstrip", "single_word")):
-            log.warning("added token %r takes the white space around it; in prompts it is read as plain text", token["content"])
-        else:
-            added[token["content"]] = token["id"]
+    added = {token["content"]: _added(token["id"], token) for token in whole.get("added_tokens") or []}
     merges = [_pair(pair) if isinstance(pair, str) else (pair[0], pair[1]) for pair in model["merges"]]
-    return _Vocabulary(model["vocab"], merges, added, bool(split.get("add_prefix_space")))
+    first_ids = _ids_in_front(whole.get("post_processor") or {}, wrong)
+    return _Vocabulary(model["vocab"], merges, added, bool(split.get("add_prefix_space")), first_ids)
 
 
-def _added_tokens(find_json: Callable[[str], Any], ids: Mapping[str, int], settings: Mapping[str, Any]) -> dict[str, int]:
+def _ids_in_front(template: Any, wrong: Callable[[str], ModelError]) -> list[int]:
+    """The special tokens that a ``post_processor`` puts before a text; those that it puts behind end it, and are left out."""
+    kind = template.get("type", "ByteLevel")
+    if kind == "Sequence":
+        return [token for part in template["processors"] for token in _ids_in_front(part, wrong)]
+    if kind in ("RobertaProcessing", "BertProcessing"):
+        return [template["cls"][1]]
+    if kind == "TemplateProcessing":
+        front = itertools.takewhile(lambda piece: "Sequence" not in piece, template["single"])
+        return [token for piece in front for token in template["special_tokens"][piece["SpecialToken"]["id"]]["ids"]]
+    if kind != "ByteLevel":
+        raise wrong(f"its tokenizer.json has post_processor.type={kind!r}, which is not known")
+    return []
+
+
+def _configured(vocabulary: _Vocabulary, settings: Mapping[str, Any], wrong: Callable[[str], ModelError]) -> _Vocabulary:
+    """``vocabulary`` with what ``tokenizer_config.json`` adds to it: ``add_prefix_space`` and ``add_bos_token``."""
+    # transformers takes the setting of classes that are made of a vocabulary, and tokenizer.json's for the others.
+    from_json = settings.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    if "add_prefix_space" in settings and not from_json:
+        vocabulary = replace(vocabulary, prefix_space=bool(settings["add_prefix_space"]))
+    if settings.get("add_bos_token") and not vocabulary.first_ids:
+        bos = settings.get("bos_token", END_OF_TEXT)
+        text = bos["content"] if isinstance(bos, dict) else bos
+        number = vocabulary.added[text].id if text in vocabulary.added else vocabulary.ids.get(text)
+        if number is None:
+            raise wrong(f"its tokenizer_config.json has add_bos_token, and no token is its bos_token {text!r}")
+        vocabulary = replace(vocabulary, first_ids=[number])
+    return vocabulary
+
+
+def _added(number: int, flags: Mapping[str, Any]) -> Added:
+    return Added(number, *(bool(flags.get(name)) for name in ("lstrip", "rstrip", "single_word", "normalized")))
+
+
+def _added_tokens(find_json: Callable[[str], Any], ids: Mapping[str, int], settings: Mapping[str, Any]) -> dict[str, Added]:
     """Added tokens as the files around ``vocab.json`` give them: ids by text, texts by id, or only the texts."""
-    numbered = {token["content"]: int(number) for number, token in (settings.get("added_tokens_decoder") or {}).items()}
-    named = [END_OF_TEXT]
+    numbered = {
+        token["content"]: _added(int(number), token) for number, token in (settings.get("added_tokens_decoder") or {}).items()
+    }
+    named: dict[str, Mapping[str, Any]] = {END_OF_TEXT: {}}
     for entry in (find_json("special_tokens_map.json") or {}).values():
-        named += [
-            token["content"] if isinstance(token, dict) else token for token in (entry if isinstance(entry, list) else [entry])
-        ]
-    return (find_json("added_tokens.json") or {}) | numbered | {text: ids[text] for text in named if text in ids}
+        for token in entry if isinstance(entry, list) else [entry]:
+            named |= {token["content"]: token} if isinstance(token, dict) else {token: {}}
+    plain = {text: Added(number) for text, number in (find_json("added_tokens.json") or {}).items()}
+    known = {**ids, **{text: token.id for text, token in plain.items()}}
+    return plain | {text: _added(known[text], flags) for text, flags in named.items() if text in known} | numbered
 
 
 def _pair(line: str) -> tuple[str, str]:
@@ -354,7 +424,14 @@ def _byte_alphabet() -> dict[str, int]:
 def _build(
     vocabulary: _Vocabulary, limit: int, eot_id: int | None, wrong: Callable[[str], ModelError]
 ) -> GPT2Tokenizer | BytePairTokenizer:
-    beyond = {text: token for text, token in vocabulary.added.items() if token >= limit}
+    if not all(type(number) is int and number >= 0 for number in [*vocabulary.ids.values(), *vocabulary.first_ids]):
+        raise wrong("its vocabulary gives a token an id that is not a whole number")
+    for text, token in vocabulary.added.items():
+        if not (isinstance(text, str) and text and text.encode(errors="replace").decode() == text):
+            raise wrong(f"it has the added token {text!r}, which is not a text")
+        if type(token.id) is not int or token.id < 0:
+            raise wrong(f"its added token {text!r} has the id {token.id!r}, which is not a whole number")
+    beyond = {text: token for text, token in vocabulary.added.items() if token.id >= limit}
     if beyond:
         log.warning("added tokens beyond the model's %d embeddings are left out: %s", limit, ", ".join(map(repr, beyond)))
     added = {text: token for text, token in vocabulary.added.items() if text not in beyond}
@@ -370,24 +447,33 @@ def _build(
         for token, number in vocabulary.ids.items()
         if token not in vocabulary.added or spelt(token) in made or len(spelt(token)) == 1
     }
-    if unknown := made - set(ids):
-        raise wrong(f"its merges make {min(unknown)!r}, which is not in its vocabulary")
-    tokens = {number: token for token, number in ids.items()} | {number: _utf8(text) for text, number in added.items()}
+    for verb, needed in ("make", made), ("take", {part for pair in merges for part in pair}):
+        if unknown := needed - set(ids):
+            raise wrong(f"its merges {verb} {min(unknown)!r}, which is not in its vocabulary")
+    tokens = {number: token for token, number in ids.items()} | {token.id: _utf8(text) for text, token in added.items()}
     numbers = set(tokens)
-    if not ids or not all(isinstance(number, int) and number >= 0 for number in numbers):
-        raise wrong("its vocabulary is empty or gives a token an id that is not a whole number")
+    if not ids:
+        raise wrong("its vocabulary is empty")
     if len(tokens) < len({*ids, *map(_utf8, added)}):
         raise wrong("its vocabulary gives two tokens the same id")
     if max(numbers) >= limit:
         raise wrong(f"its vocabulary goes up to id {max(numbers)}, beyond the model's {limit} embeddings")
+    if strange := set(vocabulary.first_ids) - numbers:
+        raise wrong(f"it puts the token {min(strange)} before every text, and has no such token")
     if eot_id not in numbers:
-        eot_id = added.get(END_OF_TEXT)
+        eot_id = added[END_OF_TEXT].id if END_OF_TEXT in added else None
+    is_plain = not (vocabulary.prefix_space or vocabulary.first_ids)
+    if is_plain and all(token.takes_plain_text for token in added.values()) and _is_gpt2(ids, merges, added):
+        return GPT2Tokenizer({text: token.id for text, token in added.items()}, eot_id)
+    return BytePairTokenizer(ids, merges, added, eot_id, vocabulary.prefix_space, vocabulary.first_ids)
+
+
+def _is_gpt2(ids: Mapping[bytes, int], merges: Sequence[tuple[bytes, bytes]], added: Mapping[str, Added]) -> bool:
+    """Whether a vocabulary is GPT-2's, its end of text included."""
+    if len(ids) != _GPT2_MERGES + 256 or len(merges) != _GPT2_MERGES or added.get(END_OF_TEXT, Added(-1)).id != len(ids):
+        return False
     ranks = gpt2_ranks()
-    alone = len(ranks) - len(merges)
-    is_gpt2 = ids == ranks and alone == 256 and all(ranks[a + b] == 256 + i for i, (a, b) in enumerate(merges))
-    if is_gpt2 and not vocabulary.prefix_space and added.get(END_OF_TEXT) == len(ranks):
-        return GPT2Tokenizer(added, eot_id)
-    return BytePairTokenizer(ids, merges, added, eot_id, vocabulary.prefix_space)
+    return ids == ranks and all(ranks[a + b] == 256 + i for i, (a, b) in enumerate(merges))
 
 
 # --- stop strings ---------------------------------------------------------------------------------------------------------

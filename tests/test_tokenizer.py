@@ -21,6 +21,7 @@ from tiktoken_ext.openai_public import r50k_pat_str
 from gptsweep.errors import ModelError, PromptError
 from gptsweep.tokenizer import (
     RANKS,
+    Added,
     BytePairTokenizer,
     CharTokenizer,
     GPT2Tokenizer,
@@ -128,8 +129,11 @@ def test_vocabularies_that_differ_have_different_fingerprints() -> None:
         CharTokenizer("ab"),
         CharTokenizer("ba"),
         BytePairTokenizer({b"a": 0, b"b": 1}, [], {}),
-        BytePairTokenizer({b"a": 0, b"b": 1}, [], {"c": 2}),
-        BytePairTokenizer({b"a": 0, b"b": 1}, [], {"c": 2}, 2),
+        BytePairTokenizer({b"a": 0, b"b": 1}, [], {"c": Added(2)}),
+        BytePairTokenizer({b"a": 0, b"b": 1}, [], {"c": Added(2)}, 2),
+        BytePairTokenizer({b"a": 0, b"b": 1}, [], {"c": Added(2, lstrip=True)}),
+        BytePairTokenizer({b"a": 0, b"b": 1}, [], {"c": Added(2, rstrip=True)}),
+        BytePairTokenizer({b"a": 0, b"b": 1}, [], {"c": Added(2)}, first_ids=[2]),
         BytePairTokenizer({b"a": 0, b"b": 1, b"ab": 2}, [(b"a", b"b")], {}),
         BytePairTokenizer({b"a": 0, b"b": 1, b"ab": 2}, [], {}),
     ]
@@ -228,7 +232,7 @@ def test_byte_pairs_are_merged_as_hugging_face_merges_them(corpus: list[str], te
     ours = BytePairTokenizer(
         {spelt(token): number for token, number in model["vocab"].items() if token not in added},
         [(spelt(left), spelt(right)) for left, right in model["merges"]],
-        {token: model["vocab"][token] for token in added},
+        {token: Added(model["vocab"][token]) for token in added},
         prefix_space=prefix_space,
     )
     assert ours.encode(text) == theirs.encode(text).ids
@@ -236,7 +240,7 @@ def test_byte_pairs_are_merged_as_hugging_face_merges_them(corpus: list[str], te
 
 
 def test_a_byte_without_a_token_is_named_with_its_place() -> None:
-    tokenizer = BytePairTokenizer({b"a": 0, b" ": 1, b"\xc3": 2}, [], {"<>": 3})
+    tokenizer = BytePairTokenizer({b"a": 0, b" ": 1, b"\xc3": 2}, [], {"<>": Added(3)})
     assert tokenizer.encode("a a<>a") == [0, 1, 0, 3, 0]
     with pytest.raises(PromptError, match=r"'é' \(U\+00E9\), line 1, column 6, is not in the model's vocabulary"):
         tokenizer.encode("a<> aéa")
