@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptsweep import session, threads
+from gptsweep import kernels, session, threads
 
 CHOSEN = """
 import json, os, sys
@@ -63,6 +63,16 @@ def test_where_torch_came_first_nothing_is_pretended_and_the_log_says_what_helps
         session.set_threads(None)
     (message,) = caplog.messages
     assert "import gptsweep first, set GOMP_SPINCOUNT=1000 KMP_BLOCKTIME=1 in the environment, or use one thread" in message
+
+
+@pytest.mark.usefixtures("threads")
+def test_kernels_wait_and_count_as_torch_does_in_its_own_threads() -> None:
+    openmp = kernels._openmp()
+    if openmp is None:
+        pytest.skip("torch has another OpenMP than GNU's here, and kernels run on one thread")
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        assert openmp.omp_get_max_threads() == count
 
 
 # -- how many ----------------------------------------------------------------------------------------------------------------
