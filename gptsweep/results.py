@@ -31,6 +31,7 @@ from .csv_files import csv_bytes, csv_rows
 from .display import get_logger
 from .errors import ResultsError
 from .files import open_file, open_to_read
+from .origins import ORIGINS, Origins
 from .records import ENGINE_VERSION, FINISH_REASONS, SCHEMA_VERSION, Sample
 
 if sys.platform == "win32":
@@ -76,13 +77,16 @@ class PointWriter:
         directory: the run directory; made where it is missing, other files in it are left alone.
         point_id: the id that every sample carries.
         overwrite: replace the samples of another point. They stay until the first sample of this one is there.
+        made_by: what decides the bits of samples that are added, by name; kept for each part of the samples.
 
     Raises:
         ResultsError: on enter, where another process holds the directory, it holds another point, or it cannot be
             written; from ``add`` and ``finish``, where the disk is full or the like. Finished samples are kept.
     """
 
-    def __init__(self, directory: Path, point_id: str, *, overwrite: bool = False) -> None:
+    def __init__(
+        self, directory: Path, point_id: str, *, overwrite: bool = False, made_by: Mapping[str, Any] | None = None
+    ) -> None:
         self.directory = Path(directory)
         self.point_id = point_id
         self.overwrite = overwrite
@@ -90,6 +94,12 @@ class PointWriter:
         self._places: dict[Key, _Place] = {}
         self._replaces = False
         self._lock = DirectoryLock(self.directory)
+        self._origins = Origins(self.directory, made_by)
+
+    @property
+    def change(self) -> str:
+        """In which ways added samples are made otherwise than those on disk, as far as is known; empty where in none."""
+        return "" if self._replaces else self._origins.change()
 
     @property
     def done(self) -> frozenset[Key]:
@@ -121,6 +131,7 @@ class PointWriter:
             return
         with _refusals_told(self.directory):
             self._remove_replaced()
+            self._begin()
             offset = _append(self.directory / PARTIAL, b"".join(lines.values()))
             if offset == 0:
                 _sync_directory(self.directory)
@@ -159,11 +170,14 @@ class PointWriter:
                 "lines": len(checks),
                 "summary_sha256": hashlib.sha256(row).hexdigest(),
             }
+            if self._origins.parts:
+                own |= {"parts": self._origins.parts, "promise": bool(manifest.get("promise")) and self._origins.promise}
             text = json.dumps({**own, **manifest, **own, "line_sha256": "".join(checks)}, indent=2, allow_nan=False) + "\n"
             _replace(self.directory / SUMMARY, [row])
             _sync_directory(self.directory)
             _replace(self.directory / MANIFEST, [text.encode()])
-            (self.directory / PARTIAL).unlink(missing_ok=True)
+            for name in (PARTIAL, ORIGINS):
+                (self.directory / name).unlink(missing_ok=True)
             _sync_directory(self.directory)
         self.complete = True
 
@@ -203,6 +217,7 @@ class PointWriter:
             log.info("%s: dropped a half-written last line", self.directory / PARTIAL)
             with os.fdopen(open_file(self.directory / PARTIAL, os.O_WRONLY), "wb") as file:
                 file.truncate(torn_from)
+        self._origins.read(manifest, self._places)
         intact = manifest is not None and digest.hexdigest() == manifest.get("sha256")
         self._report(manifest, intact, damaged)
         self.complete = (
@@ -213,7 +228,8 @@ class PointWriter:
             and all(place.file == SAMPLES for place in self._places.values())
         )
         if self.complete:
-            (self.directory / PARTIAL).unlink(missing_ok=True)
+            for name in (PARTIAL, ORIGINS):
+                (self.directory / name).unlink(missing_ok=True)
 
     def _has_summary(self, manifest: Mapping[str, Any]) -> bool:
         """Whether ``summary.csv`` is as it was finished; version 0.1 kept no hash of it, there its row must fit the samples."""
@@ -259,9 +275,19 @@ class PointWriter:
     def _remove_replaced(self) -> None:
         """Remove the other point's files, the claim that they are complete first."""
         if self._replaces:
-            for name in (MANIFEST, SUMMARY, SAMPLES, PARTIAL):
+            for name in (MANIFEST, SUMMARY, SAMPLES, PARTIAL, ORIGINS):
                 (self.directory / name).unlink(missing_ok=True)
+            self._origins.parts = []
             self._replaces = False
+
+    def _begin(self) -> None:
+        """Note what the samples are made by that come now; without a sync, as a new file of each point would cost one."""
+        if (data := self._origins.begin(self._places)) is not None:
+            path = self.directory / ORIGINS
+            temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+            with os.fdopen(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+                file.write(data)
+            os.replace(temporary, path)
 
     def _remove_manifest(self) -> None:
         """Before the file it describes changes: without a manifest the point is unfinished, never wrong."""
@@ -273,7 +299,7 @@ class PointWriter:
     def _remove_temporaries(self) -> None:
         """Remove what a killed process had not finished writing."""
         for name in os.listdir(self.directory):
-            if name.endswith(TEMPORARY) and name.startswith((f".{SAMPLES}.", f".{SUMMARY}.", f".{MANIFEST}.")):
+            if name.endswith(TEMPORARY) and name.startswith((f".{SAMPLES}.", f".{SUMMARY}.", f".{MANIFEST}.", f".{ORIGINS}.")):
                 (self.directory / name).unlink(missing_ok=True)
 
     def _settle(self) -> None:

@@ -42,7 +42,20 @@ from .metrics import METRICS, text_metrics
 from .model import GPT
 from .progress import Progress
 from .prompts import read_prompts
-from .records import MODELS, Completion, DeviceSettings, ModelSource, Point, Prompt, Row, Sample, Sampling, coerce, point_id
+from .records import (
+    ENGINE_VERSION,
+    MODELS,
+    Completion,
+    DeviceSettings,
+    ModelSource,
+    Point,
+    Prompt,
+    Row,
+    Sample,
+    Sampling,
+    coerce,
+    point_id,
+)
 from .results import PointWriter, read_manifest, read_samples, summarise
 from .sampling import independent_key
 from .threads import SHORT_WAIT, own_count, wait_is_chosen
@@ -541,6 +554,8 @@ class _Batch:
         self.broken: dict[Task, Exception] = {}
         self.writers: OrderedDict[Task, PointWriter] = OrderedDict()
         self.open_points = open_points()
+        self.made_by = made_by(lm)
+        self.changes: set[str] = set()
         self.started = time.perf_counter()
         self.tokens_before, self.windows_before = done.tokens, done.windows
 
@@ -579,6 +594,7 @@ class _Batch:
                     log.info("%s has %d samples more than asked for: they stay, and count", job.directory, more)
                 if missing:
                     self.missing[task] = missing
+                    self._say_change(writer)
                 elif writer.complete:
                     speed = (read_manifest(job.directory) or {}).get("tokens_per_second")
                     summary = self._summary(task, writer.samples(), speed)
@@ -589,6 +605,15 @@ class _Batch:
                     yield self._settled(Outcome(job, summary=self._finish(task, speed)))
             except Exception as error:
                 yield self._settled(Outcome(job, error=mendable(error, "start", point.start)))
+
+    def _say_change(self, writer: PointWriter) -> None:
+        """Once for all points that another machine or version left in the same way."""
+        if writer.done and (change := writer.change) and change not in self.changes:
+            self.changes.add(change)
+            log.warning(
+                "%s goes on where its samples are made otherwise (%s), so bits may differ (promise: false)",
+                writer.directory, change,
+            )  # fmt: skip
 
     def _decode(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
         """Make what is missing of these tasks, and settle each when it is whole."""
@@ -706,7 +731,8 @@ class _Batch:
             if len(self.writers) >= self.open_points:
                 self.writers.popitem(last=False)[1].__exit__(None, None, None)
             job = self.jobs[task]
-            self.writers[task] = PointWriter(job.directory, task.point_id, overwrite=job.overwrite).__enter__()
+            writer = PointWriter(job.directory, task.point_id, overwrite=job.overwrite, made_by=self.made_by)
+            self.writers[task] = writer.__enter__()
         self.writers.move_to_end(task)
         return self.writers[task]
 
@@ -808,6 +834,41 @@ def provenance(lm: LM, task: Task) -> dict[str, object]:
         "compile": device.compile,
         "threads": torch.get_num_threads(),
         **_environment(),
+    }
+
+
+_INSTRUCTIONS = ("avx", "amx", "fma", "f16c", "neon", "sve", "sme", "asimd", "bf16", "fp16", "i8mm", "dot")
+_LIMITS = (
+    "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "ATEN_CPU_CAPABILITY",
+    "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR",
+)  # fmt: skip
+"""Environment variables that have libraries compute in another way than the processor would let them."""
+
+
+def made_by(lm: LM) -> dict[str, object]:
+    """What decides the bits of a model's samples beside what `point_id` names: if it is equal, so are they."""
+    ways = {type(module).__name__ for module in lm.model.modules()}
+    return {
+        "torch": torch.__version__,
+        "engine_version": ENGINE_VERSION,
+        "promise": lm.promise,
+        "layers": ",".join(sorted(way for way in ways if way.endswith("Linear"))),
+        **_machine(lm.model.embedding.device),
+    }
+
+
+@cache
+def _machine(device: torch.device) -> dict[str, object]:
+    """The kind of a machine, as far as it decides bits."""
+    if device.type == "cuda":
+        return {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    able = torch.cpu.get_capabilities()
+    instructions = [name for name, has in able.items() if has is True and name.startswith(_INSTRUCTIONS)]
+    return {
+        "processor": able.get("cpu_name") or platform.processor() or platform.machine(),
+        "instructions": " ".join(sorted(instructions)),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "limits": " ".join(f"{name}={os.environ[name]}" for name in _LIMITS if name in os.environ),
     }
 
 

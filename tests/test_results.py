@@ -31,6 +31,7 @@ from gptsweep import results
 from gptsweep.csv_files import csv_bytes, csv_rows
 from gptsweep.errors import ResultsError
 from gptsweep.files import LogFile
+from gptsweep.origins import ORIGINS
 from gptsweep.records import Sample, Sampling
 from gptsweep.results import (
     MANIFEST,
@@ -201,6 +202,77 @@ def test_raising_num_samples_makes_only_the_further_ones_and_keeps_the_earlier_l
     assert_complete(tmp_path, make_samples(3, 5))
     later = (tmp_path / SAMPLES).read_bytes().splitlines(keepends=True)
     assert [later[i] for i in (0, 1, 5, 6, 10, 11)] == earlier
+
+
+# What made which samples
+
+
+HERE = {"torch": "2.13.0", "instructions": "avx2", "promise": True}
+THERE = {"torch": "2.13.0", "instructions": "avx2 avx512_f", "promise": True}
+
+
+def made(directory: Path, count: int, by: dict[str, Any] | None, stop: bool = False) -> str:
+    """Add the samples up to ``count``, and finish unless ``stop``; what changed since the earlier ones."""
+    with PointWriter(directory, POINT, made_by=by) as writer:
+        change = writer.change
+        writer.add([sample for sample in make_samples(2, count) if sample.key not in writer.done])
+        if not stop:
+            finish(writer)
+    return change
+
+
+@pytest.mark.parametrize("stop", [True, False], ids=["killed", "finished"])
+def test_samples_of_two_kinds_of_machines_are_told_apart_and_promise_nothing(tmp_path, stop):
+    assert made(tmp_path, 2, HERE, stop) == ""
+    assert made(tmp_path, 3, HERE, stop) == ""
+    assert made(tmp_path, 4, THERE, stop) == "instructions avx2, now avx2 avx512_f"
+    assert made(tmp_path, 6, HERE) == "instructions avx2 avx512_f, now avx2"
+    assert (tmp_path / SAMPLES).read_bytes() == plain_file(make_samples(2, 6))
+    manifest = read_manifest(tmp_path)
+    assert manifest["promise"] is False
+    assert manifest["parts"] == [
+        {"samples": [[0, 0, 2], [1, 0, 2]], "made_by": HERE},
+        {"samples": [[0, 3, 3], [1, 3, 3]], "made_by": THERE},
+        {"samples": None, "made_by": HERE},
+    ]
+    assert names(tmp_path) == RESULT_FILES
+
+
+def test_samples_of_one_kind_of_machine_are_one_part_however_often_it_was_stopped(tmp_path):
+    for count, stop in ((1, True), (2, False), (3, True), (5, False)):
+        made(tmp_path, count, HERE, stop)
+    assert read_manifest(tmp_path)["parts"] == [{"samples": None, "made_by": HERE}]
+    assert read_manifest(tmp_path)["promise"] is True
+    assert read_manifest(tmp_path)["line_sha256"]
+
+
+def test_a_part_without_the_promise_takes_it_from_the_whole(tmp_path):
+    made(tmp_path, 2, HERE | {"promise": False})
+    assert made(tmp_path, 3, HERE) == "promise False, now True"
+    assert read_manifest(tmp_path)["promise"] is False
+
+
+def test_of_samples_of_version_0_1_only_what_is_known_to_differ_is_told(tmp_path):
+    for name, torch, change in (("a", "2.13.0", ""), ("b", "2.12.1", "torch 2.12.1, now 2.13.0")):
+        with PointWriter(tmp_path / name, POINT) as writer:
+            writer.add(make_samples(2, 2))
+            writer.finish({}, {"promise": True, "versions": {"torch": torch}})
+        assert made(tmp_path / name, 3, HERE) == change
+        manifest = read_manifest(tmp_path / name)
+        assert manifest["promise"] is (not change)
+        assert manifest["parts"][0]["samples"] == [[0, 0, 1], [1, 0, 1]]
+    with PointWriter(tmp_path / "c", POINT) as writer:
+        writer.add(make_samples(2, 2))
+    assert made(tmp_path / "c", 3, HERE) == ""
+    assert read_manifest(tmp_path / "c")["promise"] is True
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "[1]", '[{"samples": 3, "made_by": {}}]', '[{"made_by": {}}]', "{}", "[" * 99999])
+def test_damaged_origins_are_as_none(tmp_path, damage):
+    made(tmp_path, 2, THERE, stop=True)
+    (tmp_path / ORIGINS).write_text(damage)
+    assert made(tmp_path, 3, HERE) == ""
+    assert (tmp_path / SAMPLES).read_bytes() == plain_file(make_samples(2, 3))
 
 
 # Another point, another process

@@ -440,6 +440,29 @@ def test_again_redoes_nothing_and_changes_no_byte(out_dir: Path, tmp_path: Path,
     assert second.summary == first.summary
 
 
+def test_a_point_extended_on_another_kind_of_machine_says_so_and_promises_nothing(
+    out_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def manifest(name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((tmp_path / name / "manifest.json").read_text())
+        return found
+
+    names = ("a", "b")
+    settle(*(Job(point(out_dir, num_samples=2), tmp_path / name) for name in names))
+    assert all(manifest(name)["promise"] is True for name in names)
+    (part,) = manifest("a")["parts"]
+    assert part["made_by"]["torch"] == torch.__version__
+    assert part["made_by"]["processor"]
+    machine = session._machine
+    monkeypatch.setattr(session, "_machine", lambda device: machine(device) | {"instructions": "other"})
+    settle(*(Job(point(out_dir, num_samples=2), tmp_path / name) for name in names))
+    assert all(manifest(name)["promise"] is True for name in names), "nothing was made"
+    settle(*(Job(point(out_dir, num_samples=3), tmp_path / name) for name in names))
+    assert all(manifest(name)["promise"] is False for name in names)
+    assert caplog.text.count("now other), so bits may differ (promise: false)") == 1
+    assert [part["samples"] for part in manifest("a")["parts"]] == [[[0, 0, 1]], None]
+
+
 @pytest.mark.parametrize("rng", ["counter", "torch"])
 def test_more_samples_extend_a_point_and_are_those_of_a_fresh_run(out_dir: Path, tmp_path: Path, rng: str) -> None:
     settle(Job(point(out_dir, rng=rng, num_samples=2), tmp_path / "a"))
