@@ -11,6 +11,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,6 +32,7 @@ from .reference import REFERENCE, Reference, kept_reference, open_maker, update_
 from .report import write_report
 from .report.data import failures, reasons, thinned
 from .results import SWEEP, write_sweep_csv
+from .tables import FEWEST, Column, fitting, print_blocks, print_in_parts, print_table
 from .where import where
 
 DEFAULT_METRICS = (
@@ -144,7 +146,7 @@ def review(options: argparse.Namespace, console: Console | None = None) -> None:
         else:
             write_frame(difference.reset_index(), form)
     elif form == "table":
-        print_sweep(console, sweep, rows, names, options.best, reference)
+        print_sweep(console, sweep, rows, names, options.best, reference, asked_metrics=bool(options.metric))
     else:
         if options.best:
             rows["verdict"] = verdicts(sweep, rows, options.best, reference)[1]
@@ -326,31 +328,18 @@ def like(name: str, value: float, shown: float) -> str:
 
 def print_sweep(
     console: Console, sweep: Sweep, rows: pd.DataFrame, names: Sequence[str], asked: str | None,
-    reference: Mapping[str, float | None] | None,
+    reference: Mapping[str, float | None] | None, *, asked_metrics: bool,
 ) -> None:  # fmt: skip
-    """The table of the sweep, then what each setting does."""
-    keys = keys_of(rows)
+    """The table of the sweep, then what each setting does; ``asked_metrics``: the metrics were asked for, so all are shown."""
     best, marks = verdicts(sweep, rows, asked, reference) if asked else ("", [""] * len(rows))
     done = sweep.summary["status"].value_counts()
     said = ", ".join(f"{done[status]} {status}" for status in ("complete", "partial", "failed", "missing") if status in done)
     console.print(Text(f"{len(sweep.summary)} points ({said}), {len(sweep.samples):,} samples", style="bold"))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="")
-    table.add_column("#", justify="right", style="dim")
-    for key in keys:
-        table.add_column(Text(one_line(key)), style="bold", overflow="fold")
-    table.add_column("samples", justify="right")
-    for name in names:
-        table.add_column(METRICS[name].label, justify="right")
-    for place, row in enumerate(rows.head(MAX_ROWS).to_dict("records")):
-        cells = [Text(str(place)), *(Text(one_line(label(plain(row[key])))) for key in keys), Text(f"{row['num_samples']:,}")]
-        for name in names:
-            cells.append(metric_cell(row, name, marks[place] if name == best else ""))
-        table.add_row(*cells)
-    if reference:
-        table.add_section()
-        values = [Text(number(name, reference.get(name)), style="cyan") for name in names]
-        table.add_row("", Text("reference text", style="cyan"), *[""] * len(keys), *values)
-    console.print(table)
+    console.print()
+    left_out = print_rows(console, rows.head(MAX_ROWS), names, marks, best, reference, whole=asked_metrics)
+    if left_out:
+        more = ", ".join(METRICS[name].label for name in left_out)
+        console.print(Text(f"{more}: in a wider terminal, or with --metric {','.join(left_out)}", style="dim"))
     if len(rows) > MAX_ROWS:
         console.print(f"{len(rows) - MAX_ROWS} more rows: --where, --group or --format csv", style="dim")
     console.print(Text("± one standard error" + (over_seeds(names) if "seed" in sweep.swept else ""), style="dim"))
@@ -362,6 +351,65 @@ def print_sweep(
         if name in names:
             console.print(Text(f"– {METRICS[name].label}: {one_line(reason)}", style="dim"))
     print_effects(console, sweep, names)
+
+
+def print_rows(
+    console: Console,
+    rows: pd.DataFrame,
+    names: Sequence[str],
+    marks: Sequence[str],
+    best: str,
+    reference: Mapping[str, float | None] | None,
+    *,
+    whole: bool,
+) -> list[str]:
+    """The table of settings and metrics, or a block for each row where it does not fit.
+
+    Args:
+        console: where.
+        rows: from `Sweep.group`.
+        names: the metrics.
+        marks: how each row stands to the best in metric ``best``, from `verdicts`.
+        best: the metric of ``--best``, or empty.
+        reference: the metrics of the reference text.
+        whole: whether every metric must be there.
+
+    Returns:
+        The metrics that did not fit.
+    """
+    records = rows.to_dict("records")
+    settings = [
+        Column(one_line(key), [Text(one_line(label(plain(row[key]))), style="bold") for row in records], True, "left")
+        for key in keys_of(rows)
+    ]
+    samples = Column("samples", [Text(f"{row['num_samples']:,}") for row in records])
+    metrics = [
+        Column(
+            METRICS[name].label, [metric_cell(row, name, marks[at] if name == best else "") for at, row in enumerate(records)]
+        )
+        for name in names
+    ]
+    lead = [Column("#", [Text(str(at), style="dim") for at in range(len(records))]), *settings, samples]
+    if reference:
+        head = Text("reference text", style="cyan")
+        ends = [Text(), *([head] + [Text()] * len(settings))[: len(settings)], Text()]
+        ends[0] = ends[0] if settings else head
+        lead = [replace(column, cells=[*column.cells, end]) for column, end in zip(lead, ends, strict=True)]
+        metrics = [
+            replace(column, cells=[*column.cells, Text(number(name, reference.get(name)), style="cyan")])
+            for name, column in zip(names, metrics, strict=True)
+        ]
+    count = fitting(lead, metrics, console.width)
+    if count == len(metrics) or (count >= FEWEST and not whole):
+        print_table(console, [*lead, *metrics[:count]], [len(records)] if reference else [])
+        return list(names[count:])
+    titles = [
+        Text.assemble((f"# {at}  ", "dim"), (", ".join(f"{c.heading}={c.cells[at]}" for c in settings), "bold"),
+                      f"  {row['num_samples']:,} samples")
+        for at, row in enumerate(records)
+    ]  # fmt: skip
+    print_blocks(console, [*titles, *([Text("reference text", style="cyan")] if reference else [])], metrics)
+    return []
 
 
 def over_seeds(names: Sequence[str]) -> str:
@@ -386,17 +434,16 @@ def print_effects(console: Console, sweep: Sweep, names: Sequence[str]) -> None:
     keys = [key for key in sweep.swept if key != "seed" and sweep.summary[key].nunique(dropna=False) > 1]
     if not keys or thin.samples.empty:
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="")
-    table.add_column(Text("What each setting does", style="bold"))
-    effects = []
+    titles = Column("What each\nsetting does", [Text(METRICS[name].label) for name in names], True, "left")
+    columns = []
     for key in keys:
         values = ordered(sweep.summary[key])
-        table.add_column(Text(f"{one_line(key)}\n{one_line(f'{label(values[0])} → {label(values[-1])}')}"), overflow="fold")
-        effects.append(rows_by_name(thin.effect(key)))
-    for name in names:
-        changes = [change(effect[name], name) if name in effect else Text("–") for effect in effects]
-        table.add_row(Text(METRICS[name].label), *changes)
-    console.print(table)
+        effect = rows_by_name(thin.effect(key))
+        cells = [change(effect[name], name) if name in effect else Text("–") for name in names]
+        ends = one_line(f"{label(values[0])} → {label(values[-1])}")
+        columns.append(Column(f"{one_line(key)}\n{ends}", cells, justify="left"))
+    console.print()
+    print_in_parts(console, titles, columns)
     note = "[95 % interval over pairs of the same prompt, seed and sample]; ≈ not to be told from none; ? too few pairs"
     console.print(Text(note, style="dim"))
 
@@ -421,15 +468,23 @@ def change(row: Mapping[Any, Any], name: str) -> Text:
 def print_difference(console: Console, sweep: Sweep, difference: pd.DataFrame, sides: Sequence[Any], most: int) -> None:
     """The metrics of two points, and their samples side by side."""
     titles = [named(side) for side in sides]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="")
-    for heading in ("metric", "A", "B", "B − A", "pairs", ""):
-        table.add_column(heading, justify="right" if heading not in ("metric", "") else "left")
-    for name, row in rows_by_name(difference).items():
-        why = row["reason"] or ("" if row["differs"] else "these samples cannot tell them apart")
-        cells = [number(name, row["a"]), number(name, row["b"])]
-        table.add_row(METRICS[name].label, *cells, change(row, name), str(row["pairs"]), Text(why, style="dim"))
+    found = rows_by_name(difference)
+    why = [row["reason"] or ("" if row["differs"] else "these samples cannot tell them apart") for row in found.values()]
+    columns = [
+        Column("metric", [Text(METRICS[name].label) for name in found], True, "left"),
+        Column("A", [Text(number(name, row["a"])) for name, row in found.items()]),
+        Column("B", [Text(number(name, row["b"])) for name, row in found.items()]),
+        Column("B − A", [change(row, name) for name, row in found.items()]),
+        Column("pairs", [Text(str(row["pairs"])) for row in found.values()]),
+    ]
+    reasons = Column("", [Text(one_line(each), style="dim") for each in why], True, "left")
+    fits = fitting(columns, [reasons], console.width)
     console.print(Text.assemble(("A ", "bold"), titles[0], "\n", ("B ", "bold"), titles[1]))
-    console.print(table)
+    if fits or fitting([], columns, console.width) == len(columns):
+        print_table(console, [*columns, *[reasons][:fits]])
+    else:
+        titled = [Text(METRICS[name].label, style="bold") for name in found]
+        print_blocks(console, titled, [*columns[1:], *([reasons] if any(why) else [])])
     key = ["prompt_index", "seed", "sample_index"]
     parts = [sweep.samples[sweep.samples["point"].isin(sweep.points(side).index)] for side in sides]
     pairs = parts[0].merge(parts[1], on=key, suffixes=("_a", "_b")).sort_values(key).head(max(0, most))

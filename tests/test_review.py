@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from made_sweep import made_samples, write_point, write_sweep
+from rich.console import Console
 
 from gptsweep import review
 from gptsweep.errors import ResultsError
@@ -235,3 +237,26 @@ def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         review.main(["--help"])
     assert "--diff temperature=0.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+@pytest.mark.parametrize("arguments", [[], ["--metric", "perplexity,diversity,zipf,self_bleu_4"], ["--diff", "0", "1"]])
+def test_tables_fit_the_terminal_and_cut_no_number(tmp_path: Path, width: int, arguments: list[str]) -> None:
+    long = {"start": "a prompt that is much longer than a column of a table, whatever the terminal " * 3}
+    root = tmp_path / "s"
+    for temperature in (0.123456, 0.5):
+        for k, extra in ((5, {}), (None, long)):
+            samples = made_samples(temperature=temperature, top_k=k, seed=1, num_samples=4)
+            write_point(root / f"t{temperature}k{k}", samples, repetition_penalty=1.0625 if k else 1.0, **extra)
+    wide, narrow = (Console(width=each, file=io.StringIO(), record=True, highlight=False) for each in (1000, width))
+    for console in (wide, narrow):
+        options = ["--format", "table", "--no-report", "--samples", "0", "--best", "perplexity:min", *arguments]
+        review.review(review.parser().parse_args([str(root), *options]), console)
+    shown = narrow.export_text()
+    assert max(map(len, shown.splitlines())) <= width
+    assert "…" not in shown
+    numbers = re.compile(r"(?<![\w.])[-+±\[]*\d+\.\d+")
+    known = {found.strip("±[") for found in numbers.findall(wide.export_text())}
+    assert {found.strip("±[") for found in numbers.findall(shown)} <= known
+    for label in ("Perplexity", *(["Zipf"] if "zipf" in str(arguments) else [])):
+        assert label in shown, "what was asked for is there"
