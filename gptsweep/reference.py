@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from .display import get_logger
 from .errors import GptsweepError, ResultsError
 from .files import open_to_read
 from .metrics import STANDARD_ERROR, text_metrics
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .frames import Sweep
     from .session import LM
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 REFERENCE = "reference.json"
 MAX_PIECES = 200
