@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gptsweep  # noqa: F401  before torch: beside other work, tests whose threads spin take many times as long
+
+# isort: split
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
