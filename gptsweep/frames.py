@@ -27,6 +27,7 @@ from .point_files import (
     PLACE,
     SPREADS,
     PointFiles,
+    complete_settings,
     point_directories,
     read_point,
     read_samples,
@@ -71,6 +72,9 @@ def found_points(roots: Sequence[Path]) -> list[PointFiles]:
     points = [read_point(directory, root) for directory, root in found.items()]
     sweeps = sorted(set(found.values()) | {root for root in roots if (root / SWEEP).is_file()})
     points += [point for root in sweeps for point in unseen_points(root, points)]
+    for point in points:
+        if not point.summarised and not point.unread:
+            complete_settings(point)
     if not points:
         wanted = "holds no run yet: no directory in it has samples.jsonl, summary.csv or manifest.json"
         raise ResultsError("path", str(roots[0]), wanted)
@@ -259,7 +263,8 @@ def assemble(points: list[PointFiles]) -> Sweep:
     for name in settings:
         if len(known := {same_cell(point.row[name]): point.row[name] for point in points if name in point.row}) == 1:
             for point in points:  # a point without a summary knows only what was overridden
-                point.row.setdefault(name, *known.values())
+                if name not in point.named:
+                    point.row.setdefault(name, *known.values())
     table = typed({name: [point.row.get(name) for point in points] for name in settings})
     swept = sorted((name for name in settings if table[name].nunique(dropna=False) > 1), key="seed".__eq__)
     order = table.sort_values(swept, kind="stable").index if swept else range(len(points))

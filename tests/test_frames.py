@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from made_sweep import made_samples, write_point, write_sweep
 
 from gptsweep import compare
@@ -384,3 +387,101 @@ def test_xarray_has_the_swept_settings_as_dimensions(sweep_dir: Path) -> None:
     assert data["perplexity"].sel(temperature=1.0, top_k="null", seed=1) > data["perplexity"].sel(
         temperature=0.0, top_k="null", seed=1
     )
+
+
+def stopped_point(root: Path, name: str, *, temperature: float = 0.9, prompt: str = "Hi, there") -> Path:
+    """A point that stopped after two samples."""
+    directory = root / name
+    directory.mkdir(parents=True)
+    samples = made_samples(temperature=temperature, top_k=5, seed=1, prompts=(prompt,), num_samples=2)
+    (directory / "samples.partial.jsonl").write_text("".join(sample.line() for sample in samples))
+    return directory
+
+
+SHORTENED = "model.out_dir=_data_runs_long_name,sampling.temperature=0.9,start=Hi_there-0123456789ab"
+TYPED = {"start": "a \"b\", c: d\\n# 'e'", "out_dir": "/data/runs, old/2023_02_14"}
+"""Values as a config holds them: what a hand-made split would cut at commas, colons, quotes and sharps."""
+
+
+def row_of(root: Path, name: str) -> pd.Series[Any]:
+    table = read_sweep(root).summary
+    return table[table["directory"] == name].iloc[0]
+
+
+@pytest.mark.parametrize("source", ["config", "overrides"])
+def test_a_stopped_point_has_the_values_that_its_config_says(tmp_path: Path, source: str) -> None:
+    directory = stopped_point(tmp_path / "s", SHORTENED)
+    (directory / ".hydra").mkdir()
+    if source == "config":
+        config: Any = {
+            "model": {"name": "resume", "out_dir": TYPED["out_dir"]}, "start": TYPED["start"], "seed": 7,
+            "device": {"name": "auto", "dtype": "bfloat16"}, "sampling": {"top_k": 50, "stop": ["a, b"]},
+        }  # fmt: skip
+    else:
+        out_dir = f"model.out_dir='{TYPED['out_dir']}'"
+        config = ["start='a \"b\", c: d\\n# \\'e\\''", out_dir, "device.dtype=bfloat16", "++x=1", "]["]
+    (directory / ".hydra" / f"{source}.yaml").write_text(yaml.safe_dump(config))
+    row = row_of(tmp_path / "s", SHORTENED)
+    assert (row["start"], row["out_dir"]) == ("a \"b\", c: d\n# 'e'", TYPED["out_dir"])
+    assert (row["dtype"], row["temperature"], row["top_k"], row["seed"]) == ("bfloat16", 0.9, 5, 1)  # the samples' come first
+    assert row["status"] == "partial"
+    assert pd.isna(row.get("device"))
+
+
+@pytest.mark.parametrize("source", ["manifest", "sweep.csv", "written by 0.1", "nothing", "name"])
+def test_no_setting_is_read_off_a_shortened_name(tmp_path: Path, source: str) -> None:
+    root = tmp_path / "s"
+    name = "model.out_dir=old,sampling.temperature=0.9" if source == "name" else SHORTENED
+    directory = stopped_point(root, name)
+    write_point(root / "whole", made_samples(temperature=0.5, top_k=5, seed=1), out_dir="new")
+    wanted: Any = None
+    if source == "manifest":
+        wanted = "there"
+        manifest = {"status": "partial", "model": {"name": "resume", "out_dir": wanted}}
+        (directory / "manifest.json").write_text(json.dumps(manifest))
+    elif source in ("sweep.csv", "written by 0.1"):
+        wanted = "there" if source == "sweep.csv" else None
+        cell = "Hi, there" if wanted else "Hi_there-0123456789ab"
+        row = {"out_dir": wanted, "start": cell, "num_samples": 2, "status": "partial", "directory": SHORTENED}
+        pd.DataFrame([row]).to_csv(root / "sweep.csv", index=False)
+    elif source == "name":
+        wanted = "old"
+    row = row_of(root, name)
+    assert row["start"] == "Hi, there"  # the prompt of its samples, where nothing else says it
+    assert pd.isna(row["out_dir"]) if wanted is None else row["out_dir"] == wanted
+    assert row["temperature"] == 0.9
+
+
+def test_a_failed_point_shows_what_was_typed(tmp_path: Path) -> None:
+    directory = tmp_path / "s" / SHORTENED
+    (directory / ".hydra").mkdir(parents=True)
+    (directory / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(["start='one\\ntwo\\t\"three\"'", "seed=1"]))
+    (tmp_path / "s" / "sweep.csv").write_text(f'seed,start,status,error,directory\n1,"one\\ntwo",failed,boom,"{SHORTENED}"\n')
+    row = row_of(tmp_path / "s", SHORTENED)
+    assert (row["start"], row["status"], row["error"]) == ('one\ntwo\t"three"', "failed", "boom")
+
+
+def test_results_lead_to_no_file_that_is_not_theirs(tmp_path: Path) -> None:
+    """A stranger's sweep: links to other results and back to itself, pipes for files, rows that name directories elsewhere."""
+    write_point(tmp_path / "private", made_samples(temperature=0.1, top_k=5, seed=1, text="secret"))
+    root = write_sweep(tmp_path / "s", temperature=[0.5], top_k=[5], seed=[1])
+    (root / "above").symlink_to(root)
+    (root / "out").symlink_to(tmp_path / "private")
+    for name in ("samples.jsonl", "manifest.json", "summary.csv"):
+        (root / "linked").mkdir(exist_ok=True)
+        (root / "linked" / name).symlink_to(tmp_path / "private" / name)
+    (root / "pipes" / ".hydra").mkdir(parents=True)
+    for name in ("samples.jsonl", "samples.partial.jsonl", "manifest.json", "summary.csv", ".hydra/config.yaml"):
+        os.mkfifo(root / "pipes" / name)
+    (root / "devices" / ".hydra").mkdir(parents=True)
+    (root / "devices" / ".hydra" / "overrides.yaml").symlink_to("/dev/zero")
+    (root / "deep" / ".hydra").mkdir(parents=True)
+    (root / "deep" / ".hydra" / "config.yaml").write_text("[" * 100_000)
+    names = ("../private", str(tmp_path / "private"), "x/../../private")
+    rows = [{"seed": 1, "status": "complete", "directory": name} for name in names]
+    pd.DataFrame(rows).to_csv(root / "sweep.csv", index=False)
+    sweep = read_sweep(root)
+    assert "secret" not in set(sweep.samples["completion"])
+    assert len(sweep.samples) == 10
+    assert sweep.summary["num_samples"].sum() == 10
+    assert len(read_sweep(root / "out").samples) == 10  # named by the user
