@@ -6,10 +6,12 @@ Every source ends in the same form: a shape, a tokenizer, and for each parameter
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,26 +21,41 @@ import torch
 from torch import nn
 
 from .display import get_logger
-from .errors import ModelError
+from .errors import ModelError, brief
+from .files import JSON_BYTES, read_json
+from .meta import read_meta
 from .model import GPT, Activation, GPTConfig
-from .records import ModelSource
-from .tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, read_hf_tokenizer, read_meta
-from .weights import StoredTensor, TorchFile, read_safetensors
+from .pickles import Inert, mapping_of
+from .records import GPT2_META, NANOGPT_FILE, ModelSource
+from .tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, read_hf_tokenizer
+from .weights import StoredTensor, TorchFile, View, read_safetensors
 
 log = get_logger(__name__)
 
 EMBEDDED = Path(__file__).parent / "data" / "shakespeare"
 HUB_OWNER = "openai-community"
+GPT2_VOCAB = 50257
 GPT2_PADDED_VOCAB = 50304
 """GPT-2's 50,257 tokens rounded up to a multiple of 64, as nanoGPT pads its embedding."""
 
+PADDING = 128
+"""A checkpoint's vocabulary that is larger than its tokenizer's by this or more is not padded, but another one."""
+
 _HEAD, _EMBEDDING = "lm_head.weight", "transformer.wte.weight"
+_GREATEST_SIZE = 2**31 - 1
 _ACTIVATIONS: Mapping[str, Activation] = {
     "gelu": "gelu",
     "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
 }
 
 
@@ -65,7 +82,7 @@ def open_checkpoint(source: ModelSource) -> Checkpoint:
     if source.name == "shakespeare":
         return open_embedded(EMBEDDED)
     if source.name == "resume":
-        return open_nanogpt(source.out_dir, source.meta)
+        return open_nanogpt(source.out_dir, source.meta, source.file)
     if source.name == "hf":
         return open_hf(_files_at(source.path or ""))
     return open_hf(HubFiles(_cached_name(source.name), "model", source.name), GPT2Tokenizer())
@@ -86,7 +103,11 @@ def load_weights(checkpoint: Checkpoint, model: GPT, dtype: torch.dtype) -> None
     for name, stored in checkpoint.weights.items():
         module, _, leaf = name.rpartition(".")
         kept = torch.float32 if ".ln_" in name else dtype
-        weight = torch.empty(stored.shape, dtype=kept).copy_(stored.read(scratch))
+        values = stored.read(scratch)
+        weight = torch.empty(stored.shape, dtype=kept).copy_(values)
+        if stored.query_scale != 1:
+            queries = len(weight) // 3
+            weight[:queries] = values[:queries].float() * stored.query_scale
         setattr(model.get_submodule(module), leaf, nn.Parameter(weight, requires_grad=False))
     if checkpoint.config.tied_head:
         model.lm_head.weight = model.get_parameter(_EMBEDDING)
@@ -109,80 +130,120 @@ def open_embedded(directory: Path) -> Checkpoint:
         tokenizer = CharTokenizer(json.loads((directory / "vocab.json").read_text(encoding="utf-8")))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise wrong(f"the embedded model in {directory} is damaged ({error})") from error
-    return _checkpoint(config, tokenizer, stored, "model", "shakespeare")
+    return _checkpoint(config, tokenizer, _fit(config, stored, "model", "shakespeare"), "model", "shakespeare")
 
 
 # --- nanoGPT --------------------------------------------------------------------------------------------------------------
 
 
-def open_nanogpt(out_dir: str, meta: str | None) -> Checkpoint:
-    """``ckpt.pt`` as nanoGPT's ``train.py`` writes it to its ``out_dir``; ``meta`` is the path of its ``meta.pkl`` if given."""
+def open_nanogpt(out_dir: str, meta: str | None = None, name: str = NANOGPT_FILE) -> Checkpoint:
+    """A checkpoint as nanoGPT's ``train.py`` writes it to its ``out_dir``.
+
+    Args:
+        out_dir: the directory.
+        meta: the path of its ``meta.pkl``, or `GPT2_META` for GPT-2's encoding; None looks for one.
+        name: the checkpoint's file in ``out_dir``.
+    """
     key = "model.out_dir"
     directory = Path(out_dir).expanduser()
-    path = directory / "ckpt.pt"
+    path = directory / name
     if not path.exists():
-        raise ModelError(key, out_dir, _no_checkpoint(directory))
+        raise _no_checkpoint(directory, out_dir, name)
     file = TorchFile(path, key, out_dir)
-    contents = file.contents
-    if not isinstance(contents, dict) or not isinstance(contents.get("model"), dict) or "model_args" not in contents:
+    contents = mapping_of(file.contents) or {}
+    weights = mapping_of(contents.get("model"))
+    if weights is None or "model_args" not in contents:
         raise ModelError(key, out_dir, f"{path} is not a checkpoint of nanoGPT's train.py: it has no 'model' and 'model_args'")
-    config = _nanogpt_config(contents["model_args"], key, out_dir)
-    stored = {
-        str(name).replace("_orig_mod.", "").removeprefix("module."): file.stored(tensor)
-        for name, tensor in contents["model"].items()
-        if isinstance(tensor, torch.Tensor)
-    }
-    training = contents.get("config")
-    tokenizer = _nanogpt_tokenizer(directory, training if isinstance(training, dict) else {}, meta, config, out_dir)
-    return _checkpoint(config, tokenizer, stored, key, out_dir)
+    config = _nanogpt_config(contents["model_args"], path.name, key, out_dir)
+    stored = _by_name(_tensors(weights, file, path, key, out_dir), key, out_dir)
+    fitting = _fit(config, stored, key, out_dir)
+    training = mapping_of(contents.get("config")) or {}
+    tokenizer = _nanogpt_tokenizer(directory, training, meta, config, out_dir)
+    return _checkpoint(config, tokenizer, fitting, key, out_dir)
 
 
-def _no_checkpoint(directory: Path) -> str:
-    others = sorted(str(found.parent) for found in Path().glob("*/ckpt.pt"))
+def _tensors(
+    weights: Mapping[Any, Any], file: TorchFile, path: Path, key: str, value: str
+) -> Iterable[tuple[str, StoredTensor]]:
+    """Where each tensor of a state dict lies; what is no tensor is left out.
+
+    Raises:
+        ModelError: a tensor is of a kind that has no plain data: sparse, quantised, a subclass.
+    """
+    for name, tensor in weights.items():
+        if isinstance(tensor, View):
+            yield str(name), file.stored(str(name), tensor)
+        elif isinstance(tensor, Inert) and tensor.path.startswith("torch."):
+            what = f"holds {brief(name)} as {tensor.path}; gptsweep reads plain tensors, neither sparse nor quantised"
+            raise ModelError(key, value, f"{path} {what}")
+
+
+def _no_checkpoint(directory: Path, out_dir: str, name: str) -> ModelError:
+    if directory.is_dir():
+        if beside := sorted(found.name for found in directory.glob("*.pt")):
+            more = f" and {len(beside) - 5} more" if len(beside) > 5 else ""
+            return ModelError("model.file", name, f"is not in {out_dir}; there: {', '.join(beside[:5])}{more}")
+        if name != NANOGPT_FILE:
+            return ModelError("model.file", name, f"is not in {out_dir}, nor is any other *.pt")
+    others = sorted(str(found.parent) for found in Path().glob(f"*/{NANOGPT_FILE}"))
     hint = f"; there is one in {', '.join(others[:5])}" if others else "; give the out_dir of nanoGPT's train.py"
     if directory.is_dir():
-        return f"there is no ckpt.pt in this directory{hint}"
-    return f"{'is a file, not a directory' if directory.exists() else f'no such directory in {Path.cwd()}'}{hint}"
+        return ModelError("model.out_dir", out_dir, f"there is no {NANOGPT_FILE} in this directory{hint}")
+    missing = "is a file, not a directory" if directory.exists() else f"no such directory in {Path.cwd()}"
+    return ModelError("model.out_dir", out_dir, f"{missing}{hint}")
 
 
-def _nanogpt_config(args: Any, key: str, value: str) -> GPTConfig:
+def _nanogpt_config(saved: Any, name: str, key: str, value: str) -> GPTConfig:
     def wrong(what: str) -> ModelError:
-        return ModelError(key, value, f"the 'model_args' in ckpt.pt {what}; is it a checkpoint of nanoGPT's train.py?")
+        return ModelError(key, value, f"the 'model_args' in {name} {what}; is it a checkpoint of nanoGPT's train.py?")
 
-    if not isinstance(args, dict):
+    if (args := mapping_of(saved)) is None:
         raise wrong("are not a dictionary")
-    sizes: dict[str, Any] = {}
-    for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
-        if name not in args:
-            raise wrong(f"have no {name}")
-        if isinstance(args[name], bool) or not isinstance(args[name], int):
-            raise wrong(f"have {name}={args[name]!r}, which is not a whole number")
-        sizes[name] = args[name]
+    names = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
+    if missing := [each for each in names if each not in args]:
+        raise wrong(f"have no {missing[0]}")
+    sizes: dict[str, Any] = {each: args[each] for each in names}
+    if odd := next((each for each in names if not _is_size(sizes[each])), None):
+        raise wrong(f"have {odd}={brief(sizes[odd])}, which is not a whole number below 2**31")
+    bias = args.get("bias", True)
+    if bias is not None and not isinstance(bias, (bool, int)):
+        raise wrong(f"have bias={brief(bias)}, which is neither True nor False")
     try:
-        return GPTConfig(**sizes, bias=bool(args.get("bias", True)), activation="gelu")
+        return GPTConfig(**sizes, bias=bool(bias), activation="gelu")
     except ValueError as error:
         raise wrong(f"cannot be ({error})") from error
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and abs(value) <= _GREATEST_SIZE
 
 
 def _nanogpt_tokenizer(
     out_dir: Path, training: Mapping[str, Any], meta: str | None, config: GPTConfig, value: str
 ) -> CharTokenizer | GPT2Tokenizer:
+    size = config.vocab_size
+    if meta == GPT2_META:
+        if size < GPT2_VOCAB:
+            has = f"GPT-2's encoding has {GPT2_VOCAB} tokens, more than the {size} of the checkpoint in {value}"
+            raise ModelError("model.meta", meta, f"{has}; give the path of the meta.pkl of the data it was trained on")
+        return GPT2Tokenizer()
     places = [Path(meta).expanduser()] if meta is not None else _meta_places(out_dir, training.get("dataset"))
     path = next((place for place in places if meta is not None or place.is_file()), None)
     if path is not None:
-        tokenizer = read_meta(path)
-        log.info("characters of %s", path)
-        if tokenizer.vocab_size > config.vocab_size:
-            has = f"has {tokenizer.vocab_size} characters, more than the {config.vocab_size} of the checkpoint in {value}"
-            raise ModelError("model.meta", str(path), f"{has}; give the meta.pkl of the data it was trained on")
+        tokenizer = read_meta(path, size)
+        log.info("vocabulary of %s", path)
+        if size - tokenizer.vocab_size >= PADDING:
+            has = f"has {tokenizer.vocab_size} tokens, and the checkpoint in {value} has {size}, which is more than padding"
+            gpt2s = f", or model.meta={GPT2_META} if it is GPT-2's encoding" if size > GPT2_VOCAB else ""
+            raise ModelError("model.meta", str(path), f"{has}; give the meta.pkl of the data it was trained on{gpt2s}")
         return tokenizer
     looked = ", ".join(map(str, places))
-    gpt2 = GPT2Tokenizer()
-    if gpt2.vocab_size > config.vocab_size:
-        has = f"no meta.pkl found ({looked}), and the checkpoint's vocabulary of {config.vocab_size} is smaller than GPT-2's"
-        raise ModelError("model.meta", None, f"{has}; give the path of the meta.pkl of the data it was trained on")
+    if not 0 <= size - GPT2_VOCAB < PADDING:
+        has = f"no meta.pkl found ({looked}), and the checkpoint's vocabulary of {size} is not GPT-2's"
+        gpt2s = f"; if it is, with more padding: model.meta={GPT2_META}" if size > GPT2_VOCAB else ""
+        raise ModelError("model.meta", None, f"{has}; give the path of the meta.pkl of the data it was trained on{gpt2s}")
     log.info("no meta.pkl found (%s): GPT-2 encoding", looked)
-    return gpt2
+    return GPT2Tokenizer()
 
 
 def _meta_places(out_dir: Path, dataset: object) -> list[Path]:
@@ -191,7 +252,7 @@ def _meta_places(out_dir: Path, dataset: object) -> list[Path]:
     if isinstance(dataset, str) and re.fullmatch(r"(?!.*\.\.)\w[\w.-]*(/\w[\w.-]*)*", dataset):
         places += [Path("data", dataset, "meta.pkl"), out_dir.parent / "data" / dataset / "meta.pkl"]
     elif dataset is not None:
-        log.warning("the checkpoint's dataset name %.80r is not looked up: it is not a plain name", dataset)
+        log.warning("the checkpoint's dataset name %s is not looked up: it is not a plain name", brief(dataset))
     return places
 
 
@@ -319,17 +380,35 @@ def _files_at(path: str) -> ModelFiles:
 def open_hf(files: ModelFiles, tokenizer: Tokenizer | None = None) -> Checkpoint:
     """A model of the GPT-2 architecture as `transformers` saves it: ``config.json``, safetensors, and its tokenizer's files."""
     if (path := files.find("config.json")) is None:
+        if files.find("adapter_config.json") is not None:
+            raise ModelError(files.key, files.value, f"is an adapter of PEFT without its model; {_MERGE}")
         raise files.absent("config.json")
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(files.key, files.value, f"its config.json cannot be read ({error})") from error
+    settings = _hf_json(path, files)
     config = _hf_config(settings, files)
     stored = {
-        _hf_name(name): tensor.transposed() if re.search(r"\.c_(attn|proj|fc)\.weight$", name) else tensor
-        for name, tensor in _hf_tensors(files).items()
+        name: tensor.transposed() if re.search(r"\.c_(attn|proj|fc)\.weight$", name) else tensor
+        for name, tensor in _by_name(_hf_tensors(files), files.key, files.value).items()
     }
-    return _checkpoint(config, tokenizer or _hf_tokenizer(settings, config, files), stored, files.key, files.value)
+    weights = _scaled(_fit(config, stored, files.key, files.value), settings, config)
+    return _checkpoint(config, tokenizer or _hf_tokenizer(settings, config, files), weights, files.key, files.value)
+
+
+def _hf_json(path: Path, files: ModelFiles) -> Any:
+    try:
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(files.key, files.value, f"its {path.name} cannot be read ({error})") from error
+
+
+def _scaled(weights: Mapping[str, StoredTensor], settings: Mapping[str, Any], config: GPTConfig) -> dict[str, StoredTensor]:
+    """The weights of a model that scales its attention in a way of its own, which is put into the queries instead."""
+    scaled = dict(weights)
+    for layer in range(config.n_layer):
+        scale = 1.0 if settings.get("scale_attn_weights", True) else math.sqrt(config.head_size)
+        scale /= layer + 1 if settings.get("scale_attn_by_inverse_layer_idx", False) else 1
+        for name in (f"transformer.h.{layer}.attn.c_attn.weight", f"transformer.h.{layer}.attn.c_attn.bias"):
+            scaled[name] = replace(scaled[name], query_scale=scale)
+    return scaled
 
 
 def _hf_config(settings: Any, files: ModelFiles) -> GPTConfig:
@@ -338,64 +417,73 @@ def _hf_config(settings: Any, files: ModelFiles) -> GPTConfig:
 
     kind = settings.get("model_type") if isinstance(settings, dict) else None
     if kind != "gpt2":
-        raise wrong(f"its config.json names the architecture {kind!r}; gptsweep runs model_type 'gpt2' (GPT-2, distilgpt2, …)")
-    for name, usual in {
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "add_cross_attention": False,
-        "quantization_config": None,
-    }.items():
+        raise wrong(
+            f"its config.json names the architecture {brief(kind)}; gptsweep runs model_type 'gpt2' (GPT-2, distilgpt2, …)"
+        )
+    for name, usual in {"add_cross_attention": False, "quantization_config": None}.items():
         if settings.get(name, usual) != usual:
-            raise wrong(f"its config.json has {name}={settings[name]!r}, which gptsweep does not run")
+            raise wrong(f"its config.json has {name}={brief(settings[name])}, which gptsweep does not run")
+    for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"):
+        if not isinstance(settings.get(name, True), bool):
+            raise wrong(f"its config.json has {name}={brief(settings[name])}, which is neither true nor false")
     activation = settings.get("activation_function", "gelu_new")
     if activation not in list(_ACTIVATIONS):  # a list, for a damaged config may hold what has no hash
-        raise wrong(f"its activation_function is {activation!r}; gptsweep runs {', '.join(_ACTIVATIONS)}")
+        raise wrong(f"its activation_function is {brief(activation)}; gptsweep runs {', '.join(_ACTIVATIONS)}")
     names = {"vocab_size": "vocab_size", "n_positions": "block_size", "n_layer": "n_layer", "n_head": "n_head"}
     names |= {"n_embd": "n_embd", "n_inner": "n_inner"}
     shape = {ours: settings[theirs] for theirs, ours in names.items() if settings.get(theirs) is not None}
-    if odd := [name for name, size in shape.items() if isinstance(size, bool) or not isinstance(size, int)]:
-        raise wrong(f"its config.json has {odd[0]}={shape[odd[0]]!r}, which is not a whole number")
+    if odd := next((name for name, size in shape.items() if not _is_size(size)), None):
+        raise wrong(f"its config.json has {odd}={brief(shape[odd])}, which is not a whole number below 2**31")
+    epsilon = settings.get("layer_norm_epsilon", 1e-5)
+    if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 <= epsilon <= 1:
+        raise wrong(f"its config.json has layer_norm_epsilon={brief(epsilon)}, which is not a number from 0 to 1")
     try:
         return GPTConfig(
             **shape,
-            tied_head=bool(settings.get("tie_word_embeddings", True)),
+            tied_head=settings.get("tie_word_embeddings", True),
             activation=_ACTIVATIONS[activation],
-            layer_norm_epsilon=float(settings.get("layer_norm_epsilon", 1e-5)),
+            layer_norm_epsilon=float(epsilon),
         )
     except (TypeError, ValueError) as error:
         raise wrong(f"its config.json cannot be ({error})") from error
 
 
-def _hf_name(name: str) -> str:
-    """nanoGPT's name of a weight: files of the bare model lack the prefix."""
-    return f"transformer.{name}" if name.partition(".")[0] in ("wte", "wpe", "h", "ln_f") else name
+def _hf_tensors(files: ModelFiles) -> Iterable[tuple[str, StoredTensor]]:
+    """The tensors of the first of transformers' weight files that the model has, whole or in shards."""
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        if (path := files.find(whole)) is not None:
+            return _hf_file(path, files)
+        if (index := files.find(f"{whole}.index.json")) is not None:
+            return _hf_shards(index, files, whole.rpartition(".")[2])
+    raise files.absent("model.safetensors, model.safetensors.index.json or pytorch_model.bin")
 
 
-def _hf_tensors(files: ModelFiles) -> dict[str, StoredTensor]:
-    if (whole := files.find("model.safetensors")) is not None:
-        return read_safetensors(whole, files.key, files.value)[0]
-    if (index := files.find("model.safetensors.index.json")) is None:
-        convert = "AutoModelForCausalLM.from_pretrained(PATH).save_pretrained(DIR) of transformers writes it from older formats"
-        raise files.absent(f"model.safetensors or model.safetensors.index.json ({convert})")
-    try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        if not all(re.fullmatch(r"\w[\w.-]*\.safetensors", shard) for shard in shards):
-            raise ValueError("a shard is not a plain file name")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(files.key, files.value, f"its model.safetensors.index.json is damaged ({error})") from error
-    tensors: dict[str, StoredTensor] = {}
-    for shard in shards:
+def _hf_shards(index: Path, files: ModelFiles, kind: str) -> Iterable[tuple[str, StoredTensor]]:
+    places = _hf_json(index, files)
+    places = places.get("weight_map") if isinstance(places, dict) else None
+    shards: list[Any] = list(places.values()) if isinstance(places, dict) else [None]
+    if not all(isinstance(shard, str) and re.fullmatch(rf"\w[\w.-]*\.{kind}", shard) for shard in shards):
+        raise ModelError(files.key, files.value, f"its {index.name} is damaged (a shard is not a plain file name)")
+    for shard in sorted(set(shards)):
         if (path := files.find(shard)) is None:
             raise files.absent(shard)
-        tensors |= read_safetensors(path, files.key, files.value)[0]
-    return tensors
+        yield from _hf_file(path, files)
+
+
+def _hf_file(path: Path, files: ModelFiles) -> Iterable[tuple[str, StoredTensor]]:
+    if path.suffix == ".safetensors":
+        return read_safetensors(path, files.key, files.value)[0].items()
+    file = TorchFile(path, files.key, files.value)
+    if (weights := mapping_of(file.contents)) is None:
+        raise ModelError(files.key, files.value, f"{path} holds no weights by name")
+    return _tensors(weights, file, path, files.key, files.value)
 
 
 def _hf_tokenizer(settings: Mapping[str, Any], config: GPTConfig, files: ModelFiles) -> Tokenizer:
     end = settings.get("eos_token_id")
     end = end[0] if isinstance(end, list) and end else end
     eot_id = end if isinstance(end, int) else None
-    found = read_hf_tokenizer(files.find, limit=config.vocab_size, eot_id=eot_id, key=files.key, value=files.value)
+    found = read_hf_tokenizer(_sized(files), limit=config.vocab_size, eot_id=eot_id, key=files.key, value=files.value)
     if found is not None:
         return found
     what = "tokenizer.json, or vocab.json with merges.txt"
@@ -408,21 +496,58 @@ def _hf_tokenizer(settings: Mapping[str, Any], config: GPTConfig, files: ModelFi
     return gpt2
 
 
+def _sized(files: ModelFiles) -> Callable[[str], Path | None]:
+    """``files.find``, which refuses files too large to be a tokenizer's."""
+
+    def find(name: str) -> Path | None:
+        path = files.find(name)
+        if path is not None and path.stat().st_size > JSON_BYTES:
+            raise ModelError(files.key, files.value, f"its {name} is larger than {JSON_BYTES >> 20} MiB")
+        return path
+
+    return find
+
+
 # --- common to all sources ------------------------------------------------------------------------------------------------
 
 
+_MERGE = "merge it with peft's model.merge_and_unload(), then save_pretrained(DIR)"
+
+
+def _by_name(tensors: Iterable[tuple[str, StoredTensor]], key: str, value: str) -> dict[str, StoredTensor]:
+    """Tensors by nanoGPT's names, without what compiling, parallel training and PEFT put in front, and with ``transformer.``.
+
+    Raises:
+        ModelError: two have the same name then, or they are an adapter's, not yet merged into the model.
+    """
+    found: dict[str, StoredTensor] = {}
+    for full, tensor in tensors:
+        if ".lora_" in full or ".modules_to_save." in full:
+            raise ModelError(key, value, f"holds an adapter of PEFT beside the weights ({full:.80}); {_MERGE}")
+        name = re.sub(r"^(module\.|base_model\.|model\.)+", "", full.replace("_orig_mod.", "")).replace(".base_layer.", ".")
+        name = f"transformer.{name}" if name.partition(".")[0] in ("wte", "wpe", "h", "ln_f") else name
+        if name in found:
+            raise ModelError(key, value, f"holds the weight {name:.80} twice, under names that differ in what stands in front")
+        found[name] = tensor
+    return found
+
+
 def _checkpoint(
-    config: GPTConfig, tokenizer: Tokenizer, stored: Mapping[str, StoredTensor], key: str, value: str
+    config: GPTConfig, tokenizer: Tokenizer, fitting: Mapping[str, StoredTensor], key: str, value: str
 ) -> Checkpoint:
-    """A checkpoint of what is ``stored`` by name: held against ``config``, hashed, and the head found tied or not."""
-    weights = _fit(config, stored, key, value)
+    """A checkpoint of weights that `_fit`: hashed, and the head found tied or not."""
+    weights = dict(fitting)
     if tokenizer.vocab_size > config.vocab_size:
         has = f"the tokenizer has {tokenizer.vocab_size} tokens and the model's embedding {config.vocab_size} rows"
         raise ModelError(key, value, f"{has}; it belongs to another model")
     places = list(dict.fromkeys(weights.values()))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         digests = dict(zip(places, pool.map(StoredTensor.sha256, places), strict=True))
-    content = {name: (str(weight.dtype), weight.shape, weight.stride, digests[weight]) for name, weight in weights.items()}
+    content = {
+        name: (str(weight.dtype), weight.shape, weight.stride, digests[weight], *([scale] if scale != 1 else []))
+        for name, weight in weights.items()
+        for scale in [weight.query_scale]
+    }
     tied = content[_HEAD] == content[_EMBEDDING]
     if tied:
         del weights[_HEAD], content[_HEAD]
@@ -438,7 +563,8 @@ def _fit(config: GPTConfig, stored: Mapping[str, StoredTensor], key: str, value:
     """Those of ``stored`` that ``GPT(config)`` has, the head always among them.
 
     Raises:
-        ModelError: a weight is missing, has another shape than ``config`` says, is no float, or has no place in a GPT-2.
+        ModelError: a weight is missing, has another shape than ``config`` says, is no float, or has no place in a GPT-2, or
+            all of them would be larger than their files.
     """
 
     def wrong(what: str) -> ModelError:
@@ -460,9 +586,22 @@ def _fit(config: GPTConfig, stored: Mapping[str, StoredTensor], key: str, value:
             if weights[name].dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
                 raise wrong(f"the weight {name} is stored as {weights[name].dtype}; quantised weights cannot be loaded")
 
+    # A tensor may be a view that repeats a few numbers as often as it likes.
+    whole = sum(math.prod(place.shape) * place.dtype.itemsize for place in set(stored.values()))
+    if whole > (held := sum(file.size for file in {place.file for place in stored.values()})):
+        raise wrong(f"its weights would take {whole:,} bytes, and the file holds {held:,}")
     # The outline first: a damaged config may ask for a model too large even to lay out.
-    last = f"transformer.h.{config.n_layer - 1}.ln_1.weight"
-    require({_EMBEDDING: (config.vocab_size, config.n_embd), last: (config.n_embd,)})
+    layers = itertools.chain([config.n_layer - 1], range(config.n_layer))
+    norms = (f"transformer.h.{layer}.ln_1.weight" for layer in layers)
+    if (absent := next((name for name in norms if name not in weights), None)) is not None:
+        raise wrong(f"the weights {absent} are missing")
+    require(
+        {
+            _EMBEDDING: (config.vocab_size, config.n_embd),
+            "transformer.wpe.weight": (config.block_size, config.n_embd),
+            "transformer.h.0.mlp.c_fc.weight": (config.n_hidden, config.n_embd),
+        }
+    )
     with torch.device("meta"):
         parameters = GPT(replace(config, tied_head=False)).named_parameters()
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters}
@@ -477,4 +616,4 @@ def _fit(config: GPTConfig, stored: Mapping[str, StoredTensor], key: str, value:
 
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(names[:4]) + more
+    return ", ".join(name[:80] for name in names[:4]) + more

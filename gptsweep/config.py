@@ -50,6 +50,7 @@ class ResumeConfig(ModelConfig):
     """``model=resume``: a checkpoint of nanoGPT's train.py."""
 
     out_dir: str = MISSING
+    file: str = MISSING
     meta: str | None = MISSING
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import signal
 
 from .display import one_line
@@ -33,6 +34,20 @@ def shown(value: object) -> str:
     text = "null" if value is None else str(value) if isinstance(value, (str, float, int)) else repr(value)
     text = one_line(text[:300])
     return text if len(text) <= 200 else text[:200] + "…"
+
+
+class _Brief(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 2, 80, 80
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() <= 128 else f"a number of {x.bit_length():,} bits"
+
+
+def brief(value: object) -> str:
+    """The `repr` of a value out of a file, cut short: it ends whatever the value holds, itself or a million others."""
+    return _Brief().repr(value)
 
 
 class ConfigError(GptsweepError):

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import logging
 import os
 import secrets
 import stat
 import sys
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 from .display import say
 
 _NOT_THROUGH = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a pipe that nobody writes to would wait for ever
 _PLAIN = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOINHERIT", 0)
+
+JSON_BYTES = 32 << 20
+"""The largest file that is parsed as JSON; Python's objects take up to 30 times its size."""
 
 
 def open_file(path: str | Path, flags: int, mode: int = 0o666, *, links: bool = False, dir_fd: int | None = None) -> int:
@@ -41,9 +46,26 @@ def open_file(path: str | Path, flags: int, mode: int = 0o666, *, links: bool = 
     return fd
 
 
-def open_to_read(path: Path) -> BinaryIO:
+def open_to_read(path: Path) -> BufferedReader:
     """Open a regular file, through a link, too: a large file may lie on another disk."""
     return os.fdopen(open_file(path, os.O_RDONLY, links=True), "rb")
+
+
+def read_json(path: Path) -> Any:
+    """The contents of a JSON file that others wrote.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+        ValueError: it is not JSON, too deeply nested, or larger than `JSON_BYTES`.
+    """
+    with open_to_read(path) as file:
+        content = file.read(JSON_BYTES + 1)
+    if len(content) > JSON_BYTES:
+        raise ValueError(f"it is larger than {JSON_BYTES >> 20} MiB")
+    try:
+        return json.loads(content.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 class LogFile(logging.FileHandler):

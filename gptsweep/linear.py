@@ -283,9 +283,9 @@ def pack(model: GPT, layer: type[PackedLinear] | type[Int8Linear] = PackedLinear
     for block in model.blocks:
         block.attn.c_attn = layer(as_linear(block.attn.c_attn))
         block.attn.c_proj = layer(as_linear(block.attn.c_proj))
-        gelu = block.mlp.gelu
-        block.mlp.c_fc = layer(as_linear(block.mlp.c_fc), gelu if isinstance(gelu, nn.GELU) else None)
-        block.mlp.gelu = nn.Identity()
+        gelu = block.mlp.gelu if isinstance(block.mlp.gelu, nn.GELU) else None
+        block.mlp.c_fc = layer(as_linear(block.mlp.c_fc), gelu)
+        block.mlp.gelu = block.mlp.gelu if gelu is None else nn.Identity()
         block.mlp.c_proj = layer(as_linear(block.mlp.c_proj))
     model.lm_head = layer(as_linear(model.lm_head))
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Activation = Literal["gelu", "gelu_tanh"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu", "tanh"]
 Attend = Callable[[int, Tensor], Tensor]
 """``attend(layer, qkv [..., 3 * n_embd]) -> [..., n_embd]``: how tokens of one layer see one another and the past."""
 
@@ -23,8 +24,8 @@ Attend = Callable[[int, Tensor], Tensor]
 class GPTConfig:
     """The shape of a GPT.
 
-    ``vocab_size`` counts the rows of the embedding, padding included. ``activation`` is ``gelu`` (exact, nanoGPT's) or
-    ``gelu_tanh`` (GPT-2's own ``gelu_new``).
+    ``vocab_size`` counts the rows of the embedding, padding included. ``activation`` is ``gelu`` (exact, nanoGPT's),
+    ``gelu_tanh`` (GPT-2's own ``gelu_new``), or one that GPT-2s of other makers have.
     """
 
     block_size: int = 1024
@@ -93,13 +94,30 @@ class Attention(nn.Module):
         self.c_proj: nn.Module = Linear(config.n_embd, config.n_embd, bias=config.bias)
 
 
+class QuickGELU(nn.Module):
+    """The approximation of GELU by a logistic function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+_ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+    "quick_gelu": QuickGELU,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
+
+
 class MLP(nn.Module):
     """The feed-forward layer."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.c_fc: nn.Module = Linear(config.n_embd, config.n_hidden, bias=config.bias)
-        self.gelu: nn.Module = nn.GELU(approximate="tanh" if config.activation == "gelu_tanh" else "none")
+        self.gelu: nn.Module = _ACTIVATIONS[config.activation]()
         self.c_proj: nn.Module = Linear(config.n_hidden, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:

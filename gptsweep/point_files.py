@@ -28,7 +28,7 @@ from . import metrics
 from .csv_files import csv_rows
 from .files import open_to_read
 from .metrics import METRICS
-from .records import FINISH_REASONS, Sampling
+from .records import FINISH_REASONS, NANOGPT_FILE, Sampling
 from .results import LOCK, MANIFEST, PARTIAL, SAMPLES, SUMMARY, SWEEP
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,8 @@ ABOUT = ("point_id", "status", "error", "directory")
 SAMPLING_KEYS = tuple(each.name for each in fields(Sampling) if each.name != "num_samples")
 
 OVERRIDES = {
-    "device.dtype": "dtype", "device.name": "device", "model.out_dir": "out_dir", "model.path": "path", "model.meta": "meta",
+    "device.dtype": "dtype", "device.name": "device", "model.out_dir": "out_dir", "model.file": "file", "model.path": "path",
+    "model.meta": "meta",
 }  # fmt: skip
 """Columns that are named otherwise than the key a user types."""
 
@@ -139,7 +140,17 @@ def read_point(directory: Path, root: Path) -> PointFiles:
             point.row = settings_of(directory, manifest)
         except (OSError, ValueError) as error:
             point.problems.append(f"{directory}: its settings cannot be read: {error}")
+    point.row = with_file(point.row)
     return point
+
+
+def with_file(row: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a nanoGPT model with the checkpoint's file, which version 0.1 did not write: there was one alone."""
+    if row.get("model") != "resume" or row.get("file"):
+        return row
+    items = [item for item in row.items() if item[0] != "file"]
+    place = 1 + [name for name, _ in items].index("out_dir" if "out_dir" in row else "model")
+    return dict([*items[:place], ("file", NANOGPT_FILE), *items[place:]])
 
 
 def read_manifest(path: Path, problems: list[str]) -> dict[str, Any]:
@@ -303,7 +314,7 @@ def unseen_points(root: Path, seen: Iterable[PointFiles]) -> Iterator[PointFiles
     for row in read_rows(root / SWEEP, problems):
         directory, status, error = root / (row.get("directory") or ""), row.get("status"), row.get("error") or ""
         if directory not in known and directory != root:
-            asked = {key: row[key] for key in setting_names(row)}
+            asked = with_file({key: row[key] for key in setting_names(row)})
             status = "failed" if status == "failed" else "missing"
             point = PointFiles(directory, root, asked, status=status, error=error, problems=problems)
             point.unread = not os.path.realpath(directory).startswith(os.path.realpath(root) + os.sep)

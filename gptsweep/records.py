@@ -21,6 +21,10 @@ ENGINE_VERSION = 3
 """Raised whenever the same point would give other tokens than before: it is part of every `point_id`."""
 
 MODELS = ("shakespeare", "resume", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "hf")
+NANOGPT_FILE = "ckpt.pt"
+"""The checkpoint in an ``out_dir`` where no other is named."""
+GPT2_META = "gpt2"
+"""In the place of a ``meta.pkl``: GPT-2's encoding."""
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 OVERFLOWS = ("crop", "stop", "rebase")
@@ -99,10 +103,13 @@ class ModelSource:
     out_dir: str = "out"
     meta: str | None = None
     path: str | None = None
+    file: str = NANOGPT_FILE
 
     def __post_init__(self) -> None:
         _coerce_fields(self, "model.")
         one_of("model", self.name, MODELS)
+        named = bool(self.file) and "\0" not in self.file
+        require(named, "model.file", self.file, f"must be the name of a file in model.out_dir, such as {NANOGPT_FILE}")
         require(self.name != "hf" or bool(self.path), "model.path", self.path, "model=hf needs a local directory or a hub id")
 
 

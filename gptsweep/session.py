@@ -45,6 +45,7 @@ from .prompts import read_prompts
 from .records import (
     ENGINE_VERSION,
     MODELS,
+    NANOGPT_FILE,
     Completion,
     DeviceSettings,
     ModelSource,
@@ -142,6 +143,7 @@ def load(
     threads: int | None = None,
     max_rows: int | None = None,
     meta: str | None = None,
+    file: str = NANOGPT_FILE,
 ) -> LM:
     """Load a model.
 
@@ -153,7 +155,8 @@ def load(
         compile: whether to use `torch.compile`.
         threads: CPU threads; None is torch's own.
         max_rows: rows decoded together; None plans from memory.
-        meta: path of the ``meta.pkl`` of a nanoGPT checkpoint, where it is not found by itself.
+        meta: path of the ``meta.pkl`` of a nanoGPT checkpoint, where it is not found by itself; ``gpt2`` is GPT-2's encoding.
+        file: the checkpoint in a nanoGPT ``out_dir``, where it is not ``ckpt.pt``.
 
     Raises:
         ModelError: there is no such model, or it cannot be read.
@@ -162,8 +165,8 @@ def load(
     if not isinstance(model, (str, os.PathLike)):
         raise ModelError("model", model, f"must be a directory, or one of {', '.join(MODELS)}")
     name = os.fspath(model)
-    if (Path(name) / "ckpt.pt").exists():
-        source = ModelSource(name="resume", out_dir=name, meta=meta)
+    if file != NANOGPT_FILE or (Path(name) / file).exists():
+        source = ModelSource(name="resume", out_dir=name, meta=meta, file=file)
     elif name in ("resume", "hf") or Path(name).is_dir() or "/" in name:
         source = ModelSource(name="hf", path=name)
     elif name in MODELS:
@@ -794,7 +797,8 @@ def mendable(error: Exception, key: str, value: object) -> Exception:
 def settings_of(point: Point, *, dtype: str, device: str) -> dict[str, object]:
     """The columns of ``summary.csv`` and ``sweep.csv`` that say what was asked for; ``dtype`` and ``device`` as resolved."""
     model = point.model
-    where = {"out_dir": model.out_dir} if model.name == "resume" else {"path": model.path} if model.name == "hf" else {}
+    nanogpt = {"out_dir": model.out_dir, "file": model.file}
+    where = nanogpt if model.name == "resume" else {"path": model.path} if model.name == "hf" else {}
     return {
         "model": model.name,
         **where,
@@ -817,7 +821,8 @@ def wanted_settings(point: Point) -> dict[str, object]:
 
 def model_of(model: ModelSource) -> dict[str, object]:
     """A model as ``manifest.json`` names it."""
-    return {"name": model.name, "out_dir": model.out_dir if model.name == "resume" else None, "path": model.path}
+    other = {"file": model.file} if model.name == "resume" and model.file != NANOGPT_FILE else {}
+    return {"name": model.name, "out_dir": model.out_dir if model.name == "resume" else None, **other, "path": model.path}
 
 
 def provenance(lm: LM, task: Task) -> dict[str, object]:

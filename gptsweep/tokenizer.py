@@ -6,7 +6,6 @@ import base64
 import hashlib
 import itertools
 import json
-import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -86,17 +85,21 @@ class CharTokenizer(Tokenizer):
     """One token a character, as nanoGPT's ``prepare.py`` for ``shakespeare_char`` numbers them.
 
     Args:
-        itos: the text of each id, in the order of the ids.
+        itos: the text of each id, in the order of the ids; None for an id that has none.
+        stoi: the id of each text that can be encoded, where that is not the inverse of ``itos`` alone.
     """
 
     eot_id = None
 
-    def __init__(self, itos: Iterable[str]) -> None:
-        self.itos = tuple(itos)
-        self._stoi = {text: token for token, text in enumerate(self.itos)}
-        self._bytes = [_utf8(text) for text in self.itos]
-        self.vocab_size = len(self.itos)
-        self.fingerprint = _fingerprint("char", self.itos)
+    def __init__(self, itos: Iterable[str | None], stoi: Mapping[str, int] | None = None) -> None:
+        texts = tuple(itos)
+        inverse = {text: token for token, text in enumerate(texts) if text is not None}
+        self._stoi = dict(inverse if stoi is None else stoi)
+        self._bytes = [UNKNOWN if text is None else _utf8(text) for text in texts]
+        self.itos = tuple(text or "" for text in texts)
+        self.vocab_size = len(texts)
+        others = sorted(self._stoi.items() - inverse.items())
+        self.fingerprint = _fingerprint("char", texts, *([others] if others else []))
 
     def encode(self, text: str) -> list[int]:
         try:
@@ -227,49 +230,6 @@ def gpt2_ranks() -> dict[bytes, int]:
     """GPT-2's 50,256 byte strings in the order of their ids, which is the order of their merges."""
     words = RANKS.read_bytes().split()
     return dict(zip(map(base64.b64decode, words[::2]), map(int, words[1::2]), strict=True))
-
-
-# --- meta.pkl -------------------------------------------------------------------------------------------------------------
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads containers, numbers and strings; a pickle that asks for anything else is refused before anything is run."""
-
-    def find_class(self, module: str, name: str) -> NoReturn:
-        raise pickle.UnpicklingError(f"asks for {module}.{name}")
-
-
-def read_meta(path: str | Path) -> CharTokenizer:
-    """The character vocabulary of a nanoGPT ``meta.pkl``: ``itos``, a list or ``{id: text}``, and ``stoi``, its inverse.
-
-    Raises:
-        ModelError: the file cannot be read, holds more than containers, numbers and strings, or no such vocabulary.
-    """
-
-    def wrong(what: str) -> ModelError:
-        return ModelError(
-            "model.meta", str(path), f"{what}; give the meta.pkl that nanoGPT's prepare.py wrote beside the training data"
-        )
-
-    try:
-        with Path(path).expanduser().open("rb") as file:
-            meta: Any = _PlainUnpickler(file).load()
-    except OSError as error:
-        raise wrong(f"cannot be read ({error.strerror})") from error
-    except Exception as error:  # a damaged pickle can raise anything: EOFError, IndexError, UnicodeDecodeError, MemoryError…
-        reason = str(error) if isinstance(error, pickle.UnpicklingError) else type(error).__name__
-        raise wrong(f"is not a pickle of plain containers, numbers and strings ({reason})") from error
-    itos = meta.get("itos") if isinstance(meta, dict) else None
-    if isinstance(itos, list):
-        itos = dict(enumerate(itos))
-    if not isinstance(itos, dict) or not itos:
-        raise wrong("has no vocabulary 'itos'")
-    if set(itos) != set(range(len(itos))) or not all(isinstance(text, str) for text in itos.values()):
-        raise wrong(f"has an 'itos' that does not map the ids 0 to {len(itos) - 1} to text")
-    stoi = meta.get("stoi")
-    if stoi is not None and stoi != {text: token for token, text in itos.items()}:
-        raise wrong("has an 'stoi' that is not the inverse of its 'itos'")
-    return CharTokenizer(itos[token] for token in range(len(itos)))
 
 
 # --- Hugging Face vocabularies --------------------------------------------------------------------------------------------

@@ -216,7 +216,7 @@ def test_a_model_that_the_hub_does_not_give_is_a_clear_error(hub: Hub, machine: 
     assert "someone/gated is gated; ask for access" in machine.error("hf", "someone/gated")
     hub.files["someone/bare/config.json"] = (model / "config.json").read_bytes()
     line = machine.error("hf", "someone/bare")
-    assert "someone/bare has no model.safetensors or model.safetensors.index.json (AutoModelForCausalLM" in line
+    assert "someone/bare has no model.safetensors, model.safetensors.index.json or pytorch_model.bin" in line
     assert "neither a directory here nor a model" in machine.error("hf", "some--one/x..y")
 
 

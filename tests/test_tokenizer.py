@@ -5,20 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
-import re
-from pathlib import Path
-from typing import Any
 
 import pytest
 import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_files import save_meta
 from tiktoken.load import load_tiktoken_bpe
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from gptsweep.errors import ModelError, PromptError
+from gptsweep.errors import PromptError
 from gptsweep.tokenizer import (
     RANKS,
     Added,
@@ -28,7 +23,6 @@ from gptsweep.tokenizer import (
     Tokenizer,
     _byte_alphabet,
     completion_text,
-    read_meta,
     stop_watch,
 )
 
@@ -139,76 +133,6 @@ def test_vocabularies_that_differ_have_different_fingerprints() -> None:
     ]
     assert len({tokenizer.fingerprint for tokenizer in vocabularies}) == len(vocabularies)
     assert GPT2Tokenizer().fingerprint == GPT2.fingerprint
-
-
-# --- meta.pkl -------------------------------------------------------------------------------------------------------------
-
-
-def test_meta_pkl_may_hold_a_list(tmp_path: Path) -> None:
-    (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"itos": ["a", "b"]}))
-    assert read_meta(tmp_path / "meta.pkl").encode("ba") == [1, 0]
-
-
-class Malicious:
-    """Unpickled by the standard library, this makes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return (open, (str(self.path), "w"))
-
-
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_a_malicious_meta_pkl_runs_nothing(tmp_path: Path, protocol: int) -> None:
-    trap, path = tmp_path / "trap", tmp_path / "meta.pkl"
-    for contents in (Malicious(trap), {"itos": {0: "a"}, "stoi": {"a": 0}, "extra": [Malicious(trap)]}):
-        path.write_bytes(pickle.dumps(contents, protocol))
-        with pytest.raises(ModelError, match=r"asks for \w+\.open"):
-            read_meta(path)
-    assert not trap.exists()
-    pickle.loads(path.read_bytes())["extra"][0].close()
-    assert trap.exists()  # the trap works
-
-
-@pytest.mark.parametrize(
-    ("contents", "says"),
-    [
-        (b"", "is not a pickle of plain containers, numbers and strings (EOFError)"),
-        (b"\x80", "(pickle data was truncated)"),
-        (b"hello", "is not a pickle of plain"),
-        (b"(lp0\n.", "has no vocabulary 'itos'"),
-        (b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7f.", "pickle"),
-        (pickle.dumps({"vocab_size": 50257}), "has no vocabulary 'itos'"),
-        (pickle.dumps({"itos": {}}), "has no vocabulary 'itos'"),
-        (pickle.dumps({"itos": {0: "a", 2: "b"}}), "does not map the ids 0 to 1"),
-        (pickle.dumps({"itos": {0: "a", 1: 5}}), "does not map the ids 0 to 1"),
-        (pickle.dumps({"itos": {0: "a", 1: "b"}, "stoi": {"a": 1, "b": 0}}), "is not the inverse"),
-        (pickle.dumps({"itos": ["a", "a"], "stoi": {"a": 0}}), "is not the inverse"),
-        (pickle.dumps(range(3)), "asks for"),
-    ],
-)
-def test_a_meta_pkl_that_is_none_says_why(tmp_path: Path, contents: bytes, says: str) -> None:
-    path = tmp_path / "meta.pkl"
-    path.write_bytes(contents)
-    with pytest.raises(ModelError, match=re.escape(says)) as caught:
-        read_meta(path)
-    assert str(caught.value).startswith(f"model.meta={path}: ")
-    assert "\n" not in str(caught.value)
-
-
-@settings(max_examples=200)
-@given(data=st.data())
-def test_a_damaged_meta_pkl_is_an_error_or_a_vocabulary(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    path = save_meta(tmp_path_factory.mktemp("meta") / "meta.pkl", "abc")
-    whole = path.read_bytes()
-    place = data.draw(st.integers(0, len(whole) - 1))
-    path.write_bytes(whole[:place] + data.draw(st.binary(max_size=2)) + whole[place + 1 :])
-    try:
-        tokenizer = read_meta(path)
-    except ModelError:
-        return
-    assert tokenizer.vocab_size == len(tokenizer.itos)
 
 
 # --- byte pairs -----------------------------------------------------------------------------------------------------------

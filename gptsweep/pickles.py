@@ -1,0 +1,369 @@
+"""Read a pickle without running it: containers, numbers and text come out as they are, objects as inert records.
+
+Python's unpickler calls what the file names. With its imports closed, it can still be made to fill memory (a memo index, an
+object held a million times), or to hash a key for ever. This reader makes at most one small object for each operation in the
+file, uses nothing compound as a key, and calls nothing. The operations are those of `pickletools`.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from io import BufferedReader
+from typing import Any
+
+PICKLE_BYTES = 64 << 20
+"""The largest pickle that is read; the tensors of a checkpoint lie outside of it."""
+OPERATIONS = 2_000_000
+"""The most operations of a pickle: each can make an object of up to a hundred bytes."""
+_NAME_CHARACTERS = 500
+_GREATEST_KEY = 1 << 60  # hash(n) is n below it; larger numbers can be chosen to share a hash
+
+
+class PickleError(ValueError):
+    """A pickle that is damaged, too large, or uses what no checkpoint or vocabulary needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What a pickle asks to import: ``module.name``, never looked up."""
+
+    path: str
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Inert:
+    """What stands for an object: what would have been called, with what, and the state that it would have been given."""
+
+    maker: Any
+    arguments: Any
+    state: Any = None
+    items: dict[Any, Any] | None = None
+
+    @property
+    def path(self) -> str:
+        """The name of what would have been called, for messages."""
+        return self.maker.path if isinstance(self.maker, Named) else "an object"
+
+    def __repr__(self) -> str:
+        return f"<{self.path}>"
+
+
+Maker = Callable[..., Any]
+"""Makes the value of a call, by its arguments; `TypeError` and `ValueError` leave it an `Inert`."""
+
+
+def read_pickle(
+    file: BufferedReader,
+    size: int,
+    makers: Mapping[str, Maker] | None = None,
+    persistent: Callable[[Any], object] | None = None,
+) -> Any:
+    """The object whose pickle begins where ``file`` stands; afterwards it stands behind it.
+
+    Args:
+        file: is read no further than the pickle's end.
+        size: bytes that the pickle may have.
+        makers: by ``module.name``, what makes the value of a call; other calls become `Inert`.
+        persistent: makes the value of a persistent id.
+
+    Raises:
+        PickleError: the file does not hold such a pickle.
+    """
+    try:
+        return _Machine(_Part(file, min(size, PICKLE_BYTES)), makers or {}, persistent).run()
+    except PickleError:
+        raise
+    except Exception as error:  # a damaged pickle can raise anything: IndexError, UnicodeDecodeError, KeyError…
+        raise PickleError(f"the pickle in it is damaged ({type(error).__name__})") from error
+
+
+def mapping_of(value: object) -> dict[Any, Any] | None:
+    """The items of a dictionary, or of an object that holds them or has them as attributes; None of anything else.
+
+    Dataclasses, `argparse.Namespace`, OmegaConf's ``DictConfig`` and subclasses of ``dict`` are such objects.
+    """
+    if isinstance(value, dict):
+        return value
+    if not isinstance(value, Inert):
+        return None
+    attributes = dict(value.items or {})
+    for part in value.state if isinstance(value.state, tuple) else (value.state,):
+        if isinstance(part, dict):
+            attributes |= part
+    content = attributes.get("_content")
+    if not isinstance(content, dict):
+        return attributes
+    nodes = {key: node.state if isinstance(node, Inert) else None for key, node in content.items()}
+    return {key: state.get("_val") if isinstance(state, dict) else content[key] for key, state in nodes.items()}
+
+
+def elements_of(value: object) -> list[Any] | tuple[Any, ...] | None:
+    """The elements of a list, a tuple, or a NumPy array of one dimension; None of anything else."""
+    if isinstance(value, (list, tuple)):
+        return value
+    if not isinstance(value, Inert):
+        return None
+    dtype = shape = data = None
+    if value.path.endswith("multiarray._reconstruct") and isinstance(value.state, tuple) and len(value.state) == 5:
+        _, shape, dtype, _, data = value.state
+    elif value.path.endswith("numeric._frombuffer") and isinstance(value.arguments, tuple) and len(value.arguments) == 4:
+        data, dtype, shape, _ = value.arguments
+    if isinstance(data, list):  # of objects
+        return data if shape == (len(data),) else None
+    try:
+        found = _numbers(dtype, data)
+    except (TypeError, ValueError):
+        return None
+    return found if shape == (len(found),) else None
+
+
+class _Part:
+    """At most ``left`` bytes of a file, as `pickletools.genops` reads them."""
+
+    def __init__(self, file: BufferedReader, left: int) -> None:
+        self._file, self._left = file, left
+        self.size = left
+
+    def read(self, count: int) -> bytes:
+        return self._taken(self._file.read(min(count, self._left)))
+
+    def readline(self) -> bytes:
+        return self._taken(self._file.readline(self._left))
+
+    def _taken(self, data: bytes) -> bytes:
+        self._left -= len(data)
+        return data
+
+
+class _Machine:
+    def __init__(self, part: _Part, makers: Mapping[str, Maker], persistent: Callable[[Any], object] | None) -> None:
+        self._part = part
+        self._makers = _MAKERS | dict(makers)
+        self._persistent = persistent
+        self._stack: list[Any] = []
+        self._below: list[list[Any]] = []
+        self._memo: dict[int, Any] = {}
+        self._copied = 0
+
+    def run(self) -> Any:
+        operations = pickletools.genops(self._part)  # type: ignore[arg-type]  # it calls read and readline alone
+        for count, (operation, argument, _) in enumerate(operations):
+            if count == OPERATIONS:
+                raise PickleError(f"the pickle in it has more than {OPERATIONS:,} operations")
+            if operation.name == "STOP":
+                return self._stack.pop()
+            if operation.name in _LITERALS:
+                self._stack.append(argument)
+            else:
+                self._do(operation.name, argument)
+        raise PickleError("the pickle in it has no end")
+
+    def _do(self, name: str, argument: Any) -> None:
+        stack = self._stack
+        match name:
+            case "PROTO" | "FRAME":
+                pass
+            case "BINPUT" | "LONG_BINPUT" | "PUT":
+                self._memo[argument] = stack[-1]
+            case "MEMOIZE":
+                self._memo[len(self._memo)] = stack[-1]
+            case "BINGET" | "LONG_BINGET" | "GET":
+                stack.append(self._memo[argument])
+            case "MARK":
+                self._below.append(stack)
+                self._stack = []
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_LIST" | "EMPTY_SET":  # of a set only its members are of use, and they may have no hash here
+                stack.append([])
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "NONE":
+                stack.append(None)
+            case "NEWTRUE" | "NEWFALSE":
+                stack.append(name == "NEWTRUE")
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                size = int(name[-1])
+                if len(stack) < size:
+                    raise IndexError
+                stack[-size:] = [tuple(stack[-size:])]
+            case "TUPLE":
+                items = self._marked()
+                self._stack.append(tuple(items))
+            case "LIST" | "FROZENSET":
+                items = self._marked()
+                self._stack.append(items)
+            case "DICT":
+                items = self._marked()
+                self._stack.append({})
+                self._set_items(self._stack[-1], items)
+            case "SETITEM":
+                value, key = stack.pop(), stack.pop()
+                self._set_items(stack[-1], [key, value])
+            case "SETITEMS":
+                items = self._marked()
+                self._set_items(self._stack[-1], items)
+            case "APPEND":
+                value = stack.pop()
+                self._extend(stack[-1], [value])
+            case "APPENDS" | "ADDITEMS":
+                items = self._marked()
+                self._extend(self._stack[-1], items)
+            case "GLOBAL":
+                stack.append(self._named(*argument.split(" ", 1)))
+            case "STACK_GLOBAL":
+                attribute, module = stack.pop(), stack.pop()
+                stack.append(self._named(module, attribute))
+            case "REDUCE" | "NEWOBJ":
+                arguments, maker = stack.pop(), stack.pop()
+                stack.append(self._made(maker, arguments))
+            case "NEWOBJ_EX":
+                keywords, arguments, maker = stack.pop(), stack.pop(), stack.pop()
+                stack.append(Inert(maker, arguments, keywords))
+            case "INST":
+                items = self._marked()
+                self._stack.append(self._made(self._named(*argument.split(" ", 1)), tuple(items)))
+            case "OBJ":
+                maker, *items = self._marked()
+                self._stack.append(self._made(maker, tuple(items)))
+            case "BUILD":
+                state = stack.pop()
+                if isinstance(stack[-1], Inert):
+                    stack[-1].state = state
+            case "POP":
+                if stack:
+                    stack.pop()
+                else:
+                    self._marked()
+            case "POP_MARK":
+                self._marked()
+            case "DUP":
+                stack.append(stack[-1])
+            case "BINPERSID" if self._persistent is not None:
+                stack.append(self._persistent(stack.pop()))
+            case _:
+                raise PickleError(f"the pickle in it uses {name}, which checkpoints and vocabularies do not")
+
+    def _marked(self) -> list[Any]:
+        items, self._stack = self._stack, self._below.pop()
+        return items
+
+    def _set_items(self, target: Any, items: list[Any]) -> None:
+        if isinstance(target, Inert):
+            target.items = target.items if target.items is not None else {}
+            target = target.items
+        if not isinstance(target, dict) or len(items) % 2:
+            raise TypeError
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if _is_key(key):
+                target[key] = value
+
+    def _extend(self, target: Any, items: list[Any]) -> None:
+        if isinstance(target, list):
+            target += items
+        elif not isinstance(target, Inert):
+            raise TypeError
+
+    def _named(self, module: Any, attribute: Any) -> Named:
+        if not (isinstance(module, str) and isinstance(attribute, str)) or len(module) + len(attribute) > _NAME_CHARACTERS:
+            raise PickleError("the pickle in it names something to import that has no name")
+        return Named(f"{module}.{attribute}")
+
+    def _made(self, maker: Any, arguments: Any) -> Any:
+        """What a call makes, where that is plain and not larger than what the file holds of it."""
+        make = self._makers.get(maker.path) if isinstance(maker, Named) else None
+        if make is not None and isinstance(arguments, tuple):
+            self._copied += sum(len(each) for each in arguments if isinstance(each, (str, bytes, list, dict)))
+            if self._copied > self._part.size + 1024:  # the same text, made anew again and again
+                raise PickleError("the pickle in it makes more than it holds")
+            try:
+                return make(*arguments)
+            except (TypeError, ValueError, UnicodeError):
+                pass
+        return Inert(maker, arguments)
+
+
+def _is_key(key: object) -> bool:
+    if type(key) is int:
+        return abs(key) < _GREATEST_KEY
+    return type(key) in (str, bool, float, bytes, type(None))
+
+
+_LITERALS = {
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
+    "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8",
+    "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
+}  # fmt: skip
+
+
+# --- what is made of calls ------------------------------------------------------------------------------------------------
+
+
+def _dictionary(items: Any = ()) -> dict[Any, Any]:
+    pairs = list(items.items()) if isinstance(items, dict) else items
+    if not isinstance(pairs, (list, tuple)) or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
+        raise TypeError
+    return {key: value for key, value in pairs if _is_key(key)}
+
+
+def _default_dictionary(_factory: Any = None, items: Any = ()) -> dict[Any, Any]:
+    return _dictionary(items)
+
+
+def _encoded(text: str, encoding: str = "latin1") -> bytes:
+    """The bytes that Python 3 pickles as text for Python 2."""
+    if type(text) is not str or encoding != "latin1":
+        raise TypeError
+    return text.encode("latin1")
+
+
+def _no_bytes() -> bytes:
+    return b""
+
+
+def _numpy_scalar(dtype: Any, data: Any) -> Any:
+    (value,) = _numbers(dtype, data)
+    return value
+
+
+def _numbers(dtype: Any, data: Any) -> list[Any]:
+    """The numbers or texts that ``data`` holds in a NumPy dtype, which is a pickle's record of one.
+
+    Raises:
+        TypeError, ValueError: they do not go together.
+    """
+    if not (isinstance(dtype, Inert) and dtype.path == "numpy.dtype" and isinstance(dtype.arguments, tuple)):
+        raise TypeError
+    name = dtype.arguments[0] if dtype.arguments else None
+    order = dtype.state[1] if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else "="
+    if not isinstance(name, str) or not re.fullmatch(r"[biu][1248]|f[248]|b1|U[1-9]\d{0,6}", name):
+        raise TypeError
+    if order not in ("<", ">", "=", "|") or not isinstance(data, (bytes, bytearray)):
+        raise TypeError
+    if name.startswith("U"):
+        text = bytes(data).decode("utf-32-be" if order == ">" else "utf-32-le", "surrogatepass")
+        width = int(name[1:])
+        if len(text) % width:
+            raise ValueError
+        return [text[start : start + width].rstrip("\0") for start in range(0, len(text), width)]
+    import numpy as np  # late: only files that NumPy had a part in need it
+
+    found: list[Any] = np.frombuffer(bytes(data), np.dtype(order + name)).tolist()
+    return found
+
+
+_MAKERS: dict[str, Maker] = {
+    "builtins.dict": _dictionary,
+    "__builtin__.dict": _dictionary,
+    "builtins.bytes": _no_bytes,
+    "__builtin__.bytes": _no_bytes,
+    "collections.OrderedDict": _dictionary,
+    "collections.Counter": _dictionary,
+    "collections.defaultdict": _default_dictionary,
+    "_codecs.encode": _encoded,
+    "numpy.core.multiarray.scalar": _numpy_scalar,
+    "numpy._core.multiarray.scalar": _numpy_scalar,
+}

@@ -1,0 +1,80 @@
+"""Feed a reader with damaged files for a while: guided by coverage where atheris is installed, drawn by hypothesis elsewhere.
+
+A target takes bytes, and raises only what a user can mend: anything else it raises is a fault, and so is an input that takes
+longer than 20 seconds or more than 4 GiB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+try:
+    import atheris
+except ImportError:
+    atheris = None
+
+Target = Callable[[bytes], None]
+
+
+def tell(error: Exception) -> None:
+    """Hold an error against what a user should see: one line, and no long one."""
+    assert "\n" not in str(error)
+    assert len(str(error)) < 2000
+
+
+def instrumented() -> AbstractContextManager[object]:
+    """Within it, import what is to be guided by."""
+    if atheris is None:
+        return contextlib.nullcontext()
+    return atheris.instrument_imports(include=["gptsweep", "pickletools", "zipfile"])
+
+
+def run(target: Target, seeds: Sequence[bytes]) -> None:
+    """Fuzz ``target``, beginning with ``seeds``, for as long as the command line says; the first fault ends it."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=int, default=600)
+    seconds = parser.parse_args().seconds
+    if atheris is None:
+        drawn(target, seeds, seconds)
+        return
+    with tempfile.TemporaryDirectory() as corpus:
+        for place, seed in enumerate(seeds):
+            Path(corpus, str(place)).write_bytes(seed)
+        longest = 4 * max(map(len, seeds))
+        limits = ["-timeout=20", "-rss_limit_mb=4096", f"-max_len={longest}", f"-max_total_time={seconds}"]
+        artifacts = Path(tempfile.gettempdir(), "gptsweep-fuzz")
+        artifacts.mkdir(exist_ok=True)
+        atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={artifacts}/", corpus], target)
+        atheris.Fuzz()
+
+
+def drawn(target: Target, seeds: Sequence[bytes], seconds: float) -> None:
+    """Damage ``seeds`` as hypothesis draws it, until the time is over."""
+    end = time.monotonic() + seconds
+
+    @settings(max_examples=500, deadline=None, phases=[Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck))
+    @given(data=st.data())
+    def once(data: st.DataObject) -> None:
+        content = data.draw(st.sampled_from(seeds))
+        for _ in range(data.draw(st.integers(1, 4))):
+            place = data.draw(st.integers(0, len(content)))
+            gone = data.draw(st.integers(0, 8))
+            content = content[:place] + data.draw(st.binary(max_size=9)) + content[place + gone :]
+        target(content)
+
+    while time.monotonic() < end:
+        once()

@@ -1,0 +1,51 @@
+"""``ckpt.pt`` in both formats of PyTorch: ``python tests/fuzz/fuzz_checkpoint.py --seconds 600``."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+import tempfile
+from pathlib import Path
+
+import torch
+from driver import instrumented, run, tell
+
+with instrumented():
+    from gptsweep.checkpoint import load_weights, open_nanogpt
+    from gptsweep.errors import GptsweepError
+    from gptsweep.model import GPT, GPTConfig
+from model_files import random_gpt, save_meta
+
+OUT_DIR = Path(tempfile.mkdtemp())
+SHAPE = GPTConfig(block_size=2, vocab_size=5, n_layer=1, n_head=1, n_embd=2)
+
+
+def target(data: bytes) -> None:
+    (OUT_DIR / "ckpt.pt").write_bytes(data)
+    try:
+        checkpoint = open_nanogpt(str(OUT_DIR))
+        with torch.device("meta"):
+            model = GPT(checkpoint.config)
+        load_weights(checkpoint, model, torch.float32)
+    except GptsweepError as error:
+        tell(error)
+
+
+def seeds() -> list[bytes]:
+    logging.disable()
+    save_meta(OUT_DIR / "meta.pkl", "abcde")
+    names = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size")
+    arguments = {name: getattr(SHAPE, name) for name in names}
+    found = []
+    for saved in (arguments, argparse.Namespace(**arguments)):
+        contents = {"model": random_gpt(SHAPE).state_dict(), "model_args": saved, "config": {"dataset": "x"}}
+        for is_archive in (True, False):
+            buffer = io.BytesIO()
+            torch.save(contents, buffer, _use_new_zipfile_serialization=is_archive)
+            found.append(buffer.getvalue())
+    return found
+
+
+if __name__ == "__main__":
+    run(target, seeds())

@@ -1,0 +1,63 @@
+"""``config.json``, safetensors and tokenizer files: ``python tests/fuzz/fuzz_model_directory.py --seconds 600``.
+
+The input is a whole directory: the contents of its files one after another, each ended by `END`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from pathlib import Path
+
+import torch
+from driver import instrumented, run, tell
+
+with instrumented():
+    from gptsweep.checkpoint import LocalFiles, load_weights, open_hf
+    from gptsweep.errors import GptsweepError
+    from gptsweep.model import GPT, GPTConfig
+from model_files import hf_settings, random_gpt, save_hf
+
+DIRECTORY = Path(tempfile.mkdtemp())
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
+END = b"\n--end--\n"
+SHAPE = GPTConfig(block_size=2, vocab_size=5, n_layer=1, n_head=1, n_embd=2, activation="gelu_tanh")
+
+
+def target(data: bytes) -> None:
+    for name, content in zip(FILES, data.split(END), strict=False):
+        (DIRECTORY / name).unlink(missing_ok=True)
+        if content:
+            (DIRECTORY / name).write_bytes(content)
+    try:
+        checkpoint = open_hf(LocalFiles(DIRECTORY, "model.path", "model"))
+        with torch.device("meta"):
+            model = GPT(checkpoint.config)
+        load_weights(checkpoint, model, torch.float32)
+        checkpoint.tokenizer.decode(range(checkpoint.tokenizer.vocab_size))
+    except GptsweepError as error:
+        tell(error)
+
+
+def seeds() -> list[bytes]:
+    logging.disable()
+    save_hf(DIRECTORY, random_gpt(SHAPE))
+    weights = (DIRECTORY / "model.safetensors").read_bytes()
+    config = json.dumps(hf_settings(SHAPE)).encode()
+    vocabulary, merges = {"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 3}, "#version: 0.2\na b\n"
+    whole = {
+        "added_tokens": [{"id": 3, "content": "<|endoftext|>", "special": True}],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": ["a b"]},
+    }
+    small = [json.dumps(vocabulary).encode(), merges.encode(), b'{"add_prefix_space": true}']
+    return [
+        END.join([config, weights, json.dumps(whole).encode(), *small]),
+        END.join([config, weights, b"", *small]),
+        END.join([b'{"model_type": "gpt2"}', weights, b"", b"", b"", b""]),
+    ]
+
+
+if __name__ == "__main__":
+    run(target, seeds())
