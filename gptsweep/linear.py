@@ -201,6 +201,7 @@ class Int8Linear(nn.Module):
         quantised = (weight / self.scales[:, None]).round().to(torch.int8)
         self.multiply = _int8_product(min(len(weight), _OUTPUTS_TRIED), weight.shape[1])
         self.packed = _packed_int8(quantised)
+        self.zeros = torch.zeros(len(weight), dtype=torch.int64)
         self.bias = None if linear.bias is None else linear.bias.detach()
         self.quantise, self.rescale = (kernels.Kernel(name, torch.float32) for name in ("quantise", "rescale"))
         self.rescale.set(activation=_which(gelu), bias=0 if self.bias is None else self.bias.data_ptr())
@@ -211,7 +212,7 @@ class Int8Linear(nn.Module):
         quantised, scales = torch.empty(n_rows, n_in, dtype=torch.uint8), torch.empty(n_rows)
         places = {"x": rows.data_ptr(), "quantised": quantised.data_ptr(), "scales": scales.data_ptr()}
         self.quantise(n_rows=n_rows, width=n_in, chunk=-(-n_rows // 16), **places)
-        y = self.multiply(quantised, self.packed, self.scales)
+        y = self.multiply(quantised, self.packed, self.scales, self.zeros)
         n_out = y.shape[1]
         chunk = -(-n_rows * -(-n_out // SEGMENT) // 16)
         self.rescale(n_rows=n_rows, width=n_out, chunk=chunk, y=y.data_ptr(), scales=scales.data_ptr())
@@ -221,30 +222,30 @@ class Int8Linear(nn.Module):
 _ZERO = 128
 """What stands for 0 in a quantised row: oneDNN is fast for unsigned inputs, so int8 is shifted into uint8."""
 
-Int8Product = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``uint8 [rows, n_in], packed int8 weights, float32 [n_out] -> float32 [rows, n_out]``: the sums times the scales."""
+Int8Product = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""``uint8 [rows, n_in], packed int8 weights, float32 [n_out] -> float32 [rows, n_out]``: the sums times the scales. The last
+argument is zeros, ``int64 [n_out]``: what oneDNN is to take from each weight."""
 
 
-def whole_product(rows: Tensor, packed: Tensor, scales: Tensor, zero: int = _ZERO) -> Tensor:
+def whole_product(rows: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor, zero: int = _ZERO) -> Tensor:
     """An `Int8Product` by oneDNN, exact on a CPU with VNNI.
 
     Others add pairs of products in 16 bits, which two products of 255 and 127 overflow: the sum is cut off at 32,767.
     """
-    zeros = torch.zeros(len(scales), dtype=torch.int64)
     y: Tensor = torch.ops.onednn.qlinear_pointwise(
         *(rows, 1.0, zero, packed, scales, zeros), *(None, 1.0, 0, torch.float32, "none", [], "")
     )
     return y
 
 
-def product_of_halves(rows: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
+def product_of_halves(rows: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
     """An `Int8Product` that is exact on every CPU: a row is parted in two of numbers up to 128, whose pairs fit 16 bits.
 
     The two sums are added before they are scaled, so the results are those of `whole_product` where that is exact. Twice as
     many rows go through the layer, which takes about as long as float32 does.
     """
     lesser = rows >> 1
-    y = whole_product(torch.cat([lesser, rows - lesser]), packed, torch.ones_like(scales), _ZERO // 2)
+    y = whole_product(torch.cat([lesser, rows - lesser]), packed, torch.ones_like(scales), zeros, _ZERO // 2)
     return y[: len(rows)].add_(y[len(rows) :]).mul_(scales)
 
 
@@ -262,10 +263,11 @@ def _int8_product(n_out: int, n_in: int) -> Int8Product:
     Raises:
         DeviceError: there is none.
     """
-    packed, scales = _packed_int8(torch.full((n_out, n_in), 127, dtype=torch.int8)), torch.ones(n_out)
+    packed = _packed_int8(torch.full((n_out, n_in), 127, dtype=torch.int8))
+    scales, zeros = torch.ones(n_out), torch.zeros(n_out, dtype=torch.int64)
     for multiply in (whole_product, product_of_halves):
         if all(
-            torch.allclose(multiply(rows, packed, scales), torch.tensor(127.0 * (number - _ZERO) * n_in), rtol=1e-6)
+            torch.allclose(multiply(rows, packed, scales, zeros), torch.tensor(127.0 * (number - _ZERO) * n_in), rtol=1e-6)
             for number in (255, 0)
             for rows in (torch.full((count, n_in), number, dtype=torch.uint8) for count in (1, _ROWS_PACKED_FOR))
         ):

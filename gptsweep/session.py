@@ -203,6 +203,8 @@ def open_model(source: ModelSource, settings: DeviceSettings) -> LM:
     if not engine.promise:
         log.warning("on this device samples may differ with the number of rows decoded together (promise: false)")
     arithmetic = "int8 in halves" if multiplies_in_halves(model) else dtype
+    if arithmetic != dtype:
+        log.info("int8 products overflow on this CPU: each row is multiplied in two halves, about as fast as float32")
     return LM(source, settings, model, checkpoint.tokenizer, checkpoint.fingerprint, engine, dtype, device.type, arithmetic)
 
 

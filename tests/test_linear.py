@@ -167,15 +167,16 @@ def test_int8_in_halves_has_the_bits_of_exact_int8() -> None:
         weight = torch.randint(-127, 128, (n_out, n_in), dtype=torch.int8, generator=generator)
         rows = torch.randint(1, 256, (21, n_in), dtype=torch.uint8, generator=generator)
         scales = torch.rand(n_out, generator=generator)
+        zeros = torch.zeros(n_out, dtype=torch.int64)
         sums = (rows.double() - 128) @ weight.double().T
-        product = linear_module.product_of_halves(rows, linear_module._packed_int8(weight), scales)
+        product = linear_module.product_of_halves(rows, linear_module._packed_int8(weight), scales, zeros)
         assert torch.equal(product, sums.float() * scales)
 
 
 def test_int8_is_refused_where_no_product_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     made("int8", linear(40, 24))  # or skip
 
-    def cut_off(rows: Tensor, _packed: Tensor, scales: Tensor) -> Tensor:
+    def cut_off(rows: Tensor, _packed: Tensor, scales: Tensor, _zeros: Tensor) -> Tensor:
         return torch.full((len(rows), len(scales)), 32767.0)
 
     monkeypatch.setattr(linear_module, "whole_product", cut_off)
