@@ -13,8 +13,9 @@ import os
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,8 +27,8 @@ from .errors import ModelError
 from .graphs import DecodeSteps
 from .linear import Int8Linear, row_invariant
 from .model import GPT, GPTConfig
-from .records import Completion, FinishReason, Row, Sampling
-from .sampling import ROW, Edits, choose, edited, nanogpt_choice, nanogpt_stream, row_settings, summed
+from .records import Completion, FinishReason, Prefix, Row, Sampling
+from .sampling import ROW, Edits, choose, edited, nanogpt_choice, nanogpt_stream, row_settings, stream_at, summed
 
 try:
     from . import kernels
@@ -49,8 +50,8 @@ _WORTH_A_MEASUREMENT = 50
 class Workload:
     """Bounds on the rows of a run, known before the first.
 
-    How many rows, the most tokens in a prompt and in a whole row, the most new tokens of all rows together, and for how many
-    of those the model reads a whole window again (`windows_read`).
+    How many rows, the most tokens in a prompt and in a whole row, the most new tokens of all rows together, those of prefixes
+    left out, and for how many of those the model reads a whole window again (`windows_read`).
     """
 
     rows: int
@@ -66,18 +67,23 @@ class Workload:
             rows=len(rows),
             prompt_tokens=max((len(row.prompt_ids) for row in rows), default=1),
             row_tokens=max((len(row.prompt_ids) + row.sampling.max_new_tokens for row in rows), default=1),
-            new_tokens=sum(row.sampling.max_new_tokens for row in rows),
+            new_tokens=sum(row.sampling.max_new_tokens - row.begun for row in rows),
             windows=sum(
-                windows_read(row.sampling, len(row.prompt_ids), row.sampling.max_new_tokens, block_size) for row in rows
+                windows_read(row.sampling, len(row.prompt_ids), row.sampling.max_new_tokens, block_size, row.begun)
+                for row in rows
             ),
         )
 
 
-def windows_read(sampling: Sampling, prompt_tokens: int, new_tokens: int, block_size: int) -> int:
-    """For how many of a row's first ``new_tokens`` the model reads a whole window again: with ``crop``, past the context."""
+def windows_read(sampling: Sampling, prompt_tokens: int, new_tokens: int, block_size: int, begun: int = 0) -> int:
+    """For how many of a row's first ``new_tokens`` the model reads a whole window again: with ``crop``, past the context.
+
+    The first ``begun`` of them are there already.
+    """
     if sampling.overflow != "crop":
         return 0
-    return max(0, new_tokens - 1 - max(0, block_size - prompt_tokens))
+    room = 1 + max(0, block_size - prompt_tokens)
+    return max(0, new_tokens - room) - max(0, begun - room)
 
 
 @dataclass(slots=True)
@@ -86,6 +92,9 @@ class Progress:
 
     ``windows`` counts those of the tokens for which a whole window was read again. ``window_seconds`` is what reading one
     takes, as measured beforehand; None: there are too few of them, or nobody watches.
+
+    ``unfinished`` gives the rows that were begun and have not ended, each with what it has so far. It may be called at any
+    moment, also after an error has ended the run.
     """
 
     rows_in_flight: int = 0
@@ -94,6 +103,7 @@ class Progress:
     windows: int = 0
     windows_total: int = 0
     window_seconds: float | None = None
+    unfinished: Callable[[], list[tuple[Row, Prefix]]] = list
 
 
 OnStep = Callable[[Progress], None]
@@ -101,33 +111,38 @@ OnStep = Callable[[Progress], None]
 
 @dataclass(slots=True)
 class _Lane:
-    """Rows to run one after another: a single one, or with ``rng=torch`` all that draw from one stream."""
+    """Rows to run one after another: a single one, or with ``rng=torch`` all that draw from one stream.
+
+    ``prefix`` is what the first of ``rows`` has already.
+    """
 
     rows: deque[Row]
     generator: torch.Generator | None = None
+    prefix: Prefix | None = None
 
 
 @dataclass(slots=True, eq=False)
 class _Running:
-    """A row in flight."""
+    """A row in flight.
+
+    ``sums`` are a count of tokens, what was summed over as many, and the state of the stream after them. They are replaced as
+    one, so that they agree at any moment.
+    """
 
     row: Row
     lane: _Lane
     slot: int
     edits: Edits | None
     watch: Callable[[int], bool] | None
-    stream_state: Tensor | None
-    token_ids: list[int] = field(default_factory=list)
-    logprob: float = 0.0
-    sampler_logprob: float = 0.0
-    entropy: float = 0.0
+    token_ids: list[int]
+    sums: tuple[int, float, float, float, Tensor | None]
 
     def accept(self, token: int, logprob: float, sampler_logprob: float, entropy: float) -> FinishReason | None:
         """Append a chosen token; why the row is finished, or None."""
         self.token_ids.append(token)
-        self.logprob += logprob
-        self.sampler_logprob += sampler_logprob
-        self.entropy += entropy
+        _, a, b, c, _ = self.sums
+        state = None if self.lane.generator is None else self.lane.generator.get_state()
+        self.sums = len(self.token_ids), a + logprob, b + sampler_logprob, c + entropy, state
         if self.row.sampling.stop_at_eot and token == self.row.eot_id:
             return "eot"
         if self.watch is not None and self.watch(token):
@@ -138,26 +153,42 @@ class _Running:
             self.edits.add(token)
         return None
 
+    @property
+    def prefix(self) -> Prefix:
+        """What the row has so far."""
+        n, logprob, sampler_logprob, entropy, state = self.sums
+        return Prefix(
+            token_ids=tuple(self.token_ids[:n]),
+            logprob=logprob,
+            sampler_logprob=sampler_logprob,
+            entropy=entropy,
+            stream=None if state is None else state.numpy().tobytes(),
+        )
+
     def completion(self, reason: FinishReason) -> Completion:
-        n = len(self.token_ids)
+        n, logprob, sampler_logprob, entropy, _ = self.sums
         return Completion(
             row=self.row,
             token_ids=tuple(self.token_ids),
             finish_reason=reason,
-            logprob_mean=self.logprob / n,
-            sampler_logprob_mean=self.sampler_logprob / n,
-            entropy_mean=self.entropy / n,
+            logprob_mean=logprob / n,
+            sampler_logprob_mean=sampler_logprob / n,
+            entropy_mean=entropy / n,
         )
 
 
 @dataclass(slots=True, eq=False)
 class _Sequence:
-    """Token ids that the model has read (``length``, in the cache) or is about to (``pending``), and the rows on it."""
+    """Token ids that the model has read (``length``, in the cache) or is about to (``pending``), and the rows on it.
+
+    ``prompt`` is what it begins with that later rows may begin with, until it is held for them.
+    """
 
     table: int
     length: int
     pending: list[int]
     members: list[_Running]
+    prompt: tuple[int, ...] = ()
 
 
 class Engine:
@@ -210,6 +241,7 @@ class Engine:
             flight = None
             try:
                 flight = _Flight(self, waiting, workload, max_rows, progress)
+                progress.unfinished = partial(_unfinished, waiting, flight.running)
                 while flight.busy:
                     with torch.inference_mode():
                         finished = flight.step()
@@ -275,6 +307,7 @@ class _Flight:
         config = engine.model.config
         self.block_size = config.block_size
         self.running: dict[int, _Running] = {}
+        self.opened: dict[tuple[int, ...], int] = {}
         self.sequences: list[_Sequence] = []
         self.rows = np.zeros(max_rows, ROW)
         self.max_held = min(_HELD_PROMPTS, workload.rows)
@@ -308,60 +341,84 @@ class _Flight:
         return self._advance()
 
     def requeue(self) -> None:
-        """Put the rows in flight back to wait, from their beginning."""
+        """Put the rows in flight back to wait, with what they have."""
         for running in reversed(self.running.values()):
-            self.progress.tokens -= len(running.token_ids)
-            self.progress.windows -= self._windows_read(running, len(running.token_ids))
-            running.lane.rows.appendleft(running.row)
-            if running.lane.generator is not None and running.stream_state is not None:
-                running.lane.generator.set_state(running.stream_state)
-            self.waiting.put_back(running.lane)
+            lane = running.lane
+            lane.rows.appendleft(running.row)
+            lane.prefix = running.prefix
+            if lane.prefix.stream is not None:
+                lane.generator = stream_at(lane.prefix.stream)
+            self.waiting.put_back(lane)
+        self.running.clear()
 
     # -- schedule --------------------------------------------------------------------------------------------------------
 
     def _schedule(self) -> None:
-        """Start waiting rows in the free slots; rows with the same prompt start on one sequence."""
+        """Start waiting rows in the free slots; rows whose ids so far are equal start on one sequence."""
+        self.opened = {}
         started: dict[tuple[int, ...], _Sequence] = {}
         while self.free_slots and self.waiting:
-            lane = self.waiting.next()
-            row = lane.rows.popleft()
-            window = self._window(row.prompt_ids, row.sampling.overflow)
+            running = self._start(self.waiting.next())
+            window = self._window(running)
             if window not in started:
-                started[window] = self._open(window)
-            started[window].members.append(self._start(row, lane))
+                started[window] = self._open(window, running)
+            started[window].members.append(running)
         self.sequences += started.values()
 
-    def _start(self, row: Row, lane: _Lane) -> _Running:
+    def _start(self, lane: _Lane) -> _Running:
+        row, prefix = lane.rows.popleft(), lane.prefix or Prefix()
+        lane.prefix = None
         slot = self.free_slots.pop()
         sampling = row.sampling
         edits = None
         if sampling.penalises or sampling.logit_bias:
             new_ids = sampling.max_new_tokens + len(set(row.prompt_ids)) if sampling.penalises else 0
             edits = Edits(sampling, row.prompt_ids, min(new_ids, self.engine.vocab_size))
-        state = None if lane.generator is None else lane.generator.get_state()
         watch = None if row.new_watch is None else row.new_watch()
-        running = _Running(row, lane, slot, edits, watch, state)
+        for token in prefix.token_ids:
+            if watch is not None:
+                watch(token)
+            if edits is not None:
+                edits.add(token)
+        state = None if lane.generator is None else lane.generator.get_state()
+        sums = len(prefix.token_ids), prefix.logprob, prefix.sampler_logprob, prefix.entropy, state
+        running = _Running(row, lane, slot, edits, watch, list(prefix.token_ids), sums)
         self.rows[slot] = row_settings(row)
         if edits is not None:
             self.rows["edits"][slot] = edits.array.ctypes.data
         self.running[slot] = running
         return running
 
-    def _window(self, ids: Sequence[int], overflow: str) -> tuple[int, ...]:
-        """The part of ``ids`` that a fresh sequence reads."""
-        if len(ids) <= self.block_size:
-            return tuple(ids)
-        return tuple(ids[-(max(1, self.block_size // 2) if overflow == "rebase" else self.block_size) :])
+    def _window(self, running: _Running) -> tuple[int, ...]:
+        """The ids of a row that its next token is chosen after: all of them, or what a full context keeps."""
+        row, new = running.row, len(running.token_ids)
+        size, half = self.block_size, max(1, self.block_size // 2)
+        length = len(row.prompt_ids) + new
+        if row.sampling.overflow == "rebase":
+            if len(row.prompt_ids) > size:
+                length = half + new
+            if length > size:  # a full one drops to half, and fills up again
+                length = half + (length - size - 1) % (size - half + 1)
+        return (*row.prompt_ids, *running.token_ids)[-min(length, size) :]
 
-    def _open(self, window: tuple[int, ...]) -> _Sequence:
-        """A new sequence about to read ``window``, or just its last token where a held prompt has the rest."""
+    def _open(self, window: tuple[int, ...], running: _Running) -> _Sequence:
+        """A new sequence about to read ``window``, without what a held prompt or one opened in this step has of it."""
         table = self.free_tables.pop()
-        held = self.held.get(window)
-        if held is None:
-            return _Sequence(table, 0, list(window), [])
-        self.held.move_to_end(window)
-        self.cache.fork(held.table, table, held.length)
-        return _Sequence(table, held.length, list(window[held.length :]), [])
+        row, new = running.row, len(running.token_ids)
+        prompt = window if new == 0 else row.prompt_ids if len(window) == len(row.prompt_ids) + new else ()
+        source, length = None, 0
+        if prompt in self.held:
+            self.held.move_to_end(prompt)
+            source, length = self.held[prompt].table, self.held[prompt].length
+            prompt = ()
+        for end in range(PAGE, len(window), PAGE):
+            other = self.opened.setdefault(window[:end], table)
+            if other != table and end > length:
+                source, length = other, end
+        if source is not None:
+            self.cache.fork(source, table, length)
+        self.cache.extend([Span(table, length, len(window))])
+        return _Sequence(table, length, list(window[length:]), [], prompt if len(prompt) > 1 else ())
 
     def _hold(self, window: tuple[int, ...], sequence: _Sequence) -> None:
         """Keep a prompt's keys and values for rows that start on it later."""
@@ -381,17 +438,20 @@ class _Flight:
         """Read every sequence's pending tokens; logits ``[sequences, vocab_size]`` after the last of each."""
         ends = {sequence.table: sequence.length + len(sequence.pending) for sequence in self.sequences}
         wanted = []
+        opened = set(self.opened.values())  # these have their pages, which others read
         for spans, ids in _passes(self.sequences):
-            self.cache.extend(spans)
+            if grown := [span for span in spans if span.table not in opened] if opened else spans:
+                self.cache.extend(grown)
             hidden = self._read(ids, Reading.of(spans))
             wanted.append(hidden[[i for i, span in enumerate(spans) if span.end == ends[span.table]]])
         for sequence in self.sequences:
             read, sequence.pending = sequence.pending, []
             sequence.length += len(read)
-            if sequence.length == len(read) > 1 and not sequence.members[0].token_ids:
-                self._hold(tuple(read), sequence)
-            elif len(read) == self.block_size:
+            if len(read) == self.block_size and sequence.members[0].token_ids:
                 self.progress.windows += len(sequence.members)
+            if sequence.prompt and sequence.prompt not in self.held:
+                self._hold(sequence.prompt, sequence)
+            sequence.prompt = ()
         return self.model.logits(torch.cat(wanted))
 
     def _read(self, ids: list[int], reading: Reading) -> Tensor:
@@ -487,6 +547,7 @@ class _Flight:
         del self.running[running.slot]
         self.free_slots.append(running.slot)
         if running.lane.rows:
+            running.lane.prefix = Prefix(stream=running.prefix.stream)
             self.waiting.put_back(running.lane)
 
     def _windows_read(self, running: _Running, new_tokens: int) -> int:
@@ -497,7 +558,7 @@ class _Flight:
         groups = list(parting.items())
         if sequence.length == self.block_size or not groups:
             self._close(sequence.table)
-            return [self._slide(members, overflow) for (_, overflow), members in groups]
+            return [self._slide(members) for _, members in groups]
         parts = [_Sequence(sequence.table, sequence.length, [groups[0][0][0]], groups[0][1])]
         for (token, _), members in groups[1:]:
             table = self.free_tables.pop()
@@ -505,10 +566,9 @@ class _Flight:
             parts.append(_Sequence(table, sequence.length, [token], members))
         return parts
 
-    def _slide(self, members: list[_Running], overflow: str) -> _Sequence:
+    def _slide(self, members: list[_Running]) -> _Sequence:
         """A sequence about to read again what its rows keep of a full context: positions move, so nothing cached holds."""
-        ids = (*members[0].row.prompt_ids, *members[0].token_ids)
-        return _Sequence(self.free_tables.pop(), 0, list(self._window(ids, overflow)), members)
+        return _Sequence(self.free_tables.pop(), 0, list(self._window(members[0])), members)
 
 
 class _Waiting:
@@ -531,6 +591,10 @@ class _Waiting:
         """Let ``lane`` be next."""
         self._returned.appendleft(lane)
 
+    def begun(self) -> list[tuple[Row, Prefix]]:
+        """The rows that go on after what they have when they are next."""
+        return [(lane.rows[0], lane.prefix) for lane in self._returned if lane.prefix is not None]
+
 
 def _lanes(rows: Iterable[Row], config: GPTConfig) -> Iterator[_Lane]:
     """A lane for each row; rows with ``rng=torch`` that differ in nothing but sample_index draw from one stream in turn."""
@@ -540,11 +604,17 @@ def _lanes(rows: Iterable[Row], config: GPTConfig) -> Iterator[_Lane]:
 
     for _, group in itertools.groupby(rows, stream):
         lane = deque(group)
-        generator = nanogpt_stream(config, lane[0].noise_key) if lane[0].sampling.rng == "torch" else None
-        if generator is None:
-            yield from (_Lane(deque([row])) for row in lane)
+        prefix = lane[0].prefix
+        if lane[0].sampling.rng == "counter":
+            yield from (_Lane(deque([row]), None, row.prefix) for row in lane)
+        elif prefix is None or prefix.stream is None:
+            yield _Lane(lane, nanogpt_stream(config, lane[0].noise_key))
         else:
-            yield _Lane(lane, generator)
+            yield _Lane(lane, stream_at(prefix.stream), prefix)
+
+
+def _unfinished(waiting: _Waiting, running: dict[int, _Running]) -> list[tuple[Row, Prefix]]:
+    return [(each.row, each.prefix) for each in running.values()] + waiting.begun()
 
 
 def _passes(sequences: Sequence[_Sequence]) -> Iterator[tuple[list[Span], list[int]]]:

@@ -254,13 +254,28 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Prefix:
+    """What an unfinished `Row` has so far: its first tokens, and sums in nats that the means of its `Completion` are made of.
+
+    ``stream`` is the state of the generator behind ``rng=torch`` after these tokens; None where the noise is counter-based.
+    """
+
+    token_ids: tuple[int, ...] = ()
+    logprob: float = 0.0
+    sampler_logprob: float = 0.0
+    entropy: float = 0.0
+    stream: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One sample for the engine to generate: token ids and settings, no text.
 
     Rows with equal ``prompt_ids`` share one prefill. ``noise_key`` is the 64-bit key of the counter noise; with
     ``prompt_index`` and ``sample_index`` it decides every random number of the row. ``eot_id`` is the token that ends the
     sample if ``sampling.stop_at_eot``. ``new_watch`` makes a fresh watcher: called with each new token id in turn, it says
-    whether a stop string is now complete.
+    whether a stop string is now complete. A row with a ``prefix`` goes on after it, and comes out as it would without; of rows
+    that draw from one stream (``rng=torch``), the first may have one.
     """
 
     prompt_ids: tuple[int, ...]
@@ -270,10 +285,16 @@ class Row:
     sample_index: int = 0
     eot_id: int | None = None
     new_watch: Callable[[], Callable[[int], bool]] | None = None
+    prefix: Prefix | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
             raise PromptError("start", "", "the prompt is empty; give at least one character or <|endoftext|>")
+
+    @property
+    def begun(self) -> int:
+        """How many tokens the row has already."""
+        return 0 if self.prefix is None else len(self.prefix.token_ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

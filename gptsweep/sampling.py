@@ -276,6 +276,17 @@ def nanogpt_stream(config: GPTConfig, seed: int) -> torch.Generator:
     return generator
 
 
+def stream_at(state: bytes) -> torch.Generator:
+    """A stream that goes on where another's state was taken.
+
+    Raises:
+        RuntimeError: the bytes are no such state.
+    """
+    generator = torch.Generator()
+    generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+    return generator
+
+
 @functools.lru_cache(maxsize=64)
 def _state_after_nanogpt_weights(config: GPTConfig, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
