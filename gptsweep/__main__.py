@@ -260,8 +260,9 @@ def main() -> int:
             task()
         write_out("")
     except KeyboardInterrupt as stopped:
-        name = stopped.name if isinstance(stopped, Interrupted) else None
-        say(f"gptsweep: stopped; to go on: {command_line(arguments, name)}", error=True)
+        name, kept = (stopped.name, stopped.unfinished) if isinstance(stopped, Interrupted) else (None, 0)
+        begun = f", {kept:,} unfinished {'sample' if kept == 1 else 'samples'} kept" if kept else ""
+        say(f"gptsweep: stopped{begun}; to go on: {command_line(arguments, name)}", error=True)
         return 128 + (stopped.signal_number if isinstance(stopped, Interrupted) else signal.SIGINT)
     except BrokenPipeError:  # `| head` has seen enough
         drop(sys.stdout)

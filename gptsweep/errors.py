@@ -94,10 +94,12 @@ class SweepError(Exception):
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM ended a run between two steps; every finished sample is on disk.
 
-    ``name`` is the name of the run or sweep, with which the same command goes on; None where it is not known.
+    ``name`` is the name of the run or sweep, with which the same command goes on; None where it is not known. ``unfinished``
+    says how many samples in flight were kept, too.
     """
 
-    def __init__(self, signal_number: int = signal.SIGINT, name: str | None = None) -> None:
-        super().__init__(signal_number, name)
+    def __init__(self, signal_number: int = signal.SIGINT, name: str | None = None, unfinished: int = 0) -> None:
+        super().__init__(signal_number, name, unfinished)
         self.signal_number = signal_number
         self.name = name
+        self.unfinished = unfinished

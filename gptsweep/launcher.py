@@ -25,6 +25,7 @@ from .errors import Interrupted, SweepError
 from .job import Yaml, run_job_with
 from .progress import Progress
 from .sweep_files import SweepTable, write_report
+from .unfinished import Unfinished
 
 if TYPE_CHECKING:
     from .session import Models
@@ -84,7 +85,7 @@ class FusedSweep:
                 first = planned[0].point
                 score_own(self.directory, self.config.reference, partial(self._models.open, first.model, first.device))
         except Interrupted as stopped:
-            raise Interrupted(stopped.signal_number, self.config.name) from None
+            raise Interrupted(stopped.signal_number, self.config.name, stopped.unfinished) from None
         finally:
             self._configure_log()
             write_report(self.directory)
@@ -110,12 +111,13 @@ class FusedSweep:
             self._table.expect(job.directory, job.overrides, session.wanted_settings(job.point))
         log.info("Launching %d points as one batch", len(jobs))
         outcomes: dict[Path, session.Outcome] = {}
+        unfinished = Unfinished(self.directory)
         token = session.prepared.set(outcomes)
         try:
             with session.Interruption() as interruption:
                 try:
                     with Progress(quiet=self.config.quiet is not False) as progress:
-                        for outcome in session.run_jobs(list(jobs.values()), progress, self._models):
+                        for outcome in session.run_jobs(list(jobs.values()), progress, self._models, unfinished):
                             outcomes[outcome.job.directory] = outcome
                             self._table.settle(outcome.job.directory, outcome.summary, outcome.error)
                 finally:

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
@@ -35,7 +35,7 @@ from . import engine as engine_module
 from .checkpoint import load_weights, open_checkpoint
 from .config import point_from_config
 from .display import get_logger
-from .engine import Engine, OnStep, Workload, out_of_memory, windows_read
+from .engine import Engine, Workload, out_of_memory, windows_read
 from .errors import ConfigError, DeviceError, GptsweepError, Interrupted, ModelError, PromptError, ResultsError
 from .linear import Int8Linear, can_pack, multiplies_in_halves, pack
 from .metrics import METRICS, text_metrics
@@ -50,6 +50,7 @@ from .records import (
     DeviceSettings,
     ModelSource,
     Point,
+    Prefix,
     Prompt,
     Row,
     Sample,
@@ -58,9 +59,10 @@ from .records import (
     point_id,
 )
 from .results import PointWriter, read_manifest, read_samples, summarise
-from .sampling import independent_key
+from .sampling import independent_key, stream_at
 from .threads import SHORT_WAIT, own_count, wait_is_chosen
 from .tokenizer import Tokenizer, completion_text, stop_watch
+from .unfinished import Unfinished
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -338,8 +340,8 @@ class Task:
         """``(prompt_index, sample_index)`` of every sample the point asks for, in the order of the file."""
         return itertools.product(range(len(self.prompts)), range(self.point.sampling.num_samples))
 
-    def row(self, lm: LM, key: tuple[int, int]) -> Row:
-        """The row of one sample."""
+    def row(self, lm: LM, key: tuple[int, int], prefix: Prefix | None = None) -> Row:
+        """The row of one sample, which goes on after ``prefix``."""
         sampling = self.point.sampling
         return Row(
             prompt_ids=self.prompt_ids[key[0]],
@@ -349,6 +351,25 @@ class Task:
             sample_index=key[1],
             eot_id=lm.tokenizer.eot_id,
             new_watch=partial(stop_watch, lm.tokenizer, sampling.stop) if sampling.stop else None,
+            prefix=prefix,
+        )
+
+    def goes_on(self, lm: LM, key: tuple[int, int], prefix: Prefix) -> bool:
+        """Whether ``prefix`` can be what one sample of the point has before it is finished."""
+        sampling, ids = self.point.sampling, prefix.token_ids
+        if key[0] >= len(self.prompts) or (prefix.stream is None) != (sampling.rng == "counter"):
+            return False
+        try:
+            if prefix.stream is not None:
+                stream_at(prefix.stream)
+        except RuntimeError:
+            return False
+        return (
+            len(ids) < sampling.max_new_tokens
+            and max(ids, default=0) < lm.tokenizer.vocab_size
+            and not (sampling.stop_at_eot and lm.tokenizer.eot_id in ids)
+            and not (sampling.stop and any(map(stop_watch(lm.tokenizer, sampling.stop), ids)))
+            and not (sampling.overflow == "stop" and len(self.prompt_ids[key[0]]) + len(ids) > lm.model.config.block_size)
         )
 
     def outcome_key(self, key: tuple[int, int]) -> object:
@@ -394,9 +415,19 @@ def _deciding(sampling: Sampling) -> Sampling:
 Wanted = tuple[Task, tuple[int, int]]
 """A sample of a task, by its ``(prompt_index, sample_index)``."""
 
+Prefixes = Mapping[Task, Mapping[tuple[int, int], Prefix]]
+"""What unfinished samples have so far."""
+
+OnStep = Callable[[engine_module.Progress, Callable[[], Iterator[tuple[Wanted, Prefix]]]], None]
+"""Takes what the engine has done, and a function that tells at any moment what each unfinished sample has."""
+
 
 def generate(
-    lm: LM, tasks: Sequence[Task], wanted: Mapping[Task, Sequence[tuple[int, int]]] | None = None, on_step: OnStep | None = None
+    lm: LM,
+    tasks: Sequence[Task],
+    wanted: Mapping[Task, Sequence[tuple[int, int]]] | None = None,
+    on_step: OnStep | None = None,
+    prefixes: Prefixes | None = None,
 ) -> Iterator[tuple[Task, Sample]]:
     """Run the samples of ``tasks`` in one batched pass, and yield each as it finishes.
 
@@ -405,17 +436,30 @@ def generate(
         tasks: what to run; `_starting_order` says what begins first.
         wanted: the samples to make of each task; None: all.
         on_step: called after each step of the engine.
+        prefixes: what samples go on after.
     """
+    prefixes = prefixes or {}
     deliveries: dict[object, list[Wanted]] = defaultdict(list)
-    for task, key in _starting_order(tasks, wanted):
+    for task, key in _starting_order(tasks, wanted, prefixes):
         deliveries[task.outcome_key(key)].append((task, key))
     outcomes: dict[int, tuple[Row, object]] = {}
+
+    def begun(recipients: Iterable[Wanted]) -> Prefix | None:
+        if not prefixes:
+            return None
+        return next((prefixes[task][key] for task, key in recipients if key in prefixes.get(task, ())), None)
+
+    def tokens_begun(recipients: Iterable[Wanted]) -> int:
+        return 0 if (prefix := begun(recipients)) is None else len(prefix.token_ids)
+
     workload = Workload(
         rows=len(deliveries),
         prompt_tokens=max((len(ids) for task in tasks for ids in task.prompt_ids), default=1),
         row_tokens=max((len(ids) + t.point.sampling.max_new_tokens for t in tasks for ids in t.prompt_ids), default=1),
-        new_tokens=sum(recipients[0][0].point.sampling.max_new_tokens for recipients in deliveries.values()),
-        windows=sum(_windows_read(lm, *recipients[0]) for recipients in deliveries.values()),
+        new_tokens=sum(
+            recipients[0][0].point.sampling.max_new_tokens - tokens_begun(recipients) for recipients in deliveries.values()
+        ),
+        windows=sum(_windows_read(lm, *recipients[0], tokens_begun(recipients)) for recipients in deliveries.values()),
     )
 
     def rows() -> Iterator[Row]:
@@ -423,38 +467,69 @@ def generate(
         while waiting:
             outcome = waiting.popleft()
             task, key = deliveries[outcome][0]
-            row = task.row(lm, key)
+            row = task.row(lm, key, begun(deliveries[outcome]))
             outcomes[id(row)] = row, outcome
             yield row
 
-    for completion in lm.engine.run(rows(), workload, on_step):
+    def step(progress: engine_module.Progress) -> None:
+        def unfinished() -> Iterator[tuple[Wanted, Prefix]]:
+            for row, prefix in progress.unfinished():
+                if id(row) in outcomes:  # else it is being delivered
+                    yield deliveries[outcomes[id(row)][1]][0], prefix
+
+        assert on_step is not None
+        on_step(progress, unfinished)
+
+    for completion in lm.engine.run(rows(), workload, None if on_step is None else step):
         _, outcome = outcomes.pop(id(completion.row))
         for task, key in deliveries.pop(outcome):
             yield task, task.sample(lm, key, completion)
 
 
-def _windows_read(lm: LM, task: Task, key: tuple[int, int]) -> int:
+def _windows_read(lm: LM, task: Task, key: tuple[int, int], begun: int) -> int:
     sampling = task.point.sampling
-    return windows_read(sampling, len(task.prompt_ids[key[0]]), sampling.max_new_tokens, lm.model.config.block_size)
+    return windows_read(sampling, len(task.prompt_ids[key[0]]), sampling.max_new_tokens, lm.model.config.block_size, begun)
 
 
-def _starting_order(tasks: Sequence[Task], wanted: Mapping[Task, Sequence[tuple[int, int]]] | None) -> Iterator[Wanted]:
+def _starting_order(
+    tasks: Sequence[Task], wanted: Mapping[Task, Sequence[tuple[int, int]]] | None, prefixes: Prefixes
+) -> Iterator[Wanted]:
     """Samples in the order in which to start them: of some points that share noise, the same sample beside one another.
 
     Their ids are equal until their settings make a difference, and for so long they are computed once. A stream's samples
-    come one after another instead, those already there included.
+    come one after another instead, those already there included unless a prefix says where the stream is.
     """
     with_noise: dict[int, list[Task]] = defaultdict(list)
+    streams: dict[Task, list[object]] = {}
+    firsts: dict[object, int] = {}
     for task in tasks:
         if task.point.sampling.rng == "counter":
             with_noise[task.noise_key].append(task)
-        elif wanted is None or wanted[task]:
-            yield from ((task, key) for key in task.keys)
+        else:
+            deciding = _deciding(task.point.sampling), task.noise_key
+            streams[task] = [(*deciding, prompt, ids) for prompt, ids in enumerate(task.prompt_ids)]
+            for stream, first in zip(streams[task], _firsts(task, wanted, prefixes.get(task, {})), strict=True):
+                firsts[stream] = min(first, firsts.get(stream, first))
+    for task, each in streams.items():
+        yield from ((task, key) for key in task.keys if key[1] >= firsts[each[key[0]]])
     for alike in with_noise.values():
         for begin in range(0, len(alike), _POINTS_TOGETHER):
             together = alike[begin : begin + _POINTS_TOGETHER]
             some = ((task, key) for task in together for key in (task.keys if wanted is None else wanted[task]))
             yield from sorted(some, key=itemgetter(1))
+
+
+def _firsts(
+    task: Task, wanted: Mapping[Task, Sequence[tuple[int, int]]] | None, prefixes: Mapping[tuple[int, int], Prefix]
+) -> list[int]:
+    """By prompt, the first sample to draw from its stream: the latest that has a prefix, if none before it is wanted."""
+    samples = task.point.sampling.num_samples
+    lowest: dict[int, int] = {}
+    for prompt, sample in task.keys if wanted is None else wanted[task]:
+        lowest[prompt] = min(sample, lowest.get(prompt, sample))
+    latest = dict(sorted(prefixes))
+    begins = [(lowest.get(prompt, samples), latest.get(prompt, 0)) for prompt in range(len(task.prompts))]
+    return [samples if low == samples else last if last <= low else 0 for low, last in begins]
 
 
 # -- rows to run directories -------------------------------------------------------------------------------------------------
@@ -478,16 +553,19 @@ class Outcome:
     error: Exception | None = None
 
 
-def run_jobs(jobs: Sequence[Job], progress: Progress, models: Models | None = None) -> Iterator[Outcome]:
+def run_jobs(
+    jobs: Sequence[Job], progress: Progress, models: Models | None = None, unfinished: Unfinished | None = None
+) -> Iterator[Outcome]:
     """Run jobs, those with the same model and device in one batched pass, and yield each job's outcome as it is settled.
 
     What is on disk already is not made again. An error of one job leaves the others alone; Ctrl-C and SIGTERM end the run
-    between two steps of the engine, with every finished sample on disk.
+    between two steps of the engine, with every finished sample on disk, and what the others have in ``unfinished``.
 
     Args:
         jobs: what to run; those with the same model and device begin as `_starting_order` says.
         progress: shows how far they are.
         models: keeps the last model for the next call; None keeps none.
+        unfinished: where samples that were begun go on from, and are kept; None makes them from their beginning.
 
     Raises:
         Interrupted: the user (or, as SIGTERM, the system) wants it to end.
@@ -505,7 +583,7 @@ def run_jobs(jobs: Sequence[Job], progress: Progress, models: Models | None = No
                 failure = mendable(error, "model", source.name)
                 yield from _without_model(group, failure)
                 continue
-            yield from _Batch(lm, progress, done, interruption).run(group)
+            yield from _Batch(lm, progress, done, interruption, unfinished).run(group)
             del lm  # before the next is loaded: two need not fit
 
 
@@ -551,12 +629,18 @@ class _Done:
 class _Batch:
     """Jobs of one loaded model, on their way to disk."""
 
-    def __init__(self, lm: LM, progress: Progress, done: _Done, interruption: Interruption) -> None:
-        self.lm, self.progress, self.done, self.interruption = lm, progress, done, interruption
+    def __init__(
+        self, lm: LM, progress: Progress, done: _Done, interruption: Interruption, unfinished: Unfinished | None
+    ) -> None:
+        self.lm, self.progress, self.done, self.interruption, self.unfinished = lm, progress, done, interruption, unfinished
         self.jobs: dict[Task, Job] = {}
         self.missing: dict[Task, set[tuple[int, int]]] = {}
         self.fresh: dict[Task, list[Sample]] = defaultdict(list)
         self.broken: dict[Task, Exception] = {}
+        self.readable: set[str] = set()
+        self.restored = False
+        self.prefixes: dict[Task, dict[tuple[int, int], Prefix]] = defaultdict(dict)
+        self.in_flight: Callable[[], Iterable[tuple[Wanted, Prefix]]] = list
         self.writers: OrderedDict[Task, PointWriter] = OrderedDict()
         self.open_points = open_points()
         self.made_by = made_by(lm)
@@ -568,6 +652,7 @@ class _Batch:
         """Settle every job."""
         try:
             yield from self._plan(jobs)
+            self._restore()
             self.done.rows_total += sum(map(len, self.missing.values()))
             try:
                 yield from self._decode(list(self.missing))
@@ -578,6 +663,13 @@ class _Batch:
                 else:
                     yield from [self._failed(task, error) for task in list(self.missing)]
             self._show(0)
+        except BaseException as ended:
+            kept = self._keep()
+            if isinstance(ended, Interrupted):
+                ended.unfinished = kept
+            raise
+        else:
+            self._keep()
         finally:
             while self.writers:
                 self.writers.popitem()[1].__exit__(None, None, None)
@@ -595,6 +687,7 @@ class _Batch:
                 writer = self._writer(task)
                 wanted = set(task.keys)
                 missing = wanted - writer.done
+                self.readable.add(task.point_id)
                 if more := len(writer.done - wanted):
                     log.info("%s has %d samples more than asked for: they stay, and count", job.directory, more)
                 if missing:
@@ -620,11 +713,49 @@ class _Batch:
                 writer.directory, change,
             )  # fmt: skip
 
+    def _restore(self) -> None:
+        """Find what unfinished samples have so far; what cannot be theirs is not trusted."""
+        if self.unfinished is None:
+            return
+        found = self.unfinished.read(self.readable, self.made_by)
+        self.restored = True
+        refused = 0
+        for task in self.missing:
+            for key, prefix in found.get(task.point_id, {}).items():
+                if task.goes_on(self.lm, key, prefix):
+                    self.prefixes[task][key] = prefix
+                else:
+                    refused += 1
+        if refused:
+            log.warning(
+                "%s: %d unfinished samples do not fit their points; they are made from their beginning",
+                self.unfinished.path,
+                refused,
+            )
+        if count := sum(map(len, self.prefixes.values())):
+            log.info("%d unfinished samples go on where they were", count)
+
+    def _keep(self) -> int:
+        """Put what unfinished samples have so far on disk; how many they are."""
+        if self.unfinished is None or not self.restored:
+            return 0
+        self._note()
+        prefixes = {(task.point_id, key): prefix for task, some in self.prefixes.items() for key, prefix in some.items()}
+        self.unfinished.write(prefixes)
+        return len(prefixes)
+
+    def _note(self) -> None:
+        """Take over what samples in flight have."""
+        for (task, key), prefix in self.in_flight():
+            self.prefixes[task][key] = prefix
+
     def _decode(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
         """Make what is missing of these tasks, and settle each when it is whole."""
+        self._note()
+        self.in_flight = list
         self.started, self.tokens_before, self.windows_before = time.perf_counter(), self.done.tokens, self.done.windows
         wanted = {task: sorted(self.missing[task]) for task in tasks}
-        for task, sample in generate(self.lm, tasks, wanted, self._on_step):
+        for task, sample in generate(self.lm, tasks, wanted, self._on_step, self.prefixes):
             yield from self._failures()
             missing = self.missing.get(task, set())
             if sample.key in missing:
@@ -634,6 +765,8 @@ class _Batch:
                 self.progress.show_sample(sample.prompt + sample.completion, sample.key, self._label(task, sample))
                 if not missing:
                     yield self._finished(task)
+            else:
+                self.prefixes[task].pop(sample.key, None)
         self._flush()
         yield from self._failures()
 
@@ -656,13 +789,16 @@ class _Batch:
             except Exception as error:
                 yield self._failed(task, error)
 
-    def _on_step(self, engine: engine_module.Progress) -> None:
+    def _on_step(self, engine: engine_module.Progress, in_flight: Callable[[], Iterable[tuple[Wanted, Prefix]]]) -> None:
+        self.in_flight = in_flight
         self._flush()
         self.done.tokens = self.tokens_before + engine.tokens
         self.done.windows = self.windows_before + engine.windows
         windows_total = self.windows_before + engine.windows_total
         self.progress.expect_windows(self.done.windows, windows_total, engine.window_seconds)
         self._show(engine.rows_in_flight, self.tokens_before + engine.tokens_total if self.done.groups == 1 else None)
+        if self.unfinished is not None and self.unfinished.due:
+            self._keep()
         if isinstance(self.progress.refusal, BrokenPipeError):
             raise Interrupted(_SIGPIPE)  # as `| head` ends any other program
         self.interruption.check()
@@ -688,6 +824,8 @@ class _Batch:
             task, samples = self.fresh.popitem()
             try:
                 self._writer(task).add(samples)
+                for sample in samples:
+                    self.prefixes[task].pop(sample.key, None)
             except ResultsError as error:
                 if disk_full(error):
                     raise
@@ -699,6 +837,7 @@ class _Batch:
         except Exception as error:
             return self._failed(task, error)
         del self.missing[task]
+        self.prefixes.pop(task, None)
         return self._settled(outcome)
 
     def _failed(self, task: Task, error: Exception) -> Outcome:
@@ -933,12 +1072,13 @@ def run_job(cfg: DictConfig, directory: Path) -> float | None:
         samples_each = job.point.sampling.num_samples if alone else None
         try:
             quiet = not alone if cfg.quiet is None else cfg.quiet
+            unfinished = Unfinished(directory)
             with in_directory(HydraConfig.get().runtime.cwd), Progress(quiet=quiet, samples_each=samples_each) as progress:
-                (outcome,) = run_jobs([job], progress)
+                (outcome,) = run_jobs([job], progress, None, unfinished)
             if alone and outcome.error is None:
                 progress.write_rest(stored_texts(directory))
         except Interrupted as stopped:
-            raise Interrupted(stopped.signal_number, cfg.name) from None
+            raise Interrupted(stopped.signal_number, cfg.name, stopped.unfinished) from None
     if outcome.error is not None:
         raise outcome.error
     return None if cfg.objective is None else objective_of(outcome.summary or {}, cfg.objective)

@@ -1,5 +1,7 @@
 """Kills a sweep (SIGKILL) at random moments of its work, runs it again each time, and compares the bytes at the end.
 
+Tokens are counted in memory that outlives the processes: a kill costs those since unfinished samples were last written.
+
 A program of its own: it forks, which a process that has started torch's threads cannot. Prints how it went as JSON.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import random
 import signal
@@ -15,17 +18,40 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from sweeps import samples_of
 
-from gptsweep import session
+from gptsweep import engine, session
 from gptsweep.__main__ import main
+from gptsweep.unfinished import SECONDS, Unfinished
 
-SWEEP = ("-m", "model=resume", "seed=1,2,3", "sampling.top_k=3,null", "sampling.num_samples=3", "sampling.max_new_tokens=8")
+SWEEP = (
+    *("-m", "model=resume", "seed=1,2,3", "sampling.rng=counter,torch", "sampling.num_samples=3"),
+    *("sampling.max_new_tokens=24", "sampling.overflow=rebase"),
+)
+ROWS = 2
+STEPS = 4
+"""So often unfinished samples are written here; a clock of steps stands in for seconds."""
+
+counts = np.frombuffer(mmap.mmap(-1, 16), np.int64)
+"""Steps and tokens of this process and all its children."""
+
+
+def count() -> None:
+    real = engine._Flight.step
+
+    def step(flight: Any) -> Any:
+        finished = real(flight)
+        counts[:] += 1, len(flight.running) + len(finished)
+        return finished
+
+    engine._Flight.step = step  # type: ignore[method-assign]
+    Unfinished.__init__.__defaults__ = (lambda: int(counts[0]) * SECONDS / STEPS,)  # type: ignore[misc]
 
 
 def sweep_here(name: str) -> int:
-    sys.argv = ["gptsweep", *SWEEP, "quiet=true", "device.max_rows=2", "device.threads=1", f"name={name}"]
+    sys.argv = ["gptsweep", *SWEEP, "quiet=true", f"device.max_rows={ROWS}", "device.threads=1", f"name={name}"]
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         return main()
 
@@ -71,10 +97,13 @@ def state(sweep: Path) -> tuple[int, int]:
 def run(kills: int) -> dict[str, int]:
     sweeps = Path("outputs/sweeps")
     torch.set_num_threads(1)  # no pool of threads is started, so that a child has all it needs
+    count()
     assert sweep_here("whole") == 0  # and everything is imported and compiled before the fork
-    seconds = finish(start("timed"))
     whole = samples_of(sweeps / "whole")
     assert len(whole) == 6
+    tokens = int(counts[1])
+    seconds = finish(start("timed"))
+    counts[:] = 0
     chance = random.Random(7)
     done, number = 0, 0
     moments = set()
@@ -91,7 +120,9 @@ def run(kills: int) -> dict[str, int]:
             finish(start(sweep.name))
             assert samples_of(sweep) == whole
             number += 1
-    return {"kills": done, "sweeps": number, "moments": len(moments)}
+    twice = int(counts[1]) - number * tokens
+    assert twice <= done * (STEPS + 1) * ROWS
+    return {"kills": done, "sweeps": number, "moments": len(moments), "tokens": tokens, "twice": twice}
 
 
 if __name__ == "__main__":

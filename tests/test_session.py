@@ -581,9 +581,9 @@ def test_what_finished_before_sigterm_is_kept_and_the_rest_comes_out_the_same(
     counts: list[int] = []
     generate = session.generate
 
-    def watched(lm: LM, tasks: Any, wanted: Any, on_step: Any) -> Any:
+    def watched(lm: LM, tasks: Any, wanted: Any, *rest: Any) -> Any:
         counts.extend(len(keys) for keys in wanted.values())
-        return generate(lm, tasks, wanted, on_step)
+        return generate(lm, tasks, wanted, *rest)
 
     monkeypatch.setattr(session, "generate", watched)
     settle(cut)
