@@ -142,7 +142,7 @@ class Machine:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE"))}
         kept |= {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(self.home), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
         command = [sys.executable, "-c", OPEN, *source]
-        return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=kept | environment, timeout=120)
+        return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=kept | environment, timeout=900)
 
     def error(self, *source: str, **environment: str) -> str:
         """The one line a failed call ends with."""
