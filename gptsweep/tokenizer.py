@@ -402,10 +402,13 @@ def _build(
 
     merges = [(spelt(left), spelt(right)) for left, right in vocabulary.merges]
     made = {left + right for left, right in merges}
+
+    def is_merged(token: str) -> bool:
+        """Whether an added token is one of the vocabulary's own, too; its text need not be spelt as theirs."""
+        return set(token) <= set(alphabet) and (spelt(token) in made or len(token) == 1)
+
     ids = {
-        spelt(token): number
-        for token, number in vocabulary.ids.items()
-        if token not in vocabulary.added or spelt(token) in made or len(spelt(token)) == 1
+        spelt(token): number for token, number in vocabulary.ids.items() if token not in vocabulary.added or is_merged(token)
     }
     for verb, needed in ("make", made), ("take", {part for pair in merges for part in pair}):
         if unknown := needed - set(ids):

@@ -142,6 +142,14 @@ def test_vocab_json_and_merges_txt_give_the_tokens_of_transformers(tmp_path: Pat
         assert_same_tokens(write_files(tmp_path, trained, config), TEXTS)
 
 
+def test_added_tokens_may_stand_in_the_vocabulary_as_they_are_written(tmp_path: Path, trained: dict[str, Any]) -> None:
+    contents = copy.deepcopy(trained)
+    number = len(trained["model"]["vocab"]) + len(FLAGS)
+    contents["added_tokens"].append(trained["added_tokens"][0] | {"id": number, "content": "<日本 >"})
+    contents["model"]["vocab"] |= {token["content"]: token["id"] for token in contents["added_tokens"]}
+    assert_same_tokens(write(tmp_path, contents), [*TEXTS, "a<日本 >b日本"])
+
+
 def test_a_beginning_of_text_is_put_in_front_wherever_the_files_ask_for_it(tmp_path: Path, trained: dict[str, Any]) -> None:
     plain = ours(write(tmp_path, trained))
     cls = {"sep": [END, 0], "cls": [END, 0], "trim_offsets": True, "add_prefix_space": False}
