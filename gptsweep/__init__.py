@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,16 @@ if TYPE_CHECKING:
     from .session import load as load
     from .session import sweep as sweep
 
+    __version__: str
+
 _PLUGIN_PATH = str(Path(__file__).parent / "_plugin_path")
 if _PLUGIN_PATH not in sys.path:  # Hydra looks for launchers in hydra_plugins, wherever on the path that is
     sys.path.append(_PLUGIN_PATH)
+
+if sys.argv[:1] == ["-m"] or Path(*sys.argv[:1]).name == "gptsweep":  # the command, not a program that imports the package
+    from .starting import end_at_once
+
+    end_at_once()
 
 wait_briefly()  # before anything imports torch
 
@@ -44,6 +52,8 @@ __all__ = sorted(_HOMES)
 
 def __getattr__(name: str) -> Any:
     # What needs torch or pandas is imported when it is first used: `--help` and a mistyped key must answer at once.
+    if name == "__version__":
+        return version(__name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)

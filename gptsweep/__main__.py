@@ -14,12 +14,14 @@ import signal
 import sys
 from collections.abc import Sequence
 from functools import partial, partialmethod
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -41,7 +43,18 @@ from .sweep_files import begin_sweep, ending_sweep, note_failure, refresh_sweep,
 
 PROGRAM = sys.argv[0]
 LISTED = 20
-"""Failed points that are told of at the end, at most."""
+"""Different errors of points that are told at the end, at most."""
+_TUNERS = ("Optuna", "Ax", "Nevergrad")
+_PLUGINS = {
+    "optuna": "hydra-optuna-sweeper",
+    "ax": "hydra-ax-sweeper",
+    "nevergrad": "hydra-nevergrad-sweeper",
+    "joblib": "hydra-joblib-launcher",
+    "ray": "hydra-ray-launcher",
+    "submitit_local": "hydra-submitit-launcher",
+    "submitit_slurm": "hydra-submitit-launcher",
+}
+"""Choices of sweepers and launchers that come in packages of their own."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -71,6 +84,7 @@ Quote what the shell would read: 'sampling.stop=["\n\n"]'. In start and sampling
 
 More:
   --cfg job        the config that the same line would run with
+  --version        the version
   --info           where the config comes from
   --config-dir X   a directory with choices of your own
   --hydra-help     Hydra's flags, launchers and sweepers
@@ -202,6 +216,10 @@ def check_sweep(config: DictConfig, loader: PointLoader) -> None:
         ConfigError: a value is wrong, stands twice, or would not show in the names of the points' directories.
         HydraException: an override cannot be composed.
     """
+    sweeper = str(config.hydra.sweeper._target_).rpartition(".")[2]
+    if sweeper.startswith(_TUNERS) and config.objective is None:
+        what = f"{sweeper} tunes by what a run returns; name a column of summary.csv, such as objective=logprob_mean"
+        raise ConfigError("objective", None, what)
     parser = OverridesParser.create(config_loader=loader)
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
     overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task])
@@ -252,8 +270,11 @@ def main() -> int:
         if {"-h", "--help"} & set(arguments):
             write_out(help_text())
             return 0
+        if "--version" in arguments:
+            write_out(f"gptsweep {version('gptsweep')}\n")
+            return 0
         register()
-        sys.argv = ["gptsweep", *from_shell(arguments)]
+        sys.argv = ["gptsweep", *settings_first(from_shell(arguments))]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors then, where it would print pages and exit
         Hydra.get_mode = partialmethod(get_mode, typed=arguments)  # type: ignore[assignment]
         with ending_sweep():
@@ -268,10 +289,14 @@ def main() -> int:
         drop(sys.stdout)
         return 141
     except SweepError as failed:
-        for directory, error in failed.failures[:LISTED]:
-            say(f"{directory}: {told(error)}", error=True)
-        if len(failed.failures) > LISTED:
-            say(f"… and {len(failed.failures) - LISTED:,} more; sweep.csv has them all", error=True)
+        points: dict[str, list[str]] = {}
+        for directory, error in failed.failures:
+            points.setdefault(told(error), []).append(directory)
+        for what, directories in list(points.items())[:LISTED]:
+            others = f" and {len(directories) - 1:,} more" if len(directories) > 1 else ""
+            say(f"{directories[0]}{others}: {what}", error=True)
+        if len(points) > LISTED:
+            say(f"… and {len(points) - LISTED:,} more errors; sweep.csv has them all", error=True)
         say(f"gptsweep: error: {failed}; to retry: {command_line(arguments, failed.name)}", error=True)
         return failed.exit_status
     except (Refused, Exception) as raised:
@@ -285,6 +310,20 @@ def main() -> int:
         if not user_wants_traceback:
             os.environ.pop("HYDRA_FULL_ERROR", None)
     return 0
+
+
+def settings_first(arguments: list[str]) -> list[str]:
+    """``arguments`` with the flags last: argparse takes no settings on both sides of a flag, as in ``name=x -m seed=1,2``."""
+    parser = get_args_parser()
+    settings = parser.parse_intermixed_args(arguments).overrides
+    left = list(settings)
+    flags = []
+    for argument in arguments:
+        if left and argument == left[0]:
+            del left[0]
+        else:
+            flags.append(argument)
+    return [*settings, *flags]
 
 
 def command_line(arguments: list[str], name: str | None) -> str:
@@ -357,6 +396,8 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         hint = "; device.name=cuda:1 names one GPU" if group == "device" else ""
+        if group in ("hydra/sweeper", "hydra/launcher") and choice in _PLUGINS:
+            hint = f"; pip install {_PLUGINS[choice]} adds it"
         return str(ConfigError(group, choice, f"must be one of {', '.join(error.options)}{hint}"))
     if match := re.search(r"To append to your config use \+(.*)|Error merging override (.*)", message, re.DOTALL):
         override = match[1] or match[2]

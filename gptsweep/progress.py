@@ -92,7 +92,8 @@ class Progress:
             for handler in _stream_handlers():
                 handler.setStream(_behind_proxy(handler.stream))
         self._console = None
-        log.info("%s: %s", "done" if error is None else "stopped", self._meter.summary(self._clock()))
+        if self._meter.rows_total:
+            log.info("%s: %s", "done" if error is None else "stopped", self._meter.summary(self._clock()))
 
     def update(
         self,

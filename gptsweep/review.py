@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("path", nargs="+", type=Path, help="a sweep, a run, or a directory of them")
     found.add_argument("--metric", action="append", metavar="NAME[,NAME]", help="the metrics to show")
     found.add_argument(
-        "--sort", metavar="NAME", help="sort by a metric or a setting; a minus in front, --sort=-NAME, turns it round"
+        "--sort", metavar="NAME", help="sort by a metric or a setting; a minus in front, --sort -NAME, turns it round"
     )
     found.add_argument(
         "--where", metavar="CONDITION", help='only points for which it holds, as "temperature < 1 and top_k == 50"'
@@ -101,7 +101,12 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit status: 0, or 2 after a mistake."""
     ready_streams()
-    options = parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for place, word in enumerate(words[:-1]):
+        if word == "--sort" and words[place + 1].startswith("-"):  # a flag, to argparse
+            words[place : place + 2] = [f"--sort={words[place + 1]}"]
+            break
+    options = parser().parse_args(words)
     try:
         review(options)
         sys.stdout.flush()

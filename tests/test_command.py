@@ -128,6 +128,19 @@ def test_info_says_where_the_config_comes_from(run: Run) -> None:
         (["-m", "seed=1,2,1"], "seed=1,2,1: must hold each value once, and at least one"),
         (["-m", "model=glob(x*)"], "model=glob(x*): must hold each value once, and at least one"),
         (
+            ["-m", "hydra/sweeper=optuna", "seed=range(1,5)"],
+            "objective=null: OptunaSweeper tunes by what a run returns; name a column of summary.csv, such as "
+            "objective=logprob_mean",
+        ),
+        (
+            ["hydra/sweeper=ax"],
+            "hydra/sweeper=ax: must be one of basic, optuna; pip install hydra-ax-sweeper adds it",
+        ),
+        (
+            ["sampling.top_k=9223372036854775808"],
+            "sampling.top_k=9223372036854775808: must be below 2**63; null switches it off",
+        ),
+        (
             ["-m", "name=a,b"],
             "name=a,b: takes one value in a sweep, as the directories of points are not named after it",
         ),
@@ -158,6 +171,38 @@ def test_a_sweep_says_where_its_results_are(run: Run, jobs: Jobs, tmp_path: Path
         Path("sampling.top_k=50,seed=1"),
         Path("sampling.top_k=null,seed=1"),
     ]
+
+
+def test_settings_may_stand_on_both_sides_of_a_flag(run: Run, jobs: Jobs) -> None:
+    assert run("name=night", "-m", "seed=1,2").status == 0
+    assert [directory.name for _, directory in jobs] == ["seed=1", "seed=2"]
+
+
+def test_the_version_is_told(run: Run) -> None:
+    assert run("--version") == Ended(0, f"gptsweep {gptsweep.__version__}\n", "")
+
+
+@pytest.mark.parametrize("which", ["hydra/job_logging", "hydra/hydra_logging"])
+@pytest.mark.parametrize("choice", ["disabled", "none"])
+def test_logging_can_be_switched_off(run: Run, jobs: Jobs, which: str, choice: str) -> None:
+    ended = run("name=night", f"{which}={choice}")
+    assert (ended.status, ended.out) == (0, "Results: outputs/runs/night\n")
+
+
+@pytest.mark.parametrize("module", ["hydra", "torch"])
+def test_ctrl_c_while_the_command_starts_is_one_line(tmp_path: Path, module: str) -> None:
+    (tmp_path / module).mkdir()
+    (tmp_path / module / "__init__.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)\nwhile True: pass\n")
+    ended = subprocess.run(
+        [sys.executable, "-m", "gptsweep", "name=x"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (130, "", 1)
+    assert ended.stderr.startswith("gptsweep: stopped")
 
 
 def test_all_points_of_a_sweep_without_a_name_share_one_directory(run: Run, jobs: Jobs) -> None:
@@ -238,9 +283,8 @@ def test_a_sweep_ends_with_the_points_that_failed_and_the_command_that_retries_t
     ended = run("-m", "model=resume", "seed=1,2", "name=night", "start=Good night")
     assert ended.status == 1
     seen = sorted(f"outputs/sweeps/night/{path.name}" for path in Path("outputs/sweeps/night").glob("model*"))
-    assert ended.err.splitlines()[-3:] == [
-        f"{seen[0]}: model.out_dir=out: no such directory",
-        f"{seen[1]}: model.out_dir=out: no such directory",
+    assert ended.err.splitlines()[-2:] == [
+        f"{seen[0]} and 1 more: model.out_dir=out: no such directory",
         "gptsweep: error: 2 of 2 points failed; to retry: "
         "python -m gptsweep -m model=resume seed=1,2 name=night 'start=Good night'",
     ]

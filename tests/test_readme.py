@@ -12,6 +12,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from markdown_it import MarkdownIt
 from model_files import TINY, random_gpt, save_hf, save_meta, save_nanogpt
 
 import gptsweep.__main__
@@ -28,6 +29,21 @@ SMALL = ("sampling.num_samples=1", "sampling.max_new_tokens=8")
 
 def commands() -> list[str]:
     return [text.strip() for language, text in BLOCKS if language == "bash"]
+
+
+def test_every_row_of_a_table_has_the_cells_of_its_head() -> None:
+    html = MarkdownIt("commonmark").enable("table").render((ROOT / "README.md").read_text(encoding="utf-8"))
+    tables = re.findall(r"<table>.*?</table>", html, re.DOTALL)
+    assert len(tables) >= 5
+    assert "<code>&lt;|endoftext|&gt;</code>" in html
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1, table
+
+
+def test_the_licence_is_there() -> None:
+    assert (ROOT / "LICENSE").read_text(encoding="utf-8").startswith("MIT License")
+    assert 'license = "MIT"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,24 @@
+"""Ctrl-C while the command starts: one line and status 130, where an import would end in a page of traceback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+
+def end_at_once() -> None:
+    """Let Ctrl-C end the process, until everything is imported; from then on it raises `KeyboardInterrupt` as usual.
+
+    An import may swallow the exception, or leave modules half made; there is nothing to lose yet.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    if hasattr(sys.modules.get("gptsweep.session"), "run_job"):
+        signal.default_int_handler(number, frame)
+    os.write(2, b"gptsweep: stopped; nothing was begun yet\n")
+    os._exit(128 + number)
