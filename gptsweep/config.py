@@ -19,6 +19,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf, StringNode
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
+    GrammarParseError,
     InterpolationResolutionError,
     MissingMandatoryValue,
     OmegaConfBaseException,
@@ -343,7 +344,7 @@ def from_omegaconf(error: OmegaConfBaseException, value: object) -> ConfigError:
         return unknown_key(key, value)
     if isinstance(error, MissingMandatoryValue):
         return ConfigError(key.removesuffix(".name"), value, "must be given")
-    if isinstance(error, InterpolationResolutionError):
+    if isinstance(error, (InterpolationResolutionError, GrammarParseError)):
         return ConfigError(key, value, rf"{str(error.msg).splitlines()[0]}; write \${{ where no interpolation is meant")
     return ConfigError(key, value, wanted(key) or str(error.msg).splitlines()[0])
 

@@ -93,6 +93,13 @@ def test_every_key_that_holds_text_takes_what_is_typed(run: Run) -> None:
     assert {key for key, hint in keys().items() if hint == str | None} >= {"model.meta", "model.path", "objective", "reference"}
 
 
+@pytest.mark.parametrize("typed", ["${", r"\\${", "${'", "${price}", "a ${ b"])
+def test_what_looks_like_an_interpolation_says_how_to_type_it(run: Run, typed: str) -> None:
+    ended = run(f"start={typed}")
+    assert (ended.status, ended.err.count("\n")) == (2, 1)
+    assert r"write \${ where no interpolation is meant" in ended.err
+
+
 def test_numbers_for_text_in_files_are_refused_with_what_to_write(run: Run, tmp_path: Path) -> None:
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     path = tmp_path / "mine" / "experiment" / "x.yaml"
