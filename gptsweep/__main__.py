@@ -33,7 +33,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from .compose import PointLoader, is_basic_sweeper
+from .compose import PointLoader, for_some_models, is_basic_sweeper
 from .config import CONF_DIR, GROUPS, choices, from_omegaconf, keys, meant, point_from_config, register, unknown_key
 from .display import STDOUT, drop, ready_streams, say, write_out
 from .errors import ConfigError, GptsweepError, Interrupted, SweepError, shown
@@ -372,7 +372,7 @@ def from_shell(arguments: list[str]) -> list[str]:
             near = name if name in keys() else meant(name)
             raise ConfigError(key, value, f"write {near}={value}, without dashes" if near else unknown_key(name, value).wanted)
         ready.append(as_typed(argument, sweeping=sweeping))
-    return ready
+    return for_some_models(ready) if sweeping else ready
 
 
 def explain(error: BaseException, arguments: list[str]) -> str | None:

@@ -15,9 +15,10 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from .config import keys, point_from_config
+from .config import keys, point_from_config, takes
 from .errors import ConfigError
 from .job import JobConfig
 from .records import Point
@@ -63,7 +64,7 @@ class PointLoader(ConfigLoaderImpl):
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: Sequence[str]) -> DictConfig:
         """The config of one point, as Hydra's own loader composes it: to be read, until the next call."""
-        return self._composed(master_config, sweep_overrides, None)
+        return self._composed(master_config, of_its_model(sweep_overrides), None)
 
     def load_job(self, master_config: DictConfig, overrides: Sequence[str], number: int) -> JobConfig:
         """The config of one point with the job's number in it, to keep."""
@@ -99,14 +100,15 @@ class PointLoader(ConfigLoaderImpl):
         _check_apart(planned)
         return planned
 
-    def _plan(self, master_config: DictConfig, overrides: tuple[str, ...], number: int) -> Planned:
-        known = self._planned.get(overrides)
+    def _plan(self, master_config: DictConfig, lines: tuple[str, ...], number: int) -> Planned:
+        known = self._planned.get(lines)
         if known is None or known.number != number:
+            overrides = of_its_model(lines)
             cfg = self._composed(master_config, overrides, number)
             HydraConfig.instance().cfg = cfg  # type: ignore[assignment]  # for ${hydra:…} in the directory
             directory = Path(os.path.abspath(os.path.join(str(cfg.hydra.sweep.dir), str(cfg.hydra.sweep.subdir))))
             known = Planned(overrides, number, point_from_config(cfg), directory, cfg.overwrite)
-            self._planned[overrides] = known
+            self._planned[lines] = known
         return known
 
     def _parse(self, line: str) -> Override:
@@ -150,6 +152,38 @@ class _Base:
         if number != self._number:
             hydra.job.id = hydra.job.num = "???" if number is None else number
             self._number = number
+
+
+def for_some_models(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a sweep over models, with ``++`` before each key that some of the models take and others do not.
+
+    Hydra then composes the points of all of them; `of_its_model` takes it off again.
+    """
+    swept = [argument for argument in arguments if argument.startswith("model=")]
+    try:
+        override = OverridesParser.create().parse_override(swept[-1]) if swept else None
+    except HydraException:  # it is said when the config is composed
+        override = None
+    if override is None or not override.is_discrete_sweep():
+        return list(arguments)
+    models = list(override.sweep_string_iterator())
+
+    def ready(argument: str) -> str:
+        key, equals, _ = argument.partition("=")
+        shared = equals and key.startswith("model.") and len({takes(model, key) for model in models}) == 2
+        return f"++{argument}" if shared else argument
+
+    return [ready(argument) for argument in arguments]
+
+
+def of_its_model(lines: Sequence[str]) -> tuple[str, ...]:
+    """The overrides of one point, of those that `for_some_models` marked the ones alone that its model takes."""
+    chosen = [line.partition("=")[2] for line in lines if line.startswith("model=")]
+    if not chosen:
+        return tuple(lines)
+    marked = {line: line[2:].partition("=")[0] for line in lines if line.startswith("++model.")}
+    kept = (line for line in lines if line not in marked or takes(chosen[-1], marked[line]))
+    return tuple(line.removeprefix("++") if line in marked else line for line in kept)
 
 
 def _is_value(override: Override) -> bool:

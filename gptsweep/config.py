@@ -113,6 +113,12 @@ class Config:
 MODEL_SCHEMAS: dict[str, type[ModelConfig]] = {"resume": ResumeConfig, "hf": HubConfig}
 """The choices of ``model`` that take more keys than the others, by name."""
 
+
+def takes(model: str, key: str) -> bool:
+    """Whether a choice of ``model`` has ``key``, which begins with ``model.``."""
+    return key.removeprefix("model.") in {f.name for f in fields(MODEL_SCHEMAS.get(model, ModelConfig))}
+
+
 CHOICES = {
     "model.name": MODELS,
     "device.dtype": DTYPES,
