@@ -82,7 +82,7 @@ def run_in_pieces(pieces: Iterable[tuple[Engine, int]], rows: Sequence[Row]) -> 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=12)
+@settings(max_examples=10)
 @given(
     st.lists(rows_of_all_kinds(), min_size=1, max_size=9),
     st.lists(st.tuples(st.sampled_from([None, 1, 2, 5]), st.integers(1, 12)), min_size=1, max_size=4),
@@ -101,7 +101,7 @@ def test_rows_interrupted_around_the_end_of_the_context_find_their_window(dtype:
     if overflow != "stop":
         rows += [row(range(length), overflow=overflow, max_new_tokens=45, top_k=None) for length in (25, 50)]
     whole = whole_run(engine_of(dtype), rows)
-    for step in range(1, 44):
+    for step in (*range(1, 10), *range(17, 44, 3)):
         assert run_in_pieces([(engine_of(dtype), step), (engine_of(dtype), 0)], rows) == whole
 
 
@@ -109,7 +109,7 @@ def test_streams_go_on_where_they_were() -> None:
     rows = [row(prompt, key=key, sample_index=i, rng="torch", max_new_tokens=7, temperature=1.3, repetition_penalty=penalty)
             for prompt, key, penalty in (((1, 2), 5, 1.0), ((1, 2), 6, 1.2), ((3,), 5, 1.0)) for i in range(3)]  # fmt: skip
     whole = whole_run(engine_of(), rows)
-    for step in range(1, 22):
+    for step in (1, 2, 7, 8, 13, 15):
         for max_rows in (1, 2, None):
             assert run_in_pieces([(engine_of(max_rows=max_rows), step), (engine_of(), step), (engine_of(), 0)], rows) == whole
 
@@ -219,7 +219,7 @@ def test_ctrl_c_keeps_unfinished_samples_and_makes_no_token_twice(
         ended = run(*command, "name=cut")
         assert ended.status == 130
         kept = len((where / "cut/unfinished.jsonl").read_bytes().splitlines())
-        assert f"gptsweep: stopped, {kept} unfinished samples kept; to go on: python -m" in ended.err or kept == 1
+        assert f"stopped, {kept} unfinished {'sample' if kept == 1 else 'samples'} kept; to go on: python -m" in ended.err
     sampled.stop_at = None
     assert run(*command, "name=cut").status == 0
     assert list(samples_of(where / "cut").values()) == list(samples_of(where / "whole").values())
@@ -341,7 +341,7 @@ def test_what_is_no_file_hangs_nothing(run: Run, place: Path, make: Any) -> None
 def test_a_stop_string_that_began_before_the_interruption_is_found(run: Run, place: Path, sampled: Sampled) -> None:
     settings = (*RUN, "sampling.temperature=1.5", 'sampling.stop=["ab","ba","  "]', "sampling.num_samples=12")
     assert run(*settings, "name=whole").status == 0
-    for steps in range(2, 20, 3):
+    for steps in (2, 5, 7):
         sampled.stop_at = sampled.steps + steps
         run(*settings, "name=n")
     sampled.stop_at = None
