@@ -39,7 +39,10 @@ def open_file(path: str | Path, flags: int, mode: int = 0o666, *, links: bool = 
     Raises:
         OSError: as `os.open`; ELOOP for a symbolic link, EINVAL for what is no regular file.
     """
-    fd = os.open(path, flags | _PLAIN | _NO_WAIT | (0 if links else _NOT_THROUGH), mode, dir_fd=dir_fd)
+    try:
+        fd = os.open(path, flags | _PLAIN | _NO_WAIT | (0 if links else _NOT_THROUGH), mode, dir_fd=dir_fd)
+    except ValueError as error:  # no file can have that name
+        raise FileNotFoundError(errno.ENOENT, str(error), str(path)) from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise OSError(errno.EINVAL, "Not a regular file", str(path))

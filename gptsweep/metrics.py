@@ -206,7 +206,10 @@ def perplexity(samples: Iterable[tuple[float | None, int]]) -> tuple[Outcome, Ou
         return "needs a sample of at least 1 token", "needs a sample of at least 1 token"
     total = sum(tokens for _, tokens in known)
     mean = math.fsum(logprob * tokens for logprob, tokens in known) / total
-    value = math.exp(-mean)
+    try:
+        value = math.exp(-mean)
+    except OverflowError:
+        return "is greater than a number can be", "is greater than a number can be"
     n = len(known)
     if n == 1:
         return value, "needs two samples"

@@ -29,7 +29,7 @@ from .csv_files import csv_rows
 from .files import open_to_read
 from .metrics import METRICS
 from .records import FINISH_REASONS, NANOGPT_FILE, Sampling
-from .results import LOCK, MANIFEST, PARTIAL, SAMPLES, SUMMARY, SWEEP
+from .results import LOCK, MANIFEST, PARTIAL, SAMPLES, SUMMARY, SWEEP, whole
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class PointFiles:
     named: frozenset[str] = frozenset()
     """Columns that were set, as the name of the directory says, though not to which value."""
     unread: bool = False
-    """Whether the directory lies outside of its sweep, as only ``sweep.csv`` says: nothing in it is looked at."""
+    """Whether only ``sweep.csv`` knows the directory, which may lie anywhere: nothing in it is looked at."""
 
     @property
     def name(self) -> str:
@@ -316,9 +316,7 @@ def unseen_points(root: Path, seen: Iterable[PointFiles]) -> Iterator[PointFiles
         if directory not in known and directory != root:
             asked = with_file({key: row[key] for key in setting_names(row)})
             status = "failed" if status == "failed" else "missing"
-            point = PointFiles(directory, root, asked, status=status, error=error, problems=problems)
-            point.unread = not os.path.realpath(directory).startswith(os.path.realpath(root) + os.sep)
-            yield point
+            yield PointFiles(directory, root, asked, status=status, error=error, problems=problems, unread=True)
         elif directory in known and not known[directory].summarised:
             own = {key: value for key, value in known[directory].row.items() if value is not None}
             known[directory].row = own | {key: value for key, value in row.items() if key not in own}
@@ -355,27 +353,6 @@ def loaded(text: bytes) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
-
-
-def whole(sample: Any) -> bool:
-    """Whether every field that is used here is there, with its type."""
-    try:
-        return (
-            type(sample["completion"])
-            is type(sample["prompt"])
-            is type(sample["prompt_id"])
-            is type(sample["finish_reason"])
-            is str
-            and type(sample["prompt_index"]) is type(sample["sample_index"]) is type(sample["prompt_tokens"]) is int
-            and type(sample["seed"]) is int
-            and 0 <= sample["seed"] < 2**64
-            and type(ids := sample["token_ids"]) is list
-            and set(map(type, ids)) <= {int}
-            and max(ids, default=0) < 2**31
-            and {type(sample[f"{name}_mean"]) for name in ("logprob", "sampler_logprob", "entropy")} <= {float, int, type(None)}
-        )
-    except (KeyError, TypeError):
-        return False
 
 
 def read_samples(point: PointFiles) -> list[dict[str, Any]]:

@@ -23,10 +23,9 @@ from .display import get_logger
 from .errors import GptsweepError, ResultsError
 from .files import open_to_read
 from .metrics import STANDARD_ERROR, text_metrics
-from .point_files import whole
 from .prompts import read_reference
 from .records import DTYPES, FINISH_REASONS, MODELS
-from .results import atomic_write, read_manifest, summarise
+from .results import atomic_write, read_manifest, summarise, whole
 
 if TYPE_CHECKING:
     from .frames import Sweep

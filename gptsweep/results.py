@@ -49,6 +49,8 @@ SWEEP = "sweep.csv"
 LOCK = ".lock"
 SWEEP_LOCK = ".sweep.lock"
 TEMPORARY = ".tmp"
+_GREATEST = 1e30
+"""No mean of logarithms comes near it, and its square is still a number."""
 CHECK_DIGITS = 16
 """Hex digits of each line's sha256 kept in the manifest: they tell which lines of a changed file can still be trusted."""
 
@@ -240,12 +242,12 @@ class PointWriter:
         except FileNotFoundError:
             return False
         if "summary_sha256" in manifest:
-            whole = bool(hashlib.sha256(data).hexdigest() == manifest["summary_sha256"])
+            intact = bool(hashlib.sha256(data).hexdigest() == manifest["summary_sha256"])
         else:
-            whole = data.endswith(b"\n") and _counts(data) == [str(manifest.get("lines"))]
-        if not whole:
+            intact = data.endswith(b"\n") and _counts(data) == [str(manifest.get("lines"))]
+        if not intact:
             log.warning("%s was changed after it was finished; it is written again", path)
-        return whole
+        return intact
 
     def _refuse_or_replace(self, owners: set[Any]) -> None:
         """The directory holds something else: an error, unless the user wants it replaced."""
@@ -508,15 +510,44 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         sample = json.loads(line)
-        whole = (
+        usable = (
             sample["sample_id"] == f"{sample['point_id']}-{sample['prompt_index']}-{sample['sample_index']}"
             and sample["completion_tokens"] == len(sample["token_ids"])
             and min(_key(sample)) >= 0
             and "schema_version" in sample
+            and whole(sample)
         )
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return sample if whole else None
+    return sample if usable else None
+
+
+def whole(sample: Any) -> bool:
+    """Whether every field that is used anywhere is there, with its type and in its range."""
+    try:
+        return (
+            type(sample["completion"])
+            is type(sample["prompt"])
+            is type(sample["prompt_id"])
+            is type(sample["finish_reason"])
+            is str
+            and type(prompt := sample["prompt_index"]) is type(index := sample["sample_index"]) is int
+            and 0 <= prompt < 2**63
+            and 0 <= index < 2**63
+            and type(read := sample["prompt_tokens"]) is type(seed := sample["seed"]) is int
+            and 0 <= read < 2**63
+            and 0 <= seed < 2**64
+            and type(ids := sample["token_ids"]) is list
+            and set(map(type, ids)) <= {int}
+            and 0 <= min(ids, default=0) <= max(ids, default=0) < 2**31
+            and sample["completion_tokens"] == len(ids)
+            and all(
+                (mean := sample[name]) is None or (type(mean) in (float, int) and -_GREATEST < mean < _GREATEST)
+                for name in ("logprob_mean", "sampler_logprob_mean", "entropy_mean")
+            )
+        )
+    except (KeyError, TypeError):
+        return False
 
 
 def _key(sample: Mapping[str, Any]) -> Key:

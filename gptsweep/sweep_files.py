@@ -56,7 +56,8 @@ class SweepTable:
         self._columns: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._rows: dict[str, tuple[tuple[str, ...], tuple[Any, ...]]] = {}
         for name, row in _read(directory):
-            if os.path.isdir(directory / name):  # not Path's: it raises for a name that is too long
+            inside = not os.path.isabs(name) and ".." not in Path(name).parts
+            if inside and os.path.isdir(directory / name):  # not Path's: it raises for a name that is too long
                 self._keep(name, row)
         for point, root in point_directories(directory):
             name = self._name(Path(os.path.abspath(point)))
