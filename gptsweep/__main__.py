@@ -135,7 +135,8 @@ class Report(Callback):
             fused = "FusedLauncher" in config.hydra.launcher._target_
             if fused:
                 hydra.config_loader = loader  # it knows the points now
-            begin_sweep(Path(os.path.abspath(config.hydra.sweep.dir)), loader.planned, writes_files=not fused)
+            directory = Path(os.path.abspath(config.hydra.sweep.dir))
+            begin_sweep(directory, loader.planned, writes_files=not fused, show_rows=not config.quiet)
         except Exception as error:
             raise Refused(error) from error
 

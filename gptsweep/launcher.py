@@ -77,6 +77,8 @@ class FusedSweep:
         planned = self.loader.plan(self.config, batch, first_number)
         self._configure_log()
         self.directory.mkdir(parents=True, exist_ok=True)
+        # Another sweeper than Hydra's own does not say which batch is the last.
+        last = is_basic_sweeper(self.config) and first_number + len(planned) >= self.loader.points
         try:
             returns = self._run(planned)
             if self.config.reference and self._models is not None:
@@ -88,7 +90,7 @@ class FusedSweep:
             raise Interrupted(stopped.signal_number, self.config.name, stopped.unfinished) from None
         finally:
             self._configure_log()
-            write_report(self.directory)
+            write_report(self.directory, show_rows=last and not self.config.quiet)
         self._failures += [
             (str(self.directory / os.path.relpath(job.directory, self.directory)), done._return_value)
             for job, done in zip(planned, returns, strict=True)
@@ -96,7 +98,7 @@ class FusedSweep:
         ]
         if not is_basic_sweeper(self.config):
             return returns
-        if self._failures and first_number + len(planned) >= self.loader.points:
+        if self._failures and last:
             raise SweepError(self._failures, self.loader.points, self.config.name)
         return [done for done in returns if done.status is not JobStatus.FAILED]
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -44,6 +46,8 @@ DEFAULT_METRICS = (
     "self_bleu_4",
     "completion_tokens_mean",
 )
+FIRST_ROWS = 8
+"""Rows shown at the end of a sweep."""
 MAX_ROWS = 200
 """Rows of a table on the terminal; CSV and JSON have all."""
 
@@ -356,6 +360,28 @@ def print_sweep(
         if name in names:
             console.print(Text(f"– {METRICS[name].label}: {one_line(reason)}", style="dim"))
     print_effects(console, sweep, names)
+
+
+def print_first_rows(directory: Path, sweep: Sweep) -> None:
+    """At the end of a sweep: its first settings, and the command that shows the rest; beside standard output in a pipe."""
+    keys = [key for key in sweep.swept if key != "seed"]
+    table = sweep.summary
+    number = table.groupby(keys, dropna=False, sort=False).ngroup().to_numpy() if keys else np.zeros(len(table), int)
+    rows = sweep.only(number < FIRST_ROWS).group()
+    terminal = sys.stdout.isatty()
+    console = Console(
+        file=sys.stdout if terminal else sys.stderr,
+        force_terminal=terminal or sys.stderr.isatty(),
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    console.print()
+    print_rows(console, rows, chosen_metrics(sweep, None), [""] * len(rows), "", None, whole=False)
+    more = f"{number.max() + 1 - len(rows):,} more settings, " if number.max() >= len(rows) else ""
+    path = os.path.relpath(directory)
+    command = f"python -m gptsweep.review {shlex.quote(one_line(os.path.abspath(path) if path.startswith('..') else path))}"
+    console.print(Text(f"{more}all metrics, and what each setting does:\n{command}"), soft_wrap=True)
 
 
 def print_rows(

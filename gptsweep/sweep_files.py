@@ -188,13 +188,14 @@ def ending_sweep() -> Iterator[None]:
             _sweeps.reset(token)
 
 
-def begin_sweep(directory: Path, planned: Sequence[Planned], *, writes_files: bool) -> None:
+def begin_sweep(directory: Path, planned: Sequence[Planned], *, writes_files: bool, show_rows: bool) -> None:
     """Take the lock of a sweep until the command ends.
 
     Args:
         directory: of the sweep; made where it is missing.
         planned: its points, as far as they are known.
         writes_files: whether ``sweep.csv`` and ``report.html`` are to be written at the end, as the launcher does not.
+        show_rows: whether the first rows of the review are to be shown then.
 
     Raises:
         ResultsError: another process runs a sweep in the directory.
@@ -204,7 +205,7 @@ def begin_sweep(directory: Path, planned: Sequence[Planned], *, writes_files: bo
         directory.mkdir(parents=True, exist_ok=True)
         stack.enter_context(DirectoryLock(directory, SWEEP_LOCK))
         if writes_files:
-            stack.callback(_finish_sweep, directory, planned)
+            stack.callback(_finish_sweep, directory, planned, show_rows)
 
 
 def note_failure(sweep: Path, point: Path, error: Exception) -> None:
@@ -217,7 +218,7 @@ def note_failure(sweep: Path, point: Path, error: Exception) -> None:
         os.close(fd)
 
 
-def _finish_sweep(directory: Path, planned: Sequence[Planned]) -> None:
+def _finish_sweep(directory: Path, planned: Sequence[Planned], show_rows: bool) -> None:
     from .session import wanted_settings  # late: torch
 
     table = SweepTable(directory)
@@ -229,7 +230,7 @@ def _finish_sweep(directory: Path, planned: Sequence[Planned]) -> None:
             table.fail(Path(failure["directory"]), failure["error"])
     (directory / FAILURES).unlink(missing_ok=True)
     table.close()
-    write_report(directory)
+    write_report(directory, show_rows=show_rows)
 
 
 def require_no_sweep(directory: Path) -> None:
@@ -257,13 +258,23 @@ def told(error: Exception) -> str:
     return str(error) if isinstance(error, GptsweepError) else f"{type(error).__name__}: {error}"
 
 
-def write_report(directory: Path) -> None:
-    """Write ``report.html``; a sweep without a single sample has none, and a page that cannot be made fails no sweep."""
-    from .report import write_report as write  # late: pandas
+def write_report(directory: Path, *, show_rows: bool = False) -> None:
+    """Write ``report.html``; a sweep without a single sample has none, and a page that cannot be made fails no sweep.
+
+    Args:
+        directory: of the sweep.
+        show_rows: whether the first rows of the review are shown, too, and the command that shows the rest.
+    """
+    from .frames import read_sweep  # late: pandas
+    from .report import write_report as write
+    from .review import print_first_rows
 
     if not any(directory.glob(f"**/{MANIFEST}")) and not any(directory.glob(f"**/{PARTIAL}")):
         return
     try:
-        write(directory)
+        sweep = read_sweep(directory)
+        if show_rows:
+            print_first_rows(directory, sweep)
+        write(directory, sweep)
     except Exception as error:
         log.warning("no report.html: %s", told(error), exc_info=not isinstance(error, GptsweepError))

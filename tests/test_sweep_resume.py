@@ -550,3 +550,15 @@ def samples_kept(disk: Path) -> set[bytes]:
     """Every whole line of samples."""
     lines = {line for path in disk.glob("**/samples*.jsonl") for line in path.read_bytes().splitlines(keepends=True)}
     return {line for line in lines if line.endswith(b"}\n")}
+
+
+def test_a_sweep_shows_no_samples_and_ends_with_the_first_rows_and_the_command_for_the_rest(run: Run, place: Path) -> None:
+    sweep = ("-m", "model=resume", "sampling.num_samples=2", "sampling.max_new_tokens=6", "name=n")
+    ended = run(*sweep, f"sampling.temperature={','.join(str(1 + step / 10) for step in range(12))}", "seed=1,2")
+    assert (ended.status, ended.out) == (0, "Results: outputs/sweeps/n\n"), "what programs read holds nothing else"
+    assert re.search(r"# +temperature +samples +Perplexity", ended.err)
+    assert re.search(r"^7 +1.7 +4 ", ended.err, re.MULTILINE)
+    assert "\n8 " not in ended.err
+    assert "4 more settings" in ended.err
+    assert "\npython -m gptsweep.review outputs/sweeps/n\n" in ended.err
+    assert "gptsweep.review" not in run(*sweep, "seed=1,2", "quiet=true").err
