@@ -167,7 +167,9 @@ def load(
     if not isinstance(model, (str, os.PathLike)):
         raise ModelError("model", model, f"must be a directory, or one of {', '.join(MODELS)}")
     name = os.fspath(model)
-    if file != NANOGPT_FILE or (Path(name) / file).exists():
+    directory = Path(name)
+    saved = (directory / file).exists() or (any(directory.glob("*.pt")) and not (directory / "config.json").exists())
+    if file != NANOGPT_FILE or saved:
         source = ModelSource(name="resume", out_dir=name, meta=meta, file=file)
     elif name in ("resume", "hf") or Path(name).is_dir() or "/" in name:
         source = ModelSource(name="hf", path=name)

@@ -50,6 +50,8 @@ def test_which_of_many_checkpoints_is_a_setting(run: Run) -> None:
     Path("out/ckpt.pt").unlink()
     ended = run("model=resume", "name=r")
     assert "model.file=ckpt.pt: is not in out; there: ckpt_1000.pt, ckpt_500.pt" in ended.err
+    with pytest.raises(gptsweep.ModelError, match=r"there: ckpt_1000\.pt, ckpt_500\.pt"):
+        gptsweep.load("out")
 
 
 @pytest.mark.parametrize(
