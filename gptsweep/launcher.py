@@ -118,7 +118,7 @@ class FusedSweep:
         try:
             with session.Interruption() as interruption:
                 try:
-                    with Progress(quiet=self.config.quiet is not False) as progress:
+                    with Progress(quiet=self.config.quiet is not False, live_text=self.config.quiet is None) as progress:
                         for outcome in session.run_jobs(list(jobs.values()), progress, self._models, unfinished):
                             outcomes[outcome.job.directory] = outcome
                             self._table.settle(outcome.job.directory, outcome.summary, outcome.error)

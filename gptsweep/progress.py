@@ -14,7 +14,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import IO, Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.file_proxy import FileProxy
 from rich.progress import BarColumn, ProgressColumn, Task
 from rich.progress import Progress as Bar
@@ -34,6 +34,7 @@ SPEED_SECONDS = 10.0
 SPEED_INTERVAL = 0.25
 """The speed is measured over at least so many seconds."""
 
+TEXT_SECONDS = 0.25
 LOG_SECONDS = 10.0
 LONGEST_LOG_SECONDS = 300.0
 
@@ -49,6 +50,7 @@ class Progress:
     Args:
         quiet: show no samples.
         samples_each: samples of each prompt of the only point: into a pipe they go in their order. None: as they finish.
+        live_text: show below the bar one line of text that is being made.
         stream: where to show, a terminal or not; None: standard output and error as they are on enter.
         clock: seconds from anywhere, never going back.
     """
@@ -58,11 +60,13 @@ class Progress:
         *,
         quiet: bool = False,
         samples_each: int | None = None,
+        live_text: bool = False,
         stream: IO[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.quiet = quiet
         self.samples_each = samples_each
+        self.live_text = live_text
         self.refusal: OSError | None = None
         """Why standard output takes no more samples: BrokenPipeError where its reader has gone."""
         self._held: dict[tuple[int, int], str] = {}
@@ -71,7 +75,8 @@ class Progress:
         self._clock = clock
         self._meter = Meter(started=clock())
         self._console: Console | None = None
-        self._bar: Bar | None = None
+        self._bar: _Bar | None = None
+        self._text_at = 0.0
         self._log_at = 0.0
 
     def __enter__(self) -> Progress:
@@ -171,6 +176,17 @@ class Progress:
                 prompt, sample = self._next
                 self._next = (prompt, sample + 1) if sample + 1 < (self.samples_each or 0) else (prompt + 1, 0)
 
+    @property
+    def text_due(self) -> bool:
+        """Whether it is time for a `show_text`: a few times a second, where there is a bar and it is wanted."""
+        return self.live_text and self._bar is not None and self._clock() >= self._text_at
+
+    def show_text(self, text: str) -> None:
+        """Show the end of a text that is being made, on one line below the bar."""
+        if self._bar is not None and self._console is not None:
+            self._text_at = self._clock() + TEXT_SECONDS
+            self._bar.text = printable(one_line(text[-500:]), self._console.encoding)[1 - self._console.width :]
+
     def write_rest(self, samples: Iterable[tuple[tuple[int, int], str]]) -> None:
         """Write those samples of a finished run that standard output does not have yet: what was on disk before, and so on.
 
@@ -208,9 +224,10 @@ class Progress:
 
     def _start_bar(self, console: Console) -> None:
         meter, clock = self._meter, self._clock
-        self._bar = Bar(
-            _Fraction(meter, bar_width=24),
-            _Line(meter, clock),
+        bar = 24 if console.width >= 110 else 10
+        self._bar = _Bar(
+            _Fraction(meter, bar_width=bar),
+            _Line(meter, clock, console.width - bar - 1),
             console=console,
             transient=True,
             refresh_per_second=4,
@@ -364,6 +381,17 @@ class Meter:
         return now - (self.started if self._since is None else self._since)
 
 
+class _Bar(Bar):
+    """The bar, and below it a line of text."""
+
+    text = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.text:
+            yield Text(self.text, style="dim", no_wrap=True, overflow="ellipsis")
+
+
 class _Fraction(BarColumn):
     """The bar, filled from the meter at each refresh rather than at each update."""
 
@@ -377,15 +405,19 @@ class _Fraction(BarColumn):
 
 
 class _Line(ProgressColumn):
-    """The counts beside the bar."""
+    """The counts beside the bar: those that fit, whole."""
 
-    def __init__(self, meter: Meter, clock: Callable[[], float]) -> None:
+    def __init__(self, meter: Meter, clock: Callable[[], float], width: int) -> None:
         super().__init__()
         self._meter = meter
         self._clock = clock
+        self._width = width
 
     def render(self, task: Task) -> Text:
-        return Text(self._meter.line(self._clock()), no_wrap=True, overflow="ellipsis")
+        parts = self._meter.line(self._clock()).split(", ")
+        while len(", ".join(parts)) > self._width and len(parts) > 2:
+            del parts[1]
+        return Text(", ".join(parts), no_wrap=True, overflow="ellipsis")
 
 
 def printable(text: str, encoding: str = "utf-8") -> str:

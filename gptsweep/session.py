@@ -799,6 +799,10 @@ class _Batch:
         windows_total = self.windows_before + engine.windows_total
         self.progress.expect_windows(self.done.windows, windows_total, engine.window_seconds)
         self._show(engine.rows_in_flight, self.tokens_before + engine.tokens_total if self.done.groups == 1 else None)
+        if self.progress.text_due:
+            for (task, key), prefix in itertools.islice(in_flight(), 1):
+                text = task.prompts[key[0]].text[-80:] + self.lm.tokenizer.decode(prefix.token_ids[-80:])
+                self.progress.show_text(text)
         if self.unfinished is not None and self.unfinished.due:
             self._keep()
         if isinstance(self.progress.refusal, BrokenPipeError):

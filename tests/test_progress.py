@@ -309,3 +309,30 @@ def test_what_goes_to_a_file_still_does_while_there_is_a_bar(monkeypatch):
     with Progress(stream=terminal):
         print("a warning", file=sys.stderr)
     assert errors.getvalue() == "a warning\n"
+
+
+def test_a_sweep_shows_a_line_of_text_a_few_times_a_second():
+    terminal, clock = Terminal(), Clock()
+    with Progress(quiet=True, live_text=True, stream=terminal, clock=clock) as progress:
+        due = 0
+        for step in range(100):
+            clock.now += 0.01
+            if progress.text_due:
+                due += 1
+                progress.show_text(f"ROMEO:\x1b]0;owned\x07\nstep {step}")
+        assert 3 <= due <= 5
+    assert r"ROMEO:\x1b]0;owned\x07\nstep" in terminal.getvalue()
+    with Progress(live_text=True, stream=io.StringIO()) as progress:
+        assert not progress.text_due
+
+
+@pytest.mark.parametrize(("columns", "shown"), [(60, "3/8 rows, 2,000 tokens/s, 0:00:05 left"), (40, "3/8 rows, 0:00:05 left")])
+def test_a_narrow_terminal_has_fewer_counts_beside_the_bar_but_whole_ones(monkeypatch, columns, shown):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    terminal, clock = Terminal(), Clock()
+    with Progress(stream=terminal, clock=clock) as progress:
+        progress.update(rows_done=3, rows_total=8, rows_in_flight=5, points_total=4, tokens=0, tokens_total=12_000)
+        clock.now += 1
+        progress.update(tokens=2_000)
+    assert shown in terminal.getvalue()
+    assert "…" not in terminal.getvalue()
