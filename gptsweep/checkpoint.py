@@ -11,11 +11,16 @@ import json
 import math
 import os
 import re
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import torch
 from torch import nn
@@ -40,6 +45,9 @@ GPT2_PADDED_VOCAB = 50304
 
 PADDING = 128
 """A checkpoint's vocabulary that is larger than its tokenizer's by this or more is not padded, but another one."""
+
+PROBE_SECONDS = 2.0
+"""How long to try for a first connection to the hub."""
 
 _HEAD, _EMBEDDING = "lm_head.weight", "transformer.wte.weight"
 _GREATEST_SIZE = 2**31 - 1
@@ -302,16 +310,24 @@ class HubFiles:
         self.unreachable: str | None = None
         self._repo = repo
         self._hub = _hub()
+        constants = self._hub.constants
+        # The library tries five times with longer and longer waits: right for a hub that stumbles, half a minute for none.
+        self._down = None if constants.HF_HUB_OFFLINE else _no_connection(constants.ENDPOINT)
 
     def find(self, name: str) -> Path | None:
         errors = self._hub.errors
         try:
-            return Path(self._hub.hf_hub_download(self._repo, name, library_name="gptsweep"))
+            fetched = self._hub.hf_hub_download(
+                self._repo, name, library_name="gptsweep", local_files_only=self._down is not None
+            )
+            return Path(fetched)
         except errors.LocalEntryNotFoundError as error:
             if self._hub.try_to_load_from_cache(self._repo, name) is self._hub._CACHED_NO_EXIST:
                 return None  # the hub said so when it was last asked
             offline = self._hub.constants.HF_HUB_OFFLINE
-            self.unreachable = "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({_cause(error)})"
+            self.unreachable = (
+                "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({self._down or _cause(error)})"
+            )
             return None
         except errors.EntryNotFoundError:
             return None
@@ -341,11 +357,38 @@ class HubFiles:
         return ModelError(self.key, self.value, what)
 
 
+def _no_connection(endpoint: str) -> str | None:
+    """Why no connection to ``endpoint`` can be made within two seconds; None where one can, or a proxy stands between."""
+    url = urlsplit(endpoint)
+    host, port = url.hostname or "", url.port or (80 if url.scheme == "http" else 443)
+    if getproxies().get(url.scheme) and not proxy_bypass(host):
+        return None
+    found: list[str | None] = []
+
+    def connect() -> None:
+        until = time.monotonic() + PROBE_SECONDS
+        while not found:
+            try:
+                with socket.create_connection((host, port), timeout=PROBE_SECONDS):
+                    found.append(None)
+            except OSError as error:
+                if time.monotonic() + 0.2 > until:
+                    found.append(f"{type(error).__name__}: {error}")
+                else:
+                    threading.Event().wait(0.2)
+
+    thread = threading.Thread(target=connect, daemon=True)  # looking a name up knows no time limit
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    return found[0] if found else "no answer"
+
+
 def _hub() -> Any:
     """The hub library, with its telemetry off."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # Imported late: it costs a quarter of a second that only models from the hub need, and reads its settings at import.
     import huggingface_hub
+    import huggingface_hub.constants
     import huggingface_hub.errors
 
     return huggingface_hub

@@ -29,7 +29,7 @@ from typing import Any, BinaryIO
 
 from .csv_files import csv_bytes, csv_rows
 from .display import get_logger
-from .errors import ResultsError
+from .errors import ResultsError, shown
 from .files import open_file, open_to_read
 from .origins import ORIGINS, Origins
 from .records import ENGINE_VERSION, FINISH_REASONS, SCHEMA_VERSION, Sample
@@ -80,6 +80,7 @@ class PointWriter:
         point_id: the id that every sample carries.
         overwrite: replace the samples of another point. They stay until the first sample of this one is there.
         made_by: what decides the bits of samples that are added, by name; kept for each part of the samples.
+        settings: of the point, by the names a user types; named in the error where the directory holds another point.
 
     Raises:
         ResultsError: on enter, where another process holds the directory, it holds another point, or it cannot be
@@ -87,10 +88,17 @@ class PointWriter:
     """
 
     def __init__(
-        self, directory: Path, point_id: str, *, overwrite: bool = False, made_by: Mapping[str, Any] | None = None
+        self,
+        directory: Path,
+        point_id: str,
+        *,
+        overwrite: bool = False,
+        made_by: Mapping[str, Any] | None = None,
+        settings: Mapping[str, object] | None = None,
     ) -> None:
         self.directory = Path(directory)
         self.point_id = point_id
+        self.settings = settings or {}
         self.overwrite = overwrite
         self.complete = False
         self._places: dict[Key, _Place] = {}
@@ -253,14 +261,24 @@ class PointWriter:
         """The directory holds something else: an error, unless the user wants it replaced."""
         if not self.overwrite:
             other = next(iter(owners - {self.point_id}))
-            what = (
-                "samples that are not this version's" if other is None else f"another point ({other}, this is {self.point_id})"
-            )
+            what = "samples that are not this version's"
+            if other is not None:
+                what = f"another point ({self._differing(other) or f'{other}, this is {self.point_id}'})"
             raise ResultsError(
                 "name", str(self.directory), f"holds {what}; give another name, or overwrite=true to replace what is there"
             )
         self._places.clear()
         self._replaces = True
+
+    def _differing(self, other: str) -> str:
+        """The settings that the point in the directory does not share with this one, with both values, as far as is known."""
+        lines = (line for name in (SAMPLES, PARTIAL) for _, line in _scan(self.directory / name))
+        samples = (sample for sample in map(_parse, lines) if sample is not None and sample["point_id"] == other)
+        there = {**(read_manifest(self.directory) or {}), **next(samples, {})}
+        names = {"start": "prompt"}
+        pairs = ((key, there.get(names.get(key, key.rpartition(".")[2]), here), here) for key, here in self.settings.items())
+        differing = [f"{key}={shown(was)[:80]} there and {shown(here)[:80]} here" for key, was, here in pairs if was != here]
+        return ", ".join(differing[:3])
 
     def _report(self, manifest: dict[str, Any] | None, intact: bool, damaged: Mapping[str, list[int]]) -> None:
         if manifest is not None and not intact:

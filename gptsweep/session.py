@@ -881,7 +881,13 @@ class _Batch:
             if len(self.writers) >= self.open_points:
                 self.writers.popitem(last=False)[1].__exit__(None, None, None)
             job = self.jobs[task]
-            writer = PointWriter(job.directory, task.point_id, overwrite=job.overwrite, made_by=self.made_by)
+            writer = PointWriter(
+                job.directory,
+                task.point_id,
+                overwrite=job.overwrite,
+                made_by=self.made_by,
+                settings=deciding_settings(self.lm, task),
+            )
             self.writers[task] = writer.__enter__()
         self.writers.move_to_end(task)
         return self.writers[task]
@@ -954,6 +960,22 @@ def settings_of(point: Point, *, dtype: str, device: str) -> dict[str, object]:
         **point.sampling.as_json(),
         "dtype": dtype,
         "device": device,
+    }
+
+
+def deciding_settings(lm: LM, task: Task) -> dict[str, object]:
+    """What decides the tokens of a point, by the names a user types."""
+    point = task.point
+    return {
+        "model": point.model.name,
+        "start": task.prompts[0].text if task.prompts else point.start,
+        "seed": point.seed,
+        **{f"sampling.{name}": value for name, value in point.sampling.as_json().items()},
+        "device.dtype": lm.dtype,
+        "device": lm.device_type,
+        "device.compile": point.device.compile,
+        "weights": lm.fingerprint,
+        "tokenizer": lm.tokenizer.fingerprint,
     }
 
 

@@ -202,6 +202,8 @@ def test_without_network_the_error_says_how_to_fetch_beforehand(hub: Hub, machin
     hub.shutdown()
     hub.server_close()
     line = machine.error("gpt2-medium")
+    assert hub.requests == []
+    assert "ConnectionRefusedError" in line, "the library, and its retries, were not asked"
     repo = "openai-community/gpt2-medium"
     assert line.startswith(f"model=gpt2-medium: config.json of {repo} is not in the cache and the hub cannot be reached (")
     assert f"hf download {repo} --include '*.json' '*.safetensors' merges.txt --local-dir gpt2-medium; then use:" in line

@@ -601,3 +601,17 @@ def test_an_objective_is_a_number_of_the_summary() -> None:
     require_objective(None)
     with pytest.raises(ConfigError, match=r"objective=perplexitty: must be one of .*logprob_mean"):
         require_objective("perplexitty")
+
+
+def test_a_directory_that_holds_another_point_names_the_setting_that_differs(out_dir: Path, tmp_path: Path) -> None:
+    source, device = ModelSource(name="resume", out_dir=str(out_dir)), DeviceSettings(name="cpu")
+
+    def run_with(seed: int, **sampling: Any) -> Outcome:
+        settings = Sampling(num_samples=1, max_new_tokens=2, **sampling)
+        point = Point(model=source, device=device, sampling=settings, start="A", seed=seed)
+        (outcome,) = run_jobs([Job(point, tmp_path / "x")], Progress(quiet=True))
+        return outcome
+
+    assert run_with(1, temperature=0.5).error is None
+    assert "another point (sampling.temperature=0.5 there and 0.7 here)" in str(run_with(1, temperature=0.7).error)
+    assert "another point (seed=1 there and 2 here)" in str(run_with(2, temperature=0.5).error)
