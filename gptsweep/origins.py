@@ -61,7 +61,7 @@ class Origins:
     def change(self) -> str:
         """In which ways samples from now on are made otherwise than those that are there; empty where none is known."""
         told = {
-            f"{name} {part['made_by'][name]}, now {value}": None
+            f"{name} {_shown(part['made_by'][name])}, now {_shown(value)}": None
             for part in self.parts
             for name, value in (self.now or {}).items()
             if part["made_by"].get(name, value) != value
@@ -75,6 +75,10 @@ class Origins:
         ways = [part["made_by"] for part in self.parts]
         alike = all(known.setdefault(name, value) == value for way in ways for name, value in way.items())
         return alike and all(way.get("promise", True) for way in ways)
+
+
+def _shown(value: object) -> object:
+    return "none" if value == "" else value
 
 
 def _load(path: Path) -> Any:

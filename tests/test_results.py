@@ -207,8 +207,8 @@ def test_raising_num_samples_makes_only_the_further_ones_and_keeps_the_earlier_l
 # What made which samples
 
 
-HERE = {"torch": "2.13.0", "instructions": "avx2", "promise": True}
-THERE = {"torch": "2.13.0", "instructions": "avx2 avx512_f", "promise": True}
+HERE = {"torch": "2.13.0", "instructions": "avx2", "limits": "", "promise": True}
+THERE = {"torch": "2.13.0", "instructions": "avx2 avx512_f", "limits": "", "promise": True}
 
 
 def made(directory: Path, count: int, by: dict[str, Any] | None, stop: bool = False) -> str:
@@ -244,6 +244,11 @@ def test_samples_of_one_kind_of_machine_are_one_part_however_often_it_was_stoppe
     assert read_manifest(tmp_path)["parts"] == [{"samples": None, "made_by": HERE}]
     assert read_manifest(tmp_path)["promise"] is True
     assert read_manifest(tmp_path)["line_sha256"]
+
+
+def test_a_limit_that_was_set_in_between_is_told(tmp_path):
+    made(tmp_path, 2, HERE)
+    assert made(tmp_path, 3, HERE | {"limits": "ONEDNN_MAX_CPU_ISA=SSE41"}) == "limits none, now ONEDNN_MAX_CPU_ISA=SSE41"
 
 
 def test_a_part_without_the_promise_takes_it_from_the_whole(tmp_path):
