@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -17,6 +18,7 @@ import pytest
 from made_sweep import VOCABULARY, made_samples, write_point, write_sweep
 
 from gptsweep.frames import read_sweep
+from gptsweep.reference import Reference
 from gptsweep.report import data as report_data
 from gptsweep.report import page, write_report
 
@@ -331,6 +333,75 @@ def test_the_page_has_the_means_of_the_review_whatever_is_left_open(browser: Any
             mean, error, n = re.findall(r"([\d.]+) ± ([\d.]+), n = (\d+)", cell.get_attribute("aria-label"))[0]
             assert (float(mean), float(error)) == pytest.approx((row["perplexity"], row["perplexity_se"]), rel=5e-3, abs=6e-3)
             assert int(n) == row["perplexity_n"] == 12
+
+
+@pytest.mark.parametrize("goal", [2000.0, 0.001])
+def test_a_reference_far_away_flattens_no_curve(browser: Any, sweep_dir: Path, goal: float) -> None:
+    def height(seen: Any, plot: str) -> float:
+        return float(
+            seen.evaluate(f"""(() => {{ const at = [...document.querySelectorAll('{plot} .dot')]
+            .map((dot) => {{ const box = dot.getBoundingClientRect(); return box.y + box.height / 2; }});
+            return Math.max(...at) - Math.min(...at); }})()""")
+        )
+
+    sweep, path = read_sweep(sweep_dir), sweep_dir / "report.html"
+    near = Reference({"perplexity": 5.0, "diversity": 0.9}, "FILE:near.txt")
+    with Visit(browser, write_report(sweep_dir, sweep, near)) as seen:
+        assert "reference text 5.00" in seen.locator("#curve").inner_text()
+        heights = height(seen, "#curve"), height(seen, "#scatter")
+        assert seen.locator("#curve .ref").count() == 1
+    with Visit(
+        browser, write_report(sweep_dir, sweep, Reference({"perplexity": goal, "diversity": 0.9}, "FILE:far.txt"))
+    ) as seen:
+        assert "reference text" in seen.locator("#curve").inner_text()
+        assert seen.locator("#curve .ref").count() == 0
+        assert height(seen, "#curve") > 0.6 * heights[0]
+        assert height(seen, "#scatter") > 0.6 * heights[1]
+    assert write_report(sweep_dir) == path
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_lines_are_told_apart_and_named(browser: Any, tmp_path: Path, scheme: str) -> None:
+    write_sweep(tmp_path / "s", temperature=(0.2, 0.9), top_k=range(2, 42), seed=[1], num_samples=1, words=5)
+    with Visit(browser, write_report(tmp_path / "s"), "#x=temperature&y=top_k", color_scheme=scheme) as seen:
+        looks = seen.evaluate("""[...document.querySelectorAll('#curve g:has(> .dot)')].map((one) => {
+            const line = one.querySelector('.line'), dot = one.querySelector('.dot');
+            return [getComputedStyle(line).stroke, line.getAttribute('stroke-dasharray'),
+                dot.tagName + (dot.getAttribute('d') || '').replace(/[^A-Z]/g, '')]; })""")
+        lines = [tuple(look) for look in looks]
+        assert len(set(lines)) == len(lines) == 40
+        colours = [[int(part) for part in re.findall(r"\d+", colour)[:3]] for colour, *_ in lines[:8]]
+        assert min(math.dist(a, b) for a, b in itertools.combinations(colours, 2)) > 50
+        names = seen.locator("#curve text").all_text_contents()
+        assert {str(top_k) for top_k in range(2, 42)} <= set(names)
+
+
+def test_titles_and_labels_say_what_differs(browser: Any, tmp_path: Path) -> None:
+    long = [f"/home/someone/experiments/nanogpt/{name}/out-shakespeare-char" for name in ("dropout-a", "dropout-b")]
+    for number, (out_dir, temperature) in enumerate(itertools.product(long, (0.5, 1.0))):
+        samples = made_samples(temperature=temperature, top_k=5, seed=1, model=out_dir, num_samples=2)
+        write_point(tmp_path / "s" / f"{number}", samples, model="resume", out_dir=out_dir)
+    with Visit(browser, write_report(tmp_path / "s"), "#points=0,1") as seen:
+        titles = [seen.locator(".column select").nth(at).evaluate("e => e.selectedOptions[0].text") for at in (0, 1)]
+        assert len(set(titles)) == 2
+        assert all("dropout-" in title and len(title) < 40 and "temperature" not in title for title in titles)
+        assert "all columns temperature 0.5" in seen.locator("#place").inner_text()
+        for labels in (seen.locator(".heat tbody th"), seen.locator(".points tbody th")):
+            found = {text for text in labels.all_inner_texts() if "/" in text or "dropout" in text or "-" in text}
+            assert len(found) in (0, 2)
+
+
+def test_a_failed_point_is_no_column(browser: Any, tmp_path: Path) -> None:
+    root = write_sweep(tmp_path / "s", temperature=[0.5, 0.7], top_k=[5], seed=[1])
+    (root / "sweep.csv").write_text(
+        "temperature,top_k,seed,status,error,directory\n" + "".join(f"{t},5,1,failed,boom,x{t}\n" for t in (0.1, 0.2, 0.6, 1.5))
+    )
+    with Visit(browser, write_report(root)) as seen:
+        assert seen.locator(".column").count() == 2
+        assert seen.locator(".column .empty").count() == 0
+        seen.locator(".column header button").first.click()
+        seen.click("#more")
+        assert seen.locator(".column .empty").count() == 0
 
 
 @pytest.mark.parametrize("word", ["__proto__", "constructor", "toString", "-__proto__", "-1", "1e9", "NaN", "%", "<b>"])

@@ -7,6 +7,7 @@ const $ = (id) => document.getElementById(id);
 const byName = Object.assign(Object.create(null), Object.fromEntries(metrics.map((metric) => [metric.name, metric])));
 const count = groups.at.length;
 const every = Array.from({ length: count }, (_, g) => g);
+const withText = new Set(samples.group), readable = every.filter((g) => withText.has(g) || !withText.size);
 
 /* ---------- small tools ---------- */
 
@@ -46,9 +47,39 @@ function showLike(name, value, like) {
   return value.toFixed(Math.min(6, decimals)).replace("-", "\u2212");
 }
 const signed = (name, value) => (value > 0 ? "+" : "") + showOf(name, value);
-const label = (key, place) => keys[key].labels[place];
 const short = (text, most = 28) => (text = JSON.stringify(text).slice(1, -1)).length > most ? text.slice(0, most - 1) + "…" : text;
-const groupName = (g) => keys.map((key, k) => `${key.name} ${short(label(k, groups.at[g][k]))}`).join(" · ") || "this run";
+/** The values of a setting in at most so many characters each, and still all different: what all begin and end with is left out. */
+const briefs = new Map();
+function brief(k, place, most = 28) {
+  const id = k + "/" + most;
+  if (!briefs.has(id)) {
+    const texts = keys[k].labels.map((text) => JSON.stringify(text).slice(1, -1)), long = texts.filter((text) => text.length > most);
+    const edge = (at) => { // what all long ones share, up to the last mark between words
+      let n = 0;
+      while (long.length > 1 && n < at(long[0]).length && long.every((text) => at(text)[n] === at(long[0])[n])) n++;
+      while (n > 0 && /[\p{L}\p{N}]/u.test(at(long[0])[n - 1])) n--;
+      return n;
+    };
+    const start = edge((text) => text), end = edge((text) => [...text].reverse().join(""));
+    const found = texts.map((text) => {
+      if (text.length <= most) return text;
+      const from = start > 3 ? start : 0, to = end > 3 && start + end < text.length ? text.length - end : text.length, room = most - 1 - (to < text.length);
+      const rest = text.slice(from, to);
+      if (rest.length > room) return rest.slice(0, Math.ceil(most / 2) - 1) + "…" + rest.slice(-Math.floor(most / 2));
+      const wider = Math.max(0, to - room); // as much of what comes before as there is room for
+      return (wider ? "…" : "") + text.slice(wider, to) + (to < text.length ? "…" : "");
+    });
+    briefs.set(id, found.map((text, i) => (found.indexOf(text) === found.lastIndexOf(text) ? text : `${text} (${i + 1})`)));
+  }
+  return briefs.get(id)[place];
+}
+const nameBy = (g, chosen) => chosen.map((k) => `${keys[k].name} ${brief(k, groups.at[g][k])}`).join(" · ");
+const groupName = (g) => nameBy(g, keys.map((_, k) => k)) || "this run";
+/** The settings in which the points in the columns differ; all of them where there is nothing to tell apart. */
+function differing() {
+  const found = keys.map((_, k) => k).filter((k) => new Set(state.columns.map((g) => groups.at[g][k])).size > 1);
+  return found.length ? found : keys.map((_, k) => k);
+}
 const settingName = (name) => byName[name].label;
 
 /* ---------- state, kept in the address ---------- */
@@ -66,14 +97,14 @@ const state = {
 
 /** The points that the sample browser opens with: along the first setting its ends and its middle, of the others the middle. */
 function spread() {
-  if (count <= 3) return every.slice();
+  if (readable.length <= 3) return readable.slice();
   const x = numeric[0], n = keys[x].labels.length, middle = keys.map((key) => Math.floor((key.labels.length - 1) / 2));
   const found = [0, Math.floor(n / 2), n - 1].map((place) => nearest(middle.map((at, k) => (k === x ? place : at)), x));
   return [...new Set(found)];
 }
 function nearest(at, x) {
   let best, least = Infinity;
-  for (const g of every) {
+  for (const g of readable) {
     const distance = at.reduce((sum, place, k) => sum + (k === x ? 100 : 1) * Math.abs(place - groups.at[g][k]), 0);
     if (distance < least) [best, least] = [g, distance];
   }
@@ -237,8 +268,8 @@ function sparkline(along) {
 function drawEffects() {
   if (!data.effects.length || !metrics.length) { $("effects").hidden = true; return; }
   const head = el("tr", {}, el("th", { scope: "col" }, "Metric"), data.effects.map(({ key }) => {
-    const { labels } = keys.find((one) => one.name === key);
-    return el("th", { scope: "colgroup", colspan: 2 }, key, el("span", { class: "range" }, `${short(labels[0])} → ${short(labels[labels.length - 1])}`));
+    const k = keys.findIndex((one) => one.name === key);
+    return el("th", { scope: "colgroup", colspan: 2 }, key, el("span", { class: "range" }, `${brief(k, 0)} → ${brief(k, keys[k].labels.length - 1)}`));
   }), data.effects.length < 3 && el("th", { scope: "col", class: "what" }, "What it is"));
   const rows = shownMetrics().map(({ name, label: text, meaning }) => el("tr", { class: name === state.metric && "now" },
     el("th", { scope: "row" }, el("button", {
@@ -275,7 +306,7 @@ function drawAxes() {
   }
   keys.forEach((key, k) => {
     if (k !== state.x && k !== state.y)
-      controls.push(picker(key.name, [...(data.cells ? [[all, "mean over all"]] : []), ...key.labels.map((text, place) => [place, short(text)])], state.fixed[k],
+      controls.push(picker(key.name, [...(data.cells ? [[all, "mean over all"]] : []), ...key.labels.map((_, place) => [place, brief(k, place)])], state.fixed[k],
         (place) => update({ fixed: state.fixed.map((now, one) => (one === k ? (place === all ? all : +place) : now)) }, drawCharts)));
   });
   if (keys.length) {
@@ -302,9 +333,9 @@ function drawHeat() {
   const low = least(means), high = most(means);
   const logarithmic = widely(state.metric, low, high);
   const share = (v) => (high === low ? 0.5 : logarithmic ? Math.log(v / low) / Math.log(high / low) : (v - low) / (high - low));
-  const row = (y) => el("tr", {}, el("th", { scope: "row", title: ky.labels[y] }, short(ky.labels[y], 14)), kx.labels.map((text, x) => {
+  const row = (y) => el("tr", {}, el("th", { scope: "row", title: ky.labels[y] }, brief(state.y, y, 14)), kx.labels.map((_, x) => {
     const { inside, found } = cells[y][x];
-    const name = `${kx.name} ${short(text)}, ${ky.name} ${short(ky.labels[y])}: ${settingName(state.metric)} ${spoken(state.metric, found)}`;
+    const name = `${kx.name} ${brief(state.x, x)}, ${ky.name} ${brief(state.y, y)}: ${settingName(state.metric)} ${spoken(state.metric, found)}`;
     if (!inside.length) return el("td", {}, "");
     const one = inside.length === 1 ? inside[0] : inside[Math.floor(inside.length / 2)];
     const part = found ? share(found.mean) : 0;
@@ -317,7 +348,7 @@ function drawHeat() {
   const wide = kx.labels.length, every12 = Math.ceil(wide / 12);
   const table = el("table", { class: "heat" + (wide > 16 ? " tiny" : wide > 10 ? " dense" : "") },
     el("caption", { class: "visually-hidden" }, `${settingName(state.metric)} by ${kx.name} and ${ky.name}`),
-    el("thead", {}, el("tr", {}, el("td", { class: "corner" }, ""), kx.labels.map((text, x) => el("th", { scope: "col", title: text }, x % every12 ? el("span", { class: "visually-hidden" }, text) : short(text, 12))))),
+    el("thead", {}, el("tr", {}, el("td", { class: "corner" }, ""), kx.labels.map((text, x) => el("th", { scope: "col", title: text }, x % every12 ? el("span", { class: "visually-hidden" }, text) : brief(state.x, x, 12))))),
     el("tbody", {}, ky.labels.map((_, y) => row(y)).reverse()));
   fill($("heat"),
     el("figcaption", {}, `${settingName(state.metric)} `, el("span", {}, `by ${kx.name} (across) and ${ky.name} (up)`)),
@@ -332,7 +363,7 @@ const widely = (name, low, high) => low > 0 && high / low > 30 && !(name && byNa
 function scale(lows, highs, from, to, { numbers = null, labels = null, name = null } = {}) {
   if (labels && !numbers) {
     const gap = (to - from) / Math.max(1, labels.length - 1);
-    return { of: (i) => (labels.length === 1 ? (from + to) / 2 : from + gap * i), ticks: labels.map((text, i) => [i, short(text, 10)]) };
+    return { of: (i) => (labels.length === 1 ? (from + to) / 2 : from + gap * i), ticks: labels.map((text, i) => [i, text]) };
   }
   let low = least(lows), high = most(highs);
   const own = (of) => { // the values themselves as ticks, where they have room
@@ -378,10 +409,28 @@ function frame(x, y, W, H, box, xName, yName, marks, alt) {
     el("text", { class: "name", x: (box.left + box.right) / 2, y: H - 4, "text-anchor": "middle" }, xName),
     el("text", { class: "name", x: 2, y: 12 }, yName), marks);
 }
-/** Colour of line i of n: an ordered ramp, because the values of a setting have an order. */
-function lineColour(i, n) {
-  const share = n === 1 ? 0 : i / (n - 1);
-  return share < 0.5 ? `color-mix(in oklab, var(--b) ${Math.round(share * 200)}%, var(--accent))` : `color-mix(in oklab, var(--a) ${Math.round(share * 200 - 100)}%, var(--b))`;
+/** How line i looks: eight colours, then the same dashed; marks differ between neighbours, for who sees no colours. */
+const DASHES = [null, "7 4", "2 4", "11 3 2 3"], COLOURS = 8;
+const lineColour = (i) => `var(--l${i % COLOURS})`;
+const dashOf = (i) => DASHES[Math.floor(i / COLOURS) % DASHES.length];
+const MARKS = ["", "M-1-1H1V1H-1Z", "M0-1.25L1.2 1H-1.2Z", "M0-1.35L1.35 0L0 1.35L-1.35 0Z"];
+/** A mark at x, y: a circle, a square, a triangle or a diamond. */
+function mark(i, x, y, r, attributes, ...inside) {
+  const shape = MARKS[(i + Math.floor(i / (COLOURS * DASHES.length))) % MARKS.length];
+  return shape ? el("path", { ...attributes, d: shape.replace(/-?[\d.]+/g, (part) => ` ${+(part * r).toFixed(2)}`), transform: `translate(${x.toFixed(1)} ${y.toFixed(1)})` }, ...inside)
+    : el("circle", { ...attributes, cx: x, cy: y, r }, ...inside);
+}
+/** The name of line i beside its end, with a piece of the line and its mark. */
+const lineName = (i, x, y, text, two) => [
+  two && el("path", { class: "line", stroke: lineColour(i), "stroke-dasharray": dashOf(i), d: `M${x - 4} ${y - 4}h20` }),
+  two && mark(i, x + 6, y - 4, 3.2, { fill: lineColour(i) }),
+  el("text", { x: x + 20, y, style: { fill: lineColour(i), "font-weight": 600 } }, text)];
+/** A reference value that is near enough to show, where it stands; one far away must not flatten what it is held against. */
+function near(goal, lows, highs) {
+  if (goal === null) return false;
+  const low = least(lows), high = most(highs), span = high - low || Math.abs(high) * 0.1 || 0.5;
+  const alike = widely(null, Math.min(low, goal), Math.max(high, goal)) === widely(null, low, high); // as logarithmic as without it
+  return alike && goal >= low - span && goal <= high + span;
 }
 
 /** Labels at the ends of lines, pushed apart so that they can be read. */
@@ -392,7 +441,7 @@ function apart(ends, gap, low, high) {
   return ends;
 }
 
-function drawCurve() {
+function drawCurve() { // the height grows with the names of the lines
   const kx = keys[state.x], two = keys.length > 1, ky = two ? keys[state.y] : { labels: [""] };
   const lines = grid().map((row, y) => row.map((inside, x) => {
     const found = meanOf(state.metric, x, y);
@@ -401,34 +450,38 @@ function drawCurve() {
   const flat = lines.flat();
   if (!flat.length) { fill($("curve"), el("p", { class: "empty" }, "Nothing to draw yet.")); return; }
   $("curve").classList.toggle("wide", !two);
-  const W = width("curve"), H = 350, box = { left: 52, right: W - (two ? 92 : 20), top: 28, bottom: H - 44 };
+  const shown = lines.filter((line) => line.length).length;
+  const W = width("curve"), H = Math.max(350, 14 * Math.min(shown, 60) + 80), box = { left: 52, right: W - (two ? 112 : 20), top: 28, bottom: H - 44 };
   const numbers = kx.numbers;
-  const x = numbers ? scale(numbers, numbers, box.left + 8, box.right - 8, { numbers, labels: kx.labels }) : scale([], [], box.left + 14, box.right - 14, { labels: kx.labels });
-  const goal = reference(state.metric), goals = goal === null ? [] : [goal];
-  const y = scale([...flat.map((p) => p.mean - (p.error || 0)), ...goals], [...flat.map((p) => p.mean + (p.error || 0)), ...goals], box.bottom, box.top, { name: state.metric });
+  const x = numbers ? scale(numbers, numbers, box.left + 8, box.right - 8, { numbers, labels: kx.labels }) : scale([], [], box.left + 14, box.right - 14, { labels: kx.labels.map((_, i) => brief(state.x, i, 10)) });
+  const goal = reference(state.metric), lows = flat.map((p) => p.mean - (p.error || 0)), highs = flat.map((p) => p.mean + (p.error || 0));
+  const goals = near(goal, lows, highs) ? [goal] : [], above = goal > most(highs);
+  const y = scale([...lows, ...goals], [...highs, ...goals], box.bottom, box.top, { name: state.metric });
   const px = (p) => x.of(numbers ? numbers[p.x] : p.x), rings = [];
   const marks = lines.map((line, i) => {
-    const colour = lineColour(i, lines.length);
+    const colour = lineColour(i);
     return el("g", {},
-      el("path", { class: "line", stroke: colour, d: line.map((p, at) => `${at ? "L" : "M"}${px(p).toFixed(1)} ${y.of(p.mean).toFixed(1)}`).join("") }),
+      el("path", { class: "line", stroke: colour, "stroke-dasharray": dashOf(i), d: line.map((p, at) => `${at ? "L" : "M"}${px(p).toFixed(1)} ${y.of(p.mean).toFixed(1)}`).join("") }),
       flat.length <= 1500 && line.map((p) => p.error !== null && el("line", { class: "bar1", stroke: colour, x1: px(p), x2: px(p), y1: y.of(Math.max(p.mean - p.error, -1e300)), y2: y.of(p.mean + p.error) })),
       line.map((p) => {
-        const text = () => `${kx.name} ${short(kx.labels[p.x])}${two ? `, ${ky.name} ${short(ky.labels[i])}` : ""}: ${settingName(state.metric)} ${spoken(state.metric, p)}`;
+        const text = () => `${kx.name} ${brief(state.x, p.x)}${two ? `, ${ky.name} ${brief(state.y, i)}` : ""}: ${settingName(state.metric)} ${spoken(state.metric, p)}`;
         rings.push(ring(p.g, px(p), y.of(p.mean)));
-        return el("circle", { class: "dot", fill: colour, cx: px(p), cy: y.of(p.mean), r: flat.length <= 300 ? 4.5 : 2.5, onmouseenter: () => read(text()), onclick: () => toggle(p.g) }, flat.length <= 300 && el("title", {}, text()));
+        return mark(i, px(p), y.of(p.mean), flat.length <= 300 ? 4.5 : 2.5, { class: "dot", fill: colour, onmouseenter: () => read(text()), onclick: () => toggle(p.g) }, flat.length <= 300 && el("title", {}, text()));
       }));
   });
   const ends = two ? apart(lines.map((line, i) => line.length && { i, y: y.of(line[line.length - 1].mean), x: px(line[line.length - 1]) }).filter(Boolean), 14, box.top, box.bottom) : [];
-  const few = ends.length <= 12 ? ends : ends.filter((_, i) => i % Math.ceil(ends.length / 12) === 0);
-  const names = few.map((end) => el("text", { x: box.right + 8, y: end.y + 4, style: { fill: lineColour(end.i, lines.length), "font-weight": 600 } }, short(ky.labels[end.i], 11)));
+  const few = ends.length <= 60 ? ends : ends.filter((_, i) => i % Math.ceil(ends.length / 60) === 0);
+  const names = few.map((end) => lineName(end.i, box.right + 10, end.y + 4, brief(state.y, end.i, 11), two));
   if (two) names.push(el("text", { x: box.right + 8, y: 12, class: "name" }, short(ky.name, 14)));
   const alt = `${settingName(state.metric)} along ${kx.name}${two ? `, a line for each ${ky.name}` : ""}. The same numbers stand in the table below.`;
   fill($("curve"),
     el("figcaption", {}, `${settingName(state.metric)} `, el("span", {}, `along ${kx.name}; bars are one standard error`)),
     frame(x, y, W, H, box, kx.name, settingName(state.metric), [goals.map((v) => [el("line", { class: "ref", x1: box.left, x2: box.right, y1: y.of(v), y2: y.of(v) }),
-      el("text", { class: "refname", x: box.left + 6, y: y.of(v) - 5 }, `reference text ${showOf(state.metric, v)}`)]), marks, rings, names], alt),
-    tableOf([two ? `${ky.name} \\ ${kx.name}` : kx.name, ...kx.labels.map((text) => short(text))],
-      () => lines.map((line, i) => [two ? short(ky.labels[i]) : settingName(state.metric), ...kx.labels.map((_, at) => { const p = line.find((one) => one.x === at); return p ? spoken(state.metric, p) : "–"; })])));
+      el("text", { class: "refname", x: box.left + 6, y: y.of(v) - 5 }, `reference text ${showOf(state.metric, v)}`)]),
+      goal !== null && !goals.length && el("text", { class: "refname", x: box.left + 6, y: above ? box.top + 12 : box.bottom - 8 }, `${above ? "↑" : "↓"} reference text ${showOf(state.metric, goal)}, outside the plot`),
+      marks, rings, names], alt),
+    tableOf([two ? `${ky.name} \\ ${kx.name}` : kx.name, ...kx.labels.map((_, i) => brief(state.x, i))],
+      () => lines.map((line, i) => [two ? brief(state.y, i) : settingName(state.metric), ...kx.labels.map((_, at) => { const p = line.find((one) => one.x === at); return p ? spoken(state.metric, p) : "–"; })])));
 }
 const ring = (g, x, y) => {
   const at = state.columns.indexOf(g);
@@ -448,11 +501,13 @@ function drawScatter() {
   const dots = shownGroups().map((g) => ({ g, px: meanAt(mx, groups.at[g]), py: meanAt(my, groups.at[g]) })).filter((dot) => dot.px && dot.py);
   if (!dots.length) { fill($("scatter"), el("p", { class: "empty" }, "No point has both metrics.")); return; }
   $("scatter").className = "wide";
-  const W = width("scatter"), H = W < 600 ? 330 : 420, box = { left: 56, right: W - (W < 600 ? 84 : 110), top: 28, bottom: H - 44 };
+  const W = width("scatter"), H = W < 600 ? 330 : 420, box = { left: 56, right: W - (W < 600 ? 104 : 160), top: 28, bottom: H - 44 };
   const goal = { px: reference(mx), py: reference(my) }, aimed = goal.px !== null && goal.py !== null;
-  const edge = (part, sign) => [...dots.map((dot) => dot[part].mean + sign * (dot[part].error || 0)), ...(aimed ? [goal[part]] : [])];
+  const edgeOf = (part, sign) => dots.map((dot) => dot[part].mean + sign * (dot[part].error || 0));
+  const inside = { px: aimed && near(goal.px, edgeOf("px", -1), edgeOf("px", 1)), py: aimed && near(goal.py, edgeOf("py", -1), edgeOf("py", 1)) };
+  const edge = (part, sign) => [...edgeOf(part, sign), ...(inside[part] ? [goal[part]] : [])];
   const x = scale(edge("px", -1), edge("px", 1), box.left + 8, box.right - 8, { name: mx }), y = scale(edge("py", -1), edge("py", 1), box.bottom, box.top, { name: my });
-  const colourOf = (g) => (two ? lineColour(groups.at[g][state.y], keys[state.y].labels.length) : "var(--accent)");
+  const lineOf = (g) => (two ? groups.at[g][state.y] : 0), colourOf = (g) => lineColour(lineOf(g));
   const others = (g) => groups.at[g].filter((_, k) => k !== state.x).join();
   const paths = new Map();
   for (const dot of dots.slice().sort((p, q) => groups.at[p.g][state.x] - groups.at[q.g][state.x])) {
@@ -460,9 +515,10 @@ function drawScatter() {
     paths.get(others(dot.g)).push(dot);
   }
   const marks = [
-    aimed && [el("path", { class: "ref", d: `M${x.of(goal.px)} ${box.top}V${box.bottom}M${box.left} ${y.of(goal.py)}H${box.right}` }),
-      el("text", { class: "refname", x: x.of(goal.px) + 6, y: box.bottom - 8 }, "reference text")],
-    [...paths.values()].map((line) => el("path", { class: "line", stroke: colourOf(line[0].g), style: { opacity: 0.35 },
+    aimed && [el("path", { class: "ref", d: (inside.px ? `M${x.of(goal.px)} ${box.top}V${box.bottom}` : "") + (inside.py ? `M${box.left} ${y.of(goal.py)}H${box.right}` : "") }),
+      el("text", { class: "refname", x: inside.px ? x.of(goal.px) + 6 : box.left + 6, y: inside.py && !inside.px ? y.of(goal.py) - 5 : box.bottom - 8 },
+        inside.px && inside.py ? "reference text" : `reference text at ${showOf(mx, goal.px)}, ${showOf(my, goal.py)}`)],
+    [...paths.values()].map((line) => el("path", { class: "line", stroke: colourOf(line[0].g), "stroke-dasharray": dashOf(lineOf(line[0].g)), style: { opacity: 0.35 },
       d: line.map((dot, at) => `${at ? "L" : "M"}${x.of(dot.px.mean).toFixed(1)} ${y.of(dot.py.mean).toFixed(1)}`).join("") })),
     dots.map(({ g, px, py }) => {
       const cx = x.of(px.mean), cy = y.of(py.mean), colour = colourOf(g);
@@ -470,11 +526,11 @@ function drawScatter() {
       return el("g", {},
         dots.length <= 150 && px.error && el("line", { class: "bar1", stroke: colour, x1: x.of(px.mean - px.error), x2: x.of(px.mean + px.error), y1: cy, y2: cy }),
         dots.length <= 150 && py.error && el("line", { class: "bar1", stroke: colour, x1: cx, x2: cx, y1: y.of(py.mean - py.error), y2: y.of(py.mean + py.error) }),
-        el("circle", { class: "dot", fill: colour, cx, cy, r: dots.length <= 300 ? 5 : 3, onmouseenter: () => read(text()), onclick: () => toggle(g) }, dots.length <= 300 && el("title", {}, text())));
+        mark(lineOf(g), cx, cy, dots.length <= 300 ? 5 : 3, { class: "dot", fill: colour, onmouseenter: () => read(text()), onclick: () => toggle(g) }, dots.length <= 300 && el("title", {}, text())));
     }),
     dots.map(({ g, px, py }) => ring(g, x.of(px.mean), y.of(py.mean))),
     [...paths.values()].length <= 14 && two ? apart([...paths.values()].map((line) => ({ line, y: y.of(line[line.length - 1].py.mean) })), 14, box.top, box.bottom).map(({ line, y: at }) =>
-      el("text", { x: box.right + 8, y: at + 4, style: { fill: colourOf(line[0].g), "font-weight": 600 } }, short(keys.map((key, k) => (k === state.x ? null : label(k, groups.at[line[0].g][k]))).filter((text) => text !== null).join(" · "), 14))) : null,
+      lineName(lineOf(line[0].g), box.right + 10, at + 4, keys.map((_, k) => (k === state.x ? null : brief(k, groups.at[line[0].g][k], 11))).filter((text) => text !== null).join(" · "), two)) : null,
     two && el("text", { x: box.right + 8, y: 12, class: "name" }, short(keys.filter((_, k) => k !== state.x).map((key) => key.name).join(" · "), 18)),
   ];
   const alt = `${settingName(my)} against ${settingName(mx)}, a dot for each point. The same numbers stand in the table of points.`;
@@ -596,7 +652,7 @@ function drawPoints() {
   };
   const row = (g) => {
     const at = state.columns.indexOf(g), name = groupName(g);
-    const settings = keys.length ? keys.map((_, k) => short(label(k, groups.at[g][k]))) : ["this run"];
+    const settings = keys.length ? keys.map((_, k) => brief(k, groups.at[g][k])) : ["this run"];
     return el("tr", { class: at < 0 ? "" : `on t${at}` },
       settings.map((text, k) => el(k ? "td" : "th", { scope: k ? null : "row", class: keys[k] && keys[k].numbers ? "num" : "" }, text)),
       el("td", { class: "n" }, groups.samples[g].toLocaleString("en"), groups.status[g] === "complete" ? "" : el("span", { class: "status" }, " " + groups.status[g])),
@@ -733,7 +789,7 @@ function drawSampleControls() {
     el("button", { type: "button", id: "previous", onclick: () => move(-1) }, "← Previous"),
     el("button", { type: "button", id: "next", onclick: () => move(1) }, "Next →"),
     el("span", { id: "where", role: "status" }), el("label", {}, "Filter ", search),
-    el("button", { type: "button", id: "more", onclick: () => { const free = every.find((g) => !state.columns.includes(g)); if (free !== undefined) toggle(free); } }, "Add a column"),
+    el("button", { type: "button", id: "more", onclick: () => { const free = [...readable, ...every].find((g) => !state.columns.includes(g)); if (free !== undefined) toggle(free); } }, "Add a column"),
     el("span", { class: "keys" }, el("kbd", {}, "←"), " ", el("kbd", {}, "→"), " move on"));
   const shownCount = samples.text.length;
   $("samples-lead").textContent = (count > 1
@@ -759,6 +815,8 @@ function drawSamples() {
   const forks = rows.map((i, at) => (at && i !== undefined && reference !== null ? shared(samples.text[i], reference) : null));
   const known = forks.filter((fork) => fork !== null);
   if (known.length) forks[0] = Math.min(...known);
+  const unlike = differing(), alike = rows.length > 1 ? keys.map((_, k) => k).filter((k) => !unlike.includes(k)) : [];
+  if (alike.length) $("place").append(el("span", {}, "all columns ", el("b", {}, nameBy(state.columns[0], alike))));
   $("columns").style.setProperty("--columns", Math.max(1, rows.length));
   fill($("columns"), rows.map((i, at) => {
     const g = state.columns[at];
@@ -771,7 +829,8 @@ function drawSamples() {
         if (twin >= 0) columns[twin] = columns[at];
         columns[at] = to;
         update({ columns }, drawCharts, drawPoints, drawSamples);
-      } }, el("option", { value: g, selected: true }, groupName(g))),
+      } }, el("option", { value: g, selected: true }, nameBy(g, unlike) || "this run")),
+      rows.length > 1 && unlike.length > 2 && el("span", { class: "what" }, nameBy(g, unlike)),
       rows.length > 1 && el("button", { type: "button", class: "quiet", "aria-label": `Remove column ${LETTERS[at]}`, onclick: () => toggle(g) }, "×"));
     const box = el("article", { class: `column t${at}`, "aria-label": `Column ${LETTERS[at]}: ${groupName(g)}` }, head);
     if (i === undefined) { box.append(el("p", { class: "empty" }, "This point has no such sample on this page.")); return box; }

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 FORMATS = ("svg", "png")
 RAMP = ("#eef1ea", "#3d7f86", "#0a2f45")
-LINES = ("#1c5f6b", "#6b4fa0", "#b4491f")
+LINES = ("#1c5f6b", "#b4491f", "#6b4fa0", "#2f7a3d", "#b3267a", "#806300", "#2563c9", "#4d4a45")
+DASHES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D")
 STYLE: Any = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left", "axes.titlesize": 10,
     "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e3ded4", "grid.linewidth": 0.8, "svg.hashsalt": "gptsweep",
@@ -112,7 +114,7 @@ def draw_curve(axes: Axes, sweep: Sweep, keys: Sequence[str], name: str) -> None
         order = np.argsort(at)
         x = np.asarray(places)[np.asarray(at)[order]]
         mean, error = (chosen[column].to_numpy(float)[order] for column in (name, f"{name}_se"))
-        axes.errorbar(x, mean, yerr=np.nan_to_num(error), color=line_colour(number, len(lines)), marker="o", markersize=4,
+        axes.errorbar(x, mean, yerr=np.nan_to_num(error), **line_style(number), markersize=4,
                       linewidth=1.5, elinewidth=1, label=label(value) if len(keys) > 1 else None)  # fmt: skip
     if not numbers(values):
         axes.set_xticks(places, [label(value) for value in values])
@@ -129,7 +131,7 @@ def draw_scatter(axes: Axes, sweep: Sweep, keys: Sequence[str], x: str, y: str) 
     for number, value in enumerate(lines):
         chosen = table if len(keys) < 2 else table[same(table[keys[1]], value)]
         a, b, ea, eb = (chosen[column].to_numpy(float) for column in (x, y, f"{x}_se", f"{y}_se"))
-        axes.errorbar(a, b, xerr=np.nan_to_num(ea), yerr=np.nan_to_num(eb), color=line_colour(number, len(lines)), marker="o",
+        axes.errorbar(a, b, xerr=np.nan_to_num(ea), yerr=np.nan_to_num(eb), **line_style(number),
                       markersize=4, linewidth=1, elinewidth=0.8, label=label(value) if len(keys) > 1 else None)  # fmt: skip
     axes.set(xlabel=METRICS[x].label, ylabel=METRICS[y].label)
     if len(keys) > 1:
@@ -141,8 +143,8 @@ def same(column: pd.Series[Any], value: Any) -> pd.Series[bool]:
     return column.isna() if value is None else (column == value).fillna(False).astype(bool)
 
 
-def line_colour(number: int, count: int) -> Any:
-    """The colour of a line: an ordered ramp, because the values of a setting have an order."""
-    from matplotlib.colors import LinearSegmentedColormap  # as above
-
-    return LinearSegmentedColormap.from_list("lines", LINES)(number / max(1, count - 1))
+def line_style(number: int) -> dict[str, Any]:
+    """How a line looks: eight colours, then the same dashed; markers differ between neighbours, as on the page."""
+    dashed = number // len(LINES) % len(DASHES)
+    turn = number // (len(LINES) * len(DASHES))
+    return {"color": LINES[number % len(LINES)], "linestyle": DASHES[dashed], "marker": MARKERS[(number + turn) % len(MARKERS)]}
