@@ -39,6 +39,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Row]:
     real = Engine.run
 
     def noted(self: Engine, asked: Any, *arguments: Any) -> Any:
+        if not arguments:  # the engine's own, that times a window
+            return real(self, asked)
+
         def each() -> Any:
             for row in asked:
                 rows.append(row)
