@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from gptsweep.linear import PackedLinear
+from gptsweep.models.linear import PackedLinear
 
 
 def gigaflops(run: Callable[[Tensor], Tensor], x: Tensor, n_out: int, repeats: int) -> float:

@@ -90,8 +90,8 @@ def gptsweep(job: Job) -> Measured:
     from profile_step import linear_limit
     from shapes import grid, random_model
 
-    from gptsweep.engine import Engine
-    from gptsweep.session import load
+    from gptsweep.engine.engine import Engine
+    from gptsweep.run.session import load
 
     # Shapes that no peer runs are drawn in memory: GPT-2 XL would be a file of 6 GB.
     if job.shape in ("gpt2", "shakespeare"):
@@ -122,8 +122,8 @@ def nanogpt(job: Job) -> Measured:
     """A plain sampling loop in nanoGPT's manner: the whole window through the model for every token, in float32."""
     import torch
 
-    from gptsweep.checkpoint import load_weights, open_checkpoint
-    from gptsweep.model import GPT
+    from gptsweep.models.checkpoint import load_weights, open_checkpoint
+    from gptsweep.models.gpt2 import GPT
     from gptsweep.records import ModelSource
 
     hf = ModelSource(name="hf", path=str(job.directory("hf")))

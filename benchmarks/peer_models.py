@@ -20,7 +20,7 @@ def write_hf(directory: Path, shape: str) -> None:
     from safetensors.torch import save_file
     from shapes import SHAPES
 
-    from gptsweep.model import GPT
+    from gptsweep.models.gpt2 import GPT
 
     config = SHAPES[shape]
     model = GPT(config).initialise(torch.Generator().manual_seed(0))
@@ -56,7 +56,7 @@ def write_hf(directory: Path, shape: str) -> None:
 
 def write_vocabulary(directory: Path) -> None:
     """Write ``vocab.json`` and ``merges.txt`` from the byte-pair ranks in this package: a token's rank is that of its merge."""
-    from gptsweep.tokenizer import END_OF_TEXT, gpt2_ranks
+    from gptsweep.models.files.tokenizers import END_OF_TEXT, gpt2_ranks
 
     ranks = gpt2_ranks()
     # GPT-2's files write a byte as one visible character: itself where it is one, else the next one from U+0100 on.

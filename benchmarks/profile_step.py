@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from shapes import SHAPES, grid, random_model
 
-from gptsweep import kernels, linear
-from gptsweep.engine import Engine
-from gptsweep.model import GPT, LayerNorm
+from gptsweep.engine.engine import Engine
+from gptsweep.kernels import runtime as kernels
+from gptsweep.models import linear
+from gptsweep.models.gpt2 import GPT, LayerNorm
 
 
 def timed(spent: dict[str, float], part: str, function: Callable[..., Any]) -> Callable[..., Any]:

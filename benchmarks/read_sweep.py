@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from gptsweep.frames import read_sweep, summary_of
+from gptsweep.analysis.frames import read_sweep, summary_of
 from gptsweep.records import Sample, Sampling
 
 

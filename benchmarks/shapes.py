@@ -6,8 +6,8 @@ import itertools
 
 import torch
 
-from gptsweep.linear import Int8Linear, pack
-from gptsweep.model import GPT, GPTConfig, LayerNorm
+from gptsweep.models.gpt2 import GPT, GPTConfig, LayerNorm
+from gptsweep.models.linear import Int8Linear, pack
 from gptsweep.records import Row, Sampling
 
 SHAPES = {

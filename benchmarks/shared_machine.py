@@ -38,7 +38,7 @@ def serve(dtype: str) -> None:
     """Do the work that each line of standard input names, and answer with the seconds that it took."""
     from shapes import grid, random_model
 
-    from gptsweep.engine import Engine
+    from gptsweep.engine.engine import Engine
 
     @cache
     def small() -> gptsweep.LM:

@@ -15,7 +15,7 @@ from typing import Any
 
 import gptsweep
 from gptsweep.records import Point, Prompt
-from gptsweep.session import Task, encoded, generate, sampling_of
+from gptsweep.run.session import Task, encoded, generate, sampling_of
 
 SWEEPS: dict[str, dict[str, list[Any]]] = {
     "3 top_k": {"top_k": [20, 50, None]},

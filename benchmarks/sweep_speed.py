@@ -24,7 +24,7 @@ import torch
 from shapes import SHAPES
 from torch.nn import functional as F
 
-from gptsweep.model import GPT, GPTConfig
+from gptsweep.models.gpt2 import GPT, GPTConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SWEPT: dict[str, list[str]] = {

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 from .threads import wait_briefly
 
 if TYPE_CHECKING:
+    from .analysis.frames import Sweep as Sweep
+    from .analysis.frames import read_sweep as read_sweep
     from .errors import ConfigError as ConfigError
     from .errors import DeviceError as DeviceError
     from .errors import GptsweepError as GptsweepError
     from .errors import ModelError as ModelError
     from .errors import PromptError as PromptError
     from .errors import ResultsError as ResultsError
-    from .frames import Sweep as Sweep
-    from .frames import read_sweep as read_sweep
-    from .model import GPT as GPT
-    from .model import GPTConfig as GPTConfig
+    from .models.gpt2 import GPT as GPT
+    from .models.gpt2 import GPTConfig as GPTConfig
     from .records import Sample as Sample
-    from .session import LM as LM
-    from .session import load as load
-    from .session import sweep as sweep
+    from .run.session import LM as LM
+    from .run.session import load as load
+    from .run.session import sweep as sweep
 
     __version__: str
 
@@ -41,9 +41,9 @@ wait_briefly()  # before anything imports torch
 
 _HOMES = {
     **dict.fromkeys(("GptsweepError", "ConfigError", "ModelError", "PromptError", "DeviceError", "ResultsError"), "errors"),
-    **dict.fromkeys(("GPT", "GPTConfig"), "model"),
-    **dict.fromkeys(("LM", "load", "sweep"), "session"),
-    **dict.fromkeys(("Sweep", "read_sweep"), "frames"),
+    **dict.fromkeys(("GPT", "GPTConfig"), "models.gpt2"),
+    **dict.fromkeys(("LM", "load", "sweep"), "run.session"),
+    **dict.fromkeys(("Sweep", "read_sweep"), "analysis.frames"),
     "Sample": "records",
 }
 

@@ -33,13 +33,13 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from .compose import PointLoader, for_some_models, is_basic_sweeper
 from .config import CONF_DIR, GROUPS, choices, from_omegaconf, keys, meant, point_from_config, register, unknown_key
 from .display import STDOUT, drop, ready_streams, say, write_out
 from .errors import ConfigError, GptsweepError, Interrupted, SweepError, shown
-from .overrides import as_typed, how_to_quote, quoted
+from .multirun.compose import PointLoader, for_some_models, is_basic_sweeper
+from .multirun.overrides import as_typed, how_to_quote, quoted
+from .multirun.sweep_files import begin_sweep, ending_sweep, note_failure, refresh_sweep, require_no_sweep, told
 from .prompts import read_reference
-from .sweep_files import begin_sweep, ending_sweep, note_failure, refresh_sweep, require_no_sweep, told
 
 PROGRAM = sys.argv[0]
 LISTED = 20
@@ -153,8 +153,8 @@ class Report(Callback):
         refresh_sweep(Path(config.hydra.runtime.output_dir).parent)
         if job_return.status is JobStatus.COMPLETED:
             if config.reference is not None:
-                from .reference import score_own  # late: pandas, and torch
-                from .session import open_model
+                from .run.reference import score_own  # late: pandas, and torch
+                from .run.session import open_model
 
                 point = point_from_config(config)
                 score_own(
@@ -252,7 +252,9 @@ def check_directories(config: DictConfig, key: str, lines: list[str], value: str
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
 def task(cfg: DictConfig) -> float | None:
     """One point: what Hydra calls for a run, and for every job of a sweep."""
-    from .session import run_job  # late, as it imports torch: --help, --cfg and a mistake in the config need not wait for it
+    from .run.session import (
+        run_job,  # late, as it imports torch: --help, --cfg and a mistake in the config need not wait for it
+    )
 
     return run_job(cfg, Path(HydraConfig.get().runtime.output_dir))
 
@@ -441,6 +443,6 @@ def complete(arguments: list[str]) -> bool:
 
 
 if __name__ == "__main__":
-    from gptsweep.__main__ import main  # by its own name, as Hydra imports Report from there
+    from .__main__ import main  # by its own name, as Hydra imports Report from there
 
     sys.exit(main())

@@ -25,17 +25,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .csv_files import csv_bytes
+from .analysis.frames import Sweep, label, ordered, plain, read_sweep
+from .analysis.metrics import METRICS
+from .analysis.row_filter import where
 from .display import STDOUT, drop, one_line, ready_streams, say, visible
 from .errors import GptsweepError, ResultsError
-from .frames import Sweep, label, ordered, plain, read_sweep
-from .metrics import METRICS
-from .reference import REFERENCE, Reference, kept_reference, open_maker, update_reference
 from .report import write_report
 from .report.data import failures, reasons, thinned
-from .results import SWEEP, write_sweep_csv
-from .tables import FEWEST, Column, fitting, print_blocks, print_in_parts, print_table
-from .where import where
+from .report.tables import FEWEST, Column, fitting, print_blocks, print_in_parts, print_table
+from .run.reference import REFERENCE, Reference, kept_reference, open_maker, update_reference
+from .store.csv_files import csv_bytes
+from .store.writer import SWEEP, write_sweep_csv
 
 DEFAULT_METRICS = (
     "perplexity",

@@ -42,7 +42,7 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the script belongs to a checkout: train what stands here, not what is installed
 
-from gptsweep.model import GPT, GPTConfig  # noqa: E402
+from gptsweep.models.gpt2 import GPT, GPTConfig  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from sweeps import run  # noqa: F401  the fixture
 from torch import Tensor
 
-from gptsweep.model import GPT
+from gptsweep.models.gpt2 import GPT
 
 # A shared machine is slow at times; that is no failure.
 settings.register_profile("gptsweep", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])

@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from sweeps import samples_of
 
-from gptsweep import engine, session
 from gptsweep.__main__ import main
-from gptsweep.unfinished import SECONDS, Unfinished
+from gptsweep.engine import engine
+from gptsweep.run import session
+from gptsweep.store.unfinished import SECONDS, Unfinished
 
 SWEEP = (
     *("-m", "model=resume", "seed=1,2,3", "sampling.rng=counter,torch", "sampling.num_samples=3"),

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gptsweep.linear import can_pack
-from gptsweep.model import GPT, GPTConfig
+from gptsweep.models.gpt2 import GPT, GPTConfig
+from gptsweep.models.linear import can_pack
 
 TINY = GPTConfig(block_size=7, vocab_size=11, n_layer=2, n_head=2, n_embd=6)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptsweep.model import GPT, GPTConfig
+from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.records import Row, Sampling
 
 UNDECIDED = 1e-4

@@ -15,7 +15,7 @@ from model_files import save_meta, save_nanogpt
 from plain import peaked_gpt
 
 from gptsweep import __main__ as command
-from gptsweep.model import GPTConfig
+from gptsweep.models.gpt2 import GPTConfig
 
 CHARACTERS = "\n !abcdefghijklmno"
 

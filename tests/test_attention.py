@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gptsweep import kernels
-from gptsweep.cache import PAGE, KVCache, Reading, Span
-from gptsweep.model import GPTConfig
-from gptsweep.tasks import HEADS, TILE
+from gptsweep.engine.kv_cache import PAGE, KVCache, Reading, Span
+from gptsweep.kernels import runtime as kernels
+from gptsweep.kernels.abi import HEADS, TILE
+from gptsweep.models.gpt2 import GPTConfig
 
 
 class Sequences:

@@ -32,11 +32,11 @@ from model_files import (
 )
 from safetensors.torch import save_file
 
-from gptsweep.checkpoint import Checkpoint, load_weights, open_checkpoint, open_embedded
 from gptsweep.errors import GptsweepError, ModelError
-from gptsweep.model import GPT, GPTConfig
+from gptsweep.models.checkpoint import Checkpoint, load_weights, open_checkpoint, open_embedded
+from gptsweep.models.files.tokenizers import BytePairTokenizer, CharTokenizer, GPT2Tokenizer, _byte_alphabet, gpt2_ranks
+from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.records import ModelSource
-from gptsweep.tokenizer import BytePairTokenizer, CharTokenizer, GPT2Tokenizer, _byte_alphabet, gpt2_ranks
 
 REPOSITORY = Path(__file__).parent.parent
 ELEVEN = "abcdefghijk"

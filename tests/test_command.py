@@ -67,14 +67,14 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> Jobs:
         seen.append((cfg, directory))
         return float(cfg.seed)
 
-    stand_in = types.ModuleType("gptsweep.session")
+    stand_in = types.ModuleType("gptsweep.run.session")
     stand_in.run_job = run_job  # type: ignore[attr-defined]
     stand_in.require_objective = lambda name: None  # type: ignore[attr-defined]
     stand_in.run_jobs = lambda *_: iter(())  # type: ignore[attr-defined]
     stand_in.wanted_settings = lambda point: {"seed": point.seed}  # type: ignore[attr-defined]
     for name in ("Job", "Models", "Interruption", "prepared"):
         setattr(stand_in, name, MagicMock())
-    monkeypatch.setitem(sys.modules, "gptsweep.session", stand_in)
+    monkeypatch.setitem(sys.modules, "gptsweep.run.session", stand_in)
     # `from . import session` takes the package's attribute, which is there once another test has imported the real one.
     monkeypatch.setattr(gptsweep, "session", stand_in, raising=False)
     return seen
@@ -84,7 +84,7 @@ def fails(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def run_job(cfg: DictConfig, directory: Path) -> float:
         raise error
 
-    monkeypatch.setattr(sys.modules["gptsweep.session"], "run_job", run_job)
+    monkeypatch.setattr(sys.modules["gptsweep.run.session"], "run_job", run_job)
 
 
 def test_help_names_every_group_choice_and_key(run: Run) -> None:

@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_sweep import made_samples
 
+from gptsweep.analysis.frames import read_sweep, summary_of
+from gptsweep.analysis.metrics import text_metrics
 from gptsweep.errors import ResultsError
-from gptsweep.frames import read_sweep, summary_of
-from gptsweep.metrics import text_metrics
-from gptsweep.results import PointWriter, read_samples, summarise
-from gptsweep.sweep_files import SweepTable
+from gptsweep.multirun.sweep_files import SweepTable
+from gptsweep.store.writer import PointWriter, read_samples, summarise
 
 SAMPLES = made_samples(temperature=0.5, top_k=3, seed=1, num_samples=2, words=6)
 POINT_ID = SAMPLES[0].point_id

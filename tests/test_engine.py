@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from model_files import need_packed
 from torch import Tensor
 
-from gptsweep import engine as engine_module
-from gptsweep.cache import PAGE, KVCache, Reading, Span
-from gptsweep.engine import Engine, Progress, Workload
+from gptsweep.engine import engine as engine_module
+from gptsweep.engine.cuda_graphs import DecodeSteps
+from gptsweep.engine.engine import Engine, Progress, Workload
+from gptsweep.engine.kv_cache import PAGE, KVCache, Reading, Span
 from gptsweep.errors import ModelError
-from gptsweep.graphs import DecodeSteps
-from gptsweep.linear import Int8Linear, PackedLinear, can_pack, pack
-from gptsweep.model import GPT, GPTConfig
+from gptsweep.models.gpt2 import GPT, GPTConfig
+from gptsweep.models.linear import Int8Linear, PackedLinear, can_pack, pack
 from gptsweep.records import Completion, Row, Sampling
 
 VOCAB = 65

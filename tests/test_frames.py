@@ -15,10 +15,10 @@ import pytest
 import yaml
 from made_sweep import made_samples, write_point, write_sweep
 
-from gptsweep import compare
+from gptsweep.analysis import stats as compare
+from gptsweep.analysis.frames import Sweep, read_sweep
+from gptsweep.analysis.metrics import METRICS
 from gptsweep.errors import ResultsError
-from gptsweep.frames import Sweep, read_sweep
-from gptsweep.metrics import METRICS
 
 
 @pytest.fixture(scope="module")

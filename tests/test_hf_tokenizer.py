@@ -15,7 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptsweep.errors import ModelError
-from gptsweep.tokenizer import Added, BytePairTokenizer, GPT2Tokenizer, Tokenizer, completion_text, read_hf_tokenizer
+from gptsweep.models.files.tokenizers import (
+    Added,
+    BytePairTokenizer,
+    GPT2Tokenizer,
+    Tokenizer,
+    completion_text,
+    read_hf_tokenizer,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 END = "<|endoftext|>"

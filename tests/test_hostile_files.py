@@ -26,8 +26,8 @@ from omegaconf import OmegaConf
 from sweeps import Run, samples_of, save_checkpoint
 from test_checkpoint import ELEVEN, GPT2_SIZED, assert_same_parameters, endless, hf, loaded, resume, user_error
 
-from gptsweep.model import GPT
-from gptsweep.pickles import PickleError, elements_of, mapping_of, read_pickle
+from gptsweep.models.files.pickles import PickleError, elements_of, mapping_of, read_pickle
+from gptsweep.models.gpt2 import GPT
 
 
 def saved(contents: Any, **how: Any) -> bytes:
@@ -334,7 +334,7 @@ def test_pytorch_model_bin_is_read_whole_and_in_shards(tmp_path: Path, is_archiv
 
 def test_weights_are_those_that_torch_load_reads(tmp_path: Path) -> None:
     """Views, shared and transposed storages, every dtype of a weight, both formats: bit for bit."""
-    from gptsweep.weights import TorchFile
+    from gptsweep.models.files.weights import TorchFile
 
     base = torch.randn(6, 8)
     tensors = {

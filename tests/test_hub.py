@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 from model_files import TINY, random_gpt, save_hf
 
-from gptsweep.checkpoint import LocalFiles, open_hf
-from gptsweep.tokenizer import GPT2Tokenizer
+from gptsweep.models.checkpoint import LocalFiles, open_hf
+from gptsweep.models.files.tokenizers import GPT2Tokenizer
 
 REPOSITORY = Path(__file__).parent.parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import gptsweep
-from gptsweep import kernels, loops
+from gptsweep.kernels import loops
+from gptsweep.kernels import runtime as kernels
 
 
 @pytest.fixture(autouse=True)

@@ -25,10 +25,10 @@ from omegaconf import DictConfig, OmegaConf
 from sweeps import Run, save_checkpoint
 
 import gptsweep
-from gptsweep.compose import PointLoader
 from gptsweep.config import CONF_DIR, point_from_config, register
 from gptsweep.errors import ConfigError
-from gptsweep.job import JobConfig, Yaml
+from gptsweep.multirun.compose import PointLoader
+from gptsweep.multirun.run_job import JobConfig, Yaml
 
 PLUGIN_PATH = Path(gptsweep.__file__).parent / "_plugin_path"
 

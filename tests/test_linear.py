@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from model_files import need_packed
 from torch import Tensor, nn
 
-from gptsweep import linear as linear_module
 from gptsweep.errors import DeviceError
-from gptsweep.linear import Int8Linear, PackedLinear, pack, row_invariant
-from gptsweep.model import GPT, GPTConfig
+from gptsweep.models import linear as linear_module
+from gptsweep.models.gpt2 import GPT, GPTConfig
+from gptsweep.models.linear import Int8Linear, PackedLinear, pack, row_invariant
 
 SHAPES = [(64, 192), (48, 37), (33, 65), (768, 2304), (3072, 768)]
 ROWS = 300

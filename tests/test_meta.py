@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from model_files import save_meta
 
 from gptsweep.errors import ModelError
-from gptsweep.meta import read_meta
-from gptsweep.tokenizer import CharTokenizer, GPT2Tokenizer
+from gptsweep.models.files.meta import read_meta
+from gptsweep.models.files.tokenizers import CharTokenizer, GPT2Tokenizer
 
 
 class Malicious:
@@ -174,7 +174,7 @@ def repeated_text() -> bytes:
 def test_a_hostile_meta_pkl_neither_hangs_nor_fills_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contents: bytes, says: str
 ) -> None:
-    monkeypatch.setattr("gptsweep.pickles.OPERATIONS", 20_000)
+    monkeypatch.setattr("gptsweep.models.files.pickles.OPERATIONS", 20_000)
     began = time.process_time()
     with pytest.raises(ModelError, match=says) as caught:
         read_meta(written(tmp_path / "meta.pkl", contents), 3000)

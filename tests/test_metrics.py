@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from scipy import stats
 
-from gptsweep import metrics
-from gptsweep.metrics import METRICS, metric_reasons, text_metrics
+from gptsweep.analysis import metrics
+from gptsweep.analysis.metrics import METRICS, metric_reasons, text_metrics
 
 WORDS = ["the", "king", "is", "dead", "long", "live", "the", "king", "and", "all", "his", "men", "who", "loved", "him", "so"]
 

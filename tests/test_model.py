@@ -12,10 +12,10 @@ from model_files import hf_weights, need_packed
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gptsweep import kernels
-from gptsweep.cache import KVCache, Reading, Span, paged_attention
-from gptsweep.linear import pack
-from gptsweep.model import GPT, GPTConfig
+from gptsweep.engine.kv_cache import KVCache, Reading, Span, paged_attention
+from gptsweep.kernels import runtime as kernels
+from gptsweep.models.gpt2 import GPT, GPTConfig
+from gptsweep.models.linear import pack
 
 TOLERANCE = 1e-4
 ODD_SHAPES = [

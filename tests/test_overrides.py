@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sweeps import Run
 
 from gptsweep.config import keys
-from gptsweep.overrides import as_typed
+from gptsweep.multirun.overrides import as_typed
 
 LOOKALIKES = [
     "1e3", "1_000", "3.50", "true", "NULL", "nan", "+5", "007", "str(x)", "choice(a)", "a,b", r"a\,b", r"\\n", " a ", "[a]",

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.file_proxy import FileProxy
 
 from gptsweep.errors import ResultsError
-from gptsweep.progress import RULE, Meter, Progress, printable
+from gptsweep.run.progress import RULE, Meter, Progress, printable
 
 
 class Terminal(io.StringIO):

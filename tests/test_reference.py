@@ -16,12 +16,13 @@ import yaml
 from made_sweep import made_samples, write_point
 from sweeps import Run, save_checkpoint
 
-from gptsweep import reference, review, session
+from gptsweep import review
+from gptsweep.analysis.frames import read_sweep
 from gptsweep.errors import ResultsError
-from gptsweep.frames import read_sweep
-from gptsweep.model import GPT, GPTConfig
+from gptsweep.models.files.tokenizers import CharTokenizer
+from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.report import write_report
-from gptsweep.tokenizer import CharTokenizer
+from gptsweep.run import reference, session
 
 TEXT = "the quality of mercy is not strained; it droppeth as the gentle rain from heaven upon the place beneath\n" * 3
 

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 from made_sweep import VOCABULARY, made_samples, write_point, write_sweep
 
-from gptsweep.frames import read_sweep
-from gptsweep.reference import Reference
+from gptsweep.analysis.frames import read_sweep
 from gptsweep.report import data as report_data
 from gptsweep.report import page, write_report
+from gptsweep.run.reference import Reference
 
 CHROMIUM = (
     os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

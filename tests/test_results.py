@@ -27,13 +27,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptsweep import results
-from gptsweep.csv_files import csv_bytes, csv_rows
 from gptsweep.errors import ResultsError
 from gptsweep.files import LogFile
-from gptsweep.origins import ORIGINS
 from gptsweep.records import Sample, Sampling
-from gptsweep.results import (
+from gptsweep.store import writer as results
+from gptsweep.store.csv_files import csv_bytes, csv_rows
+from gptsweep.store.origins import ORIGINS
+from gptsweep.store.writer import (
     MANIFEST,
     PARTIAL,
     SAMPLES,

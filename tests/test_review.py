@@ -15,8 +15,8 @@ from made_sweep import made_samples, write_point, write_sweep
 from rich.console import Console
 
 from gptsweep import review
+from gptsweep.analysis.row_filter import where
 from gptsweep.errors import ResultsError
-from gptsweep.where import where
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,11 @@ from scipy import stats
 from torch import Tensor
 from transformers.generation import logits_process as hf
 
-from gptsweep import loops
-from gptsweep.engine import Engine
-from gptsweep.model import GPT, GPTConfig
+from gptsweep.engine.engine import Engine
+from gptsweep.engine.sampler import gumbel, independent_key, noise_of, philox
+from gptsweep.kernels import loops
+from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.records import Completion, Row, Sampling
-from gptsweep.sampling import gumbel, independent_key, noise_of, philox
 
 KERNELS = pytest.mark.parametrize("use_kernels", [True, False], ids=["kernels", "torch"])
 

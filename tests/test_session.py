@@ -20,16 +20,16 @@ import torch
 from model_files import save_hf, save_meta, save_nanogpt
 
 import gptsweep
-from gptsweep import linear, session
-from gptsweep.engine import Engine
+from gptsweep.analysis.metrics import METRICS
+from gptsweep.engine.engine import Engine
 from gptsweep.errors import ConfigError, DeviceError, Interrupted, ModelError, PromptError, ResultsError
-from gptsweep.linear import can_pack
-from gptsweep.metrics import METRICS
-from gptsweep.model import GPT, GPTConfig
-from gptsweep.progress import Progress
+from gptsweep.models import linear
+from gptsweep.models.gpt2 import GPT, GPTConfig
+from gptsweep.models.linear import can_pack
 from gptsweep.records import DeviceSettings, ModelSource, Point, Prompt, Row, Sampling, point_id
-from gptsweep.results import PointWriter
-from gptsweep.session import (
+from gptsweep.run import session
+from gptsweep.run.progress import Progress
+from gptsweep.run.session import (
     LM,
     Job,
     Outcome,
@@ -41,6 +41,7 @@ from gptsweep.session import (
     resolve_dtype,
     run_jobs,
 )
+from gptsweep.store.writer import PointWriter
 
 CHARACTERS = "\n !,.ABCDEFGHIJKLMNOPabcdefghijklmnopqrstuvwxyzäß€"
 CONFIG = GPTConfig(block_size=16, vocab_size=len(CHARACTERS) + 3, n_layer=2, n_head=2, n_embd=32)

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from safetensors import safe_open
 
 import gptsweep
-from gptsweep.engine import Engine
-from gptsweep.model import GPT, GPTConfig
+from gptsweep.engine.engine import Engine
+from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.records import Row, Sampling
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,7 +8,7 @@ import pytest
 from sweeps import Run, samples_of, save_checkpoint
 
 import gptsweep
-from gptsweep.compose import for_some_models, of_its_model
+from gptsweep.multirun.compose import for_some_models, of_its_model
 
 SMALL = ("name=s", "quiet=true", "sampling.num_samples=1", "sampling.max_new_tokens=2", "start=a")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from sweeps import Run, samples_of, save_checkpoint
 
-from gptsweep import results
+from gptsweep.store import writer as results
 
 SWEEP = (
     "model=resume",

@@ -19,9 +19,11 @@ from omegaconf import OmegaConf
 from sweeps import Run, samples_of, save_checkpoint
 
 import gptsweep
-from gptsweep import engine, results, session
-from gptsweep.engine import Engine
+from gptsweep.engine import engine
+from gptsweep.engine.engine import Engine
 from gptsweep.records import Row
+from gptsweep.run import session
+from gptsweep.store import writer as results
 
 SMALL = ("model=resume", "sampling.num_samples=2", "sampling.max_new_tokens=6", "quiet=true")
 

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptsweep import kernels, session, threads
+from gptsweep import threads
+from gptsweep.kernels import runtime as kernels
+from gptsweep.run import session
 
 CHOSEN = """
 import json, os, sys

@@ -14,7 +14,7 @@ from tiktoken.load import load_tiktoken_bpe
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from gptsweep.errors import PromptError
-from gptsweep.tokenizer import (
+from gptsweep.models.files.tokenizers import (
     RANKS,
     Added,
     BytePairTokenizer,

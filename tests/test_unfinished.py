@@ -20,14 +20,16 @@ from hypothesis import strategies as st
 from sweeps import Run, samples_of, save_checkpoint
 from test_engine import DTYPES, POOL, VOCAB, model_in, row, rows_of_all_kinds
 
-from gptsweep import engine as engine_module
-from gptsweep import results, session, unfinished
-from gptsweep.engine import Engine, Progress
+from gptsweep.engine import engine as engine_module
+from gptsweep.engine.engine import Engine, Progress
 from gptsweep.errors import Interrupted
-from gptsweep.linear import can_pack
-from gptsweep.model import GPT
+from gptsweep.models.gpt2 import GPT
+from gptsweep.models.linear import can_pack
 from gptsweep.records import Completion, Prefix, Row
-from gptsweep.unfinished import Unfinished
+from gptsweep.run import session
+from gptsweep.store import unfinished
+from gptsweep.store import writer as results
+from gptsweep.store.unfinished import Unfinished
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 

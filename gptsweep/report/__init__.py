@@ -11,9 +11,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ..frames import Sweep, read_sweep
-from ..reference import Reference, kept_reference
-from ..results import atomic_write
+from ..analysis.frames import Sweep, read_sweep
+from ..run.reference import Reference, kept_reference
+from ..store.writer import atomic_write
 from .data import page_data
 
 REPORT = "report.html"

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..compare import MIN_PAIRS
-from ..frames import STATUSES, Sweep, label, ordered, plain
-from ..metrics import METRICS, STANDARD_ERROR, metric_reasons
-from ..point_files import PLACE
-from ..reference import Reference
+from ..analysis.frames import STATUSES, Sweep, label, ordered, plain
+from ..analysis.metrics import METRICS, STANDARD_ERROR, metric_reasons
+from ..analysis.stats import MIN_PAIRS
+from ..run.reference import Reference
+from ..store.reader import PLACE
 
 MAX_SAMPLES = 10_000
 MAX_TEXT = 6_000_000

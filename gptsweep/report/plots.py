@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from ..analysis.frames import Sweep, label, ordered, plain
+from ..analysis.metrics import METRICS
 from ..errors import ResultsError
-from ..frames import Sweep, label, ordered, plain
-from ..metrics import METRICS
 from .data import numbers
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ import torch
 from driver import instrumented, run, tell
 
 with instrumented():
-    from gptsweep.checkpoint import load_weights, open_nanogpt
     from gptsweep.errors import GptsweepError
-    from gptsweep.model import GPT, GPTConfig
+    from gptsweep.models.checkpoint import load_weights, open_nanogpt
+    from gptsweep.models.gpt2 import GPT, GPTConfig
 from model_files import random_gpt, save_meta
 
 OUT_DIR = Path(tempfile.mkdtemp())

@@ -14,9 +14,9 @@ import torch
 from driver import instrumented, run, tell
 
 with instrumented():
-    from gptsweep.checkpoint import LocalFiles, load_weights, open_hf
     from gptsweep.errors import GptsweepError
-    from gptsweep.model import GPT, GPTConfig
+    from gptsweep.models.checkpoint import LocalFiles, load_weights, open_hf
+    from gptsweep.models.gpt2 import GPT, GPTConfig
 from model_files import hf_settings, random_gpt, save_hf
 
 DIRECTORY = Path(tempfile.mkdtemp())

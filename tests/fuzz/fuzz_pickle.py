@@ -14,8 +14,8 @@ from driver import instrumented, run, tell
 
 with instrumented():
     from gptsweep.errors import GptsweepError
-    from gptsweep.meta import read_meta
-    from gptsweep.pickles import PickleError, elements_of, mapping_of, read_pickle
+    from gptsweep.models.files.meta import read_meta
+    from gptsweep.models.files.pickles import PickleError, elements_of, mapping_of, read_pickle
 
 PATH = Path(tempfile.mkdtemp()) / "meta.pkl"
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from driver import instrumented, run, tell
 
 with instrumented():
+    from gptsweep.analysis.frames import read_sweep
+    from gptsweep.analysis.metrics import text_metrics
     from gptsweep.errors import GptsweepError
-    from gptsweep.frames import read_sweep
-    from gptsweep.metrics import text_metrics
-    from gptsweep.results import PointWriter, read_samples, summarise
-    from gptsweep.sweep_files import SweepTable
+    from gptsweep.multirun.sweep_files import SweepTable
+    from gptsweep.store.writer import PointWriter, read_samples, summarise
 from made_sweep import made_samples, write_point
 
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None

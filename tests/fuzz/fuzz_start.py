@@ -22,10 +22,10 @@ from hydra.types import RunMode
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from gptsweep.compose import PointLoader
 from gptsweep.config import CONF_DIR, FILE_PREFIXES, point_from_config, register, unescaped
 from gptsweep.errors import ConfigError
-from gptsweep.overrides import as_typed, how_to_quote
+from gptsweep.multirun.compose import PointLoader
+from gptsweep.multirun.overrides import as_typed, how_to_quote
 
 GRAMMAR = [*"'\"\\,()[]{}:=$ \t\n+-._0123456789eE/*@?|%#<>!~&;^`", "null", "true", "False", "nan", "inf", "1e3", "1_000"]
 CALLS = ["str(", "choice(", "range(", "sort(", "tag(", "glob(", "int(", "extend_list(", "FILE:", "${", "\\${", "\\n", "\\\\"]

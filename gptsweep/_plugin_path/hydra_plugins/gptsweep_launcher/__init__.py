@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from hydra.core.config_store import ConfigStore
 
-from gptsweep import launcher
+from gptsweep.multirun import launcher
 
 
 @dataclass
@@ -15,7 +15,7 @@ class FusedLauncherConf:
 
 
 class FusedLauncher(launcher.FusedLauncher):
-    """`gptsweep.launcher.FusedLauncher` under the name that Hydra wants."""
+    """`gptsweep.multirun.launcher.FusedLauncher` under the name that Hydra wants."""
 
 
 ConfigStore.instance().store(group="hydra/launcher", name="fused", node=FusedLauncherConf, provider="gptsweep")

@@ -1,0 +1,1 @@
+"""Samples to numbers: metrics, statistics, the frames that people and pages read."""

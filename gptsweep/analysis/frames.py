@@ -1,0 +1,419 @@
+"""Run directories as pandas frames: one row a point, one row a sample, and what the difference between two points is worth.
+
+Reading goes by the point directories themselves, so it works while a sweep runs and after a crash; ``sweep.csv`` adds the
+points that failed or never started. Nothing that cannot be read is passed over in silence: see `Sweep.problems`.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from ..errors import ResultsError
+from ..store.reader import (
+    ABOUT,
+    COUNTS,
+    PLACE,
+    SPREADS,
+    PointFiles,
+    complete_settings,
+    point_directories,
+    read_point,
+    read_samples,
+    setting_names,
+    unseen_points,
+)
+from ..store.writer import SWEEP, summarise
+from . import metrics
+from . import stats as compare
+from .metrics import METRICS
+
+if TYPE_CHECKING:
+    import xarray
+
+STATUSES = ("complete", "partial", "failed", "missing")
+TEXTUAL = ("sweep", "model", "start", "stop", "logit_bias", "device", "dtype", "prompt", *ABOUT)
+PointChoice = int | str | Mapping[str, Any]
+"""A point: its row in ``summary``, its ``directory``, or settings that all points meant share, as ``{"temperature": 0.7}``."""
+
+
+def read_sweep(path: str | Path, *more: str | Path) -> Sweep:
+    """Read one or more sweeps, runs, or directories that hold them.
+
+    Raises:
+        ResultsError: a path is not there, or holds no point.
+    """
+    roots = [Path(each) for each in (path, *more)]
+    try:
+        return assemble(found_points(roots))
+    except OSError as error:
+        raise ResultsError("path", str(error.filename or roots[0]), f"cannot be read: {error.strerror}") from error
+
+
+def found_points(roots: Sequence[Path]) -> list[PointFiles]:
+    """Every point at or under ``roots``, those that only ``sweep.csv`` knows included.
+
+    Raises:
+        ResultsError: a path is not there, or holds no point.
+    """
+    found: dict[Path, Path] = {}
+    for root in roots:
+        if not root.is_dir():
+            raise ResultsError("path", str(root), "is not a directory; give a sweep, a run, or a directory of them")
+        found |= dict(point_directories(root))
+    points = [read_point(directory, root) for directory, root in found.items()]
+    sweeps = sorted(set(found.values()) | {root for root in roots if (root / SWEEP).is_file()})
+    points += [point for root in sweeps for point in unseen_points(root, points)]
+    for point in points:
+        if not point.summarised and not point.unread:
+            complete_settings(point)
+    if not points:
+        wanted = "holds no run yet: no directory in it has samples.jsonl, summary.csv or manifest.json"
+        raise ResultsError("path", str(roots[0]), wanted)
+    if len(sweeps) > 1:
+        for point in points:
+            point.row = {"sweep": point.root.name} | point.row
+    return points
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """What `read_sweep` read.
+
+    ``summary`` has a row a point: settings, metrics, ``status`` (complete, partial, failed, missing), ``error``, ``directory``.
+    ``samples`` has a row a sample; ``point`` is the row of its point in ``summary``, ``token_ids`` holds int32 arrays.
+    ``settings`` names the settings columns, ``swept`` those of them that differ between points. ``problems`` says, one line
+    each, what could not be read and in which file; ``damaged_lines`` is how many lines of samples that were.
+    """
+
+    summary: pd.DataFrame
+    samples: pd.DataFrame
+    settings: tuple[str, ...]
+    swept: tuple[str, ...]
+    problems: tuple[str, ...] = ()
+    damaged_lines: int = 0
+
+    @cached_property
+    def _textual(self) -> tuple[compare.Floats, compare.Mask]:
+        """`compare.text_values` of the samples as far as they are known, and of which they are."""
+        return np.full((len(self.samples), len(compare.TEXTUAL)), np.nan), np.zeros(len(self.samples), dtype=bool)
+
+    def measured(self, points: pd.DataFrame) -> pd.DataFrame:
+        """`compare.sample_values` of the samples of these rows of ``summary``, and what tells which are independent.
+
+        ``copy_of`` is equal for samples of copies of one point, ``noise_of`` for samples that draw from the same noise.
+        """
+        chosen = self.samples["point"].isin(points.index).to_numpy(bool)
+        values, known = self._textual
+        new = chosen & ~known
+        values[new] = compare.text_values(self.samples[new])
+        known |= new
+        found = compare.sample_values(self.samples[chosen], values[chosen])
+        for name, numbers in (("copy_of", compare.identities(points)), ("noise_of", compare.noises(points))):
+            found[name] = found["point"].map(dict(zip(points.index, numbers, strict=True))).astype("int64")
+        return found
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics that ``summary`` has a value of, in the order they are shown."""
+        return [name for name in METRICS if name in self.summary and self.summary[name].notna().any()]
+
+    def points(self, choice: PointChoice) -> pd.DataFrame:
+        """The rows of ``summary`` that are meant.
+
+        Raises:
+            ResultsError: there is none.
+        """
+        table = self.summary
+        if isinstance(choice, Mapping):
+            chosen = np.ones(len(table), dtype=bool)
+            for name, value in choice.items():
+                if name not in self.settings:
+                    raise ResultsError("point", name, f"is not a setting here; swept are {', '.join(self.swept) or 'none'}")
+                column = table[name]
+                chosen &= (column.isna() if value is None else (column == value).fillna(False)).to_numpy(bool)
+            table = table[chosen]
+        elif isinstance(choice, str):
+            names = table["directory"]
+            table = table[(names == choice) | names.str.endswith("/" + choice)]
+        else:
+            table = table[table.index == choice]
+        if table.empty:
+            shown = ",".join(f"{name}={value}" for name, value in choice.items()) if isinstance(choice, Mapping) else choice
+            raise ResultsError("point", shown, "is no point of this sweep; give a row number, a directory, or settings")
+        return table
+
+    def group(self, by: Sequence[str] | None = None) -> pd.DataFrame:
+        """Points that agree in ``by`` taken together: by default all swept settings but the seed.
+
+        Returns:
+            A row a group with the settings ``by``, ``points`` (labels), ``num_points``, ``num_samples``, and for every metric
+            its mean, ``<metric>_se`` and ``<metric>_n``. A metric per sample is the mean over all samples of the group, n
+            counts samples; a metric per point is the mean over its points, n counts points. Samples and points that stand
+            in several directories count once. Errors are over what is independent, as `compare` (the module) says: samples of
+            different prompts, seeds or sample_index, and for a metric per point seeds; one seed alone has no error there.
+        """
+        keys = [key for key in self.swept if key != "seed"] if by is None else list(by)
+        for key in keys:
+            if key not in self.settings:
+                raise ResultsError("group", key, f"is not a setting here; swept are {', '.join(self.swept) or 'none'}")
+        table = self.summary
+        codes = np.zeros(len(table), dtype=np.int64)
+        if keys:
+            codes[:] = table.groupby(keys, dropna=False, sort=False).ngroup()
+        _, first, counts = np.unique(codes, return_index=True, return_counts=True)
+        points = np.split(table.index.to_numpy()[np.argsort(codes, kind="stable")], np.cumsum(counts)[:-1])
+        columns: dict[str, Any] = {key: table[key].array.take(first) for key in keys}
+        columns["points"] = [tuple(each.tolist()) for each in points]
+        # Of copies of a point the one with the most samples stands for all.
+        order = np.argsort(-table["num_samples"].to_numpy(), kind="stable")
+        copies = pd.DataFrame({"group": codes, "copy_of": compare.identities(table)}).iloc[order].duplicated().sort_index()
+        alone, own = table[~copies.to_numpy()], codes[~copies.to_numpy()]
+        columns["num_points"] = np.bincount(own, minlength=len(counts))
+        names = {per: [name for name in self.metrics if METRICS[name].per == per] for per in ("sample", "point")}
+        found = {name: compare.per_point(name, alone, own, len(counts)) for name in names["point"]}
+        if compare.shares(table, codes):
+            samples = self.measured(table)
+            samples["group"] = samples["point"].map(dict(zip(table.index, codes, strict=True)))
+            samples = samples[~samples.duplicated(["group", "copy_of", "prompt_index", "seed", "sample_index"])]
+            at = samples["group"].to_numpy(np.int64)
+            clusters = compare.places_of(samples[[*PLACE, "noise_of"]])
+            columns["num_samples"] = np.bincount(at, minlength=len(counts))
+            found |= {name: compare.per_sample(name, samples, at, len(counts), clusters) for name in names["sample"]}
+        else:
+            columns["num_samples"] = np.bincount(codes, weights=table["num_samples"]).astype(int)
+            found |= {name: compare.from_summaries(name, table, codes, len(counts)) for name in names["sample"]}
+        for name in self.metrics:
+            columns[name], columns[f"{name}_se"], columns[f"{name}_n"] = found[name]
+        return pd.DataFrame(columns)
+
+    def compare(self, a: PointChoice, b: PointChoice) -> pd.DataFrame:
+        """What changes from ``a`` to ``b``, metric by metric, in the units of the metric.
+
+        Samples are paired over prompt, seed, sample_index and every swept setting that ``a`` and ``b`` leave open; under
+        common noise a pair shares its random numbers, so its difference is much less noisy than two means. Intervals are 95 %
+        percentile bootstrap (2,000 resamples, always the same): pairs of one prompt, seed and sample_index, which share
+        their noise, are drawn together. Metrics per point are paired over points, those of one seed drawn together.
+
+        Returns:
+            A row a metric: ``a``, ``b`` (means over the pairs), ``difference`` (b - a), ``low``, ``high``, ``pairs``,
+            ``differs`` (whether the interval leaves out 0) and ``reason`` (why there is no interval, or no verdict).
+        """
+        first, second = self.points(a), self.points(b)
+        fixed = set(a if isinstance(a, Mapping) else self.swept) | set(b if isinstance(b, Mapping) else self.swept)
+        left_open = [key for key in self.swept if key not in fixed and key != "seed"]
+        place = ["prompt_index", "sample_index", "seed"]
+        sides = [self.measured(points).drop_duplicates(["copy_of", *place]) for points in (first, second)]
+        pairs = sides[0].merge(sides[1], on=[*left_open, *place], suffixes=("_a", "_b"))
+        pairs["cluster"] = compare.places_of(pairs[[*place, "noise_of_a", "noise_of_b"]])
+        rows = compare.paired_samples(pairs)
+        shared = [key for key in (*left_open, "seed") if key in self.settings]
+        points = [each.assign(copy_of=compare.identities(each), noise_of=compare.noises(each)) for each in (first, second)]
+        points = [each.sort_values("num_samples", ascending=False, kind="stable").drop_duplicates("copy_of") for each in points]
+        both = points[0].merge(points[1], how="inner" if shared else "cross", on=shared or None, suffixes=("_a", "_b"))
+        both["cluster"] = compare.places_of(both[[*({"seed"} & set(shared)), "noise_of_a", "noise_of_b"]])
+        rows |= {name: compare.paired_points(both, name) for name in self.metrics if METRICS[name].per == "point"}
+        table = pd.DataFrame.from_dict({name: rows[name] for name in METRICS if name in rows}, orient="index")
+        table.index.name = "metric"
+        return table
+
+    def effect(self, key: str) -> pd.DataFrame:
+        """What a swept setting does: `compare` from its lowest value to its highest, an unset one counting as highest."""
+        values = ordered(self.summary[key])
+        return self.compare({key: values[0]}, {key: values[-1]})
+
+    def only(self, chosen: npt.NDArray[np.bool_]) -> Sweep:
+        """The sweep with these points alone; their labels stay."""
+        summary = self.summary[chosen]
+        return replace(self, summary=summary, samples=self.samples[self.samples["point"].isin(summary.index)])
+
+    def to_xarray(self) -> xarray.Dataset:
+        """The metrics as an `xarray.Dataset` with the swept settings as dimensions; ``null`` stands for an unset one.
+
+        Raises:
+            ResultsError: xarray is not installed, or two points have the same settings.
+        """
+        try:
+            import xarray as _  # noqa: F401  an optional dependency
+        except ImportError as error:
+            raise ResultsError("to_xarray", "xarray", "is not installed; pip install xarray") from error
+        keys = list(self.swept) or ["point_id"]
+        table = self.summary.copy()
+        for key in keys:
+            if table[key].isna().any():
+                table[key] = table[key].astype(object).where(table[key].notna(), "null")
+        if table.duplicated(keys).any():
+            raise ResultsError("to_xarray", ", ".join(keys), "does not tell all points apart; read one sweep at a time")
+        wide = table.set_index(keys)[[*self.metrics, "num_samples"]]
+        dataset: xarray.Dataset = wide.astype(float).to_xarray()
+        return dataset
+
+
+def assemble(points: list[PointFiles]) -> Sweep:
+    """The frames of these points, ordered by what was swept."""
+    settings = list(dict.fromkeys(name for point in points for name in setting_names(point.row)))
+    for name in settings:
+        if len(known := {same_cell(point.row[name]): point.row[name] for point in points if name in point.row}) == 1:
+            for point in points:  # a point without a summary knows only what was overridden
+                if name not in point.named:
+                    point.row.setdefault(name, *known.values())
+    table = typed({name: [point.row.get(name) for point in points] for name in settings})
+    swept = sorted((name for name in settings if table[name].nunique(dropna=False) > 1), key="seed".__eq__)
+    order = table.sort_values(swept, kind="stable").index if swept else range(len(points))
+    points = [points[place] for place in order]
+
+    columns = Columns()
+    for number, point in enumerate(points):
+        samples = read_samples(point)
+        columns.add(number, samples)
+        if not point.summarised and samples:
+            point.row |= summary_of(samples)
+        if not point.row.get("point_id") and samples and isinstance(known_as := samples[0].get("point_id"), str):
+            point.row["point_id"] = known_as
+        point.status = "complete" if point.summarised else point.status or ("partial" if samples else "missing")
+        point.row |= {"status": point.status, "error": point.error or None}
+        point.row["directory"] = point.name
+    names = [*settings, *COUNTS, *METRICS, *SPREADS]
+    names += [name for name in dict.fromkeys(name for point in points for name in point.row) if name not in (*names, *ABOUT)]
+    summary = typed({name: [point.row.get(name) for point in points] for name in (*names, *ABOUT)})
+    problems = tuple(problem for point in points for problem in point.problems)
+    damaged = sum(point.damaged_lines for point in points)
+    return Sweep(summary, columns.frame(summary[settings]), tuple(settings), tuple(swept), problems, damaged)
+
+
+def same_cell(value: object) -> object:
+    """Equal for cells that mean the same, whether they come from CSV or JSON."""
+    try:
+        return float(str(value))
+    except ValueError:
+        return str(value)
+
+
+def typed(columns: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
+    """A frame of cells as they come from CSV or JSON: whole numbers, numbers, truth values or text, by column."""
+    return pd.DataFrame({name: typed_column(name, cells) for name, cells in columns.items()})
+
+
+def typed_column(name: str, cells: Sequence[Any]) -> pd.Series[Any]:
+    """One column: text if its name says so or a cell is no number; whole numbers stay whole beside empty cells."""
+    known = [value for value in cells if value is not None]
+    if name in COUNTS:
+        return pd.Series(pd.to_numeric(pd.Series(cells, dtype=object), errors="coerce")).fillna(0).astype("int64")
+    if name in METRICS or name in SPREADS or (not known and name not in TEXTUAL):
+        return pd.Series(pd.to_numeric(pd.Series(cells, dtype=object), errors="coerce"), dtype="float64")
+    if name not in TEXTUAL and known:
+        if all(str(value) in ("True", "False") for value in known):
+            return pd.Series([None if value is None else str(value) == "True" for value in cells],
+                             dtype="bool" if len(known) == len(cells) else "boolean")  # fmt: skip
+        try:
+            numbers = [None if value is None else float(value) for value in cells]
+            whole = all(number is None or number.is_integer() for number in numbers) and all("." not in str(v) for v in known)
+            if whole:
+                ints = [None if value is None else int(value) for value in cells]
+                large = max(value for value in ints if value is not None) >= 2**63
+                kind = ("UInt64" if large else "Int64") if len(known) < len(cells) else ("uint64" if large else "int64")
+                return pd.Series(ints, dtype=kind)
+            return pd.Series(numbers, dtype="float64")
+        except ValueError:
+            pass
+    return strings([None if value is None else str(value) for value in cells])
+
+
+def strings(texts: Sequence[str | None]) -> pd.Series[Any]:
+    """A text column; a lone surrogate, which Arrow and UTF-8 cannot hold, becomes ``?``."""
+    whole = [text if text is None or text.isascii() else text.encode("utf-8", "replace").decode() for text in texts]
+    return pd.Series(whole, dtype="str")
+
+
+def ordered(column: pd.Series[Any]) -> list[Any]:
+    """The different values of a setting: numbers by size, then texts, an unset one last."""
+    return sorted({plain(value) for value in column}, key=lambda value: (value is None, isinstance(value, str), value or 0))
+
+
+def plain(value: Any) -> Any:
+    """A cell as a Python value; None where it is empty."""
+    if pd.isna(value):
+        return None
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def label(value: Any) -> str:
+    """A setting as a user types it."""
+    if value is None:
+        return "null"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+class Columns:
+    """Samples gathered column by column: a million dictionaries would not fit."""
+
+    def __init__(self) -> None:
+        self.point = array("q")
+        self.place = {name: array("Q" if name == "seed" else "q") for name in PLACE}
+        self.reported = {name: array("d") for name in ("logprob_mean", "sampler_logprob_mean", "entropy_mean")}
+        self.prompt_tokens = array("q")
+        self.ends = array("q", [0])
+        self.tokens = array("i")
+        self.completions: list[str] = []
+        self.shared: dict[str, tuple[dict[str, int], array[int]]] = {
+            name: ({}, array("i")) for name in ("prompt", "prompt_id", "finish_reason")
+        }
+
+    def add(self, number: int, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Append the samples of point ``number``."""
+        self.point.extend([number] * len(samples))
+        for name, places in self.place.items():
+            places.extend([sample[name] for sample in samples])
+        for name, values in self.reported.items():
+            values.extend([math.nan if sample[name] is None else sample[name] for sample in samples])
+        self.prompt_tokens.extend([sample["prompt_tokens"] for sample in samples])
+        for sample in samples:
+            self.tokens.extend(sample["token_ids"])
+            self.ends.append(len(self.tokens))
+        self.completions += [sample["completion"] for sample in samples]
+        for name, (known, codes) in self.shared.items():
+            codes.extend([known.setdefault(sample[name], len(known)) for sample in samples])
+
+    def frame(self, settings: pd.DataFrame) -> pd.DataFrame:
+        """The samples as a frame, with the settings of their points beside them."""
+        point = np.frombuffer(self.point, dtype=np.int64)
+        ends = np.frombuffer(self.ends, dtype=np.int64)
+        tokens = np.frombuffer(self.tokens, dtype=np.int32) if self.tokens else np.empty(0, np.int32)
+        ids = np.empty(len(point), dtype=object)
+        for row, (start, end) in enumerate(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)):
+            ids[row] = tokens[start:end]
+        seeds = np.frombuffer(self.place["seed"], dtype=np.uint64)
+        columns: dict[str, Any] = {"point": point}
+        for name in map(str, settings):
+            columns[name] = settings[name].array.take(point)
+        for name in ("prompt_id", "prompt"):
+            columns[name] = self.categories(name)
+        for name in ("prompt_index", "sample_index"):
+            columns[name] = np.frombuffer(self.place[name], dtype=np.int64)
+        columns["seed"] = seeds if len(seeds) and seeds.max() >= 2**63 else seeds.astype(np.int64)
+        columns["completion"] = strings(self.completions)
+        columns["finish_reason"] = self.categories("finish_reason")
+        columns["prompt_tokens"] = np.frombuffer(self.prompt_tokens, dtype=np.int64)
+        columns["completion_tokens"] = np.diff(ends)
+        columns["token_ids"] = ids
+        columns |= {name: np.frombuffer(values, dtype=np.float64) for name, values in self.reported.items()}
+        return pd.DataFrame(columns, copy=False)
+
+    def categories(self, name: str) -> pd.Categorical:
+        """A column of few different texts."""
+        known, codes = self.shared[name]
+        return pd.Categorical.from_codes(np.frombuffer(codes, dtype=np.int32), categories=pd.Index(strings(list(known))))
+
+
+def summary_of(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Counts and metrics of samples whose point has no summary yet; as in ``summary.csv``."""
+    return summarise({}, samples) | metrics.text_metrics(samples)

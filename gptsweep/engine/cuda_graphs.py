@@ -1,0 +1,111 @@
+"""Decode steps of static shape, captured as CUDA graphs: launching the kernels of a step one by one takes longer than they run.
+
+A step is padded to a power of two of sequences and of pages, so a few graphs serve a whole run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..models.gpt2 import GPT
+from .kv_cache import PAGE, Ints, KVCache, Reading, pages_for
+
+_FEWEST_SEQUENCES = 8
+_FEWEST_PAGES = 4
+_WARM_UPS = 3
+"""Runs before a capture: libraries set up what they need, and compiled blocks are compiled."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Step:
+    """A step of one shape: write ``inputs``, call ``run``, read ``hidden``.
+
+    ``inputs``: ``int64 [sequences, 2 + pages]``, for each sequence its token, its position and its pages.
+    """
+
+    inputs: Tensor
+    run: Callable[[], None]
+    hidden: Callable[[], Tensor]
+
+
+class DecodeSteps:
+    """`GPT.hidden` for passes in which every sequence reads one token.
+
+    Args:
+        model: on its device, ready for inference.
+        cache: its keys and values. One page of it is taken, for what padding writes.
+    """
+
+    def __init__(self, model: GPT, cache: KVCache) -> None:
+        self.model, self.cache = model, cache
+        self.spare = cache.take()
+        self.device = cache.keys.device
+        self._steps: dict[tuple[int, int], _Step] = {}
+        self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
+
+    def __call__(self, ids: Sequence[int], reading: Reading) -> Tensor:
+        """The hidden states ``float32 [sequences, n_embd]`` after one token of each; valid until the next call."""
+        count = len(ids)
+        pages = pages_for(int(reading.positions.max()) + 1)
+        shape = (_power_of_two(max(count, _FEWEST_SEQUENCES)), _power_of_two(max(pages, _FEWEST_PAGES)))
+        if shape not in self._steps:
+            self._steps[shape] = self._step(*shape)
+        step = self._steps[shape]
+        inputs = self._idle(*shape)
+        inputs[:count, 0], inputs[:count, 1] = ids, reading.positions
+        inputs[:count, 2 : 2 + pages] = self.cache.tables[reading.tables, :pages]
+        step.inputs.copy_(torch.from_numpy(inputs))
+        step.run()
+        return step.hidden()[:count]
+
+    def _idle(self, sequences: int, pages: int) -> Ints:
+        """Inputs of sequences that are all padding: token 0 at position 0 of the spare page."""
+        inputs = np.zeros((sequences, 2 + pages), np.int64)
+        inputs[:, 2:] = self.spare
+        return inputs
+
+    def _step(self, sequences: int, pages: int) -> _Step:
+        inputs = torch.from_numpy(self._idle(sequences, pages)).to(self.device)
+        made: list[Tensor] = []
+
+        def run() -> None:
+            made[:] = [self._hidden(inputs)]
+
+        if self._pool is None:
+            return _Step(inputs, run, lambda: made[0])
+        aside = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(aside):
+            for _ in range(_WARM_UPS):
+                run()
+        torch.cuda.current_stream(self.device).wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            run()
+        return _Step(inputs, graph.replay, lambda: made[0])
+
+    def _hidden(self, inputs: Tensor) -> Tensor:
+        """One step, of tensors alone: no shape and no branch depends on what is in them."""
+        ids, positions, tables = inputs[:, 0], inputs[:, 1], inputs[:, 2:]
+        page = tables.gather(1, (positions // PAGE)[:, None])[:, 0]
+        offset = positions % PAGE
+        length = tables.shape[1] * PAGE
+        past = (torch.arange(length, device=self.device) <= positions[:, None])[:, None, None]
+
+        def attend(layer: int, qkv: Tensor) -> Tensor:
+            q = self.cache.write(layer, qkv, page, offset)
+            keys, values = self.cache.read(layer, tables)
+            return F.scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=past).flatten(1).to(qkv.dtype)
+
+        return self.model.hidden(ids, positions, attend)
+
+
+def _power_of_two(number: int) -> int:
+    """The least power of two that is at least ``number``."""
+    return 1 << (number - 1).bit_length()

@@ -1,0 +1,337 @@
+"""From logits to the next token, in plain torch: counter noise, penalties, truncation, the Gumbel-max choice.
+
+Formulas here are the reference; `kernels` computes the same faster on a CPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..models.gpt2 import GPTConfig
+from ..records import Row, Sampling
+
+EDIT = np.dtype([("id", "i8"), ("bias", "f8"), ("seen", "i8"), ("count", "i8")])
+"""A token whose logit logit_bias or a penalty changes: ``seen`` in the prompt or completion, ``count`` in the completion."""
+
+ROW = np.dtype(
+    [
+        ("logits_row", "i8"),
+        ("temperature", "f8"),
+        ("top_k", "i8"),
+        ("top_p", "f8"),
+        ("min_p", "f8"),
+        ("repetition_penalty", "f8"),
+        ("presence_penalty", "f8"),
+        ("frequency_penalty", "f8"),
+        ("noise_key", "u8"),
+        ("position", "i8"),
+        ("sample_index", "i8"),
+        ("prompt_index", "i8"),
+        ("edits", "i8"),
+        ("n_edits", "i8"),
+        ("token", "i8"),
+        ("logprob", "f8"),
+        ("sampler_logprob", "f8"),
+        ("entropy", "f8"),
+    ]
+)
+"""One row's settings and, from ``token`` on, what was chosen. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off; ``edits`` is
+the address of an `EDIT` array; ``position`` counts the tokens of the completion so far."""
+
+
+_SUMMED_AT_ONCE = 32768
+"""torch gives a part of a longer sum to each thread, so its bits would depend on how many there are."""
+
+
+def row_settings(row: Row) -> tuple[Any, ...]:
+    """The `ROW` record of a row that has no token yet."""
+    s = row.sampling
+    return (
+        *(0, s.temperature, s.top_k or 0, 1.0 if s.top_p is None else s.top_p, s.min_p or 0.0),
+        *(s.repetition_penalty, s.presence_penalty, s.frequency_penalty),
+        *(row.noise_key, 0, row.sample_index, row.prompt_index, 0, 0),
+        *(-1, 0.0, 0.0, 0.0),
+    )
+
+
+def independent_key(seed: int, point: str) -> int:
+    """The noise key of ``noise=independent``: 64 bits of a hash of the seed and the point's id."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {point}".encode()).digest()[:8], "little")
+
+
+class Edits:
+    """The logits that a row's bias and penalties change, kept as the row grows."""
+
+    def __init__(self, sampling: Sampling, prompt_ids: Iterable[int], capacity: int) -> None:
+        self._penalises = sampling.penalises
+        self._place: dict[int, int] = {}
+        self.array = np.zeros(len(sampling.logit_bias) + capacity, EDIT)
+        for token, addend in sampling.logit_bias:
+            self._edit(token)["bias"] = addend
+        if sampling.penalises:
+            for token in prompt_ids:
+                self._edit(token)["seen"] = 1
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def add(self, token: int) -> None:
+        """Note that ``token`` was chosen."""
+        if self._penalises:
+            edit = self._edit(token)
+            edit["seen"] = 1
+            edit["count"] += 1
+
+    def _edit(self, token: int) -> Any:
+        place = self._place.setdefault(token, len(self._place))
+        self.array[place]["id"] = token
+        return self.array[place]
+
+
+# -- noise -------------------------------------------------------------------------------------------------------------------
+
+
+def philox(counter: Tensor, key: Tensor) -> Tensor:
+    """Philox4x32-10: a random function from counters to words.
+
+    Salmon, Moraes, Dror, Shaw: Parallel Random Numbers: As Easy as 1, 2, 3. SC'11.
+
+    Args:
+        counter: ``int64 [..., 4]``, each below 2**32.
+        key: ``int64 [..., 2]``, likewise.
+
+    Returns:
+        ``int64 [..., 4]``, each uniform below 2**32.
+    """
+    c0, c1, c2, c3 = counter.unbind(-1)
+    k0, k1 = key.unbind(-1)
+    for _ in range(10):
+        high0, low0 = _multiply(0xD2511F53, c0)
+        high1, low1 = _multiply(0xCD9E8D57, c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return torch.stack((c0, c1, c2, c3), -1)
+
+
+def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The high and low 32 bits of ``a * b``, by halves so that no product leaves int64."""
+    low = a * (b & 0xFFFF)
+    high = a * (b >> 16) + (low >> 16)
+    return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
+
+
+def gumbel(vocab_size: int, *, key: Tensor, position: Tensor, sample_index: Tensor, prompt_index: Tensor) -> Tensor:
+    """Gumbel noise of every token for every row: ``-log(-log u)`` with ``u = (word + 0.5) / 2**32``.
+
+    Args:
+        vocab_size: how many tokens.
+        key: ``int64 [rows, 2]``, the low and high half of the noise key.
+        position, sample_index, prompt_index: ``int64 [rows]``.
+
+    Returns:
+        ``float64 [rows, vocab_size]`` (``float32`` on MPS, which has no float64).
+    """
+    quads = torch.arange(-(-vocab_size // 4), device=key.device)
+    rest = torch.stack([position, sample_index, prompt_index], -1)[:, None, :].expand(-1, len(quads), -1)
+    counter = torch.cat([quads[None, :, None].expand(len(key), -1, 1), rest], -1)
+    words = philox(counter, key[:, None, :]).flatten(1)[:, :vocab_size]
+    return noise_of(words, _precise(key.device))
+
+
+def noise_of(words: Tensor, dtype: torch.dtype) -> Tensor:
+    """``-log(-log u)`` with ``u = (word + 0.5) / 2**32``, finite and with all its digits in ``dtype``.
+
+    Args:
+        words: ``int64``, each below 2**32.
+        dtype: float64, or float32, in which the greatest u would round to 1 and its noise be infinite.
+    """
+    u = (words.to(dtype) + 0.5) / 2**32
+    if dtype == torch.float64:
+        return -torch.log(-torch.log(u))
+    below_one = ((2**32 - 1 - words).to(dtype) + 0.5) / 2**32  # 1 - u, which float32 holds where it does not hold u
+    return -torch.log(torch.where(words < 2**31, -torch.log(u), -torch.log1p(-below_one)))
+
+
+def _precise(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+# -- the choice --------------------------------------------------------------------------------------------------------------
+
+
+def choose(logits: Tensor, rows: np.ndarray[Any, np.dtype[Any]], edits: list[np.ndarray[Any, np.dtype[Any]] | None]) -> None:
+    """Choose the next token of every row, and write it and its statistics into ``rows``.
+
+    The order is Hugging Face's and vLLM's: logit_bias, repetition, frequency and presence penalty, temperature, top_k, top_p,
+    min_p; then argmax(logits / temperature + noise).
+
+    Args:
+        logits: ``[distinct, vocab_size]``, floating point; ``rows["logits_row"]`` says whose is whose.
+        rows: `ROW` records.
+        edits: the row's `EDIT` records, or None.
+    """
+    device, precise = logits.device, _precise(logits.device)
+
+    def column(name: str) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(rows[name])).to(device, precise)
+
+    def integers(name: str) -> Tensor:
+        return torch.from_numpy(rows[name].astype(np.int64)).to(device)
+
+    raw = logits.to(precise)[integers("logits_row")]
+    logprobs = raw.log_softmax(-1)
+    x = raw.clone()
+    for i, edit in enumerate(edits):
+        if edit is not None:
+            x[i] = edited(x[i], rows[i], edit)
+    temperature = column("temperature")[:, None]
+    greedy = temperature == 0
+    scaled = truncated(x / temperature.where(~greedy, torch.ones_like(temperature)), rows)
+    keys = rows["noise_key"].astype(np.uint64)
+    halves = np.stack([keys & np.uint64(0xFFFFFFFF), keys >> np.uint64(32)], -1).astype(np.int64)
+    noise = gumbel(x.shape[-1], key=torch.from_numpy(halves).to(device), position=integers("position"),
+                   sample_index=integers("sample_index"), prompt_index=integers("prompt_index"))  # fmt: skip
+    token = torch.where(greedy[:, 0], x.argmax(-1), (scaled + noise).argmax(-1))
+    sampler = scaled.log_softmax(-1).gather(-1, token[:, None])[:, 0].masked_fill(greedy[:, 0], 0.0)
+    rows["token"] = token.cpu().numpy()
+    rows["logprob"] = logprobs.gather(-1, token[:, None])[:, 0].cpu().numpy()
+    rows["sampler_logprob"] = sampler.cpu().numpy()
+    rows["entropy"] = -summed(logprobs.exp() * logprobs).cpu().numpy()
+
+
+def edited(x: Tensor, row: Any, edit: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
+    """One row's logits ``[vocab_size]`` after logit_bias and the penalties, computed in float64 and rounded to float32.
+
+    ``repetition_penalty`` is Hugging Face's (Keskar et al. 2019), over prompt and completion: a positive logit is divided by
+    it, a negative one multiplied. ``frequency_penalty`` (a count at a time) and ``presence_penalty`` are OpenAI's and vLLM's,
+    over the completion alone.
+    """
+    precise = _precise(x.device)
+    ids = torch.from_numpy(edit["id"].copy()).to(x.device)
+    bias, seen, count = (torch.from_numpy(edit[name].copy()).to(x.device, precise) for name in ("bias", "seen", "count"))
+    value = x[ids].to(precise) + bias
+    penalty = float(row["repetition_penalty"])
+    value = torch.where(seen > 0, torch.where(value < 0, value * penalty, value / penalty), value)
+    # A flag is made a number first: a bool times a Python float is float32.
+    chosen = (count > 0).to(precise)
+    value = value - (count * float(row["frequency_penalty"]) + chosen * float(row["presence_penalty"]))
+    return x.index_put((ids,), value.float().to(x.dtype))
+
+
+def truncated(scaled: Tensor, rows: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
+    """Logits over temperature ``[rows, vocab_size]`` with what top_k, top_p and min_p drop set to -inf.
+
+    ``top_k`` keeps ties with the k-th, as nanoGPT does. ``top_p`` (Holtzman et al. 2020) keeps the fewest likeliest tokens
+    whose mass reaches p, the lower id first among equals. ``min_p`` (Nguyen et al. 2024) keeps what is at least min_p times
+    as likely as the likeliest.
+    """
+    vocab_size = scaled.shape[-1]
+    for i, row in enumerate(rows):
+        x = scaled[i]
+        if 0 < row["top_k"] < vocab_size:
+            x = x.masked_fill(x < x.topk(int(row["top_k"])).values[-1], -torch.inf)
+        scaled[i] = truncated_tail(x, float(row["top_p"]), float(row["min_p"]))
+    return scaled
+
+
+def truncated_tail(x: Tensor, top_p: float, min_p: float) -> Tensor:
+    """``x [vocab_size]`` with what top_p, then min_p drop set to -inf; 1 and 0 switch them off.
+
+    A token is kept while those before it weigh less than ``top_p`` times all of them, where a weight is ``exp(x - max)``. Equal
+    logits have the weight 1, whose sums are exact; probabilities would be rounded first, and miss a mass of exactly ``top_p``.
+    """
+    if top_p < 1:
+        order = torch.argsort(x, descending=True, stable=True)
+        exponents = x.to(_precise(x.device))
+        weights = (exponents[order] - exponents.max()).exp()
+        reached = weights.cumsum(-1)
+        before = torch.cat([torch.zeros_like(reached[:1]), reached[:-1]])
+        x = x.index_fill(0, order[before >= top_p * reached[-1]], -torch.inf)
+    if min_p > 0:
+        x = x.masked_fill(x < x.max() + math.log(min_p), -torch.inf)
+    return x
+
+
+def summed(x: Tensor) -> Tensor:
+    """The sums over the last axis, with the same bits on any number of threads."""
+    return torch.stack([x[..., i : i + _SUMMED_AT_ONCE].sum(-1) for i in range(0, x.shape[-1], _SUMMED_AT_ONCE)]).sum(0)
+
+
+def nanogpt_stream(config: GPTConfig, seed: int) -> torch.Generator:
+    """The stream that nanoGPT's ``sample.py`` draws its tokens from.
+
+    That program seeds torch and then builds its model, whose first weights (overwritten by the checkpoint's) use up the
+    beginning of the stream.
+    """
+    generator = torch.Generator()
+    generator.set_state(_state_after_nanogpt_weights(config, seed))
+    return generator
+
+
+def stream_at(state: bytes) -> torch.Generator:
+    """A stream that goes on where another's state was taken.
+
+    Raises:
+        RuntimeError: the bytes are no such state.
+    """
+    generator = torch.Generator()
+    generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+    return generator
+
+
+@functools.lru_cache(maxsize=64)
+def _state_after_nanogpt_weights(config: GPTConfig, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    width, hidden = config.n_embd, config.n_hidden
+    embedding, positions = (config.vocab_size, width), (config.block_size, width)
+    layers = [(3 * width, width), (width, width), (hidden, width), (width, hidden)] * config.n_layer
+    residual = [(width, width), (width, hidden)] * config.n_layer
+
+    def normal(*shape: int) -> None:
+        torch.empty(shape, dtype=torch.float32).normal_(generator=generator)
+
+    def uniform(*shape: int) -> None:
+        torch.empty(shape, dtype=torch.float32).uniform_(generator=generator)
+
+    # First what torch's constructors draw, then nanoGPT's draws over that: the head is the embedding once more, and the
+    # residual projections are drawn a second time.
+    normal(*embedding)
+    normal(*positions)
+    for outputs, inputs in layers:
+        uniform(outputs, inputs)
+        if config.bias:
+            uniform(outputs)
+    uniform(*embedding)
+    for shape in (embedding, positions, *layers, embedding, *residual):
+        normal(*shape)
+    return generator.get_state()
+
+
+def nanogpt_choice(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[int, float]:
+    """The next token as nanoGPT's ``generate`` draws it: top_k, a softmax over the whole vocabulary, ``multinomial``.
+
+    Args:
+        logits: ``float32 [vocab_size]``, penalties applied; on the CPU, as the stream is: a seed means one text on any device.
+        sampling: the row's settings; top_p and min_p, which nanoGPT does not have, come after top_k.
+        generator: the stream that the draws of all samples come from.
+
+    Returns:
+        The token, and its log-probability under the distribution drawn from.
+    """
+    if sampling.temperature == 0:
+        return int(logits.argmax()), 0.0
+    scaled = logits / sampling.temperature
+    if sampling.top_k is not None:
+        threshold = scaled.topk(min(sampling.top_k, len(scaled))).values[-1]
+        scaled = scaled.masked_fill(scaled < threshold, -torch.inf)
+    scaled = truncated_tail(scaled, sampling.top_p or 1.0, sampling.min_p or 0.0)
+    token = int(torch.multinomial(scaled.softmax(-1), 1, generator=generator))
+    return token, float(scaled.double().log_softmax(-1)[token])

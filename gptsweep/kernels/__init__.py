@@ -1,0 +1,1 @@
+"""CPU kernels: numba loops, and how they become machine code."""

@@ -1,0 +1,296 @@
+"""CPU kernels for what torch has no fast operation: attention over pages, rows through a layer, choosing tokens.
+
+`loops` has them; here machine code is made of them once a machine, kept in a cache directory, and called. They run inside
+torch's own OpenMP threads: a second pool beside torch's would fight its spinning workers for the cores at every one of the
+dozens of small calls of a step.
+
+`sampling.choose` and `cache.paged_attention` are the same operations in plain torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import functools
+import hashlib
+import importlib.util
+import math
+import os
+import threading
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from llvmlite import binding
+from torch import Tensor
+
+from ..display import get_logger
+from ..engine.kv_cache import PAGE, Ints, KVCache, Reading
+from ..engine.sampler import EDIT, ROW
+from ..files import OwnDirectory
+from ..models.gpt2 import Attend
+from .abi import BLOCK, HEADS, TASKS, TILE
+
+log = get_logger(__name__)
+
+SYMBOL = "kernel"
+SHIPPED = Path(__file__).parents[1] / "data" / "kernels.zip"
+"""LLVM's code of the loops, as ``scripts/compile_kernels.py`` makes it."""
+_LINE = 64
+"""Bytes of a line of a cache: a vector that lies in two takes two loads."""
+_HASH = hashlib.sha256().digest_size
+
+if importlib.util.find_spec("numba") is None:
+    raise ImportError("numba, which compiles the kernels, has no wheel for this platform")
+
+
+# -- machine code ------------------------------------------------------------------------------------------------------------
+
+
+def machine() -> binding.TargetMachine:
+    """This machine, as LLVM sees it. Whoever runs code on it owns it, so there is a new one each time."""
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    binding.initialize_native_asmparser()
+    target = binding.Target.from_triple(binding.get_process_triple())
+    cpu, features = binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
+    if target.name.startswith("x86"):
+        features += ",-prefer-256-bit"  # LLVM fears for the clock of early processors with vectors of 512
+    return target.create_target_machine(cpu=cpu, features=features, opt=3, reloc="pic", codemodel="jitdefault", jit=True)
+
+
+def cache_directory() -> Path:
+    """Where machine code is kept: ``$XDG_CACHE_HOME/gptsweep/kernels``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptsweep" / "kernels"
+
+
+@functools.cache
+def loops_digest() -> str:
+    """What identifies the loops: a hash of all that their code is made of."""
+    sources = [(Path(__file__).parent / name).read_text() for name in ("loops.py", "abi.py")]
+    return hashlib.sha256("".join([*sources, str((ROW, EDIT, PAGE))]).encode()).hexdigest()
+
+
+def _module(name: str, dtype: str) -> binding.ModuleRef:
+    """LLVM's code of a kernel: the package's, where it is of these loops and for this system, else numba's of the loops."""
+    try:
+        with zipfile.ZipFile(SHIPPED) as shipped:
+            if shipped.comment == f"{loops_digest()} {binding.get_process_triple()}".encode():
+                return binding.parse_bitcode(shipped.read(f"{name}-{dtype}"))
+    except (OSError, KeyError, zipfile.BadZipFile, RuntimeError) as error:  # RuntimeError: a newer LLVM made it
+        log.debug("the package's kernels are not used: %s", error)
+    from .loops import module_of  # late: numba takes seconds for what is in the package for most
+
+    return module_of(name, dtype, SYMBOL)
+
+
+def _object_file(module: binding.ModuleRef) -> bytes:
+    """Machine code for this machine."""
+    options = binding.create_pipeline_tuning_options(speed_level=3)
+    options.loop_vectorization = options.slp_vectorization = True
+    this = machine()
+    builder = binding.create_pass_builder(this, options)
+    builder.getModulePassManager().run(module, builder)
+    code: bytes = this.emit_object(module)
+    return code
+
+
+@functools.cache
+def _code_digest() -> str:
+    """What identifies machine code: a hash of the loops, of what makes it of them, and of the processor it is for."""
+    cpu = f"{binding.get_process_triple()} {binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
+    made_of = f"{loops_digest()} {version('llvmlite')} {version('numba')} {cpu} {Path(__file__).read_text()}"
+    return hashlib.sha256(made_of.encode()).hexdigest()[:16]
+
+
+def _machine_code(name: str, dtype: str) -> bytes:
+    """The object file of a kernel, from the cache, or made and put there; a cache that cannot be used is done without."""
+    file = f"{name}-{dtype}-{_code_digest()}.o"
+    with contextlib.ExitStack() as stack:
+        kept = None
+        try:
+            kept = stack.enter_context(OwnDirectory(cache_directory()))
+            stored = kept.read(file)
+            if hashlib.sha256(stored[_HASH:]).digest() == stored[:_HASH]:
+                return stored[_HASH:]
+        except (OSError, RuntimeError) as error:  # not there yet; or nobody knows whose home this is
+            if isinstance(error, OSError) and error.errno in (errno.EPERM, errno.ELOOP, errno.ENOTDIR) and kept is None:
+                _say_not_kept(f"{error.filename}: {error.strerror}")
+        code = _object_file(_module(name, dtype))
+        if kept is not None:
+            try:
+                kept.write(file, hashlib.sha256(code).digest() + code)
+            except OSError as error:
+                log.debug("the machine code of kernels is not kept: %s", error)
+    return code
+
+
+@functools.cache
+def _say_not_kept(why: str) -> None:
+    """Once, not for each kernel."""
+    log.warning("the machine code of kernels is made anew in each run, as its directory is not yours alone (%s)", why)
+
+
+@functools.cache
+def _loaded(name: str, dtype: str) -> tuple[int, Any]:
+    """The address of a kernel, and what must live as long as it is called."""
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine())
+    engine.add_object_file(binding.ObjectFileRef.from_data(_machine_code(name, dtype)))
+    engine.finalize_object()
+    return engine.get_function_address(SYMBOL), engine
+
+
+@functools.cache
+def has_wide_vectors() -> bool:
+    """Whether this CPU has the registers and instructions that the kernel ``linear`` is written for, AVX-512's."""
+    return bool(binding.get_host_cpu_features().get("avx512f", False))
+
+
+# -- calling -----------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _openmp() -> ctypes.CDLL | None:
+    """The OpenMP runtime that torch itself runs on, or None where it is not GNU's or cannot be found."""
+    folder = Path(torch.__file__).parent
+    for path in [*sorted((folder / "lib").glob("libgomp*")), *sorted(folder.with_name("torch.libs").glob("libgomp*"))]:
+        try:
+            library = ctypes.CDLL(str(path))
+            library.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+            library.GOMP_parallel.restype = None
+        except (OSError, AttributeError):
+            continue
+        return library
+    return None
+
+
+class _Scratch(threading.local):
+    """Memory that kernels need while they run, one of each calling thread for all of them: the next finds it in the caches."""
+
+    def __init__(self) -> None:
+        self.memory, self.address = np.empty(_LINE, np.uint8), 0
+
+    def address_of(self, size: int) -> int:
+        """Where at least ``size`` bytes are, until the next call."""
+        if len(self.memory) < size + _LINE:
+            self.memory = np.empty(size + _LINE, np.uint8)
+            self.address = -(-self.memory.ctypes.data // _LINE) * _LINE
+        return self.address
+
+
+_scratch = _Scratch()
+
+
+class Kernel:
+    """A compiled kernel and the record of what it works on, whose fields are set ahead or with a call; arrays for addresses.
+
+    A field ``scratch`` counts the bytes that each thread needs for itself.
+    """
+
+    def __init__(self, name: str, dtype: torch.dtype) -> None:
+        self.name = name
+        fields = TASKS[name].names or ()
+        self._places = {field: place for place, field in enumerate(fields)}
+        # Words of ctypes, not of numpy: a step sets a thousand, and numpy takes ten times as long. Two counters come last.
+        self._task = (ctypes.c_int64 * (len(fields) + 2))()
+        self._data = ctypes.addressof(self._task)
+        self._arrays: dict[str, Any] = {}
+        self._in_use = threading.Lock()  # the record is of one call at a time, and other threads run during it
+        self.set(next_unit=self._data + 8 * len(fields), next_scratch=self._data + 8 * len(fields) + 8)
+        self._address, self._code = _loaded(name, str(dtype).removeprefix("torch."))
+        self._serial = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._address)
+        self._openmp = _openmp()
+
+    def set(self, **fields: Any) -> None:
+        """Set fields of the record; arrays are kept alive with it."""
+        for field, value in fields.items():
+            if isinstance(value, np.ndarray):
+                self._arrays[field] = value
+                value = value.ctypes.data
+            self._task[self._places[field]] = int(value)
+
+    def __call__(self, **fields: Any) -> None:
+        with self._in_use:
+            self.set(**fields)
+            self._run(torch.get_num_threads())
+
+    def _run(self, threads: int) -> None:
+        self._task[-2], self._task[-1] = 0, _scratch.address_of(threads * self._task[self._places["scratch"]])
+        if self._openmp is None or threads == 1:
+            self._serial(self._data)
+        else:
+            self._openmp.GOMP_parallel(self._address, self._data, threads, 0)
+
+
+def paged_attention(cache: KVCache, reading: Reading, store: Kernel, attend_kernel: Kernel) -> Attend:
+    """`cache.paged_attention` by kernels: each token sums over its own length only, so its bits depend on nobody else."""
+    config = cache.config
+    lanes, max_pages = cache.keys.shape[-1], cache.tables.shape[1]
+    n_tokens = len(reading.positions)
+    layer_bytes = cache.keys[0].numel() * cache.keys.element_size()
+    shape = {"n_tokens": n_tokens, "width": config.n_embd, "n_head": config.n_head, "head_lanes": lanes, "max_pages": max_pages}
+    pages = cache.tables[reading.tables, reading.positions // PAGE].astype(np.int64)
+    offsets = reading.positions % PAGE
+    alone = len(reading.kept) == n_tokens  # no token sees another of this pass, and each can store its own just before
+    if not alone:
+        store.set(**shape, pages=pages, offsets=offsets, chunk=16)
+    # A thread's own: queries, what is mixed of values, scores and their sums, of some heads of a tile.
+    scratch = 4 * HEADS * TILE * (2 * lanes + max_pages * PAGE + 1)
+    attend_kernel.set(**shape, pages=pages, offsets=offsets, tables=cache.tables, stores=alone, scratch=scratch)
+
+    def keep(tokens: Ints) -> None:
+        attend_kernel.set(
+            n_kept=len(tokens),
+            kept=tokens,
+            table_rows=reading.tables[tokens],
+            lengths=reading.positions[tokens] + 1,
+            chunk=math.ceil(len(tokens) / TILE * config.n_head / HEADS / 32),
+        )
+
+    def attend(layer: int, qkv: Tensor) -> Tensor:
+        last = layer == config.n_layer - 1
+        if last:
+            keep(reading.kept)
+        elif layer == 0:
+            keep(np.arange(n_tokens))
+        stored = qkv.to(cache.keys.dtype).contiguous()
+        out = torch.empty(len(reading.kept) if last else n_tokens, config.n_embd, dtype=stored.dtype)
+        places = {
+            "qkv": stored.data_ptr(),
+            "keys": cache.keys.data_ptr() + layer * layer_bytes,
+            "values": cache.values.data_ptr() + layer * layer_bytes,
+        }
+        if not alone:
+            store(**places)
+        attend_kernel(**places, out=out.data_ptr())
+        return out.to(qkv.dtype)
+
+    return attend
+
+
+def choose(chooser: Kernel, logits: Tensor, rows: npt.NDArray[Any], order: Ints, vocab_size: int) -> None:
+    """`sampling.choose` by a kernel, for ``rows[order]``, in place.
+
+    Args:
+        chooser: the kernel ``choose`` in the dtype of ``logits``.
+        logits: ``[sequences, at least vocab_size]``.
+        rows: `sampling.ROW` records; their ``edits`` are the addresses of arrays that still live.
+        order: ``[rows]``, places in ``rows``; those with the same logits one after another.
+        vocab_size: tokens that may be chosen.
+    """
+    places = (-(-vocab_size // BLOCK) + 1) * BLOCK
+    chooser(
+        n_rows=len(order),
+        stride=logits.shape[-1],
+        vocab_size=vocab_size,
+        logits=logits.data_ptr(),
+        rows=rows,
+        order=order,
+        chunk=max(1, len(order) // 32),
+        scratch=28 * places + 4 * BLOCK,  # ids, weights, logits, marks, the greatest of each block, noise words
+    )

@@ -1,0 +1,1 @@
+"""Architectures, their packed linear layers, and the files that models come in."""

@@ -1,0 +1,1 @@
+"""File formats: weights, tokenizers, pickles that are read without running them."""

@@ -1,0 +1,331 @@
+"""Linear layers prepacked for a CPU, each with the activation behind it: oneDNN's blocked weights, and int8 weights.
+
+The point of prepacking is speed and bits: a row of the result is the same however many rows are multiplied with it, which
+`torch.nn.functional.linear` does not give. `row_invariant` checks that on the machine at hand.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..engine.kv_cache import PAGE
+from ..errors import DeviceError
+from ..kernels.abi import COLUMNS, GELU, GELU_TANH, NO_ACTIVATION, SEGMENT, TILE_ROWS, TILES_TOGETHER
+from .gpt2 import GPT
+
+try:
+    from ..kernels import runtime as kernels
+except ImportError:  # numba has no wheel for this platform
+    kernels = None  # type: ignore[assignment]
+
+_ROWS_PACKED_FOR = 64
+_RUNS = (512, 1024, 2048, 4096)
+_OUTPUTS_TRIED = 1024
+_MEASURED_ROWS = (1, 2, 3, 7, 16, 33, 64)
+
+
+class PackedLinear(nn.Module):
+    """A linear layer in oneDNN's own weight layout, for inference on a CPU.
+
+    Args:
+        linear: the layer; its weight is no longer needed afterwards.
+        gelu: the activation to apply to the result.
+    """
+
+    def __init__(self, linear: nn.Linear, gelu: nn.GELU | None = None) -> None:
+        super().__init__()
+        self.dtype = linear.weight.dtype
+        self.packed = _packed(linear.weight.detach())
+        self.bias = None if linear.bias is None else linear.bias.detach()
+        # oneDNN's GELU takes three times as long, and a product of our own could not have its bits.
+        self.activate = _activation(gelu) if self.dtype == torch.bfloat16 and kernels is not None else None
+        fused = gelu if self.activate is None else None
+        self.activation = "none" if fused is None else "gelu"
+        self.approximate = "" if fused is None else fused.approximate
+        self.own = OwnProduct.of(linear.weight, self.packed, self.bias) if fused is None else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.to(self.dtype).reshape(-1, x.shape[-1])
+        alone = rows.shape[0] == 1
+        y = self.own(rows) if self.own is not None and (alone or _own_is_faster()) else self.onednn(rows)
+        if self.activate is not None:
+            self.activate(n_numbers=y.numel(), chunk=-(-y.numel() // (16 * SEGMENT)), y=y.data_ptr())
+        return y.view(*x.shape[:-1], -1)
+
+    def onednn(self, rows: Tensor) -> Tensor:
+        """``[rows, n_in] -> [rows, n_out]`` by oneDNN, in the layer's dtype."""
+        return _onednn(rows, self.packed, self.bias, self.activation, self.approximate)
+
+
+def _packed(weight: Tensor) -> Tensor:
+    """``weight [n_out, n_in]`` as oneDNN likes it."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_PACKED_FOR)
+    return packed
+
+
+def _onednn(
+    rows: Tensor, packed: Tensor, bias: Tensor | None = None, activation: str = "none", approximate: str = ""
+) -> Tensor:
+    """``[rows, n_in] -> [rows, n_out]`` in the dtype of both, each row with the bits it has among any others."""
+    # One row alone would take a matrix-vector product, which sums in another order.
+    padded = rows.expand(2, -1).contiguous() if len(rows) == 1 else rows
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(padded, packed, bias, activation, [], approximate)
+    return y[: len(rows)]
+
+
+def _activation(gelu: nn.GELU | None) -> kernels.Kernel | None:
+    """The kernel of a bfloat16 layer's activation."""
+    if gelu is None:
+        return None
+    kernel = kernels.Kernel("activate", torch.bfloat16)
+    kernel.set(activation=_which(gelu))
+    return kernel
+
+
+def _which(gelu: nn.GELU | None) -> int:
+    return NO_ACTIVATION if gelu is None else GELU_TANH if gelu.approximate == "tanh" else GELU
+
+
+class OwnProduct:
+    """Rows through packed bfloat16 weights by a kernel, with the bits that oneDNN gives them (but for sums below 1e-38).
+
+    A row alone goes at the speed of memory, which oneDNN does not reach, and many go at that of float32's multiplications,
+    which is twice that of oneDNN's on processors that have instructions for pairs of bfloat16 but half as many of them.
+    """
+
+    def __init__(self, shape: torch.Size, packed: Tensor, bias: Tensor | None, summed: int) -> None:
+        self.n_out, n_in = shape
+        self.kernel = kernels.Kernel("linear", torch.bfloat16)
+        self.kernel.set(
+            n_in=n_in,
+            n_out=self.n_out,
+            summed=summed,
+            scratch=4 * TILE_ROWS * (COLUMNS + TILES_TOGETHER * (n_in + PAGE)),
+            weight=torch.ops.mkldnn.data_ptr(packed),
+            bias=0 if bias is None else bias.data_ptr(),
+        )
+
+    @classmethod
+    def of(cls, weight: Tensor, packed: Tensor, bias: Tensor | None) -> OwnProduct | None:
+        """For a packed layer, or None where oneDNN's sums cannot be repeated."""
+        if weight.dtype != torch.bfloat16 or kernels is None or not kernels.has_wide_vectors():
+            return None
+        summed = _summed_together(weight.shape[1])
+        if summed is None:
+            return None
+        own = cls(weight.shape, packed, bias, summed)
+        rows = torch.linspace(-2, 2, 3 * weight.shape[1]).sin().view(3, -1).bfloat16()
+        return own if torch.equal(own(rows), _onednn(rows, packed, bias)) else None
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """``bfloat16 [rows, n_in] -> [rows, n_out]``."""
+        n_rows = rows.shape[0]
+        out = torch.empty(n_rows, self.n_out, dtype=torch.bfloat16)
+        units = -(-self.n_out // COLUMNS) * -(-n_rows // (TILE_ROWS * TILES_TOGETHER))
+        self.kernel(n_rows=n_rows, chunk=max(1, units // 32), x=rows.contiguous().data_ptr(), out=out.data_ptr())
+        return out
+
+
+@functools.cache
+@torch.inference_mode()
+def _summed_together(n_in: int) -> int | None:
+    """How many products oneDNN adds up before it adds them to the rest, or None where that is not found.
+
+    Tried on products in which great numbers cancel, so that every rounding on the way shows in the results.
+    """
+    if n_in % 2:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(2 * COLUMNS + 1, n_in, generator=generator)
+    x = torch.randn(TILE_ROWS + 3, n_in, generator=generator)
+    x[:, [0, -1]] = 2.0**11
+    weight[:, 0] = 2.0**11
+    weight[:, -1] = -(2.0**11)
+    packed = _packed(weight.bfloat16())
+    bias = torch.randn(len(weight), generator=generator).bfloat16()
+    rows = x.bfloat16()
+    wanted = _onednn(rows, packed, bias)
+    for summed in _RUNS:
+        own = OwnProduct(weight.shape, packed, bias, summed)
+        if all(torch.equal(own(rows[:count]), wanted[:count]) for count in range(1, len(rows) + 1)):
+            return summed
+    return None
+
+
+@functools.cache
+@torch.inference_mode()
+def _own_is_faster() -> bool:
+    """Whether the kernel takes many rows through a layer in less time than oneDNN on this machine; a few ms, once.
+
+    The bits are the same, so nothing but the time hangs on how this measurement goes.
+    """
+    weight, rows = torch.ones(1024, 768, dtype=torch.bfloat16), torch.ones(64, 768, dtype=torch.bfloat16)
+    packed = _packed(weight)
+    own = OwnProduct.of(weight, packed, None)
+    if own is None:
+        return False
+    ways: list[Callable[[Tensor], Tensor]] = [own, functools.partial(_onednn, packed=packed)]
+    best = [math.inf, math.inf]
+    for _ in range(5):
+        for way, run in enumerate(ways):
+            begin = time.perf_counter()
+            run(rows)
+            best[way] = min(best[way], time.perf_counter() - begin)
+    return best[0] < best[1]
+
+
+class Int8Linear(nn.Module):
+    """A linear layer with int8 weights, a scale for each output channel, for inference on a CPU.
+
+    Each row of the input is quantised to int8 with a scale of its own: one scale for a batch would let rows change their
+    neighbours. The integer sums are exact, and everything around them is float32.
+
+    Args:
+        linear: the layer, in float32; its weight is no longer needed afterwards.
+        gelu: the activation to apply to the result.
+
+    Raises:
+        DeviceError: no way of multiplying is exact on this CPU.
+    """
+
+    def __init__(self, linear: nn.Linear, gelu: nn.GELU | None = None) -> None:
+        super().__init__()
+        weight = linear.weight.detach()
+        self.scales = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+        quantised = (weight / self.scales[:, None]).round().to(torch.int8)
+        self.multiply = _int8_product(min(len(weight), _OUTPUTS_TRIED), weight.shape[1])
+        self.packed = _packed_int8(quantised)
+        self.zeros = torch.zeros(len(weight), dtype=torch.int64)
+        self.bias = None if linear.bias is None else linear.bias.detach()
+        self.quantise, self.rescale = (kernels.Kernel(name, torch.float32) for name in ("quantise", "rescale"))
+        self.rescale.set(activation=_which(gelu), bias=0 if self.bias is None else self.bias.data_ptr())
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        n_rows, n_in = rows.shape
+        quantised, scales = torch.empty(n_rows, n_in, dtype=torch.uint8), torch.empty(n_rows)
+        places = {"x": rows.data_ptr(), "quantised": quantised.data_ptr(), "scales": scales.data_ptr()}
+        self.quantise(n_rows=n_rows, width=n_in, chunk=-(-n_rows // 16), **places)
+        y = self.multiply(quantised, self.packed, self.scales, self.zeros)
+        n_out = y.shape[1]
+        chunk = -(-n_rows * -(-n_out // SEGMENT) // 16)
+        self.rescale(n_rows=n_rows, width=n_out, chunk=chunk, y=y.data_ptr(), scales=scales.data_ptr())
+        return y.view(*x.shape[:-1], -1)
+
+
+_ZERO = 128
+"""What stands for 0 in a quantised row: oneDNN is fast for unsigned inputs, so int8 is shifted into uint8."""
+
+Int8Product = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""``uint8 [rows, n_in], packed int8 weights, float32 [n_out] -> float32 [rows, n_out]``: the sums times the scales. The last
+argument is zeros, ``int64 [n_out]``: what oneDNN is to take from each weight."""
+
+
+def whole_product(rows: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor, zero: int = _ZERO) -> Tensor:
+    """An `Int8Product` by oneDNN, exact on a CPU with VNNI.
+
+    Others add pairs of products in 16 bits, which two products of 255 and 127 overflow: the sum is cut off at 32,767.
+    """
+    y: Tensor = torch.ops.onednn.qlinear_pointwise(
+        *(rows, 1.0, zero, packed, scales, zeros), *(None, 1.0, 0, torch.float32, "none", [], "")
+    )
+    return y
+
+
+def product_of_halves(rows: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+    """An `Int8Product` that is exact on every CPU: a row is parted in two of numbers up to 128, whose pairs fit 16 bits.
+
+    The two sums are added before they are scaled, so the results are those of `whole_product` where that is exact. Twice as
+    many rows go through the layer, which takes about as long as float32 does.
+    """
+    lesser = rows >> 1
+    y = whole_product(torch.cat([lesser, rows - lesser]), packed, torch.ones_like(scales), zeros, _ZERO // 2)
+    return y[: len(rows)].add_(y[len(rows) :]).mul_(scales)
+
+
+def _packed_int8(weight: Tensor) -> Tensor:
+    """``int8 [n_out, n_in]`` as oneDNN likes it."""
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(weight, [_ROWS_PACKED_FOR, weight.shape[1]])
+    return packed
+
+
+@functools.cache
+@torch.inference_mode()
+def _int8_product(n_out: int, n_in: int) -> Int8Product:
+    """The fastest `Int8Product` that is exact on this CPU for layers of this shape, tried with the greatest numbers there are.
+
+    Raises:
+        DeviceError: there is none.
+    """
+    packed = _packed_int8(torch.full((n_out, n_in), 127, dtype=torch.int8))
+    scales, zeros = torch.ones(n_out), torch.zeros(n_out, dtype=torch.int64)
+    for multiply in (whole_product, product_of_halves):
+        if all(
+            torch.allclose(multiply(rows, packed, scales, zeros), torch.tensor(127.0 * (number - _ZERO) * n_in), rtol=1e-6)
+            for number in (255, 0)
+            for rows in (torch.full((count, n_in), number, dtype=torch.uint8) for count in (1, _ROWS_PACKED_FOR))
+        ):
+            return multiply
+    raise DeviceError("device.dtype", "int8", "oneDNN's int8 products overflow on this CPU; try bfloat16")
+
+
+def multiplies_in_halves(model: GPT) -> bool:
+    """Whether the model has int8 layers whose sums `whole_product` would cut off on this CPU."""
+    return any(isinstance(layer, Int8Linear) and layer.multiply is product_of_halves for layer in model.modules())
+
+
+def pack(model: GPT, layer: type[PackedLinear] | type[Int8Linear] = PackedLinear) -> None:
+    """Replace the linear layers of ``model`` by ``layer``, one at a time, in place."""
+    for block in model.blocks:
+        block.attn.c_attn = layer(as_linear(block.attn.c_attn))
+        block.attn.c_proj = layer(as_linear(block.attn.c_proj))
+        gelu = block.mlp.gelu if isinstance(block.mlp.gelu, nn.GELU) else None
+        block.mlp.c_fc = layer(as_linear(block.mlp.c_fc), gelu)
+        block.mlp.gelu = block.mlp.gelu if gelu is None else nn.Identity()
+        block.mlp.c_proj = layer(as_linear(block.mlp.c_proj))
+    model.lm_head = layer(as_linear(model.lm_head))
+
+
+def as_linear(module: nn.Module) -> nn.Linear:
+    """``module``, which must be a layer not yet packed."""
+    if not isinstance(module, nn.Linear):
+        raise TypeError(f"{type(module).__name__} is not a linear layer with weights of its own")
+    return module
+
+
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has prepacked layers of this dtype for this CPU."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if dtype == torch.int8:
+        return kernels is not None and torch.backends.quantized.engine in ("x86", "onednn")
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return dtype == torch.float32
+
+
+@torch.inference_mode()
+def row_invariant(model: GPT) -> bool:
+    """Whether each of the model's layers gives a row the same bits whatever the number of rows: a few ms on one block."""
+    if not isinstance(model.lm_head, (PackedLinear, Int8Linear)):
+        return False  # `torch.nn.functional.linear` is not, and rounding to 16 bits can hide that from a few rows
+    block, device = model.blocks[0], model.embedding.device
+    x = torch.linspace(-2, 2, _MEASURED_ROWS[-1] * model.config.n_embd, device=device).sin().view(_MEASURED_ROWS[-1], -1)
+
+    def run(rows: Tensor) -> tuple[Tensor, ...]:
+        return block.project(rows), block.finish(rows, rows), model.logits(rows)
+
+    whole = run(x)
+    return all(
+        torch.equal(alone, together[:count])
+        for count in _MEASURED_ROWS[:-1]
+        for alone, together in zip(run(x[:count]), whole, strict=True)
+    )

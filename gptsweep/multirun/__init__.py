@@ -1,0 +1,1 @@
+"""Hydra's side of a sweep: launcher, composition, the private API of Hydra in one place."""

@@ -1,0 +1,152 @@
+"""``hydra/launcher=fused``: all points of a sweep are run together, then Hydra's own `run_job` finds each one done.
+
+Run directories, ``.hydra/``, logs, callbacks, job numbers and return values are Hydra's. Other applications' sweeps, which have
+nothing to fuse, run as with Hydra's basic launcher.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from ..config import Config
+from ..display import get_logger
+from ..errors import Interrupted, SweepError
+from ..run.progress import Progress
+from ..store.unfinished import Unfinished
+from .compose import Planned, PointLoader, is_basic_sweeper
+from .run_job import Yaml, run_job_with
+from .sweep_files import SweepTable, write_report
+
+if TYPE_CHECKING:
+    from ..run.session import Models
+
+log = get_logger(__name__)
+
+
+class FusedLauncher(BasicLauncher):
+    """Hydra's launcher interface."""
+
+    _sweep: FusedSweep | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra before the sweep."""
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self._sweep = FusedSweep(hydra_context, task_function, config) if OmegaConf.get_type(config) is Config else None
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Called by Hydra's sweeper with a batch of points, once or several times."""
+        if self._sweep is None:
+            return super().launch(job_overrides, initial_job_idx)
+        return self._sweep.run(job_overrides, initial_job_idx)
+
+
+class FusedSweep:
+    """A sweep whose config is gptsweep's: its batches, one after another, over the models and the files they share."""
+
+    def __init__(self, context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        if not isinstance(context.config_loader, PointLoader):
+            context.config_loader = PointLoader(context.config_loader)  # the sweeper's, too, from here on
+        self.context, self.task_function, self.config = context, task_function, config
+        self.loader = context.config_loader
+        self._run_job = run_job_with(Yaml())
+        self.directory = Path(str(config.hydra.sweep.dir))
+        self._models: Models | None = None
+        self._table: SweepTable | None = None
+        self._failures: list[tuple[str, Exception]] = []
+
+    def run(self, batch: Sequence[Sequence[str]], first_number: int) -> list[JobReturn]:
+        """Run a batch of points.
+
+        Raises:
+            ConfigError, HydraException: a point cannot be composed; nothing has run.
+            SweepError: after the last batch, if points failed. Hydra's own sweeper would stop at the first of them, so it
+                is not told before; another sweeper finds them in what this returns.
+            Interrupted: Ctrl-C or SIGTERM; everything finished is on disk.
+        """
+        setup_globals()
+        planned = self.loader.plan(self.config, batch, first_number)
+        self._configure_log()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        # Another sweeper than Hydra's own does not say which batch is the last.
+        last = is_basic_sweeper(self.config) and first_number + len(planned) >= self.loader.points
+        try:
+            returns = self._run(planned)
+            if self.config.reference and self._models is not None:
+                from ..run.reference import score_own  # late: pandas
+
+                first = planned[0].point
+                score_own(self.directory, self.config.reference, partial(self._models.open, first.model, first.device))
+        except Interrupted as stopped:
+            raise Interrupted(stopped.signal_number, self.config.name, stopped.unfinished) from None
+        finally:
+            self._configure_log()
+            write_report(self.directory, show_rows=last and not self.config.quiet)
+        self._failures += [
+            (str(self.directory / os.path.relpath(job.directory, self.directory)), done._return_value)
+            for job, done in zip(planned, returns, strict=True)
+            if done.status is JobStatus.FAILED
+        ]
+        if not is_basic_sweeper(self.config):
+            return returns
+        if self._failures and last:
+            raise SweepError(self._failures, self.loader.points, self.config.name)
+        return [done for done in returns if done.status is not JobStatus.FAILED]
+
+    def _run(self, planned: Sequence[Planned]) -> list[JobReturn]:
+        from ..run import session  # late: torch, which --help and a mistake in the config need not wait for
+
+        session.require_objective(self.config.objective)
+        self._models = self._models or session.Models()
+        self._table = self._table or SweepTable(self.directory)
+        jobs = {job.directory: session.Job(job.point, job.directory, job.overwrite) for job in planned}
+        for job in planned:
+            self._table.expect(job.directory, job.overrides, session.wanted_settings(job.point))
+        log.info("Launching %d points as one batch", len(jobs))
+        outcomes: dict[Path, session.Outcome] = {}
+        unfinished = Unfinished(self.directory)
+        token = session.prepared.set(outcomes)
+        try:
+            with session.Interruption() as interruption:
+                try:
+                    with Progress(quiet=self.config.quiet is not False, live_text=self.config.quiet is None) as progress:
+                        for outcome in session.run_jobs(list(jobs.values()), progress, self._models, unfinished):
+                            outcomes[outcome.job.directory] = outcome
+                            self._table.settle(outcome.job.directory, outcome.summary, outcome.error)
+                finally:
+                    self._table.close()
+                gc.freeze()  # each config is a cycle; collecting them must not mean looking through all of torch
+                returns = []
+                for job in planned:
+                    interruption.check()
+                    returns.append(self._job(job))
+        finally:
+            gc.unfreeze()
+            session.prepared.reset(token)
+        return returns
+
+    def _job(self, job: Planned) -> JobReturn:
+        try:
+            done = self._run_job(
+                hydra_context=self.context,
+                task_function=self.task_function,
+                config=self.loader.load_job(self.config, job.overrides, job.number),
+                job_dir_key="hydra.sweep.dir",
+                job_subdir_key="hydra.sweep.subdir",
+            )
+        except OSError as error:  # Hydra's own files of the point: the disk is full, say
+            done = JobReturn(overrides=list(job.overrides), status=JobStatus.FAILED, _return_value=error)
+        done.cfg = done.hydra_cfg = None  # 140 KB a point, which no sweeper reads: they are in .hydra/
+        return done
+
+    def _configure_log(self) -> None:
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)

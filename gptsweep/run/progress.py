@@ -1,0 +1,450 @@
+"""How far a run is: a bar and the finished samples on a terminal, a log line now and then elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import TracebackType
+from typing import IO, Any
+
+from rich.console import Console, RenderableType
+from rich.file_proxy import FileProxy
+from rich.progress import BarColumn, ProgressColumn, Task
+from rich.progress import Progress as Bar
+from rich.text import Text
+
+from ..display import STDOUT, get_logger, one_line, visible, write_out
+from ..errors import ResultsError
+
+log = get_logger(__name__)
+
+RULE = "---------------"
+"""What nanoGPT's ``sample.py`` prints between samples."""
+
+SPEED_SECONDS = 10.0
+"""Time constant of the speed's moving average."""
+
+SPEED_INTERVAL = 0.25
+"""The speed is measured over at least so many seconds."""
+
+TEXT_SECONDS = 0.25
+LOG_SECONDS = 10.0
+LONGEST_LOG_SECONDS = 300.0
+
+
+class Progress:
+    """Context manager that shows how far a run is.
+
+    On a terminal: a bar with rows done, rows in flight, points done, tokens a second and the time left; log lines and
+    finished samples, each with its label, go above it. Where standard output is no terminal, finished samples are written to
+    it as ``sample.py`` does, and the bar is on standard error if that is a terminal. No bar: a log line after 10 s, then at
+    intervals that grow with the run, up to 5 minutes. All end with one log line. ``TERM=dumb`` has no bar.
+
+    Args:
+        quiet: show no samples.
+        samples_each: samples of each prompt of the only point: into a pipe they go in their order. None: as they finish.
+        live_text: show below the bar one line of text that is being made.
+        stream: where to show, a terminal or not; None: standard output and error as they are on enter.
+        clock: seconds from anywhere, never going back.
+    """
+
+    def __init__(
+        self,
+        *,
+        quiet: bool = False,
+        samples_each: int | None = None,
+        live_text: bool = False,
+        stream: IO[str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.quiet = quiet
+        self.samples_each = samples_each
+        self.live_text = live_text
+        self.refusal: OSError | None = None
+        """Why standard output takes no more samples: BrokenPipeError where its reader has gone."""
+        self._held: dict[tuple[int, int], str] = {}
+        self._next = 0, 0
+        self._stream = stream
+        self._clock = clock
+        self._meter = Meter(started=clock())
+        self._console: Console | None = None
+        self._bar: _Bar | None = None
+        self._text_at = 0.0
+        self._log_at = 0.0
+
+    def __enter__(self) -> Progress:
+        stream = self._stream or self._where()
+        self._meter = Meter(started=self._clock())
+        self._log_at = self._meter.started + LOG_SECONDS
+        # Asked of the stream alone: FORCE_COLOR, which build servers set, makes rich take any pipe for a terminal.
+        if _is_terminal(stream):
+            self._console = Console(file=stream, force_terminal=True, highlight=False, markup=False, emoji=False)
+            if not self._console.is_dumb_terminal:
+                self._start_bar(self._console)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+            for handler in _stream_handlers():
+                handler.setStream(_behind_proxy(handler.stream))
+        self._console = None
+        if self._meter.rows_total:
+            log.info("%s: %s", "done" if error is None else "stopped", self._meter.summary(self._clock()))
+
+    def update(
+        self,
+        *,
+        rows_done: int | None = None,
+        rows_total: int | None = None,
+        rows_in_flight: int | None = None,
+        tokens: int | None = None,
+        tokens_total: int | None = None,
+        points_done: int | None = None,
+        points_total: int | None = None,
+    ) -> None:
+        """Take note of how far the run is; cheap enough for every decode step. What is None stays as it was.
+
+        Args:
+            rows_done: samples finished so far in this run.
+            rows_total: samples this run has to make.
+            rows_in_flight: samples being decoded.
+            tokens: tokens sampled so far in this run, those of rows in flight included.
+            tokens_total: tokens expected at the end: those of finished rows, and max_new_tokens of each other. With it the bar
+                moves while no row has finished yet.
+            points_done: points of the sweep whose files are written.
+            points_total: points of the sweep.
+        """
+        given = {
+            "rows_done": rows_done,
+            "rows_total": rows_total,
+            "rows_in_flight": rows_in_flight,
+            "tokens": tokens,
+            "tokens_total": tokens_total,
+            "points_done": points_done,
+            "points_total": points_total,
+        }
+        meter = self._meter
+        for name, count in given.items():
+            if count is not None:
+                setattr(meter, name, count)
+        now = self._clock()
+        if tokens is not None:
+            meter.measure(now)
+        if self._bar is None and now >= self._log_at:
+            self._log_at = now + min(max(LOG_SECONDS, (now - meter.started) / 10), LONGEST_LOG_SECONDS)
+            log.info("%s", meter.line(now))
+
+    def expect_windows(self, done: int, total: int, seconds: float | None) -> None:
+        """Take note of tokens for each of which the model reads a whole window again, before `update` counts them as tokens.
+
+        Args:
+            done: of the tokens so far.
+            total: of the tokens expected at the end.
+            seconds: what one takes, as far as is known beforehand.
+        """
+        self._meter.expect_windows(done, total, seconds)
+
+    def show_sample(self, text: str, place: tuple[int, int], label: str) -> None:
+        """Show a finished sample: labelled above the bar, or on standard output as ``sample.py`` does. Nothing when quiet.
+
+        Args:
+            text: prompt and completion.
+            place: its ``(prompt_index, sample_index)``.
+            label: what it is a sample of.
+        """
+        if self.quiet:
+            return
+        if self._console is not None and (self._stream or _is_terminal(sys.stdout)):
+            encoding = self._console.encoding
+            heading = Text(printable(one_line(label), encoding), style="bold cyan")
+            self._console.print(Text.assemble(heading, f"\n{printable(text, encoding)}\n{RULE}"), soft_wrap=True)
+        elif self._stream is None and self.samples_each is None:
+            self._write(f"{one_line(label)}\n{text}")
+        elif self._stream is None:
+            self._held[place] = text
+            while self._next in self._held:
+                self._write(self._held.pop(self._next))
+                prompt, sample = self._next
+                self._next = (prompt, sample + 1) if sample + 1 < (self.samples_each or 0) else (prompt + 1, 0)
+
+    @property
+    def text_due(self) -> bool:
+        """Whether it is time for a `show_text`: a few times a second, where there is a bar and it is wanted."""
+        return self.live_text and self._bar is not None and self._clock() >= self._text_at
+
+    def show_text(self, text: str) -> None:
+        """Show the end of a text that is being made, on one line below the bar."""
+        if self._bar is not None and self._console is not None:
+            self._text_at = self._clock() + TEXT_SECONDS
+            self._bar.text = printable(one_line(text[-500:]), self._console.encoding)[1 - self._console.width :]
+
+    def write_rest(self, samples: Iterable[tuple[tuple[int, int], str]]) -> None:
+        """Write those samples of a finished run that standard output does not have yet: what was on disk before, and so on.
+
+        Args:
+            samples: place and text of every sample, in their order.
+
+        Raises:
+            ResultsError: standard output took not all of them, though somebody reads it.
+        """
+        self._held.clear()
+        if not self.quiet and self._stream is None and not _is_terminal(sys.stdout):
+            for place, text in samples:
+                if place >= self._next and place[1] < (self.samples_each or 0):
+                    self._write(text)
+        if self.refusal is not None and not isinstance(self.refusal, BrokenPipeError):
+            why = f"cannot be written: {self.refusal.strerror}; the results of the run are complete"
+            raise ResultsError("stdout", STDOUT, why) from self.refusal
+
+    def _write(self, text: str) -> None:
+        if self.refusal is None:
+            try:
+                write_out(f"{text}\n{RULE}\n")
+            except OSError as refusal:  # the run goes on: its files are what counts
+                self.refusal = refusal
+
+    def _where(self) -> IO[str]:
+        if _is_terminal(sys.stdout) or not _is_terminal(sys.stderr):
+            return sys.stdout
+        try:
+            piped = stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode)
+        except OSError:  # a stand-in without a descriptor
+            piped = False
+        # What is written to a pipe may well come out on the same terminal, as from `| tee`.
+        return sys.stdout if piped and not self.quiet else sys.stderr
+
+    def _start_bar(self, console: Console) -> None:
+        meter, clock = self._meter, self._clock
+        bar = 24 if console.width >= 110 else 10
+        self._bar = _Bar(
+            _Fraction(meter, bar_width=bar),
+            _Line(meter, clock, console.width - bar - 1),
+            console=console,
+            transient=True,
+            refresh_per_second=4,
+            redirect_stdout=_is_terminal(sys.stdout),
+            redirect_stderr=_is_terminal(sys.stderr),
+        )
+        self._bar.add_task("", total=1.0)
+        self._bar.start()
+        # Handlers made earlier hold the terminal itself and would write through the middle of the bar.
+        for handler in _stream_handlers():
+            stream = _behind_proxy(handler.stream)
+            if _is_terminal(stream):
+                handler.setStream(FileProxy(console, stream))
+
+
+@dataclass(slots=True)
+class _Average:
+    """An exponential moving average over time that is unbiased from its first value on."""
+
+    _sum: float = 0.0
+    _weight: float = 0.0
+
+    def add(self, value: float, seconds: float) -> None:
+        """Take in what was ``value`` for so many seconds."""
+        keep = math.exp(-seconds / SPEED_SECONDS)
+        self._sum = keep * self._sum + (1 - keep) * value
+        self._weight = keep * self._weight + (1 - keep)
+
+    @property
+    def value(self) -> float | None:
+        """None while nothing was added."""
+        return self._sum / self._weight if self._weight else None
+
+
+@dataclass(slots=True)
+class Meter:
+    """The counts so far, and what follows from them: speed, fraction, time left.
+
+    A token for which a whole window is read again (``windows`` count them) takes ten to a hundred times as long as another,
+    so the two kinds have seconds of their own.
+    """
+
+    started: float
+    rows_done: int = 0
+    rows_total: int = 0
+    rows_in_flight: int = 0
+    tokens: int = 0
+    tokens_total: int = 0
+    points_done: int = 0
+    points_total: int = 0
+    windows: int = 0
+    windows_total: int = 0
+    _since: float | None = None
+    _measured: tuple[float, int, int] = (0.0, 0, 0)
+    _speed: _Average = field(default_factory=_Average)
+    _token_seconds: _Average = field(default_factory=_Average)
+    _window_seconds: _Average = field(default_factory=_Average)
+
+    def expect_windows(self, done: int, total: int, seconds: float | None) -> None:
+        """As `Progress.expect_windows`."""
+        self.windows, self.windows_total = done, total
+        if seconds is not None and self._window_seconds.value is None:
+            self._window_seconds.add(seconds, seconds)
+
+    def measure(self, now: float) -> None:
+        """Take ``tokens`` into the speed, and what they took into the seconds of their kind.
+
+        The first call only starts the clock, so that loading a model does not count.
+        """
+        if self._since is None:
+            self._since = now
+            self._measured = now, self.tokens, self.windows
+        then, tokens_before, windows_before = self._measured
+        tokens, windows, seconds = self.tokens - tokens_before, self.windows - windows_before, now - then
+        if tokens == 0 or seconds < SPEED_INTERVAL:
+            return
+        self._speed.add(tokens / seconds, seconds)
+        others = max(tokens - windows, 0)
+        for_windows = seconds * self._part_of_windows(others, windows, seconds)
+        if others:
+            self._token_seconds.add((seconds - for_windows) / others, seconds - for_windows)
+        if windows > 0:
+            self._window_seconds.add(for_windows / windows, for_windows)
+        self._measured = now, self.tokens, self.windows
+
+    def _part_of_windows(self, others: int, windows: int, seconds: float) -> float:
+        """The part of ``seconds`` that reading windows took, as far as is known what either kind of token takes."""
+        if windows <= 0 or others == 0:
+            return float(windows > 0)
+        token, window = self._token_seconds.value, self._window_seconds.value
+        if token is not None and window is not None:
+            return windows * window / (windows * window + others * token)
+        if token is not None:
+            return max(1 - others * token / seconds, 0.0)
+        return min(windows * window / seconds, 1.0) if window is not None else windows / (windows + others)
+
+    @property
+    def speed(self) -> float | None:
+        """Tokens a second; None until it was measured."""
+        return self._speed.value
+
+    @property
+    def fraction(self) -> float:
+        """How much of the time is gone, 0 to 1, as far as is known what takes how long."""
+        if not self.tokens_total:
+            return min(self.rows_done / self.rows_total, 1.0) if self.rows_total else 0.0
+        done = self._seconds_of(self.tokens - self.windows, self.windows)
+        total = self._seconds_of(self.tokens_total - self.windows_total, self.windows_total)
+        return min(done / total, 1.0) if done is not None and total else min(self.tokens / self.tokens_total, 1.0)
+
+    def _seconds_of(self, others: int, windows: int) -> float | None:
+        token = self._token_seconds.value
+        window = token if self._window_seconds.value is None else self._window_seconds.value
+        if (token is None and others > 0) or (window is None and windows > 0):
+            return None
+        return max(others, 0) * (token or 0.0) + max(windows, 0) * (window or 0.0)
+
+    def seconds_left(self, now: float) -> float | None:
+        """Time to the end at this speed; None where it cannot be told yet."""
+        if self.tokens_total:
+            windows = self.windows_total - self.windows
+            return self._seconds_of(self.tokens_total - self.tokens - windows, windows)
+        if self.rows_done and self.rows_total:
+            return self._decoding(now) / self.rows_done * max(self.rows_total - self.rows_done, 0)
+        return None
+
+    def line(self, now: float) -> str:
+        """``12/80 rows, 64 in flight, 3/24 points, 1,234 tokens/s, 0:00:12 left``; what is not known is left out."""
+        if not self.rows_total:
+            return "starting"
+        parts = [f"{self.rows_done:,}/{self.rows_total:,} rows", f"{self.rows_in_flight:,} in flight"]
+        if self.points_total > 1:
+            parts.append(f"{self.points_done:,}/{self.points_total:,} points")
+        if self.speed is not None:
+            parts.append(f"{self.speed:,.0f} tokens/s")
+        left = self.seconds_left(now)
+        if left is not None:
+            parts.append(f"{_duration(left)} left")
+        return ", ".join(parts)
+
+    def summary(self, now: float) -> str:
+        """``80/80 rows, 40,000 tokens in 0:00:32 (1,250 tokens/s)``."""
+        points = f" of {self.points_done:,}/{self.points_total:,} points" if self.points_total > 1 else ""
+        seconds = self._decoding(now)
+        rate = f" ({self.tokens / seconds:,.0f} tokens/s)" if self.tokens and seconds > 0 else ""
+        took = _duration(now - self.started)
+        return f"{self.rows_done:,}/{self.rows_total:,} rows{points}, {self.tokens:,} tokens in {took}{rate}"
+
+    def _decoding(self, now: float) -> float:
+        """Seconds since the first tokens were counted."""
+        return now - (self.started if self._since is None else self._since)
+
+
+class _Bar(Bar):
+    """The bar, and below it a line of text."""
+
+    text = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.text:
+            yield Text(self.text, style="dim", no_wrap=True, overflow="ellipsis")
+
+
+class _Fraction(BarColumn):
+    """The bar, filled from the meter at each refresh rather than at each update."""
+
+    def __init__(self, meter: Meter, bar_width: int) -> None:
+        super().__init__(bar_width=bar_width)
+        self._meter = meter
+
+    def render(self, task: Task) -> Any:
+        task.completed = self._meter.fraction
+        return super().render(task)
+
+
+class _Line(ProgressColumn):
+    """The counts beside the bar: those that fit, whole."""
+
+    def __init__(self, meter: Meter, clock: Callable[[], float], width: int) -> None:
+        super().__init__()
+        self._meter = meter
+        self._clock = clock
+        self._width = width
+
+    def render(self, task: Task) -> Text:
+        parts = self._meter.line(self._clock()).split(", ")
+        while len(", ".join(parts)) > self._width and len(parts) > 2:
+            del parts[1]
+        return Text(", ".join(parts), no_wrap=True, overflow="ellipsis")
+
+
+def printable(text: str, encoding: str = "utf-8") -> str:
+    """``text`` for a terminal: control characters but newline and tab, and what ``encoding`` lacks, as backslash escapes."""
+    return visible(text).encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _is_terminal(stream: IO[str]) -> bool:
+    try:
+        return stream.isatty()
+    except (AttributeError, ValueError):  # a stand-in that is no whole file, or a closed one
+        return False
+
+
+def _behind_proxy(stream: IO[str]) -> IO[str]:
+    return stream.rich_proxied_file if isinstance(stream, FileProxy) else stream
+
+
+def _stream_handlers() -> list[logging.StreamHandler[Any]]:
+    """Every handler that prints, of the root logger and of all others."""
+    loggers = [
+        logging.getLogger(),
+        *(item for item in logging.root.manager.loggerDict.values() if isinstance(item, logging.Logger)),
+    ]
+    handlers = {id(handler): handler for logger in loggers for handler in logger.handlers}
+    return [h for h in handlers.values() if isinstance(h, logging.StreamHandler) and not isinstance(h, logging.FileHandler)]

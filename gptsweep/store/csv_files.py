@@ -1,0 +1,76 @@
+"""CSV files: text that is safe to open in a spreadsheet, a line a row, and comes back exactly.
+
+A cell of text that a spreadsheet would take for a formula (``=1+1``, ``-5``), or that holds a newline or another character
+that is not shown, is written as an apostrophe and the text as a JSON string: ``'"=1+1"``, ``'"\\n"``. Every other cell is
+written as it is, as version 0.1 wrote all of them; its files are read as they always were.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+
+from ..display import UNSAFE
+
+_TEXT = {"start", "prompt", "model", "out_dir", "path", "meta", "sweep", "point_id", "status", "error", "directory"}
+"""Columns whose cells are text even where they look like a number."""
+_UNSAFE = re.compile(f"[\t\n{UNSAFE}]")
+_RISKY = re.compile(rf"""\s*[=+@\-\uff1d\uff0b\uff20\uff0d]|'"|[^\t\n{UNSAFE}]*[\t\n{UNSAFE}]""")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
+def csv_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> bytes:
+    """A header and ``rows`` as pandas writes them, text escaped; None is an empty field, a list or a mapping is JSON."""
+    text = io.StringIO()
+    # Not pandas: importing it would take longer than writing every file of a run.
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writerow({column: _escaped(column) for column in columns})
+    writer.writerows({column: _field(column, value) for column, value in row.items()} for row in rows)
+    return text.getvalue().encode()
+
+
+def csv_rows(lines: Iterable[str]) -> Iterator[dict[str, str | None]]:
+    """The rows of a CSV file (opened with ``newline=""``) by column; an empty cell is None.
+
+    Raises:
+        csv.Error, ValueError: it is no CSV, or not UTF-8.
+    """
+    reader = csv.reader(lines)
+    names = [_read(name) for name in next(reader, [])]
+    for cells in reader:
+        if cells:  # a blank line is no row
+            cells += [""] * (len(names) - len(cells))
+            yield {name: _read(cell) or None for name, cell in zip(names, cells, strict=False) if name}
+
+
+def _field(column: str, value: object) -> object:
+    if isinstance(value, str):
+        return _text_field(column, value)
+    return json.dumps(value) if isinstance(value, (list, tuple, Mapping)) else value
+
+
+@lru_cache(maxsize=4096)  # most cells of a sweep are the same at every point
+def _text_field(column: str, text: str) -> str:
+    return text if column not in _TEXT and _NUMBER.fullmatch(text) else _escaped(text)
+
+
+def _escaped(text: str) -> str:
+    if not _RISKY.match(text):
+        return text
+    return "'" + _UNSAFE.sub(lambda match: json.dumps(match[0])[1:-1], json.dumps(text, ensure_ascii=False))
+
+
+def _read(cell: str) -> str:
+    """The text that a cell stands for. What only looks like an escape, as a cell of version 0.1 may, is itself."""
+    if cell.startswith("'\""):
+        try:
+            text = json.loads(cell[1:])
+        except ValueError:
+            return cell
+        if isinstance(text, str) and _escaped(text) == cell:
+            return text
+    return cell

@@ -1,0 +1,170 @@
+"""``unfinished.jsonl``: what samples that were begun have so far, so that a run that ends early goes on where it was.
+
+A line a sample: whose it is, its tokens, the exact sums behind its means, and a checksum. The file is replaced as a whole; it
+stands beside the samples of a run, or in the directory of a sweep for all its points, and goes when there is nothing in it.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import hashlib
+import math
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from ..display import get_logger
+from ..errors import ResultsError
+from ..files import open_to_read
+from ..records import Prefix
+from .writer import TEMPORARY, Key, atomic_write
+
+log = get_logger(__name__)
+
+UNFINISHED = "unfinished.jsonl"
+SECONDS = 20.0
+SHARE = 0.005
+"""The file is rewritten every so many seconds, and in no more than this share of the time."""
+
+_CHECK_DIGITS = 16
+_MOST_BYTES = 1 << 30
+_MISMATCH = "%s: %d unfinished samples that cannot be used (%s); they are made from their beginning"
+
+
+class Unfinished:
+    """The file, as one run reads it and writes it.
+
+    Args:
+        directory: of the run, or of the sweep for all its points; it need not be there yet.
+        clock: seconds from anywhere, never going back.
+    """
+
+    def __init__(self, directory: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self.path = Path(directory) / UNFINISHED
+        self._made_by = ""
+        self._clock = clock
+        self._next = clock() + SECONDS
+        self._others: list[bytes] = []
+        self._refused = False
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to `write`."""
+        return self._clock() >= self._next
+
+    def read(self, points: Collection[str], made_by: Mapping[str, object]) -> dict[str, dict[Key, Prefix]]:
+        """What the file has of ``points``, by point_id and ``(prompt_index, sample_index)``.
+
+        A line that is damaged is left out, and so is one that was not ``made_by`` what makes samples now, as no sample is made
+        by two; the log says so. Lines of other points stay in the file.
+        """
+        self._made_by = hashlib.sha256(orjson.dumps(made_by, option=orjson.OPT_SORT_KEYS)).hexdigest()[:_CHECK_DIGITS]
+        found: dict[str, dict[Key, Prefix]] = defaultdict(dict)
+        self._others = []
+        damaged = strange = 0
+        for line in self._lines():
+            try:
+                point, key, maker, prefix = _parsed(line)
+            except (ValueError, KeyError, TypeError):
+                damaged += 1
+                continue
+            if point not in points:
+                self._others.append(line)
+            elif maker != self._made_by:
+                strange += 1
+            else:
+                found[point][key] = prefix
+        if damaged:
+            log.warning(_MISMATCH, self.path, damaged, "damaged lines")
+        if strange:
+            log.warning(_MISMATCH, self.path, strange, "begun on another machine, or with another version of torch")
+        return found
+
+    def write(self, prefixes: Mapping[tuple[str, Key], Prefix]) -> None:
+        """Replace what the file has of the points that were read by ``prefixes``.
+
+        Where it cannot be written, the log says so once, and what was there before stays.
+        """
+        began = self._clock()
+        lines = [*self._others, *(self._line(point, key, prefix) for (point, key), prefix in prefixes.items())]
+        try:
+            if lines:
+                atomic_write(self.path, b"".join(lines))
+            else:
+                self.path.unlink(missing_ok=True)
+        except (ResultsError, OSError) as error:
+            if not self._refused:
+                log.warning("unfinished samples are not kept: %s", error)
+            self._refused = True
+        now = self._clock()
+        self._next = now + max(SECONDS, (now - began) / SHARE)
+
+    def _lines(self) -> Iterator[bytes]:
+        try:
+            for left in self.path.parent.glob(f".{UNFINISHED}.*{TEMPORARY}"):  # of a process that was killed
+                left.unlink(missing_ok=True)
+            with open_to_read(self.path) as file:
+                if os.fstat(file.fileno()).st_size > _MOST_BYTES:
+                    raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+                yield from file
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            log.warning("%s: %s; unfinished samples are made from their beginning", self.path, error.strerror)
+
+    def _line(self, point: str, key: Key, prefix: Prefix) -> bytes:
+        fields = {
+            "point_id": point,
+            "prompt_index": key[0],
+            "sample_index": key[1],
+            "made_by": self._made_by,
+            "token_ids": prefix.token_ids,
+            "logprob": prefix.logprob,
+            "sampler_logprob": prefix.sampler_logprob,
+            "entropy": prefix.entropy,
+            "stream": None if prefix.stream is None else base64.b64encode(prefix.stream).decode(),
+        }
+        body = orjson.dumps(fields)[:-1]
+        return body + _seal(body)
+
+
+def _seal(body: bytes) -> bytes:
+    """The end of a line: without it, a digit that a disk or an editor changed would be a token."""
+    return b',"check":"%s"}\n' % hashlib.sha256(body).hexdigest()[:_CHECK_DIGITS].encode()
+
+
+def _parsed(line: bytes) -> tuple[str, Key, str, Prefix]:
+    """A line's point, sample, maker and prefix.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is damaged.
+    """
+    body = line[: -len(_seal(b""))]
+    if line != body + _seal(body):
+        raise ValueError("the checksum is another")
+    fields = orjson.loads(line)
+    point, maker, stream = fields["point_id"], fields["made_by"], fields["stream"]
+    numbers: list[Any] = [fields["prompt_index"], fields["sample_index"], *fields["token_ids"]]
+    sums = [fields[name] for name in ("logprob", "sampler_logprob", "entropy")]
+    if not (
+        {type(point), type(maker)} == {str}
+        and set(map(type, numbers)) == {int}
+        and min(numbers) >= 0
+        and set(map(type, sums)) == {float}
+        and all(map(math.isfinite, sums))
+    ):
+        raise ValueError("a field has another type")
+    prefix = Prefix(
+        token_ids=tuple(fields["token_ids"]),
+        logprob=sums[0],
+        sampler_logprob=sums[1],
+        entropy=sums[2],
+        stream=None if stream is None else base64.b64decode(stream, validate=True),
+    )
+    return point, (numbers[0], numbers[1]), maker, prefix
