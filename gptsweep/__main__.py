@@ -203,8 +203,13 @@ def is_sweep(arguments: list[str]) -> bool:
 
 
 def say_where(directory: str) -> None:
-    path = Path(directory).absolute()
-    say(f"Results: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+    say(f"Results: {from_here(directory)}")
+
+
+def from_here(path: str) -> Path:
+    """``path`` as it is shortest to type in the working directory: relative where it lies below, else absolute."""
+    whole = Path(path).absolute()
+    return whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else whole
 
 
 def check_sweep(config: DictConfig, loader: PointLoader) -> None:
@@ -421,7 +426,8 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
         if error.filename == STDOUT:
             return f"cannot write {STDOUT}: {error.strerror}"
         place = "hydra.sweep.dir" if is_sweep(arguments) else "hydra.run.dir"
-        return f"cannot write {error.filename or 'the results'}: {error.strerror}; {place} takes another place"
+        what = from_here(error.filename) if error.filename else "the results"
+        return f"cannot write {what}: {error.strerror}; {place} takes another place"
     if isinstance(error, (HydraException, OmegaConfBaseException, YAMLError)) or message.startswith(("Only one of", "The --")):
         return " ".join(message.partition("Config search path:")[0].split()) or type(error).__name__
     return None

@@ -14,11 +14,11 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_d
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Glob, Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from ..config import keys, point_from_config, takes
+from ..config import choices, keys, point_from_config, takes
 from ..errors import ConfigError
 from ..records import Point
 from .run_job import JobConfig
@@ -166,7 +166,8 @@ def for_some_models(arguments: Sequence[str]) -> list[str]:
         override = None
     if override is None or not override.is_discrete_sweep():
         return list(arguments)
-    models = list(override.sweep_string_iterator())
+    value = override.value()
+    models = value.filter(choices("model")) if isinstance(value, Glob) else list(override.sweep_string_iterator())
 
     def ready(argument: str) -> str:
         key, equals, _ = argument.partition("=")
