@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gptsweep.engine.kv_cache import PAGE, KVCache, Reading, Span
+from gptsweep.engine.kv_cache import PAGE, AttentionMetadata, KVCache, Span
 from gptsweep.kernels import runtime as kernels
 from gptsweep.kernels.abi import HEADS, TILE
 from gptsweep.models.gpt2 import GPTConfig
@@ -46,7 +46,7 @@ class Sequences:
 
     def attend(self, spans: list[Span], qkv: Tensor) -> Tensor:
         self.cache.extend(spans)
-        return kernels.paged_attention(self.cache, Reading.of(spans), self.store, self.kernel)(0, qkv)
+        return kernels.paged_attention(self.cache, AttentionMetadata.of(spans), self.store, self.kernel)(0, qkv)
 
     def alone(self, table: int) -> Tensor:
         """The same for one sequence in a cache of its own, read in one go."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from gptsweep.engine import engine as engine_module
 from gptsweep.engine.cuda_graphs import DecodeSteps
 from gptsweep.engine.engine import Engine, Progress, Workload
-from gptsweep.engine.kv_cache import PAGE, KVCache, Reading, Span
+from gptsweep.engine.kv_cache import PAGE, AttentionMetadata, KVCache, Span
 from gptsweep.errors import ModelError
 from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.models.linear import Int8Linear, PackedLinear, can_pack, pack
@@ -482,7 +482,7 @@ def test_padding_of_a_step_touches_no_sequence() -> None:
         spans = [Span(table, position, position + 1) for table in range(3)]
         cache.extend(spans)
         with torch.inference_mode():
-            steps([position % 5, 7, 9], Reading.of(spans))
+            steps([position % 5, 7, 9], AttentionMetadata.of(spans))
     used = {int(page) for table in range(3) for page in cache.tables[table, : cache.page_count[table]]}
     assert steps.spare not in used
     assert all(not cache.keys[:, page].any() for page in pages_before - used)

@@ -12,7 +12,7 @@ from model_files import hf_weights, need_packed
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gptsweep.engine.kv_cache import KVCache, Reading, Span, paged_attention
+from gptsweep.engine.kv_cache import AttentionMetadata, KVCache, Span, paged_attention
 from gptsweep.kernels import runtime as kernels
 from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.models.linear import pack
@@ -78,10 +78,10 @@ def cached_logits(
     found: list[dict[int, Tensor]] = [{} for _ in sequences]
     for spans in passes(cache, sequences):
         cache.extend(spans)
-        reading = Reading.of(spans)
-        how = kernels.paged_attention(cache, reading, store, attend) if use_kernels else paged_attention(cache, reading)
+        metadata = AttentionMetadata.of(spans)
+        how = kernels.paged_attention(cache, metadata, store, attend) if use_kernels else paged_attention(cache, metadata)
         ids = torch.cat([sequences[span.table][span.begin : span.end] for span in spans])
-        hidden = model.hidden(ids, torch.from_numpy(reading.positions), how, torch.from_numpy(reading.kept))
+        hidden = model.hidden(ids, torch.from_numpy(metadata.positions), how, torch.from_numpy(metadata.kept))
         for span, logits in zip(spans, model.logits(hidden), strict=True):
             found[span.table][span.end - 1] = logits
     return found
@@ -176,7 +176,7 @@ def test_too_long_a_row_of_ids_is_told() -> None:
 
 
 def test_the_places_of_a_pass_are_counted_token_by_token() -> None:
-    reading = Reading.of([Span(2, 0, 3), Span(0, 7, 8), Span(1, 5, 7)])
-    assert np.array_equal(reading.tables, [2, 2, 2, 0, 1, 1])
-    assert np.array_equal(reading.positions, [0, 1, 2, 7, 5, 6])
-    assert np.array_equal(reading.kept, [2, 3, 5])
+    metadata = AttentionMetadata.of([Span(2, 0, 3), Span(0, 7, 8), Span(1, 5, 7)])
+    assert np.array_equal(metadata.block_tables, [2, 2, 2, 0, 1, 1])
+    assert np.array_equal(metadata.positions, [0, 1, 2, 7, 5, 6])
+    assert np.array_equal(metadata.kept, [2, 3, 5])

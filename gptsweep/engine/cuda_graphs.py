@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..models.gpt2 import GPT
-from .kv_cache import PAGE, Ints, KVCache, Reading, pages_for
+from .kv_cache import PAGE, AttentionMetadata, Ints, KVCache, pages_for
 
 _FEWEST_SEQUENCES = 8
 _FEWEST_PAGES = 4
@@ -49,17 +49,17 @@ class DecodeSteps:
         self._steps: dict[tuple[int, int], _Step] = {}
         self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
 
-    def __call__(self, ids: Sequence[int], reading: Reading) -> Tensor:
+    def __call__(self, ids: Sequence[int], metadata: AttentionMetadata) -> Tensor:
         """The hidden states ``float32 [sequences, n_embd]`` after one token of each; valid until the next call."""
         count = len(ids)
-        pages = pages_for(int(reading.positions.max()) + 1)
+        pages = pages_for(int(metadata.positions.max()) + 1)
         shape = (_power_of_two(max(count, _FEWEST_SEQUENCES)), _power_of_two(max(pages, _FEWEST_PAGES)))
         if shape not in self._steps:
             self._steps[shape] = self._step(*shape)
         step = self._steps[shape]
         inputs = self._idle(*shape)
-        inputs[:count, 0], inputs[:count, 1] = ids, reading.positions
-        inputs[:count, 2 : 2 + pages] = self.cache.tables[reading.tables, :pages]
+        inputs[:count, 0], inputs[:count, 1] = ids, metadata.positions
+        inputs[:count, 2 : 2 + pages] = self.cache.tables[metadata.block_tables, :pages]
         step.inputs.copy_(torch.from_numpy(inputs))
         step.run()
         return step.hidden()[:count]

@@ -27,7 +27,7 @@ from ..models.gpt2 import GPT, GPTConfig
 from ..models.linear import Int8Linear, row_invariant
 from ..records import Completion, FinishReason, Prefix, Row, Sampling
 from .cuda_graphs import DecodeSteps
-from .kv_cache import PAGE, KVCache, Reading, Span, paged_attention, pages_for
+from .kv_cache import PAGE, AttentionMetadata, KVCache, Span, paged_attention, pages_for
 from .sampler import ROW, Edits, choose, edited, nanogpt_choice, nanogpt_stream, row_settings, stream_at, summed
 
 try:
@@ -442,7 +442,7 @@ class _Flight:
         for spans, ids in _passes(self.sequences):
             if grown := [span for span in spans if span.table not in opened] if opened else spans:
                 self.cache.extend(grown)
-            hidden = self._read(ids, Reading.of(spans))
+            hidden = self._read(ids, AttentionMetadata.of(spans))
             wanted.append(hidden[[i for i, span in enumerate(spans) if span.end == ends[span.table]]])
         for sequence in self.sequences:
             read, sequence.pending = sequence.pending, []
@@ -454,16 +454,16 @@ class _Flight:
             sequence.prompt = ()
         return self.model.logits(torch.cat(wanted))
 
-    def _read(self, ids: list[int], reading: Reading) -> Tensor:
+    def _read(self, ids: list[int], metadata: AttentionMetadata) -> Tensor:
         """Hidden states ``float32 [kept, n_embd]`` of one pass."""
-        if self.decode is not None and len(ids) == len(reading.kept):
-            return self.decode(ids, reading)
+        if self.decode is not None and len(ids) == len(metadata.kept):
+            return self.decode(ids, metadata)
         if self.engine.use_kernels:
-            attend = kernels.paged_attention(self.cache, reading, self.store, self.attend)
+            attend = kernels.paged_attention(self.cache, metadata, self.store, self.attend)
         else:
-            attend = paged_attention(self.cache, reading)
+            attend = paged_attention(self.cache, metadata)
         device = self.engine.device
-        positions, kept = (torch.from_numpy(places).to(device) for places in (reading.positions, reading.kept))
+        positions, kept = (torch.from_numpy(places).to(device) for places in (metadata.positions, metadata.kept))
         return self.model.hidden(torch.tensor(ids, device=device), positions, attend, kept)
 
     # -- choose ----------------------------------------------------------------------------------------------------------

@@ -132,18 +132,19 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """Where the tokens of one forward pass are, token by token, sequence by sequence.
+class AttentionMetadata:
+    """Where the tokens of one forward pass are, sequence after sequence.
 
-    ``tables`` and ``positions`` are per token; ``kept`` are the places in the pass of the last token of each sequence.
+    ``block_tables`` and ``positions`` are ``int64 [tokens]``: each token's block table and its position in the sequence.
+    ``kept`` is ``int64 [sequences]``: the index in the pass of each sequence's last token.
     """
 
-    tables: Ints
+    block_tables: Ints
     positions: Ints
     kept: Ints
 
     @classmethod
-    def of(cls, spans: Sequence[Span]) -> Reading:
+    def of(cls, spans: Sequence[Span]) -> AttentionMetadata:
         """The tokens of ``spans``, in order."""
         tables, begins, ends = np.array(spans, np.int64).T
         counts = ends - begins
@@ -152,26 +153,26 @@ class Reading:
         return cls(np.repeat(tables, counts), positions, kept)
 
 
-def paged_attention(cache: KVCache, reading: Reading) -> Attend:
-    """Attention of each token of ``reading`` over its own past, in plain torch; in the last layer for kept tokens only.
+def paged_attention(cache: KVCache, metadata: AttentionMetadata) -> Attend:
+    """Attention of each token of ``metadata`` over its own past, in plain torch; in the last layer for kept tokens only.
 
     Every token sums over as many positions as the longest in the pass, so its bits depend on its neighbours.
     """
     config, device = cache.config, cache.keys.device
     tables = torch.from_numpy(cache.tables).to(device)
-    pages = torch.from_numpy(cache.tables[reading.tables, reading.positions // PAGE].astype(np.int64)).to(device)
-    offsets = torch.from_numpy(reading.positions % PAGE).to(device)
+    pages = torch.from_numpy(cache.tables[metadata.block_tables, metadata.positions // PAGE].astype(np.int64)).to(device)
+    offsets = torch.from_numpy(metadata.positions % PAGE).to(device)
 
     def attend(layer: int, qkv: Tensor) -> Tensor:
         q = cache.write(layer, qkv, pages, offsets)
-        wanted = reading.kept if layer == config.n_layer - 1 else np.arange(len(reading.positions))
+        wanted = metadata.kept if layer == config.n_layer - 1 else np.arange(len(metadata.positions))
         out = torch.empty(len(wanted), config.n_embd, dtype=qkv.dtype, device=device)
         for some in np.array_split(np.arange(len(wanted)), -(-len(wanted) // 64)):
             tokens = wanted[some]
-            length = int(reading.positions[tokens].max()) + 1
-            seen = tables[reading.tables[tokens], : -(-length // PAGE)].long()
+            length = int(metadata.positions[tokens].max()) + 1
+            seen = tables[metadata.block_tables[tokens], : -(-length // PAGE)].long()
             keys, values = (read[:, :, :length] for read in cache.read(layer, seen))
-            past = torch.arange(length, device=device) <= torch.from_numpy(reading.positions[tokens]).to(device)[:, None]
+            past = torch.arange(length, device=device) <= torch.from_numpy(metadata.positions[tokens]).to(device)[:, None]
             mixed = F.scaled_dot_product_attention(q[tokens][:, :, None], keys, values, attn_mask=past[:, None, None])
             out[some] = mixed.flatten(1).to(qkv.dtype)
         return out

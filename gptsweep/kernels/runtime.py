@@ -30,7 +30,7 @@ from llvmlite import binding
 from torch import Tensor
 
 from ..display import get_logger
-from ..engine.kv_cache import PAGE, Ints, KVCache, Reading
+from ..engine.kv_cache import PAGE, AttentionMetadata, Ints, KVCache
 from ..engine.sampler import EDIT, ROW
 from ..files import OwnDirectory
 from ..models.gpt2 import Attend
@@ -227,16 +227,16 @@ class Kernel:
             self._openmp.GOMP_parallel(self._address, self._data, threads, 0)
 
 
-def paged_attention(cache: KVCache, reading: Reading, store: Kernel, attend_kernel: Kernel) -> Attend:
+def paged_attention(cache: KVCache, metadata: AttentionMetadata, store: Kernel, attend_kernel: Kernel) -> Attend:
     """`cache.paged_attention` by kernels: each token sums over its own length only, so its bits depend on nobody else."""
     config = cache.config
     lanes, max_pages = cache.keys.shape[-1], cache.tables.shape[1]
-    n_tokens = len(reading.positions)
+    n_tokens = len(metadata.positions)
     layer_bytes = cache.keys[0].numel() * cache.keys.element_size()
     shape = {"n_tokens": n_tokens, "width": config.n_embd, "n_head": config.n_head, "head_lanes": lanes, "max_pages": max_pages}
-    pages = cache.tables[reading.tables, reading.positions // PAGE].astype(np.int64)
-    offsets = reading.positions % PAGE
-    alone = len(reading.kept) == n_tokens  # no token sees another of this pass, and each can store its own just before
+    pages = cache.tables[metadata.block_tables, metadata.positions // PAGE].astype(np.int64)
+    offsets = metadata.positions % PAGE
+    alone = len(metadata.kept) == n_tokens  # no token sees another of this pass, and each can store its own just before
     if not alone:
         store.set(**shape, pages=pages, offsets=offsets, chunk=16)
     # A thread's own: queries, what is mixed of values, scores and their sums, of some heads of a tile.
@@ -247,19 +247,19 @@ def paged_attention(cache: KVCache, reading: Reading, store: Kernel, attend_kern
         attend_kernel.set(
             n_kept=len(tokens),
             kept=tokens,
-            table_rows=reading.tables[tokens],
-            lengths=reading.positions[tokens] + 1,
+            table_rows=metadata.block_tables[tokens],
+            lengths=metadata.positions[tokens] + 1,
             chunk=math.ceil(len(tokens) / TILE * config.n_head / HEADS / 32),
         )
 
     def attend(layer: int, qkv: Tensor) -> Tensor:
         last = layer == config.n_layer - 1
         if last:
-            keep(reading.kept)
+            keep(metadata.kept)
         elif layer == 0:
             keep(np.arange(n_tokens))
         stored = qkv.to(cache.keys.dtype).contiguous()
-        out = torch.empty(len(reading.kept) if last else n_tokens, config.n_embd, dtype=stored.dtype)
+        out = torch.empty(len(metadata.kept) if last else n_tokens, config.n_embd, dtype=stored.dtype)
         places = {
             "qkv": stored.data_ptr(),
             "keys": cache.keys.data_ptr() + layer * layer_bytes,
