@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers.generation import logits_process as hf
 
 from gptsweep.engine.engine import Engine
-from gptsweep.engine.sampler import gumbel, independent_key, noise_of, philox
+from gptsweep.engine.noise import gumbel, independent_key, noise_of, philox
 from gptsweep.kernels import loops
 from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.records import Completion, Row, Sampling

@@ -36,7 +36,8 @@ from ..config import point_from_config
 from ..display import get_logger
 from ..engine import engine as engine_module
 from ..engine.engine import Engine, Workload, out_of_memory, windows_read
-from ..engine.sampler import independent_key, stream_at
+from ..engine.noise import independent_key
+from ..engine.sampler import stream_at
 from ..errors import ConfigError, DeviceError, GptsweepError, Interrupted, ModelError, PromptError, ResultsError
 from ..models.checkpoint import load_weights, open_checkpoint
 from ..models.files.tokenizers import Tokenizer, completion_text, stop_watch

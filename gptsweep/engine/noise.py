@@ -1,0 +1,83 @@
+"""Counter-based noise: Philox words, Gumbel noise made of them, and the key of independent noise, in plain torch.
+
+The noise of a token depends on its key, token id, position, sample_index and prompt_index alone, so it is the same in any
+batch. Points of a sweep that have the same key share it. ``kernels`` computes the same on a CPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def independent_key(seed: int, point: str) -> int:
+    """The noise key of ``noise=independent``: 64 bits of a hash of the seed and the point's id."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {point}".encode()).digest()[:8], "little")
+
+
+def philox(counter: Tensor, key: Tensor) -> Tensor:
+    """Philox4x32-10: a random function from counters to words.
+
+    Salmon, Moraes, Dror, Shaw: Parallel Random Numbers: As Easy as 1, 2, 3. SC'11.
+
+    Args:
+        counter: ``int64 [..., 4]``, each below 2**32.
+        key: ``int64 [..., 2]``, likewise.
+
+    Returns:
+        ``int64 [..., 4]``, each uniform below 2**32.
+    """
+    c0, c1, c2, c3 = counter.unbind(-1)
+    k0, k1 = key.unbind(-1)
+    for _ in range(10):
+        high0, low0 = _multiply(0xD2511F53, c0)
+        high1, low1 = _multiply(0xCD9E8D57, c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return torch.stack((c0, c1, c2, c3), -1)
+
+
+def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The high and low 32 bits of ``a * b``, by halves so that no product leaves int64."""
+    low = a * (b & 0xFFFF)
+    high = a * (b >> 16) + (low >> 16)
+    return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
+
+
+def gumbel(vocab_size: int, *, key: Tensor, position: Tensor, sample_index: Tensor, prompt_index: Tensor) -> Tensor:
+    """Gumbel noise of every token for every row: ``-log(-log u)`` with ``u = (word + 0.5) / 2**32``.
+
+    Args:
+        vocab_size: how many tokens.
+        key: ``int64 [rows, 2]``, the low and high half of the noise key.
+        position, sample_index, prompt_index: ``int64 [rows]``.
+
+    Returns:
+        ``float64 [rows, vocab_size]`` (``float32`` on MPS, which has no float64).
+    """
+    quads = torch.arange(-(-vocab_size // 4), device=key.device)
+    rest = torch.stack([position, sample_index, prompt_index], -1)[:, None, :].expand(-1, len(quads), -1)
+    counter = torch.cat([quads[None, :, None].expand(len(key), -1, 1), rest], -1)
+    words = philox(counter, key[:, None, :]).flatten(1)[:, :vocab_size]
+    return noise_of(words, precise_dtype(key.device))
+
+
+def noise_of(words: Tensor, dtype: torch.dtype) -> Tensor:
+    """``-log(-log u)`` with ``u = (word + 0.5) / 2**32``, finite and with all its digits in ``dtype``.
+
+    Args:
+        words: ``int64``, each below 2**32.
+        dtype: float64, or float32, in which the greatest u would round to 1 and its noise be infinite.
+    """
+    u = (words.to(dtype) + 0.5) / 2**32
+    if dtype == torch.float64:
+        return -torch.log(-torch.log(u))
+    below_one = ((2**32 - 1 - words).to(dtype) + 0.5) / 2**32  # 1 - u, which float32 holds where it does not hold u
+    return -torch.log(torch.where(words < 2**31, -torch.log(u), -torch.log1p(-below_one)))
+
+
+def precise_dtype(device: torch.device) -> torch.dtype:
+    """The dtype that sampling computes in on ``device``: float64, or float32 on MPS, which has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
