@@ -273,9 +273,9 @@ class Row:
 
     Rows with equal ``prompt_ids`` share one prefill. ``noise_key`` is the 64-bit key of the counter noise; with
     ``prompt_index`` and ``sample_index`` it decides every random number of the row. ``eot_id`` is the token that ends the
-    sample if ``sampling.stop_at_eot``. ``new_watch`` makes a fresh watcher: called with each new token id in turn, it says
-    whether a stop string is now complete. A row with a ``prefix`` goes on after it, and comes out as it would without; of rows
-    that draw from one stream (``rng=torch``), the first may have one.
+    sample if ``sampling.stop_at_eot``. ``new_stop_matcher`` makes a stop matcher: called with each new token id in turn, it
+    returns whether a stop string is now complete. A row with a ``prefix`` continues after it, with the same result as without;
+    of rows that draw from one stream (``rng=torch``), only the first may have a prefix.
     """
 
     prompt_ids: tuple[int, ...]
@@ -284,7 +284,7 @@ class Row:
     prompt_index: int = 0
     sample_index: int = 0
     eot_id: int | None = None
-    new_watch: Callable[[], Callable[[int], bool]] | None = None
+    new_stop_matcher: Callable[[], Callable[[int], bool]] | None = None
     prefix: Prefix | None = None
 
     def __post_init__(self) -> None:

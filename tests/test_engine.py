@@ -60,7 +60,7 @@ def row(prompt_ids: Sequence[int] = (3, 1, 4), *, key: int = 7, sample_index: in
 
 
 class Until:
-    """A watch for a run of token ids, in place of a stop string."""
+    """A stop matcher for a run of token ids, in place of a stop string."""
 
     def __init__(self, ids: tuple[int, ...]) -> None:
         self.ids, self.seen = ids, ()
@@ -72,7 +72,7 @@ class Until:
 
 def twin_of(model: GPT, row: Row) -> plain.Twin:
     """What ``row`` should come out as by an unpacked model."""
-    stop = row.new_watch().ids if row.new_watch else None
+    stop = row.new_stop_matcher().ids if row.new_stop_matcher else None
     return plain.decode(model, row, VOCAB, lambda ids: stop is not None and tuple(ids[-len(stop) :]) == stop)
 
 
@@ -122,7 +122,7 @@ def rows_of_all_kinds(draw: st.DrawFn) -> Row:
         prompt_index=draw(st.integers(0, 1)),
         sample_index=draw(st.integers(0, 3)),
         eot_id=draw(st.sampled_from([0, 17])),
-        new_watch=functools.partial(Until, stop) if stop else None,
+        new_stop_matcher=functools.partial(Until, stop) if stop else None,
     )
 
 

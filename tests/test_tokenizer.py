@@ -23,7 +23,7 @@ from gptsweep.models.files.tokenizers import (
     Tokenizer,
     _byte_alphabet,
     completion_text,
-    stop_watch,
+    stop_matcher,
 )
 
 GPT2 = GPT2Tokenizer()
@@ -213,19 +213,19 @@ STOPS = st.lists(st.text("aé🙂", min_size=1, max_size=3), max_size=3).map(tup
 @given(chunks=CUT | WHOLE, stops=STOPS)
 def test_a_stop_string_is_found_wherever_tokens_and_characters_are_cut(chunks: list[bytes], stops: tuple[str, ...]) -> None:
     tokenizer = Chunks(chunks)
-    watch = stop_watch(tokenizer, stops)
+    matches = stop_matcher(tokenizer, stops)
     seen = b""
     for token, chunk in enumerate(chunks):
         seen += chunk
-        assert watch(token) == (plain_stop(seen, stops) is not None)
+        assert matches(token) == (plain_stop(seen, stops) is not None)
     end = plain_stop(seen, stops)
     assert completion_text(tokenizer, range(len(chunks)), stops, None) == seen[:end].decode("utf-8", "replace")
 
 
 def test_a_stop_string_across_gpt2_tokens_ends_the_text_before_it() -> None:
     ids = GPT2.encode("One line.\n\nAnother 🙂 one")
-    watch = stop_watch(GPT2, ("e 🙂 o", "r 🙂"))
-    heard = [watch(token) for token in ids]
+    matches = stop_matcher(GPT2, ("e 🙂 o", "r 🙂"))
+    heard = [matches(token) for token in ids]
     assert any(heard)
     assert heard == sorted(heard)
     assert completion_text(GPT2, ids, ("e 🙂 o", "r 🙂"), None) == "One line.\n\nAnothe"
@@ -234,7 +234,7 @@ def test_a_stop_string_across_gpt2_tokens_ends_the_text_before_it() -> None:
 
 def test_each_sample_has_a_watch_of_its_own() -> None:
     tokenizer = CharTokenizer("ab")
-    first, second = stop_watch(tokenizer, ("ab",)), stop_watch(tokenizer, ("ab",))
+    first, second = stop_matcher(tokenizer, ("ab",)), stop_matcher(tokenizer, ("ab",))
     assert not first(0)
     assert not second(1)
     assert first(1)

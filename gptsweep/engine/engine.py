@@ -133,7 +133,7 @@ class _Running:
     lane: _Lane
     slot: int
     edits: Edits | None
-    watch: Callable[[int], bool] | None
+    stop_matcher: Callable[[int], bool] | None
     token_ids: list[int]
     sums: tuple[int, float, float, float, Tensor | None]
 
@@ -145,7 +145,7 @@ class _Running:
         self.sums = len(self.token_ids), a + logprob, b + sampler_logprob, c + entropy, state
         if self.row.sampling.stop_at_eot and token == self.row.eot_id:
             return "eot"
-        if self.watch is not None and self.watch(token):
+        if self.stop_matcher is not None and self.stop_matcher(token):
             return "stop"
         if len(self.token_ids) == self.row.sampling.max_new_tokens:
             return "length"
@@ -374,15 +374,15 @@ class _Flight:
         if sampling.penalises or sampling.logit_bias:
             new_ids = sampling.max_new_tokens + len(set(row.prompt_ids)) if sampling.penalises else 0
             edits = Edits(sampling, row.prompt_ids, min(new_ids, self.engine.vocab_size))
-        watch = None if row.new_watch is None else row.new_watch()
+        stop_matcher = None if row.new_stop_matcher is None else row.new_stop_matcher()
         for token in prefix.token_ids:
-            if watch is not None:
-                watch(token)
+            if stop_matcher is not None:
+                stop_matcher(token)
             if edits is not None:
                 edits.add(token)
         state = None if lane.generator is None else lane.generator.get_state()
         sums = len(prefix.token_ids), prefix.logprob, prefix.sampler_logprob, prefix.entropy, state
-        running = _Running(row, lane, slot, edits, watch, list(prefix.token_ids), sums)
+        running = _Running(row, lane, slot, edits, stop_matcher, list(prefix.token_ids), sums)
         self.rows[slot] = row_settings(row)
         if edits is not None:
             self.rows["edits"][slot] = edits.array.ctypes.data

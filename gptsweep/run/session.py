@@ -40,7 +40,7 @@ from ..engine.noise import independent_key
 from ..engine.sampler import stream_at
 from ..errors import ConfigError, DeviceError, GptsweepError, Interrupted, ModelError, PromptError, ResultsError
 from ..models.checkpoint import load_weights, open_checkpoint
-from ..models.files.tokenizers import Tokenizer, completion_text, stop_watch
+from ..models.files.tokenizers import Tokenizer, completion_text, stop_matcher
 from ..models.gpt2 import GPT
 from ..models.linear import Int8Linear, can_pack, multiplies_in_halves, pack
 from ..prompts import read_prompts
@@ -353,7 +353,7 @@ class Task:
             prompt_index=key[0],
             sample_index=key[1],
             eot_id=lm.tokenizer.eot_id,
-            new_watch=partial(stop_watch, lm.tokenizer, sampling.stop) if sampling.stop else None,
+            new_stop_matcher=partial(stop_matcher, lm.tokenizer, sampling.stop) if sampling.stop else None,
             prefix=prefix,
         )
 
@@ -371,7 +371,7 @@ class Task:
             len(ids) < sampling.max_new_tokens
             and max(ids, default=0) < lm.tokenizer.vocab_size
             and not (sampling.stop_at_eot and lm.tokenizer.eot_id in ids)
-            and not (sampling.stop and any(map(stop_watch(lm.tokenizer, sampling.stop), ids)))
+            and not (sampling.stop and any(map(stop_matcher(lm.tokenizer, sampling.stop), ids)))
             and not (sampling.overflow == "stop" and len(self.prompt_ids[key[0]]) + len(ids) > lm.model.config.block_size)
         )
 

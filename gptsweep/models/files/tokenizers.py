@@ -442,8 +442,8 @@ def _is_gpt2(ids: Mapping[bytes, int], merges: Sequence[tuple[bytes, bytes]], ad
 # --- stop strings ---------------------------------------------------------------------------------------------------------
 
 
-def stop_watch(tokenizer: Tokenizer, stops: tuple[str, ...]) -> Callable[[int], bool]:
-    """A watcher for one sample: called with each new token id, it says whether a stop string has been completed.
+def stop_matcher(tokenizer: Tokenizer, stops: tuple[str, ...]) -> Callable[[int], bool]:
+    """A stop matcher for one sample: called with each new token id, it returns whether a stop string is complete.
 
     It looks at the bytes generated so far, so a stop string is found wherever token and character boundaries lie in it.
     """
@@ -452,14 +452,14 @@ def stop_watch(tokenizer: Tokenizer, stops: tuple[str, ...]) -> Callable[[int], 
     tail = b""
     found = False
 
-    def watch(token: int) -> bool:
+    def matches(token: int) -> bool:
         nonlocal tail, found
         seen = tail + tokenizer.token_bytes(token)
         found = found or any(stop in seen for stop in wanted)
         tail = seen[max(0, len(seen) - reach) :]
         return found
 
-    return watch
+    return matches
 
 
 def completion_text(tokenizer: Tokenizer, ids: Sequence[int], stops: tuple[str, ...], eot_id: int | None) -> str:
