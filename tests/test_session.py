@@ -23,9 +23,10 @@ import gptsweep
 from gptsweep.analysis.metrics import METRICS
 from gptsweep.engine.engine import Engine
 from gptsweep.errors import ConfigError, DeviceError, Interrupted, ModelError, PromptError, ResultsError
-from gptsweep.models import linear
+from gptsweep.models import linear, loading
 from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.models.linear import can_pack
+from gptsweep.models.loading import resolve_device, resolve_dtype
 from gptsweep.records import DeviceSettings, ModelSource, Point, Prompt, Row, Sampling, point_id
 from gptsweep.run import session
 from gptsweep.run.progress import Progress
@@ -37,8 +38,6 @@ from gptsweep.run.session import (
     encoded,
     objective_of,
     require_objective,
-    resolve_device,
-    resolve_dtype,
     run_jobs,
 )
 from gptsweep.store.writer import PointWriter
@@ -325,7 +324,7 @@ def test_every_dtype_of_a_cpu_generates(out_dir: Path, dtype: str) -> None:
 def test_a_cpu_without_packed_layers_of_a_dtype_generates_and_promises_nothing(
     out_dir: Path, tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(session, "can_pack", lambda _dtype: False)
+    monkeypatch.setattr(loading, "can_pack", lambda _dtype: False)
     one = dataclasses.replace(point(out_dir), device=DeviceSettings(name="cpu", dtype=dtype))
     (outcome,) = settle(Job(one, tmp_path / "a"))
     assert outcome.error is None

@@ -14,7 +14,7 @@ import torch
 
 from gptsweep import threads
 from gptsweep.kernels import runtime as kernels
-from gptsweep.run import session
+from gptsweep.models import loading
 
 CHOSEN = """
 import json, os, sys
@@ -56,13 +56,13 @@ def test_where_torch_came_first_nothing_is_pretended_and_the_log_says_what_helps
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    session._say_how_threads_wait.cache_clear()
+    loading._say_how_threads_wait.cache_clear()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(session, "own_count", lambda: 2)
+    monkeypatch.setattr(loading, "own_count", lambda: 2)
     threads.wait_briefly()
     assert not threads.wait_is_chosen()
     for _ in range(2):
-        session.set_threads(None)
+        loading.set_threads(None)
     (message,) = caplog.messages
     assert "import gptsweep first, set GOMP_SPINCOUNT=1000 KMP_BLOCKTIME=1 in the environment, or use one thread" in message
 
@@ -149,8 +149,8 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 def test_torch_is_given_fewer_threads_never_more_unless_asked(
     counts: list[int], monkeypatch: pytest.MonkeyPatch, own: int | None, asked: int | None, given: list[int]
 ) -> None:
-    monkeypatch.setattr(session, "own_count", lambda: own)
-    session.set_threads(asked)
+    monkeypatch.setattr(loading, "own_count", lambda: own)
+    loading.set_threads(asked)
     assert counts == given
 
 

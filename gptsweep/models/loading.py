@@ -1,0 +1,142 @@
+"""Load a model onto its device: in which dtype, with which linear layers, compiled or not, and with how many threads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from ..display import get_logger
+from ..errors import DeviceError
+from ..records import DeviceSettings, ModelSource
+from ..threads import SHORT_WAIT, own_count, wait_is_chosen
+from .checkpoint import load_weights, open_checkpoint
+from .files.tokenizers import Tokenizer
+from .gpt2 import GPT
+from .linear import Int8Linear, can_pack, multiplies_in_halves, pack
+
+log = get_logger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LoadedModel:
+    """A model ready for inference, and its tokenizer.
+
+    ``fingerprint`` is that of its `Checkpoint`; ``dtype`` is resolved, never ``auto``. ``arithmetic`` is what the layers
+    compute in, as `point_id` takes it: ``dtype``, or ``int8 in halves`` (see `multiplies_in_halves`).
+    """
+
+    model: GPT
+    tokenizer: Tokenizer
+    fingerprint: str
+    device: torch.device
+    dtype: str
+    arithmetic: str
+
+
+def load_model(source: ModelSource, settings: DeviceSettings) -> LoadedModel:
+    """Find a model, read its weights, and prepare its layers for the device.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be read.
+        DeviceError: the device, dtype or compiler is not there.
+    """
+    device = resolve_device(settings.name)
+    dtype = resolve_dtype(settings.dtype, device)
+    set_threads(settings.threads)
+    checkpoint = open_checkpoint(source)
+    with torch.device("meta"):
+        model = GPT(checkpoint.config)
+    load_weights(checkpoint, model, torch.float32 if dtype == "int8" else _DTYPES[dtype])
+    model.eval()
+    if device.type != "cpu":
+        model.to(device)
+    elif dtype == "int8":
+        pack(model, Int8Linear)
+    elif can_pack(_DTYPES[dtype]) and not settings.compile:
+        pack(model)
+    if settings.compile:
+        if dtype == "int8":
+            raise DeviceError("device.compile", True, "does not go with device.dtype=int8; use one of them")
+        compile_blocks(model)
+    arithmetic = "int8 in halves" if multiplies_in_halves(model) else dtype
+    if arithmetic != dtype:
+        log.info("int8 products overflow on this CPU: each row is multiplied in two halves, about as fast as float32")
+    return LoadedModel(
+        model=model,
+        tokenizer=checkpoint.tokenizer,
+        fingerprint=checkpoint.fingerprint,
+        device=device,
+        dtype=dtype,
+        arithmetic=arithmetic,
+    )
+
+
+def layer_kinds(model: torch.nn.Module) -> list[str]:
+    """Names of the kinds of linear layers in ``model``, sorted: they decide bits, and manifests hold them."""
+    names = {type(module).__name__ for module in model.modules()}
+    return sorted(name for name in names if name.endswith("Linear"))
+
+
+def set_threads(count: int | None) -> None:
+    """Let torch compute with ``count`` threads; None: with its own number, or fewer where this process may use fewer cores."""
+    own = own_count()
+    if count is not None:
+        torch.set_num_threads(count)
+    elif own is not None and own < torch.get_num_threads():
+        torch.set_num_threads(own)
+    if torch.get_num_threads() > 1 and not wait_is_chosen():
+        _say_how_threads_wait()
+
+
+@cache
+def _say_how_threads_wait() -> None:
+    settings = " ".join(f"{name}={value}" for name, value in SHORT_WAIT.items())
+    log.info(
+        "torch was imported before gptsweep, and its threads stay awake while they wait, which is slow beside other work; "
+        "import gptsweep first, set %s in the environment, or use one thread", settings,
+    )  # fmt: skip
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device of ``device.name``; ``auto`` is CUDA, else MPS, else the CPU."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    device = torch.device(name)
+    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count() if cuda else 0)), *(["mps"] if mps else [])]
+    if f"{device.type}:{device.index or 0}" not in there and device.type not in there:
+        raise DeviceError("device.name", name, f"is not there; this machine has {', '.join(there)}")
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> str:
+    """The dtype of ``device.dtype``; ``auto`` is bfloat16 on a GPU that has it, float16 on one that has not, else float32."""
+    if name == "int8" and (device.type != "cpu" or not can_pack(torch.int8)):
+        raise DeviceError("device.dtype", name, f"int8 needs a CPU with oneDNN's int8 layers, not {device}; try bfloat16")
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    return "float32"
+
+
+def compile_blocks(model: GPT) -> None:
+    """`torch.compile` the model's blocks, and see that it works here."""
+    mode = "max-autotune-no-cudagraphs" if model.embedding.is_cuda else None
+    for block in model.blocks:
+        block.project = torch.compile(block.project, dynamic=True, mode=mode)  # type: ignore[method-assign]
+        block.finish = torch.compile(block.finish, dynamic=True, mode=mode)  # type: ignore[method-assign]
+    x = torch.zeros(2, model.config.n_embd, device=model.embedding.device)
+    try:
+        with torch.inference_mode():
+            model.blocks[0].project(x)
+    except Exception as error:  # the compiler's many errors share no base class
+        log.debug("torch.compile failed", exc_info=True)
+        what = f"torch.compile does not work here ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+        raise DeviceError(
+            "device.compile", True, f"{what}; it needs a C++ compiler such as g++, or device.compile=false"
+        ) from error
