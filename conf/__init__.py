@@ -2,7 +2,10 @@
 
 from importlib import import_module
 
+from hydra.core.plugins import Plugins
+
 from gptsweep.config import register
 
 register()
-import_module("hydra_plugins.gptsweep_launcher")  # hydra/launcher=fused, where Hydra had started before
+# Hydra looked for launchers when it started, which may have been before it came to know of this package.
+Plugins.instance().register(import_module("hydra_plugins.gptsweep_launcher").FusedLauncher)

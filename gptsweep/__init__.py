@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,17 @@ if sys.argv[:1] == ["-m"] or Path(*sys.argv[:1]).name == "gptsweep":  # the comm
     from .starting import end_at_once
 
     end_at_once()
+
+
+class _SettingsBeside:
+    """Finds ``gptsweep.conf`` where it lies beside the package, as in a checkout; in a wheel it lies inside."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        return PathFinder.find_spec(name, [str(Path(__file__).parent.parent)]) if name == f"{__name__}.conf" else None
+
+
+sys.meta_path.append(_SettingsBeside)
 
 wait_briefly()  # before anything imports torch
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import re
 import string
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -386,13 +384,3 @@ def test_directories_of_points_do_not_depend_on_what_decides_no_token() -> None:
     assert subdir("device.dtype=bfloat16") == "device.dtype=bfloat16"
     assert subdir("start='a/b'") != subdir("start='a b'")
     assert subdir() == "defaults"
-
-
-def test_another_hydra_program_composes_the_settings_without_a_call_of_its_own(tmp_path: Path) -> None:
-    program = """
-from hydra import compose, initialize_config_module
-with initialize_config_module("gptsweep.conf", version_base="1.3"):
-    print(compose("config", ["seed=3"]).seed)
-"""
-    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
-    assert ended.stdout == "3\n", ended.stderr
