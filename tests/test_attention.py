@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gptsweep.engine.kv_cache import PAGE, AttentionMetadata, KVCache, Span
+from gptsweep.engine.attention import paged_attention_by_kernels
+from gptsweep.engine.kv_cache import AttentionMetadata, KVCache, Span
 from gptsweep.kernels import runtime as kernels
-from gptsweep.kernels.abi import HEADS, TILE
+from gptsweep.kernels.abi import HEADS, PAGE, TILE
 from gptsweep.models.gpt2 import GPTConfig
 
 
@@ -46,7 +47,7 @@ class Sequences:
 
     def attend(self, spans: list[Span], qkv: Tensor) -> Tensor:
         self.cache.extend(spans)
-        return kernels.paged_attention(self.cache, AttentionMetadata.of(spans), self.store, self.kernel)(0, qkv)
+        return paged_attention_by_kernels(self.cache, AttentionMetadata.of(spans), self.store, self.kernel)(0, qkv)
 
     def alone(self, table: int) -> Tensor:
         """The same for one sequence in a cache of its own, read in one go."""

@@ -20,8 +20,9 @@ from torch import Tensor
 from gptsweep.engine import engine as engine_module
 from gptsweep.engine.cuda_graphs import DecodeSteps
 from gptsweep.engine.engine import Engine, Progress, Workload
-from gptsweep.engine.kv_cache import PAGE, AttentionMetadata, KVCache, Span
+from gptsweep.engine.kv_cache import AttentionMetadata, KVCache, Span
 from gptsweep.errors import ModelError
+from gptsweep.kernels.abi import PAGE
 from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.models.linear import Int8Linear, PackedLinear, can_pack, pack
 from gptsweep.records import Completion, Row, Sampling

@@ -12,7 +12,8 @@ from model_files import hf_weights, need_packed
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gptsweep.engine.kv_cache import AttentionMetadata, KVCache, Span, paged_attention
+from gptsweep.engine.attention import paged_attention, paged_attention_by_kernels
+from gptsweep.engine.kv_cache import AttentionMetadata, KVCache, Span
 from gptsweep.kernels import runtime as kernels
 from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.models.linear import pack
@@ -79,7 +80,7 @@ def cached_logits(
     for spans in passes(cache, sequences):
         cache.extend(spans)
         metadata = AttentionMetadata.of(spans)
-        how = kernels.paged_attention(cache, metadata, store, attend) if use_kernels else paged_attention(cache, metadata)
+        how = paged_attention_by_kernels(cache, metadata, store, attend) if use_kernels else paged_attention(cache, metadata)
         ids = torch.cat([sequences[span.table][span.begin : span.end] for span in spans])
         hidden = model.hidden(ids, torch.from_numpy(metadata.positions), how, torch.from_numpy(metadata.kept))
         for span, logits in zip(spans, model.logits(hidden), strict=True):

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels.abi import PAGE
 from ..models.gpt2 import GPT
-from .kv_cache import PAGE, AttentionMetadata, Ints, KVCache, pages_for
+from .kv_cache import AttentionMetadata, Ints, KVCache, pages_for
 
 _FEWEST_SEQUENCES = 8
 _FEWEST_PAGES = 4

@@ -23,12 +23,14 @@ from torch import Tensor
 
 from ..display import get_logger
 from ..errors import ModelError
+from ..kernels.abi import PAGE, ROW
 from ..models.gpt2 import GPT, GPTConfig
 from ..models.linear import Int8Linear, row_invariant
 from ..records import Completion, FinishReason, Prefix, Row, Sampling
+from .attention import paged_attention, paged_attention_by_kernels
 from .cuda_graphs import DecodeSteps
-from .kv_cache import PAGE, AttentionMetadata, KVCache, Span, paged_attention, pages_for
-from .sampler import ROW, Edits, choose, edited, nanogpt_choice, nanogpt_stream, row_settings, stream_at, summed
+from .kv_cache import AttentionMetadata, KVCache, Span, pages_for
+from .sampler import Edits, choose, choose_by_kernel, edited, nanogpt_choice, nanogpt_stream, row_settings, stream_at, summed
 
 try:
     from ..kernels import runtime as kernels
@@ -459,7 +461,7 @@ class _Flight:
         if self.decode is not None and len(ids) == len(metadata.kept):
             return self.decode(ids, metadata)
         if self.engine.use_kernels:
-            attend = kernels.paged_attention(self.cache, metadata, self.store, self.attend)
+            attend = paged_attention_by_kernels(self.cache, metadata, self.store, self.attend)
         else:
             attend = paged_attention(self.cache, metadata)
         device = self.engine.device
@@ -482,7 +484,7 @@ class _Flight:
         slots = np.array([running.slot for running in counter], np.int64)
         if len(slots) and self.engine.use_kernels:
             logits = logits.to(self.engine.logits_dtype).contiguous()
-            kernels.choose(self.chooser, logits, self.rows, slots, self.engine.vocab_size)
+            choose_by_kernel(self.chooser, logits, self.rows, slots, self.engine.vocab_size)
         elif len(slots):
             chosen = self.rows[slots]
             edits = [None if r.edits is None else r.edits.array[: len(r.edits)] for r in counter]

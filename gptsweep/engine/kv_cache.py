@@ -1,4 +1,4 @@
-"""Keys and values of what has been read, in pages, and attention over them.
+"""Keys and values of what has been read, in pages; `attention` reads them.
 
 A page holds `PAGE` positions of one sequence in every layer. Sequences that begin alike share pages: a fork copies a page
 table, not keys and values, and a shared page is copied only when someone is about to write into it.
@@ -13,12 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..models.gpt2 import Attend, GPTConfig
+from ..kernels.abi import PAGE
+from ..models.gpt2 import GPTConfig
 
-PAGE = 16
 Ints = npt.NDArray[np.int64]
 
 
@@ -151,33 +150,6 @@ class AttentionMetadata:
         kept = counts.cumsum() - 1
         positions = np.arange(kept[-1] + 1) - np.repeat(kept + 1 - ends, counts)
         return cls(np.repeat(tables, counts), positions, kept)
-
-
-def paged_attention(cache: KVCache, metadata: AttentionMetadata) -> Attend:
-    """Attention of each token of ``metadata`` over its own past, in plain torch; in the last layer for kept tokens only.
-
-    Every token sums over as many positions as the longest in the pass, so its bits depend on its neighbours.
-    """
-    config, device = cache.config, cache.keys.device
-    tables = torch.from_numpy(cache.tables).to(device)
-    pages = torch.from_numpy(cache.tables[metadata.block_tables, metadata.positions // PAGE].astype(np.int64)).to(device)
-    offsets = torch.from_numpy(metadata.positions % PAGE).to(device)
-
-    def attend(layer: int, qkv: Tensor) -> Tensor:
-        q = cache.write(layer, qkv, pages, offsets)
-        wanted = metadata.kept if layer == config.n_layer - 1 else np.arange(len(metadata.positions))
-        out = torch.empty(len(wanted), config.n_embd, dtype=qkv.dtype, device=device)
-        for some in np.array_split(np.arange(len(wanted)), -(-len(wanted) // 64)):
-            tokens = wanted[some]
-            length = int(metadata.positions[tokens].max()) + 1
-            seen = tables[metadata.block_tables[tokens], : -(-length // PAGE)].long()
-            keys, values = (read[:, :, :length] for read in cache.read(layer, seen))
-            past = torch.arange(length, device=device) <= torch.from_numpy(metadata.positions[tokens]).to(device)[:, None]
-            mixed = F.scaled_dot_product_attention(q[tokens][:, :, None], keys, values, attn_mask=past[:, None, None])
-            out[some] = mixed.flatten(1).to(qkv.dtype)
-        return out
-
-    return attend
 
 
 def pages_for(positions: int) -> int:

@@ -8,44 +8,20 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..kernels.abi import BLOCK, EDIT
 from ..models.gpt2 import GPTConfig
 from ..records import Row, Sampling
 from .noise import gumbel, precise_dtype
 
-EDIT = np.dtype([("id", "i8"), ("bias", "f8"), ("seen", "i8"), ("count", "i8")])
-"""A token whose logit logit_bias or a penalty changes: ``seen`` in the prompt or completion, ``count`` in the completion."""
-
-ROW = np.dtype(
-    [
-        ("logits_row", "i8"),
-        ("temperature", "f8"),
-        ("top_k", "i8"),
-        ("top_p", "f8"),
-        ("min_p", "f8"),
-        ("repetition_penalty", "f8"),
-        ("presence_penalty", "f8"),
-        ("frequency_penalty", "f8"),
-        ("noise_key", "u8"),
-        ("position", "i8"),
-        ("sample_index", "i8"),
-        ("prompt_index", "i8"),
-        ("edits", "i8"),
-        ("n_edits", "i8"),
-        ("token", "i8"),
-        ("logprob", "f8"),
-        ("sampler_logprob", "f8"),
-        ("entropy", "f8"),
-    ]
-)
-"""One row's settings and, from ``token`` on, what was chosen. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off; ``edits`` is
-the address of an `EDIT` array; ``position`` counts the tokens of the completion so far."""
-
+if TYPE_CHECKING:  # numba has no wheel for some platforms
+    from ..kernels.runtime import Kernel
 
 _SUMMED_AT_ONCE = 32768
 """torch gives a part of a longer sum to each thread, so its bits would depend on how many there are."""
@@ -132,6 +108,31 @@ def choose(logits: Tensor, rows: np.ndarray[Any, np.dtype[Any]], edits: list[np.
     rows["logprob"] = logprobs.gather(-1, token[:, None])[:, 0].cpu().numpy()
     rows["sampler_logprob"] = sampler.cpu().numpy()
     rows["entropy"] = -summed(logprobs.exp() * logprobs).cpu().numpy()
+
+
+def choose_by_kernel(
+    chooser: Kernel, logits: Tensor, rows: npt.NDArray[Any], order: npt.NDArray[np.int64], vocab_size: int
+) -> None:
+    """`choose` by a kernel, for ``rows[order]``, in place.
+
+    Args:
+        chooser: the kernel ``choose`` in the dtype of ``logits``.
+        logits: ``[sequences, at least vocab_size]``.
+        rows: `ROW` records; their ``edits`` are the addresses of arrays that still live.
+        order: ``[rows]``, places in ``rows``; those with the same logits one after another.
+        vocab_size: tokens that may be chosen.
+    """
+    places = (-(-vocab_size // BLOCK) + 1) * BLOCK
+    chooser(
+        n_rows=len(order),
+        stride=logits.shape[-1],
+        vocab_size=vocab_size,
+        logits=logits.data_ptr(),
+        rows=rows,
+        order=order,
+        chunk=max(1, len(order) // 32),
+        scratch=28 * places + 4 * BLOCK,  # ids, weights, logits, marks, the greatest of each block, noise words
+    )
 
 
 def edited(x: Tensor, row: Any, edit: np.ndarray[Any, np.dtype[Any]]) -> Tensor:

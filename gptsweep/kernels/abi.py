@@ -1,13 +1,15 @@
-"""What CPU kernels work on: a record for each kernel, and the sizes that both sides of the call go by.
+"""The ABI of the CPU kernels: the records that they read and write, and the sizes that both sides of a call go by.
 
-Fields are int64; those from ``next_unit`` on are addresses. Threads take ``chunk`` units at a time from the counter at
-``next_unit``, and ``scratch`` bytes for themselves from the one at ``next_scratch``.
+Fields of a kernel's own record, in `TASKS`, are int64; those from ``next_unit`` on are addresses. Threads take ``chunk`` units
+at a time from the counter at ``next_unit``, and ``scratch`` bytes for themselves from the one at ``next_scratch``.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+PAGE = 16
+"""Positions of a sequence whose keys and values lie together: as many as a vector register has float32."""
 TILE = 8
 """Tokens whose attention reads a page together, where they see the same: as many as have two sums each in vector registers."""
 HEADS = 4
@@ -48,3 +50,31 @@ TASKS = {
     }.items()
 }
 """The record of each kernel."""
+
+EDIT = np.dtype([("id", "i8"), ("bias", "f8"), ("seen", "i8"), ("count", "i8")])
+"""A token whose logit logit_bias or a penalty changes: ``seen`` in the prompt or completion, ``count`` in the completion."""
+
+ROW = np.dtype(
+    [
+        ("logits_row", "i8"),
+        ("temperature", "f8"),
+        ("top_k", "i8"),
+        ("top_p", "f8"),
+        ("min_p", "f8"),
+        ("repetition_penalty", "f8"),
+        ("presence_penalty", "f8"),
+        ("frequency_penalty", "f8"),
+        ("noise_key", "u8"),
+        ("position", "i8"),
+        ("sample_index", "i8"),
+        ("prompt_index", "i8"),
+        ("edits", "i8"),
+        ("n_edits", "i8"),
+        ("token", "i8"),
+        ("logprob", "f8"),
+        ("sampler_logprob", "f8"),
+        ("entropy", "f8"),
+    ]
+)
+"""One row's settings and, from ``token`` on, what was chosen. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off; ``edits`` is
+the address of an `EDIT` array; ``position`` counts the tokens of the completion so far."""

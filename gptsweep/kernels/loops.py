@@ -18,9 +18,7 @@ from numba import carray, cfunc, from_dtype, njit, types  # type: ignore[attr-de
 from numba.core import cgutils, config
 from numba.extending import intrinsic, overload
 
-from ..engine.kv_cache import PAGE
-from ..engine.sampler import EDIT, ROW
-from .abi import BLOCK, COLUMNS, GELU, GELU_TANH, HEADS, SEGMENT, TASKS, TILE, TILE_ROWS, TILES_TOGETHER
+from .abi import BLOCK, COLUMNS, EDIT, GELU, GELU_TANH, HEADS, PAGE, ROW, SEGMENT, TASKS, TILE, TILE_ROWS, TILES_TOGETHER
 
 # Long loops go over pointers, not arrays: numba tests an array's index for "from the end", which keeps them from vectorising.
 FAST = {"reassoc", "contract", "nsz", "arcp"}

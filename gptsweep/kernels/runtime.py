@@ -1,10 +1,8 @@
-"""CPU kernels for what torch has no fast operation: attention over pages, rows through a layer, choosing tokens.
+"""Machine code of the CPU kernels: made of their loops once a machine, kept in a cache directory, and called.
 
-`loops` has them; here machine code is made of them once a machine, kept in a cache directory, and called. They run inside
+Kernels are for what torch has no fast operation: attention over pages, rows through a layer, choosing tokens. They run inside
 torch's own OpenMP threads: a second pool beside torch's would fight its spinning workers for the cores at every one of the
 dozens of small calls of a step.
-
-`sampling.choose` and `cache.paged_attention` are the same operations in plain torch.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ import errno
 import functools
 import hashlib
 import importlib.util
-import math
 import os
 import threading
 import zipfile
@@ -24,23 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from llvmlite import binding
-from torch import Tensor
 
 from ..display import get_logger
-from ..engine.kv_cache import PAGE, AttentionMetadata, Ints, KVCache
-from ..engine.sampler import EDIT, ROW
 from ..files import OwnDirectory
-from ..models.gpt2 import Attend
-from .abi import BLOCK, HEADS, TASKS, TILE
+from .abi import TASKS
 
 log = get_logger(__name__)
 
 SYMBOL = "kernel"
 SHIPPED = Path(__file__).parents[1] / "data" / "kernels.zip"
 """LLVM's code of the loops, as ``scripts/compile_kernels.py`` makes it."""
+SOURCES = ("abi.py", "loops.py")
+"""The files that the code of the kernels is made of."""
 _LINE = 64
 """Bytes of a line of a cache: a vector that lies in two takes two loads."""
 _HASH = hashlib.sha256().digest_size
@@ -72,8 +66,7 @@ def cache_directory() -> Path:
 @functools.cache
 def loops_digest() -> str:
     """What identifies the loops: a hash of all that their code is made of."""
-    sources = [(Path(__file__).parent / name).read_text() for name in ("loops.py", "abi.py")]
-    return hashlib.sha256("".join([*sources, str((ROW, EDIT, PAGE))]).encode()).hexdigest()
+    return hashlib.sha256(b"".join((Path(__file__).parent / name).read_bytes() for name in SOURCES)).hexdigest()
 
 
 def _module(name: str, dtype: str) -> binding.ModuleRef:
@@ -225,72 +218,3 @@ class Kernel:
             self._serial(self._data)
         else:
             self._openmp.GOMP_parallel(self._address, self._data, threads, 0)
-
-
-def paged_attention(cache: KVCache, metadata: AttentionMetadata, store: Kernel, attend_kernel: Kernel) -> Attend:
-    """`cache.paged_attention` by kernels: each token sums over its own length only, so its bits depend on nobody else."""
-    config = cache.config
-    lanes, max_pages = cache.keys.shape[-1], cache.tables.shape[1]
-    n_tokens = len(metadata.positions)
-    layer_bytes = cache.keys[0].numel() * cache.keys.element_size()
-    shape = {"n_tokens": n_tokens, "width": config.n_embd, "n_head": config.n_head, "head_lanes": lanes, "max_pages": max_pages}
-    pages = cache.tables[metadata.block_tables, metadata.positions // PAGE].astype(np.int64)
-    offsets = metadata.positions % PAGE
-    alone = len(metadata.kept) == n_tokens  # no token sees another of this pass, and each can store its own just before
-    if not alone:
-        store.set(**shape, pages=pages, offsets=offsets, chunk=16)
-    # A thread's own: queries, what is mixed of values, scores and their sums, of some heads of a tile.
-    scratch = 4 * HEADS * TILE * (2 * lanes + max_pages * PAGE + 1)
-    attend_kernel.set(**shape, pages=pages, offsets=offsets, tables=cache.tables, stores=alone, scratch=scratch)
-
-    def keep(tokens: Ints) -> None:
-        attend_kernel.set(
-            n_kept=len(tokens),
-            kept=tokens,
-            table_rows=metadata.block_tables[tokens],
-            lengths=metadata.positions[tokens] + 1,
-            chunk=math.ceil(len(tokens) / TILE * config.n_head / HEADS / 32),
-        )
-
-    def attend(layer: int, qkv: Tensor) -> Tensor:
-        last = layer == config.n_layer - 1
-        if last:
-            keep(metadata.kept)
-        elif layer == 0:
-            keep(np.arange(n_tokens))
-        stored = qkv.to(cache.keys.dtype).contiguous()
-        out = torch.empty(len(metadata.kept) if last else n_tokens, config.n_embd, dtype=stored.dtype)
-        places = {
-            "qkv": stored.data_ptr(),
-            "keys": cache.keys.data_ptr() + layer * layer_bytes,
-            "values": cache.values.data_ptr() + layer * layer_bytes,
-        }
-        if not alone:
-            store(**places)
-        attend_kernel(**places, out=out.data_ptr())
-        return out.to(qkv.dtype)
-
-    return attend
-
-
-def choose(chooser: Kernel, logits: Tensor, rows: npt.NDArray[Any], order: Ints, vocab_size: int) -> None:
-    """`sampling.choose` by a kernel, for ``rows[order]``, in place.
-
-    Args:
-        chooser: the kernel ``choose`` in the dtype of ``logits``.
-        logits: ``[sequences, at least vocab_size]``.
-        rows: `sampling.ROW` records; their ``edits`` are the addresses of arrays that still live.
-        order: ``[rows]``, places in ``rows``; those with the same logits one after another.
-        vocab_size: tokens that may be chosen.
-    """
-    places = (-(-vocab_size // BLOCK) + 1) * BLOCK
-    chooser(
-        n_rows=len(order),
-        stride=logits.shape[-1],
-        vocab_size=vocab_size,
-        logits=logits.data_ptr(),
-        rows=rows,
-        order=order,
-        chunk=max(1, len(order) // 32),
-        scratch=28 * places + 4 * BLOCK,  # ids, weights, logits, marks, the greatest of each block, noise words
-    )

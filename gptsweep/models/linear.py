@@ -14,9 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..engine.kv_cache import PAGE
 from ..errors import DeviceError
-from ..kernels.abi import COLUMNS, GELU, GELU_TANH, NO_ACTIVATION, SEGMENT, TILE_ROWS, TILES_TOGETHER
+from ..kernels.abi import COLUMNS, GELU, GELU_TANH, NO_ACTIVATION, PAGE, SEGMENT, TILE_ROWS, TILES_TOGETHER
 from .gpt2 import GPT
 
 try:

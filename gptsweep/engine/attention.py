@@ -1,0 +1,98 @@
+"""Attention over the pages of a `KVCache`: in plain torch, and by kernels on a CPU."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..kernels.abi import HEADS, PAGE, TILE
+from ..models.gpt2 import Attend
+from .kv_cache import AttentionMetadata, Ints, KVCache
+
+if TYPE_CHECKING:  # numba has no wheel for some platforms
+    from ..kernels.runtime import Kernel
+
+
+def paged_attention(cache: KVCache, metadata: AttentionMetadata) -> Attend:
+    """Attention of each token of ``metadata`` over its own past, in plain torch; in the last layer for kept tokens only.
+
+    Every token sums over as many positions as the longest in the pass, so its bits depend on its neighbours.
+    """
+    config, device = cache.config, cache.keys.device
+    tables = torch.from_numpy(cache.tables).to(device)
+    pages = torch.from_numpy(cache.tables[metadata.block_tables, metadata.positions // PAGE].astype(np.int64)).to(device)
+    offsets = torch.from_numpy(metadata.positions % PAGE).to(device)
+
+    def attend(layer: int, qkv: Tensor) -> Tensor:
+        q = cache.write(layer, qkv, pages, offsets)
+        wanted = metadata.kept if layer == config.n_layer - 1 else np.arange(len(metadata.positions))
+        out = torch.empty(len(wanted), config.n_embd, dtype=qkv.dtype, device=device)
+        for some in np.array_split(np.arange(len(wanted)), -(-len(wanted) // 64)):
+            tokens = wanted[some]
+            length = int(metadata.positions[tokens].max()) + 1
+            seen = tables[metadata.block_tables[tokens], : -(-length // PAGE)].long()
+            keys, values = (read[:, :, :length] for read in cache.read(layer, seen))
+            past = torch.arange(length, device=device) <= torch.from_numpy(metadata.positions[tokens]).to(device)[:, None]
+            mixed = F.scaled_dot_product_attention(q[tokens][:, :, None], keys, values, attn_mask=past[:, None, None])
+            out[some] = mixed.flatten(1).to(qkv.dtype)
+        return out
+
+    return attend
+
+
+def paged_attention_by_kernels(cache: KVCache, metadata: AttentionMetadata, store: Kernel, attend_kernel: Kernel) -> Attend:
+    """`paged_attention` by kernels: each token sums over its own length only, so its bits do not depend on the batch.
+
+    Args:
+        cache: the keys and values, which the pass adds to.
+        metadata: where the tokens of the pass are.
+        store: the kernel ``store`` in the dtype of the cache.
+        attend_kernel: the kernel ``attend`` in that dtype.
+    """
+    config = cache.config
+    lanes, max_pages = cache.keys.shape[-1], cache.tables.shape[1]
+    n_tokens = len(metadata.positions)
+    layer_bytes = cache.keys[0].numel() * cache.keys.element_size()
+    shape = {"n_tokens": n_tokens, "width": config.n_embd, "n_head": config.n_head, "head_lanes": lanes, "max_pages": max_pages}
+    pages = cache.tables[metadata.block_tables, metadata.positions // PAGE].astype(np.int64)
+    offsets = metadata.positions % PAGE
+    alone = len(metadata.kept) == n_tokens  # no token sees another of this pass, and each can store its own just before
+    if not alone:
+        store.set(**shape, pages=pages, offsets=offsets, chunk=16)
+    # A thread's own: queries, what is mixed of values, scores and their sums, of some heads of a tile.
+    scratch = 4 * HEADS * TILE * (2 * lanes + max_pages * PAGE + 1)
+    attend_kernel.set(**shape, pages=pages, offsets=offsets, tables=cache.tables, stores=alone, scratch=scratch)
+
+    def keep(tokens: Ints) -> None:
+        attend_kernel.set(
+            n_kept=len(tokens),
+            kept=tokens,
+            table_rows=metadata.block_tables[tokens],
+            lengths=metadata.positions[tokens] + 1,
+            chunk=math.ceil(len(tokens) / TILE * config.n_head / HEADS / 32),
+        )
+
+    def attend(layer: int, qkv: Tensor) -> Tensor:
+        last = layer == config.n_layer - 1
+        if last:
+            keep(metadata.kept)
+        elif layer == 0:
+            keep(np.arange(n_tokens))
+        stored = qkv.to(cache.keys.dtype).contiguous()
+        out = torch.empty(len(metadata.kept) if last else n_tokens, config.n_embd, dtype=stored.dtype)
+        places = {
+            "qkv": stored.data_ptr(),
+            "keys": cache.keys.data_ptr() + layer * layer_bytes,
+            "values": cache.values.data_ptr() + layer * layer_bytes,
+        }
+        if not alone:
+            store(**places)
+        attend_kernel(**places, out=out.data_ptr())
+        return out.to(qkv.dtype)
+
+    return attend
