@@ -30,7 +30,17 @@ from ..records import Completion, FinishReason, Prefix, Row, Sampling
 from .attention import paged_attention, paged_attention_by_kernels
 from .cuda_graphs import DecodeSteps
 from .kv_cache import AttentionMetadata, KVCache, Span, pages_for
-from .sampler import Edits, choose, choose_by_kernel, edited, nanogpt_choice, nanogpt_stream, row_settings, stream_at, summed
+from .sampler import (
+    LogitAdjustments,
+    adjusted,
+    choose,
+    choose_by_kernel,
+    nanogpt_choice,
+    nanogpt_stream,
+    row_settings,
+    stream_at,
+    summed,
+)
 
 try:
     from ..kernels import runtime as kernels
@@ -134,7 +144,7 @@ class _Running:
     row: Row
     lane: _Lane
     slot: int
-    edits: Edits | None
+    adjustments: LogitAdjustments | None
     stop_matcher: Callable[[int], bool] | None
     token_ids: list[int]
     sums: tuple[int, float, float, float, Tensor | None]
@@ -151,8 +161,8 @@ class _Running:
             return "stop"
         if len(self.token_ids) == self.row.sampling.max_new_tokens:
             return "length"
-        if self.edits is not None:
-            self.edits.add(token)
+        if self.adjustments is not None:
+            self.adjustments.add(token)
         return None
 
     @property
@@ -372,22 +382,22 @@ class _Flight:
         lane.prefix = None
         slot = self.free_slots.pop()
         sampling = row.sampling
-        edits = None
+        adjustments = None
         if sampling.penalises or sampling.logit_bias:
             new_ids = sampling.max_new_tokens + len(set(row.prompt_ids)) if sampling.penalises else 0
-            edits = Edits(sampling, row.prompt_ids, min(new_ids, self.engine.vocab_size))
+            adjustments = LogitAdjustments(sampling, row.prompt_ids, min(new_ids, self.engine.vocab_size))
         stop_matcher = None if row.new_stop_matcher is None else row.new_stop_matcher()
         for token in prefix.token_ids:
             if stop_matcher is not None:
                 stop_matcher(token)
-            if edits is not None:
-                edits.add(token)
+            if adjustments is not None:
+                adjustments.add(token)
         state = None if lane.generator is None else lane.generator.get_state()
         sums = len(prefix.token_ids), prefix.logprob, prefix.sampler_logprob, prefix.entropy, state
-        running = _Running(row, lane, slot, edits, stop_matcher, list(prefix.token_ids), sums)
+        running = _Running(row, lane, slot, adjustments, stop_matcher, list(prefix.token_ids), sums)
         self.rows[slot] = row_settings(row)
-        if edits is not None:
-            self.rows["edits"][slot] = edits.array.ctypes.data
+        if adjustments is not None:
+            self.rows["edits"][slot] = adjustments.array.ctypes.data
         self.running[slot] = running
         return running
 
@@ -477,8 +487,8 @@ class _Flight:
         self.rows["logits_row"][everyone] = [place for _, place in seated]
         self.rows["position"][everyone] = [len(running.token_ids) for running, _ in seated]
         for running, _ in seated:
-            if running.edits is not None:
-                self.rows["n_edits"][running.slot] = len(running.edits)
+            if running.adjustments is not None:
+                self.rows["n_edits"][running.slot] = len(running.adjustments)
         counter = [running for running, _ in seated if running.lane.generator is None]
         streams = [running for running, _ in seated if running.lane.generator is not None]
         slots = np.array([running.slot for running in counter], np.int64)
@@ -487,8 +497,8 @@ class _Flight:
             choose_by_kernel(self.chooser, logits, self.rows, slots, self.engine.vocab_size)
         elif len(slots):
             chosen = self.rows[slots]
-            edits = [None if r.edits is None else r.edits.array[: len(r.edits)] for r in counter]
-            choose(logits[:, : self.engine.vocab_size], chosen, edits)
+            adjustments = [None if r.adjustments is None else r.adjustments.array[: len(r.adjustments)] for r in counter]
+            choose(logits[:, : self.engine.vocab_size], chosen, adjustments)
             self.rows[slots] = chosen
         for running in streams:
             self._draw(running, logits[self.rows["logits_row"][running.slot]].float().cpu())
@@ -502,8 +512,8 @@ class _Flight:
         logits = logits.clone()
         logits[self.engine.vocab_size :] = -torch.inf
         logprobs = logits.double().log_softmax(-1)
-        if running.edits is not None:
-            logits = edited(logits, record[0], running.edits.array[: len(running.edits)])
+        if running.adjustments is not None:
+            logits = adjusted(logits, record[0], running.adjustments.array[: len(running.adjustments)])
         assert running.lane.generator is not None
         token, sampler_logprob = nanogpt_choice(logits, running.row.sampling, running.lane.generator)
         record["token"], record["sampler_logprob"] = token, sampler_logprob

@@ -38,30 +38,34 @@ def row_settings(row: Row) -> tuple[Any, ...]:
     )
 
 
-class Edits:
-    """The logits that a row's bias and penalties change, kept as the row grows."""
+class LogitAdjustments:
+    """What logit_bias and the penalties change in a row's logits, kept up to date as the row grows.
+
+    ``array`` holds `EDIT` records, the first ``len(self)`` of which are in use; ``capacity`` is how many of them the penalties
+    may need. Its memory stays where it is, as kernels are given its address.
+    """
 
     def __init__(self, sampling: Sampling, prompt_ids: Iterable[int], capacity: int) -> None:
         self._penalises = sampling.penalises
         self._place: dict[int, int] = {}
         self.array = np.zeros(len(sampling.logit_bias) + capacity, EDIT)
         for token, addend in sampling.logit_bias:
-            self._edit(token)["bias"] = addend
+            self._record(token)["bias"] = addend
         if sampling.penalises:
             for token in prompt_ids:
-                self._edit(token)["seen"] = 1
+                self._record(token)["seen"] = 1
 
     def __len__(self) -> int:
         return len(self._place)
 
     def add(self, token: int) -> None:
-        """Note that ``token`` was chosen."""
+        """Count ``token``, which has just been sampled."""
         if self._penalises:
-            edit = self._edit(token)
-            edit["seen"] = 1
-            edit["count"] += 1
+            record = self._record(token)
+            record["seen"] = 1
+            record["count"] += 1
 
-    def _edit(self, token: int) -> Any:
+    def _record(self, token: int) -> Any:
         place = self._place.setdefault(token, len(self._place))
         self.array[place]["id"] = token
         return self.array[place]
@@ -70,7 +74,9 @@ class Edits:
 # -- the choice --------------------------------------------------------------------------------------------------------------
 
 
-def choose(logits: Tensor, rows: np.ndarray[Any, np.dtype[Any]], edits: list[np.ndarray[Any, np.dtype[Any]] | None]) -> None:
+def choose(
+    logits: Tensor, rows: np.ndarray[Any, np.dtype[Any]], adjustments: list[np.ndarray[Any, np.dtype[Any]] | None]
+) -> None:
     """Choose the next token of every row, and write it and its statistics into ``rows``.
 
     The order is Hugging Face's and vLLM's: logit_bias, repetition, frequency and presence penalty, temperature, top_k, top_p,
@@ -79,7 +85,7 @@ def choose(logits: Tensor, rows: np.ndarray[Any, np.dtype[Any]], edits: list[np.
     Args:
         logits: ``[distinct, vocab_size]``, floating point; ``rows["logits_row"]`` says whose is whose.
         rows: `ROW` records.
-        edits: the row's `EDIT` records, or None.
+        adjustments: the row's `EDIT` records, or None.
     """
     device, precise = logits.device, precise_dtype(logits.device)
 
@@ -92,9 +98,9 @@ def choose(logits: Tensor, rows: np.ndarray[Any, np.dtype[Any]], edits: list[np.
     raw = logits.to(precise)[integers("logits_row")]
     logprobs = raw.log_softmax(-1)
     x = raw.clone()
-    for i, edit in enumerate(edits):
-        if edit is not None:
-            x[i] = edited(x[i], rows[i], edit)
+    for i, adjustment in enumerate(adjustments):
+        if adjustment is not None:
+            x[i] = adjusted(x[i], rows[i], adjustment)
     temperature = column("temperature")[:, None]
     greedy = temperature == 0
     scaled = truncated(x / temperature.where(~greedy, torch.ones_like(temperature)), rows)
@@ -135,7 +141,7 @@ def choose_by_kernel(
     )
 
 
-def edited(x: Tensor, row: Any, edit: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
+def adjusted(x: Tensor, row: Any, adjustment: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
     """One row's logits ``[vocab_size]`` after logit_bias and the penalties, computed in float64 and rounded to float32.
 
     ``repetition_penalty`` is Hugging Face's (Keskar et al. 2019), over prompt and completion: a positive logit is divided by
@@ -143,8 +149,8 @@ def edited(x: Tensor, row: Any, edit: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
     over the completion alone.
     """
     precise = precise_dtype(x.device)
-    ids = torch.from_numpy(edit["id"].copy()).to(x.device)
-    bias, seen, count = (torch.from_numpy(edit[name].copy()).to(x.device, precise) for name in ("bias", "seen", "count"))
+    ids = torch.from_numpy(adjustment["id"].copy()).to(x.device)
+    bias, seen, count = (torch.from_numpy(adjustment[name].copy()).to(x.device, precise) for name in ("bias", "seen", "count"))
     value = x[ids].to(precise) + bias
     penalty = float(row["repetition_penalty"])
     value = torch.where(seen > 0, torch.where(value < 0, value * penalty, value / penalty), value)
