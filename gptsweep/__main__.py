@@ -35,10 +35,10 @@ from yaml import YAMLError
 
 from .config import CONF_DIR, GROUPS, choices, from_omegaconf, keys, meant, point_from_config, register, unknown_key
 from .display import STDOUT, drop, ready_streams, say, write_out
-from .errors import ConfigError, GptsweepError, Interrupted, SweepError, shown
+from .errors import ConfigError, GptsweepError, Interrupted, SweepError, describe, shown
 from .multirun.compose import PointLoader, for_some_models, is_basic_sweeper
 from .multirun.overrides import as_typed, how_to_quote, quoted
-from .multirun.sweep_files import begin_sweep, ending_sweep, note_failure, refresh_sweep, require_no_sweep, told
+from .multirun.sweep_files import begin_sweep, ending_sweep, note_failure, refresh_sweep, require_no_sweep
 from .prompts import read_reference
 
 PROGRAM = sys.argv[0]
@@ -299,7 +299,7 @@ def main() -> int:
     except SweepError as failed:
         points: dict[str, list[str]] = {}
         for directory, error in failed.failures:
-            points.setdefault(told(error), []).append(directory)
+            points.setdefault(describe(error), []).append(directory)
         for what, directories in list(points.items())[:LISTED]:
             others = f" and {len(directories) - 1:,} more" if len(directories) > 1 else ""
             say(f"{directories[0]}{others}: {what}", error=True)

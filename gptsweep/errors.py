@@ -103,3 +103,10 @@ class Interrupted(KeyboardInterrupt):
         self.signal_number = signal_number
         self.name = name
         self.unfinished = unfinished
+
+
+def describe(error: Exception) -> str:
+    """An error as one line: the message of a user's mistake; the type, too, of anything else."""
+    if isinstance(error, OSError) and error.filename:
+        return f"cannot write {error.filename}: {error.strerror}"
+    return str(error) if isinstance(error, GptsweepError) else f"{type(error).__name__}: {error}"

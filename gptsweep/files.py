@@ -13,7 +13,7 @@ import sys
 from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from .display import say
 
@@ -52,6 +52,13 @@ def open_file(path: str | Path, flags: int, mode: int = 0o666, *, links: bool = 
 def open_to_read(path: Path) -> BufferedReader:
     """Open a regular file, through a link, too: a large file may lie on another disk."""
     return os.fdopen(open_file(path, os.O_RDONLY, links=True), "rb")
+
+
+def open_inside(path: Path) -> BinaryIO:
+    """Open a regular file of this directory's own; an OSError for a pipe, a device, and a link that leads elsewhere."""
+    if path.is_symlink() and os.path.dirname(os.path.realpath(path)) != os.path.realpath(path.parent):
+        raise PermissionError(errno.EPERM, "a symbolic link that leads elsewhere", str(path))
+    return open_to_read(path)
 
 
 def read_json(path: Path) -> Any:

@@ -33,9 +33,10 @@ from .errors import GptsweepError, ResultsError
 from .report import write_report
 from .report.data import failures, reasons, thinned
 from .report.tables import FEWEST, Column, fitting, print_blocks, print_in_parts, print_table
-from .run.reference import REFERENCE, Reference, kept_reference, open_maker, update_reference
+from .run.reference import Reference, kept_reference, open_maker, update_reference
 from .store.csv_files import csv_bytes
-from .store.writer import SWEEP, write_sweep_csv
+from .store.schema import MULTIRUN, REFERENCE, SWEEP
+from .store.sweep_table import write_sweep_csv
 
 DEFAULT_METRICS = (
     "perplexity",
@@ -186,7 +187,7 @@ def reference_of(options: argparse.Namespace, sweep: Sweep) -> Reference | None:
 def bring_up_to_date(path: Path, sweep: Sweep, reference: Reference | None) -> None:
     """Write ``sweep.csv`` (for a sweep) and ``report.html``; a directory that cannot be written is only said."""
     try:
-        if (path / "multirun.yaml").is_file() or (path / SWEEP).is_file():
+        if (path / MULTIRUN).is_file() or (path / SWEEP).is_file():
             rows = [{str(name): plain(cell) for name, cell in row.items()} for row in sweep.summary.to_dict("records")]
             write_sweep_csv(path, [str(name) for name in sweep.summary], rows)
         say(f"report: {write_report(path, sweep, reference)}", error=True)

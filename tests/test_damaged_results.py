@@ -18,9 +18,11 @@ from made_sweep import made_samples
 
 from gptsweep.analysis.frames import read_sweep, summary_of
 from gptsweep.analysis.metrics import text_metrics
+from gptsweep.analysis.summary import summarise
 from gptsweep.errors import ResultsError
-from gptsweep.multirun.sweep_files import SweepTable
-from gptsweep.store.writer import PointWriter, read_samples, summarise
+from gptsweep.store.reader import read_samples
+from gptsweep.store.sweep_table import SweepTable
+from gptsweep.store.writer import PointWriter
 
 SAMPLES = made_samples(temperature=0.5, top_k=3, seed=1, num_samples=2, words=6)
 POINT_ID = SAMPLES[0].point_id

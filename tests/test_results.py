@@ -27,25 +27,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gptsweep.analysis.summary import summarise
 from gptsweep.errors import ResultsError
 from gptsweep.files import LogFile
 from gptsweep.records import Sample, Sampling
+from gptsweep.store import durable, lock
 from gptsweep.store import writer as results
 from gptsweep.store.csv_files import csv_bytes, csv_rows
-from gptsweep.store.origins import ORIGINS
-from gptsweep.store.writer import (
-    MANIFEST,
-    PARTIAL,
-    SAMPLES,
-    SUMMARY,
-    DirectoryLock,
-    PointWriter,
-    atomic_write,
-    read_manifest,
-    read_samples,
-    summarise,
-    write_sweep_csv,
-)
+from gptsweep.store.durable import atomic_write
+from gptsweep.store.lock import DirectoryLock
+from gptsweep.store.reader import read_manifest, read_samples
+from gptsweep.store.schema import MANIFEST, ORIGINS, PARTIAL, SAMPLES, SUMMARY
+from gptsweep.store.sweep_table import write_sweep_csv
+from gptsweep.store.writer import PointWriter
 
 POINT = "0123456789abcdef"
 OTHER = "fedcba9876543210"
@@ -136,8 +130,8 @@ def test_any_order_and_any_batches_give_the_plain_file(tmp_path_factory, data):
 
 def test_samples_that_arrive_in_order_are_written_once(tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr(results, "_write_temporary", lambda path, chunks: written.append(path.name) or path.write_bytes(b""))
-    monkeypatch.setattr(results.os, "replace", lambda source, target: written.append(f"{Path(source).name} renamed"))
+    monkeypatch.setattr(results, "write_temporary", lambda path, chunks: written.append(path.name) or path.write_bytes(b""))
+    monkeypatch.setattr(durable.os, "replace", lambda source, target: written.append(f"{Path(source).name} renamed"))
     with PointWriter(tmp_path, POINT) as writer:
         writer.add(make_samples(1, 8))
         with pytest.raises((TypeError, ResultsError)):
@@ -148,7 +142,7 @@ def test_samples_that_arrive_in_order_are_written_once(tmp_path, monkeypatch):
 def test_added_samples_are_on_disk_before_add_returns(tmp_path, monkeypatch):
     synced = []
     real = os.fsync
-    monkeypatch.setattr(results.os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd)))
+    monkeypatch.setattr(durable.os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd)))
     with PointWriter(tmp_path, POINT) as writer:
         writer.add(make_samples(1, 2))
         assert synced == [str(tmp_path / PARTIAL), str(tmp_path)], "the data, and once the file's name"
@@ -319,7 +313,7 @@ def test_lines_of_another_schema_version_are_not_mixed_with_ours(tmp_path, monke
 
 HOLD = """
 import sys
-from gptsweep.results import PointWriter
+from gptsweep.store.writer import PointWriter
 with PointWriter(sys.argv[1], sys.argv[2]):
     print("held", flush=True)
     sys.stdin.read()
@@ -355,8 +349,8 @@ def test_a_lock_that_is_given_back_while_another_waits_for_it_is_not_held_twice(
     """The other opened the file, then the holder removed it: a lock on the removed file would keep nobody out."""
     first, second, third = (DirectoryLock(tmp_path) for _ in range(3))
     first.acquire()
-    real = results._try_lock
-    monkeypatch.setattr(results, "_try_lock", lambda file: (first.release(), real(file))[1])
+    real = lock._try_lock
+    monkeypatch.setattr(lock, "_try_lock", lambda file: (first.release(), real(file))[1])
     second.acquire()
     with pytest.raises(ResultsError, match="in use"):
         third.acquire()
@@ -373,9 +367,9 @@ def test_a_file_system_without_locks_or_synced_directories_is_used_and_that_is_s
     def refused(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(results.fcntl, "flock", refused)
-    monkeypatch.setattr(results.os, "fsync", lambda fd: refused() if stat.S_ISDIR(os.fstat(fd).st_mode) else fsync(fd))
-    results._say_no_locks.cache_clear()
+    monkeypatch.setattr(lock.fcntl, "flock", refused)
+    monkeypatch.setattr(durable.os, "fsync", lambda fd: refused() if stat.S_ISDIR(os.fstat(fd).st_mode) else fsync(fd))
+    lock._warn_no_locks.cache_clear()
     for name in ("a", "b"):
         run(tmp_path / name, make_samples(1, 2))
         assert_complete(tmp_path / name, make_samples(1, 2))
@@ -391,7 +385,7 @@ def test_a_directory_that_cannot_be_synced_for_another_reason_is_an_error(tmp_pa
             raise OSError(number, os.strerror(number))
         fsync(fd)
 
-    monkeypatch.setattr(results.os, "fsync", failing)
+    monkeypatch.setattr(durable.os, "fsync", failing)
     with pytest.raises(ResultsError, match=os.strerror(number).lower()):
         run(tmp_path, make_samples(1, 2))
 
@@ -533,8 +527,8 @@ def test_sigkill_at_every_step_of_extending_a_point_loses_no_sample_and_makes_no
 
                 return step
 
-            write_all = results._write_all
-            results._write_all = killing(write_all)
+            write_all = durable.write_all
+            durable.write_all = killing(write_all)
             for name in ("fsync", "replace", "unlink", "truncate", "open"):
                 setattr(os, name, killing(getattr(os, name)))
             write_last_first(directory, wanted, tell)
@@ -604,7 +598,7 @@ def test_a_power_cut_at_every_step_loses_no_sample_and_leaves_nothing_that_looks
             assert not claimed or read_manifest(copy)["lines"] == claimed, "finish had returned"
             with monkeypatch.context() as patch:
                 for name, call in real.items():
-                    patch.setattr(results.os, name, call)
+                    patch.setattr(durable.os, name, call)
                 assert {sample.key for sample in run(copy, wanted)} == {sample.key for sample in wanted} - found
             assert_complete(copy, wanted)
 
@@ -617,7 +611,7 @@ def test_a_power_cut_at_every_step_loses_no_sample_and_leaves_nothing_that_looks
         return step
 
     for name in real:
-        monkeypatch.setattr(results.os, name, cutting(name))
+        monkeypatch.setattr(durable.os, name, cutting(name))
     for samples in (wanted[:4], wanted):  # the second goes on from a complete point
         with PointWriter(directory, POINT) as writer:
             for sample in samples[::order]:
@@ -860,7 +854,7 @@ def test_an_atomic_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_pat
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(results.os, "fsync", full)
+        patch.setattr(durable.os, "fsync", full)
         with pytest.raises(ResultsError, match="no space left"):
             atomic_write(path, b"new")
     assert path.read_bytes() == b"old"
@@ -884,7 +878,7 @@ def test_a_csv_file_without_odd_text_is_what_pandas_would_have_written(tmp_path)
         {"start": "it's", "seed": 2, "temperature": 1e20, "later": "-1"},
     ]
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    results.write_sweep_csv(tmp_path, columns, iter(rows))
+    write_sweep_csv(tmp_path, columns, iter(rows))
     cells = [{name: json.dumps(cell) if isinstance(cell, list) else cell for name, cell in row.items()} for row in rows]
     expected = pd.DataFrame(cells, columns=columns, dtype=object).to_csv(index=False, lineterminator="\n")
     assert (tmp_path / "sweep.csv").read_bytes() == expected.encode()

@@ -149,7 +149,8 @@ def test_a_mistake_in_the_last_combination_is_found_before_the_first_runs(run: R
 HOLD = """
 import sys
 from pathlib import Path
-from gptsweep.results import SWEEP_LOCK, DirectoryLock
+from gptsweep.store.lock import DirectoryLock
+from gptsweep.store.schema import SWEEP_LOCK
 with DirectoryLock(Path(sys.argv[1]), SWEEP_LOCK):
     print("held", flush=True)
     sys.stdin.read()

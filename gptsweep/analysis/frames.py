@@ -20,28 +20,27 @@ import pandas as pd
 
 from ..errors import ResultsError
 from ..store.reader import (
-    ABOUT,
-    COUNTS,
-    PLACE,
-    SPREADS,
     PointFiles,
     complete_settings,
     point_directories,
     read_point,
-    read_samples,
+    samples_of_point,
     setting_names,
     unseen_points,
 )
-from ..store.writer import SWEEP, summarise
+from ..store.schema import ABOUT, COUNTS, SAMPLE_KEY, SWEEP
 from . import metrics
 from . import stats as compare
 from .metrics import METRICS
+from .summary import summarise
 
 if TYPE_CHECKING:
     import xarray
 
-STATUSES = ("complete", "partial", "failed", "missing")
 TEXTUAL = ("sweep", "model", "start", "stop", "logit_bias", "device", "dtype", "prompt", *ABOUT)
+SPREADS = tuple(metrics.STANDARD_ERROR.values()) + tuple(
+    f"{name}_se" for name, metric in METRICS.items() if metric.per == "sample" and name not in metrics.STANDARD_ERROR
+)
 PointChoice = int | str | Mapping[str, Any]
 """A point: its row in ``summary``, its ``directory``, or settings that all points meant share, as ``{"temperature": 0.7}``."""
 
@@ -186,7 +185,7 @@ class Sweep:
             samples["group"] = samples["point"].map(dict(zip(table.index, codes, strict=True)))
             samples = samples[~samples.duplicated(["group", "copy_of", "prompt_index", "seed", "sample_index"])]
             at = samples["group"].to_numpy(np.int64)
-            clusters = compare.places_of(samples[[*PLACE, "noise_of"]])
+            clusters = compare.places_of(samples[[*SAMPLE_KEY, "noise_of"]])
             columns["num_samples"] = np.bincount(at, minlength=len(counts))
             found |= {name: compare.per_sample(name, samples, at, len(counts), clusters) for name in names["sample"]}
         else:
@@ -260,7 +259,9 @@ class Sweep:
 
 def assemble(points: list[PointFiles]) -> Sweep:
     """The frames of these points, ordered by what was swept."""
-    settings = list(dict.fromkeys(name for point in points for name in setting_names(point.row)))
+    measured = {*METRICS, *SPREADS}
+    settings = [name for name in dict.fromkeys(name for point in points for name in setting_names(point.row))
+                if name not in measured]  # fmt: skip
     for name in settings:
         if len(known := {same_cell(point.row[name]): point.row[name] for point in points if name in point.row}) == 1:
             for point in points:  # a point without a summary knows only what was overridden
@@ -273,7 +274,7 @@ def assemble(points: list[PointFiles]) -> Sweep:
 
     columns = Columns()
     for number, point in enumerate(points):
-        samples = read_samples(point)
+        samples = samples_of_point(point)
         columns.add(number, samples)
         if not point.summarised and samples:
             point.row |= summary_of(samples)
@@ -358,7 +359,7 @@ class Columns:
 
     def __init__(self) -> None:
         self.point = array("q")
-        self.place = {name: array("Q" if name == "seed" else "q") for name in PLACE}
+        self.place = {name: array("Q" if name == "seed" else "q") for name in SAMPLE_KEY}
         self.reported = {name: array("d") for name in ("logprob_mean", "sampler_logprob_mean", "entropy_mean")}
         self.prompt_tokens = array("q")
         self.ends = array("q", [0])

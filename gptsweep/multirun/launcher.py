@@ -22,10 +22,11 @@ from ..config import Config
 from ..display import get_logger
 from ..errors import Interrupted, SweepError
 from ..run.progress import Progress
+from ..store.sweep_table import SweepTable
 from ..store.unfinished import Unfinished
 from .compose import Planned, PointLoader, is_basic_sweeper
 from .run_job import Yaml, run_job_with
-from .sweep_files import SweepTable, write_report
+from .sweep_files import write_report
 
 if TYPE_CHECKING:
     from ..run.session import Models

@@ -13,10 +13,9 @@ from typing import Any
 
 from ..analysis.frames import Sweep, read_sweep
 from ..run.reference import Reference, kept_reference
-from ..store.writer import atomic_write
+from ..store.durable import atomic_write
+from ..store.schema import REPORT
 from .data import page_data
-
-REPORT = "report.html"
 
 __all__ = ["page", "write_report"]
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..analysis.frames import STATUSES, Sweep, label, ordered, plain
+from ..analysis.frames import Sweep, label, ordered, plain
 from ..analysis.metrics import METRICS, STANDARD_ERROR, metric_reasons
 from ..analysis.stats import MIN_PAIRS
 from ..run.reference import Reference
-from ..store.reader import PLACE
+from ..store.schema import SAMPLE_KEY, STATUSES
 
 MAX_SAMPLES = 10_000
 MAX_TEXT = 6_000_000
@@ -150,7 +150,7 @@ def sample_columns(sweep: Sweep, group_of: Mapping[int, int]) -> dict[str, Any]:
     """The samples, column by column, each once; a metric per sample is None where it has no value."""
     measured = sweep.measured(sweep.summary)
     measured["group"] = measured["point"].map(group_of)
-    measured = measured[~measured.duplicated(["group", "copy_of", *PLACE])]
+    measured = measured[~measured.duplicated(["group", "copy_of", *SAMPLE_KEY])]
     samples = sweep.samples.loc[measured.index]
     columns: dict[str, Any] = {
         "group": measured["group"].tolist(),

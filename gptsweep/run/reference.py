@@ -20,12 +20,15 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ..analysis.metrics import STANDARD_ERROR, text_metrics
+from ..analysis.summary import summarise
 from ..display import get_logger
 from ..errors import GptsweepError, ResultsError
 from ..files import open_to_read
 from ..prompts import read_reference
 from ..records import DTYPES, FINISH_REASONS, MODELS
-from ..store.writer import atomic_write, read_manifest, summarise, whole
+from ..store.durable import atomic_write
+from ..store.reader import read_manifest
+from ..store.schema import REFERENCE, is_whole
 
 if TYPE_CHECKING:
     from ..analysis.frames import Sweep
@@ -33,7 +36,6 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-REFERENCE = "reference.json"
 MAX_PIECES = 200
 MAX_BYTES = 64 * 2**20
 """A ``reference.json`` that is larger is not ours."""
@@ -139,7 +141,7 @@ def read_kept(directory: Path) -> dict[str, Any] | None:
 
 def is_piece(record: Any) -> bool:
     """Whether a record has what the metrics read, as `score` makes it."""
-    if not isinstance(record, dict) or not whole(record | {"prompt": "", "prompt_id": ""}):
+    if not isinstance(record, dict) or not is_whole(record | {"prompt": "", "prompt_id": ""}):
         return False
     numbers = [record[f"{name}_mean"] for name in ("logprob", "sampler_logprob", "entropy")]
     return (

@@ -32,6 +32,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from ..analysis.metrics import METRICS, text_metrics
+from ..analysis.summary import summarise
 from ..config import point_from_config
 from ..display import get_logger
 from ..engine import engine as engine_module
@@ -59,8 +60,9 @@ from ..records import (
     coerce,
     point_id,
 )
+from ..store.reader import read_manifest, read_samples
 from ..store.unfinished import Unfinished
-from ..store.writer import PointWriter, read_manifest, read_samples, summarise
+from ..store.writer import PointWriter
 from .progress import Progress
 
 if TYPE_CHECKING:

@@ -13,10 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import open_to_read
-
-ORIGINS = "origins.json"
-
-Key = tuple[int, int]
+from .schema import ORIGINS, Key
 
 
 class Origins:

@@ -1,6 +1,8 @@
-"""What run directories hold, read as they are: while another process writes there, after a crash, with damaged lines.
+"""The one reader of run directories: as they are, while another process writes there, after a crash, with damaged lines.
 
-Files are only looked at here; `frames` makes tables of what is found. What cannot be read is said in `PointFiles.problems`.
+Files are only looked at here; `analysis.frames` makes tables of what is found. `PointFiles.problems` says what cannot be read.
+Results may come from a stranger: `read_point` and what it calls open no file that lies outside of the directory. A run reads
+its own directory, whose files may be links to another disk.
 """
 
 from __future__ import annotations
@@ -14,47 +16,131 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
-import yaml
 
-from ..analysis import metrics
-from ..analysis.metrics import METRICS
 from ..display import get_logger
-from ..files import open_to_read
-from ..records import FINISH_REASONS, NANOGPT_FILE, Sampling
+from ..files import open_inside, open_to_read
+from ..records import NANOGPT_FILE
 from .csv_files import csv_rows
-from .writer import LOCK, MANIFEST, PARTIAL, SAMPLES, SUMMARY, SWEEP, whole
+from .durable import refusals_as_results_errors
+from .recorded_settings import configured, is_setting, is_shortened, named_settings, overridden
+from .schema import (
+    ABOUT,
+    COUNTS,
+    HYDRA,
+    LOCK,
+    MANIFEST,
+    MULTIRUN,
+    PARTIAL,
+    SAMPLES,
+    SAMPLING_KEYS,
+    SUMMARY,
+    SWEEP,
+    column_of_setting,
+    is_whole,
+    key_of,
+)
 
 log = get_logger(__name__)
 
-COUNTS = ("num_prompts", "num_samples", "prompt_tokens", "completion_tokens", *(f"finish_{end}" for end in FINISH_REASONS))
-SPREADS = tuple(metrics.STANDARD_ERROR.values()) + tuple(
-    f"{name}_se" for name, metric in METRICS.items() if metric.per == "sample" and name not in metrics.STANDARD_ERROR
-)
-ABOUT = ("point_id", "status", "error", "directory")
-SAMPLING_KEYS = tuple(each.name for each in fields(Sampling) if each.name != "num_samples")
 
-OVERRIDES = {
-    "device.dtype": "dtype", "device.name": "device", "model.out_dir": "out_dir", "model.file": "file", "model.path": "path",
-    "model.meta": "meta",
-}  # fmt: skip
-"""Columns that are named otherwise than the key a user types."""
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """The sample that a line of ``samples.jsonl`` holds; None where the line is torn or damaged."""
+    if not (line.startswith(b"{") and line.endswith(b"}\n")):
+        return None
+    try:
+        sample = orjson.loads(line)
+    except ValueError:  # damaged, or a lone surrogate, which orjson does not take
+        try:
+            sample = json.loads(line)
+        except (ValueError, RecursionError):
+            return None
+    try:
+        known_as = f"{sample['point_id']}-{sample['prompt_index']}-{sample['sample_index']}"
+        usable = is_whole(sample) and sample["sample_id"] == known_as and "schema_version" in sample
+    except (KeyError, TypeError):
+        return None
+    return sample if usable else None
 
-MAX_YAML = 1 << 20
-"""Bytes of a file of Hydra's that are read at most: they have a few thousand."""
-YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-CHUNK = 1 << 20
-"""Bytes of a file that are parsed at once."""
+def open_lines(
+    path: Path, opened: Callable[[Path], BinaryIO], digest: hashlib._Hash | None = None
+) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """The lines of a file, each with its sample, None for a damaged one; nothing where there is no file.
 
-PLACE = ("prompt_index", "seed", "sample_index")
-"""What tells the samples of one setting apart."""
+    Args:
+        path: of the file.
+        opened: opens it; `open_inside` where the results may be a stranger's.
+        digest: is fed every byte.
+    """
+    with contextlib.suppress(FileNotFoundError), opened(path) as file:
+        for line in file:
+            if digest is not None:
+                digest.update(line)
+            yield line, parse_line(line)
+
+
+def read_samples(path: str | Path) -> tuple[list[dict[str, Any]], int]:
+    """Every whole sample of a run directory or of one of its files, and how many lines are damaged.
+
+    A run directory gives its finished and its partial samples together, each once, ordered by ``(prompt_index,
+    sample_index)``, also while another process writes there; a file gives its lines as they stand. The line that a process
+    is just writing, or had not finished when it was killed, is no damage.
+    """
+    path = Path(path)
+    # The partial file first: when the point is finished between the two reads, its samples are seen twice, not never.
+    files = [path / PARTIAL, path / SAMPLES] if path.is_dir() else [path]
+    samples: list[dict[str, Any]] = []
+    damaged = 0
+    with refusals_as_results_errors(path):
+        if not path.exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        for file in files:
+            for line, sample in open_lines(file, open_to_read):
+                if sample is not None:
+                    samples.append(sample)
+                elif line.endswith(b"\n") or file.name != PARTIAL:
+                    damaged += 1
+    if path.is_dir():
+        samples = [sample for _, sample in sorted({key_of(sample): sample for sample in samples}.items())]
+    return samples, damaged
+
+
+def read_manifest(
+    directory: str | Path, opened: Callable[[Path], BinaryIO] = open_to_read, problems: list[str] | None = None
+) -> dict[str, Any] | None:
+    """What ``manifest.json`` of a run directory says; None where there is none or it is damaged.
+
+    Args:
+        directory: of the run.
+        opened: opens the file, as in `open_lines`.
+        problems: takes a line that says why a file that is there cannot be used. Without it, a file that cannot be read
+            is an OSError.
+    """
+    path = Path(directory) / MANIFEST
+    try:
+        with opened(path) as file:
+            found = json.loads(file.read())
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError):
+        found = None
+    except OSError as error:
+        if problems is None:
+            raise
+        problems.append(f"{path}: cannot be read: {error.strerror}")
+        return None
+    if isinstance(found, dict):
+        return found
+    if problems is not None:
+        problems.append(f"{path}: not a manifest; the point counts as partial")
+    return None
 
 
 @dataclass(slots=True)
@@ -100,10 +186,10 @@ def point_directories(root: Path) -> Iterator[tuple[Path, Path]]:
             continue
         seen.add((about.st_dev, about.st_ino))
         names = {entry.name for entry in entries}
-        if names & {SAMPLES, PARTIAL, SUMMARY, MANIFEST, LOCK, ".hydra"}:
+        if names & {SAMPLES, PARTIAL, SUMMARY, MANIFEST, LOCK, HYDRA}:
             yield directory, sweep
             continue
-        if names & {"multirun.yaml", SWEEP}:
+        if names & {MULTIRUN, SWEEP}:
             sweep = directory
         waiting += [(Path(entry.path), sweep) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
 
@@ -119,17 +205,10 @@ def leads_out(path: Path, root: Path) -> bool:
     return True
 
 
-def opened(path: Path) -> BinaryIO:
-    """A regular file of this directory's own; an OSError for a pipe, a device, and a link that leads elsewhere."""
-    if path.is_symlink() and os.path.dirname(os.path.realpath(path)) != os.path.realpath(path.parent):
-        raise PermissionError(errno.EPERM, "a symbolic link that leads elsewhere", str(path))
-    return open_to_read(path)
-
-
 def read_point(directory: Path, root: Path) -> PointFiles:
     """Settings, metrics and status of a point; its samples are left for later, they are many."""
     point = PointFiles(directory, root, {})
-    manifest = read_manifest(directory / MANIFEST, point.problems)
+    manifest = read_manifest(directory, open_inside, point.problems) or {}
     point.manifest = {key: manifest[key] for key in ("status", "sha256", "lines") if key in manifest}
     rows = read_rows(directory / SUMMARY, point.problems)
     point.summarised = point.manifest.get("status") == "complete" and len(rows) == 1
@@ -153,28 +232,10 @@ def with_file(row: dict[str, Any]) -> dict[str, Any]:
     return dict([*items[:place], ("file", NANOGPT_FILE), *items[place:]])
 
 
-def read_manifest(path: Path, problems: list[str]) -> dict[str, Any]:
-    """What a manifest says, empty where there is none."""
-    try:
-        with opened(path) as file:
-            found = json.loads(file.read())
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        problems.append(f"{path}: cannot be read: {error.strerror}")
-        return {}
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        problems.append(f"{path}: not a manifest; the point counts as partial")
-        return {}
-    return found
-
-
 def read_rows(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     """The rows of a CSV file, empty cells as None; no rows where there is no such file."""
     try:
-        with io.TextIOWrapper(opened(path), encoding="utf-8", newline="") as file:
+        with io.TextIOWrapper(open_inside(path), encoding="utf-8", newline="") as file:
             # Interned: most cells of a sweep are the same at every point.
             return [{name: sys.intern(value) if value else None for name, value in row.items()} for row in csv_rows(file)]
     except FileNotFoundError:
@@ -189,7 +250,7 @@ def settings_of(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
 
     What a sample says was so; else Hydra's record of the whole config, of the overrides, and the manifest, in this order.
     """
-    found = overridden(directory / ".hydra" / "overrides.yaml") | configured(directory / ".hydra" / "config.yaml")
+    found = overridden(directory / HYDRA / "overrides.yaml") | configured(directory / HYDRA / "config.yaml")
     model = manifest.get("model")
     if isinstance(model, dict):
         found = {"model": model.get("name"), "out_dir": model.get("out_dir"), "path": model.get("path")} | found
@@ -203,87 +264,10 @@ def first_sample(directory: Path) -> dict[str, Any]:
     """The first whole sample of a point; empty where it has none, or none that can be read."""
     for name in (SAMPLES, PARTIAL):
         with contextlib.suppress(OSError):
-            for sample in samples_of(directory / name):
+            for _, sample in open_lines(directory / name, open_inside):
                 if sample is not None:
                     return sample
     return {}
-
-
-def is_setting(value: object) -> bool:
-    """Whether a value read from YAML says what was set: no interpolation, and no ``auto`` that was resolved later."""
-    return value != "auto" and isinstance(value, (str, int, float, list, dict, type(None))) and "${" not in str(value)
-
-
-def read_yaml(path: Path) -> Any:
-    """What a YAML file of Hydra's holds; None where there is none, it is damaged, or larger than Hydra's are."""
-    if path.parent.is_symlink():
-        return None
-    try:
-        with opened(path) as file:
-            text = file.read(MAX_YAML + 1)
-        return yaml.load(text, Loader=YAML_LOADER) if len(text) <= MAX_YAML else None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return None
-
-
-def configured(path: Path) -> dict[str, Any]:
-    """The columns that Hydra's record of a composed config has a value for."""
-    config = read_yaml(path)
-    if not isinstance(config, dict):
-        return {}
-    groups = {name: config[name] if isinstance(config.get(name), dict) else {} for name in ("model", "device", "sampling")}
-    found = {key: value for key, value in groups["sampling"].items() if key in SAMPLING_KEYS}
-    for key, name in OVERRIDES.items():
-        group, _, leaf = key.partition(".")
-        if leaf in groups[group]:
-            found[name] = groups[group][leaf]
-    found |= {"model": groups["model"]["name"]} if "name" in groups["model"] else {}
-    return found | {key: typed(key, config[key]) for key in ("start", "seed") if key in config}
-
-
-def overridden(path: Path) -> dict[str, Any]:
-    """The columns that Hydra's record of a command line sets."""
-    lines = read_yaml(path)
-    if not isinstance(lines, list):
-        return {}
-    from hydra.core.override_parser.overrides_parser import OverridesParser  # late: only unfinished points need it
-    from hydra.core.override_parser.types import QuotedString
-    from hydra.errors import HydraException
-
-    parser, found = OverridesParser.create(), {}
-    for line in lines:
-        try:
-            override = parser.parse_override(line)
-        except (HydraException, TypeError, ValueError, RecursionError):
-            continue
-        name, value = column_of(override.key_or_group), override.value()
-        if name and not override.is_sweep_override():
-            found[name] = typed(name, value.text if isinstance(value, QuotedString) else value)
-    return found
-
-
-def column_of(key: str) -> str | None:
-    """The column of a key that a user types; None for one that has none."""
-    name = OVERRIDES.get(key, key.removeprefix("sampling."))
-    return name if name in (*SAMPLING_KEYS, *OVERRIDES.values(), "model", "start", "seed") else None
-
-
-def typed(name: str, value: Any) -> Any:
-    """A value of a config as the point has it."""
-    from ..config import FILE_PREFIXES, unescaped  # late: Hydra, which only unfinished points need
-
-    return unescaped(value) if name == "start" and isinstance(value, str) and not value.startswith(FILE_PREFIXES) else value
-
-
-def is_shortened(name: str) -> bool:
-    """Whether a directory's name is one that `config.point_dir` has cut and ended in a hash: not what anybody typed."""
-    return re.search(r"-[0-9a-f]{12}$", name) is not None
-
-
-def named(directory: Path) -> dict[str, Any]:
-    """The columns that a directory's name says, where it is made of overrides as they were typed."""
-    pairs = [] if is_shortened(directory.name) else [pair.partition("=") for pair in directory.name.split(",")]
-    return {name: None if value == "null" else value for key, _, value in pairs if value and (name := column_of(key))}
 
 
 def complete_settings(point: PointFiles) -> None:
@@ -291,7 +275,7 @@ def complete_settings(point: PointFiles) -> None:
     name = point.directory.name
     if is_shortened(name):  # version 0.1 wrote what it read off such a name into sweep.csv
         point.row = {key: None if value and name.endswith(str(value)) else value for key, value in point.row.items()}
-    found = named(point.directory)
+    found = named_settings(point.directory)
     if found.get("start", point.row.get("start")) is None:
         sample = first_sample(point.directory)
         if sample.get("prompt_id") == "0":
@@ -299,7 +283,7 @@ def complete_settings(point: PointFiles) -> None:
     unknown = {key: value for key, value in found.items() if point.row.get(key) is None}
     point.row = unknown | {key: value for key, value in point.row.items() if key not in unknown}
     if is_shortened(name):
-        point.named = frozenset(filter(None, map(column_of, re.findall(r"(?:^|,)([A-Za-z_.]+)=", name))))
+        point.named = frozenset(filter(None, map(column_of_setting, re.findall(r"(?:^|,)([A-Za-z_.]+)=", name))))
 
 
 def cell(value: object) -> object:
@@ -324,38 +308,7 @@ def unseen_points(root: Path, seen: Iterable[PointFiles]) -> Iterator[PointFiles
         problems = []
 
 
-def samples_of(path: Path, digest: hashlib._Hash | None = None) -> Iterator[dict[str, Any] | None]:
-    """A file's lines as samples, None for a damaged one; nothing where there is no file. ``digest`` is fed every byte."""
-    with contextlib.suppress(FileNotFoundError), opened(path) as file:
-        while lines := file.readlines(CHUNK):
-            if digest is not None:
-                digest.update(b"".join(lines))
-            yield from parsed(lines)
-
-
-def parsed(lines: Sequence[bytes]) -> list[dict[str, Any] | None]:
-    """Lines as samples: all at once, which is faster, and one at a time only where something is wrong."""
-    text = b"[" + b",".join(lines) + b"]"
-    try:
-        samples = orjson.loads(text)
-    except ValueError:  # a damaged line, or a lone surrogate, which orjson does not take
-        samples = loaded(text) or []
-    if len(samples) != len(lines) or not lines[-1].endswith(b"\n"):
-        if len(lines) == 1:
-            return [None]
-        return [sample for line in lines for sample in parsed([line])]
-    return [sample if whole(sample) else None for sample in samples]
-
-
-def loaded(text: bytes) -> Any:
-    """JSON, or None where it is damaged."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def read_samples(point: PointFiles) -> list[dict[str, Any]]:
+def samples_of_point(point: PointFiles) -> list[dict[str, Any]]:
     """The whole lines of a point, in order, each sample once; damaged lines are counted and said with their file."""
     found: dict[tuple[int, int, int], dict[str, Any]] = {}
     if point.unread:
@@ -364,7 +317,7 @@ def read_samples(point: PointFiles) -> list[dict[str, Any]]:
         damaged, count, digest = 0, 0, hashlib.sha256()
         path = point.directory / name
         try:
-            for sample in samples_of(path, digest):
+            for _, sample in open_lines(path, open_inside, digest):
                 count += 1
                 if sample is None:
                     damaged += 1
@@ -386,5 +339,4 @@ def read_samples(point: PointFiles) -> list[dict[str, Any]]:
 
 def setting_names(row: Iterable[str]) -> list[str]:
     """The columns that say what was asked for, not what came out: in every file they stand before the counts."""
-    outcome = {*COUNTS, *METRICS, *SPREADS}
-    return [name for name in takewhile(lambda name: name not in outcome, row) if name not in ABOUT]
+    return [name for name in takewhile(lambda name: name not in COUNTS, row) if name not in ABOUT]

@@ -23,11 +23,11 @@ from ..display import get_logger
 from ..errors import ResultsError
 from ..files import open_to_read
 from ..records import Prefix
-from .writer import TEMPORARY, Key, atomic_write
+from .durable import atomic_write
+from .schema import TEMPORARY, UNFINISHED, Key
 
 log = get_logger(__name__)
 
-UNFINISHED = "unfinished.jsonl"
 SECONDS = 20.0
 SHARE = 0.005
 """The file is rewritten every so many seconds, and in no more than this share of the time."""

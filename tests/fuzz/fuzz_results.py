@@ -16,9 +16,11 @@ from driver import instrumented, run, tell
 with instrumented():
     from gptsweep.analysis.frames import read_sweep
     from gptsweep.analysis.metrics import text_metrics
+    from gptsweep.analysis.summary import summarise
     from gptsweep.errors import GptsweepError
-    from gptsweep.multirun.sweep_files import SweepTable
-    from gptsweep.store.writer import PointWriter, read_samples, summarise
+    from gptsweep.store.reader import read_samples
+    from gptsweep.store.sweep_table import SweepTable
+    from gptsweep.store.writer import PointWriter
 from made_sweep import made_samples, write_point
 
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None

@@ -1,0 +1,109 @@
+"""Writes that are durable when they return: append and sync, replace a file whole, sync a directory."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from ..errors import ResultsError
+from ..files import open_file
+from .schema import TEMPORARY
+
+NOT_SUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.EBADF, errno.EIO, 524}
+"""What file systems answer that know no locks, or cannot sync a directory; 524 is NFS's own ENOTSUPP."""
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space and give the same command again: finished samples are kept",
+    errno.EDQUOT: "free some space and give the same command again: finished samples are kept",
+    errno.EFBIG: "raise the file size limit (ulimit -f) and give the same command again: finished samples are kept",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.EROFS: "choose a directory that can be written",
+    errno.EACCES: "make it writable, or choose another directory",
+    errno.EPERM: "make it writable, or choose another directory",
+    errno.EEXIST: "a file is in the way: move it, or choose another directory",
+    errno.ENOTDIR: "a file is in the way: move it, or choose another directory",
+    errno.ENOENT: "give one that exists",
+    errno.ELOOP: "a symbolic link is in the way: remove it, or choose another directory",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+@contextlib.contextmanager
+def refusals_as_results_errors(path: Path) -> Iterator[None]:
+    """Turn what the operating system refuses to do at ``path`` into one clear line."""
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, "choose another directory")
+        why = (error.strerror or str(error)).lower()
+        raise ResultsError("name", str(path), f"{why}; {remedy}") from error
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data`` so that whoever looks, whenever, finds the old file or the new one, whole.
+
+    Durable when it returns. Raises `ResultsError` where it cannot be written; the old file is still there then.
+    """
+    path = Path(path)
+    with refusals_as_results_errors(path):
+        replace(path, [data])
+        sync_directory(path.parent)
+
+
+def append(path: Path, data: bytes) -> int:
+    """Append whole lines and fsync; the offset at which they start. Where that fails, no torn line is left behind."""
+    with os.fdopen(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab", buffering=0) as file:
+        start = file.tell()
+        try:
+            write_all(file, data)
+            os.fsync(file.fileno())
+        except BaseException:
+            written = os.fstat(file.fileno()).st_size - start
+            with contextlib.suppress(OSError):
+                file.truncate(start + data.rfind(b"\n", 0, written) + 1)
+            raise
+    return start
+
+
+def write_all(file: BinaryIO, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
+
+
+def replace(path: Path, chunks: Iterable[bytes]) -> None:
+    os.replace(write_temporary(path, chunks), path)
+
+
+def write_temporary(path: Path, chunks: Iterable[bytes]) -> Path:
+    """Write and fsync a file beside ``path``; where that fails, nothing is left of it."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+    try:
+        with open(temporary, "xb") as file:
+            file.writelines(chunks)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in ``directory`` durable, where the system and the file system can."""
+    if sys.platform == "win32":
+        return
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+    finally:
+        os.close(fd)

@@ -1,0 +1,87 @@
+"""Settings of a point that has no summary yet: from Hydra's files of it, and from the name of its directory."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..files import open_inside
+from .schema import COLUMN_OF_KEY, SAMPLING_KEYS, column_of_setting
+
+MAX_YAML = 1 << 20
+"""Bytes of a file of Hydra's that are read at most: they have a few thousand."""
+YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def is_setting(value: object) -> bool:
+    """Whether a value read from YAML says what was set: no interpolation, and no ``auto`` that was resolved later."""
+    return value != "auto" and isinstance(value, (str, int, float, list, dict, type(None))) and "${" not in str(value)
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file of Hydra's holds; None where there is none, it is damaged, or larger than Hydra's are."""
+    if path.parent.is_symlink():
+        return None
+    try:
+        with open_inside(path) as file:
+            text = file.read(MAX_YAML + 1)
+        return yaml.load(text, Loader=YAML_LOADER) if len(text) <= MAX_YAML else None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return None
+
+
+def configured(path: Path) -> dict[str, Any]:
+    """The columns that Hydra's record of a composed config has a value for."""
+    config = read_yaml(path)
+    if not isinstance(config, dict):
+        return {}
+    groups = {name: config[name] if isinstance(config.get(name), dict) else {} for name in ("model", "device", "sampling")}
+    found = {key: value for key, value in groups["sampling"].items() if key in SAMPLING_KEYS}
+    for key, name in COLUMN_OF_KEY.items():
+        group, _, leaf = key.partition(".")
+        if leaf in groups[group]:
+            found[name] = groups[group][leaf]
+    found |= {"model": groups["model"]["name"]} if "name" in groups["model"] else {}
+    return found | {key: as_point(key, config[key]) for key in ("start", "seed") if key in config}
+
+
+def overridden(path: Path) -> dict[str, Any]:
+    """The columns that Hydra's record of a command line sets."""
+    lines = read_yaml(path)
+    if not isinstance(lines, list):
+        return {}
+    from hydra.core.override_parser.overrides_parser import OverridesParser  # late: only unfinished points need it
+    from hydra.core.override_parser.types import QuotedString
+    from hydra.errors import HydraException
+
+    parser, found = OverridesParser.create(), {}
+    for line in lines:
+        try:
+            override = parser.parse_override(line)
+        except (HydraException, TypeError, ValueError, RecursionError):
+            continue
+        name, value = column_of_setting(override.key_or_group), override.value()
+        if name and not override.is_sweep_override():
+            found[name] = as_point(name, value.text if isinstance(value, QuotedString) else value)
+    return found
+
+
+def as_point(name: str, value: Any) -> Any:
+    """A value of a config as the point has it."""
+    from ..config import FILE_PREFIXES, unescaped  # late: Hydra, which only unfinished points need
+
+    return unescaped(value) if name == "start" and isinstance(value, str) and not value.startswith(FILE_PREFIXES) else value
+
+
+def is_shortened(name: str) -> bool:
+    """Whether a directory's name is one that `config.point_dir` has cut and ended in a hash: not what anybody typed."""
+    return re.search(r"-[0-9a-f]{12}$", name) is not None
+
+
+def named_settings(directory: Path) -> dict[str, Any]:
+    """The columns that a directory's name says, where it is made of overrides as they were typed."""
+    pairs = [] if is_shortened(directory.name) else [pair.partition("=") for pair in directory.name.split(",")]
+    return {name: None if value == "null" else value for key, _, value in pairs if value and (name := column_of_setting(key))}

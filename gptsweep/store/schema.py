@@ -1,0 +1,95 @@
+"""The names of files, columns and fields in results, each in one place; and what a usable line of samples holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from ..records import FINISH_REASONS, Sampling
+
+SAMPLES = "samples.jsonl"
+PARTIAL = "samples.partial.jsonl"
+SUMMARY = "summary.csv"
+MANIFEST = "manifest.json"
+ORIGINS = "origins.json"
+UNFINISHED = "unfinished.jsonl"
+SWEEP = "sweep.csv"
+REPORT = "report.html"
+REFERENCE = "reference.json"
+FAILURES = ".failures.jsonl"
+"""What failed in jobs that other processes may have run, until the end of the sweep."""
+LOCK = ".lock"
+SWEEP_LOCK = ".sweep.lock"
+TEMPORARY = ".tmp"
+HYDRA = ".hydra"
+MULTIRUN = "multirun.yaml"
+
+COUNTS = ("num_prompts", "num_samples", "prompt_tokens", "completion_tokens", *(f"finish_{end}" for end in FINISH_REASONS))
+"""Columns of ``summary.csv`` that count; they follow the settings."""
+STATE = ("status", "error", "directory")
+"""Columns of ``sweep.csv`` that say what became of a point."""
+ABOUT = ("point_id", *STATE)
+"""Columns that identify a point and its state; no setting."""
+STATUSES = ("complete", "partial", "failed", "missing")
+
+SAMPLE_KEY = ("prompt_index", "seed", "sample_index")
+"""Fields that tell the samples of one setting apart."""
+MEANS = ("logprob_mean", "sampler_logprob_mean", "entropy_mean")
+"""Fields of a line that the engine measured, in nats; each may be null."""
+SAMPLING_KEYS = tuple(each.name for each in fields(Sampling) if each.name != "num_samples")
+COLUMN_OF_KEY = {
+    "device.dtype": "dtype", "device.name": "device", "model.out_dir": "out_dir", "model.file": "file", "model.path": "path",
+    "model.meta": "meta",
+}  # fmt: skip
+"""Columns that have another name than the key a user types, apart from the prefix ``sampling.``."""
+
+Key = tuple[int, int]
+"""``(prompt_index, sample_index)``: the key of a sample in its point."""
+
+_GREATEST = 1e30
+"""No mean of logarithms comes near it, and its square is still a number."""
+
+
+def column_name(key: str) -> str:
+    """The column of a key that a user types: ``sampling.top_k`` is ``top_k``."""
+    return COLUMN_OF_KEY.get(key, key.removeprefix("sampling."))
+
+
+def column_of_setting(key: str) -> str | None:
+    """The column of a key, None where the key is no setting of a point."""
+    name = column_name(key)
+    return name if name in (*SAMPLING_KEYS, *COLUMN_OF_KEY.values(), "model", "start", "seed") else None
+
+
+def key_of(sample: Mapping[str, Any]) -> Key:
+    """The key of a line of ``samples.jsonl``."""
+    return sample["prompt_index"], sample["sample_index"]
+
+
+def is_whole(sample: Any) -> bool:
+    """Whether every field that is used anywhere is there, with its type and in its range."""
+    try:
+        return (
+            type(sample["completion"])
+            is type(sample["prompt"])
+            is type(sample["prompt_id"])
+            is type(sample["finish_reason"])
+            is str
+            and type(prompt := sample["prompt_index"]) is type(index := sample["sample_index"]) is int
+            and 0 <= prompt < 2**63
+            and 0 <= index < 2**63
+            and type(read := sample["prompt_tokens"]) is type(seed := sample["seed"]) is int
+            and 0 <= read < 2**63
+            and 0 <= seed < 2**64
+            and type(ids := sample["token_ids"]) is list
+            and set(map(type, ids)) <= {int}
+            and 0 <= min(ids, default=0) <= max(ids, default=0) < 2**31
+            and sample["completion_tokens"] == len(ids)
+            and all(
+                (mean := sample[name]) is None or (type(mean) in (float, int) and -_GREATEST < mean < _GREATEST)
+                for name in MEANS
+            )
+        )
+    except (KeyError, TypeError):
+        return False
