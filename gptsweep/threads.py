@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from .control_groups import control_groups
 
 SHORT_WAIT = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
 """For GNU's OpenMP, which torch has on Linux, turns of a loop; for LLVM's and Intel's, milliseconds."""
@@ -37,35 +38,7 @@ def own_count(root: Path = Path("/")) -> int | None:
         return None
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-    return max(1, math.ceil(min(cores, *_quotas(root))))
-
-
-def _quotas(root: Path) -> Iterator[float]:
-    """Cores that each control group around this process leaves it, of version 1 and 2; infinite where none does."""
-    yield math.inf
-    try:
-        groups = dict(_groups((root / "proc/self/cgroup").read_text()))
-        mounts = (root / "proc/self/mountinfo").read_text().splitlines()
-    except (OSError, ValueError):
-        return
-    for mount in mounts:
-        fields, _, kind = mount.partition(" - ")
-        kind, _, options = kind.partition(" ")
-        controller = "" if kind == "cgroup2" else "cpu"
-        if kind not in ("cgroup", "cgroup2") or controller not in ("", *options.split()[-1].split(",")):
-            continue
-        _, _, _, mounted, place, *_ = fields.split()
-        path = PurePosixPath(groups.get(controller, "/"))
-        inside = path.relative_to(mounted) if path.is_relative_to(mounted) else PurePosixPath()
-        for group in (inside, *inside.parents):
-            yield _quota(root / place.lstrip("/") / group)
-
-
-def _groups(text: str) -> Iterator[tuple[str, str]]:
-    """The path of the group of each controller; of version 2, which has one for all, that of ``""``."""
-    for line in text.splitlines():
-        _, controllers, path = line.split(":", 2)
-        yield from ((controller, path) for controller in controllers.split(","))
+    return max(1, math.ceil(min([cores, *map(_quota, control_groups("cpu", root))])))
 
 
 def _quota(group: Path) -> float:

@@ -8,11 +8,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from gptsweep import threads
+from gptsweep import memory, threads
 from gptsweep.kernels import runtime as kernels
 from gptsweep.models import loading
 
@@ -158,3 +159,38 @@ def test_torch_is_given_fewer_threads_never_more_unless_asked(
 def test_a_count_that_the_user_chose_stands(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "64")
     assert threads.own_count() is None
+
+
+# -- how much memory ---------------------------------------------------------------------------------------------------------
+
+V1_MEMORY = ("3:memory:{}\n0::/\n", "33 31 0:30 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n")
+
+
+def v2_memory(group: str, limit: str, used: int, cached: int) -> dict[str, str]:
+    folder = f"sys/fs/cgroup/{group}"
+    stat = f"anon 5\ninactive_file {cached}\n"
+    return {f"{folder}memory.max": f"{limit}\n", f"{folder}memory.current": f"{used}\n", f"{folder}memory.stat": stat}
+
+
+@pytest.mark.parametrize(
+    ("kind", "group", "limits", "left"),
+    [
+        (V2, "/", {}, 8000),
+        (V2, "/", v2_memory("", "1000", 700, 200), 500),
+        (V2, "/pod/one", v2_memory("pod/one/", "max", 10, 0) | v2_memory("pod/", "3000", 1000, 0), 2000),
+        (V2, "/", v2_memory("", "1000", 1200, 0), 0),
+        (V2, "/", v2_memory("", "90000", 700, 0), 8000),
+        (V2, "/", v2_memory("", "what is this", 700, 0), 8000),
+        (V1_MEMORY, "/job", {
+            "sys/fs/cgroup/memory/job/memory.limit_in_bytes": "4000\n",
+            "sys/fs/cgroup/memory/job/memory.usage_in_bytes": "3000\n",
+            "sys/fs/cgroup/memory/job/memory.stat": "total_inactive_file 500\n",
+        }, 1500),
+        (("broken", "broken"), "", {}, 8000),
+    ],
+)  # fmt: skip
+def test_memory_is_what_the_machine_has_or_what_the_container_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: tuple[str, str], group: str, limits: dict[str, str], left: int
+) -> None:
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=8000))
+    assert memory.host_memory(files(tmp_path, kind, group, limits)) == left

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +23,7 @@ from torch import Tensor
 from ..display import get_logger
 from ..errors import ModelError
 from ..kernels.abi import PAGE, ROW
+from ..memory import host_memory
 from ..models.gpt2 import GPT, GPTConfig
 from ..models.linear import Int8Linear, row_invariant
 from ..records import Completion, FinishReason, Prefix, Row, Sampling
@@ -659,4 +659,4 @@ def available_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return host_memory()
