@@ -77,7 +77,7 @@ def main() -> None:
         (cls, name): getattr(cls, name)
         for cls, name in ((layer, "forward"), (LayerNorm, "forward"), (kernels.Kernel, "__call__"))
     }
-    names = {"store": "attention", "attend": "attention", "choose": "choosing"}
+    names = {"store": "attention", "attend": "attention", "sample": "sampling"}
     engine = Engine(model, vocab_size=model.config.vocab_size, max_rows=args.rows)
 
     def call(kernel: Any, **fields: Any) -> None:

@@ -166,7 +166,7 @@ def test_without_the_packages_code_the_loops_are_compiled(
 def test_a_kernel_has_room_for_as_many_threads_as_there_come_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = kernels._Scratch()
     monkeypatch.setattr(kernels, "_scratch", scratch)
-    kernel = kernels.Kernel("choose", torch.float32)
+    kernel = kernels.Kernel("sample", torch.float32)
     threads = torch.get_num_threads()
     try:
         for count in (1, 3, 2):

@@ -34,10 +34,10 @@ from .sampler import (
     LogitAdjustments,
     adjusted,
     choose,
-    choose_by_kernel,
     nanogpt_choice,
     nanogpt_stream,
     row_settings,
+    sample_by_kernel,
     stream_at,
     summed,
 )
@@ -307,7 +307,7 @@ class Engine:
 
     @property
     def logits_dtype(self) -> torch.dtype:
-        """The dtype of logits: the model's where the choosing has it, else float32."""
+        """The dtype of logits: the model's where the sampler has it, else float32."""
         return torch.float32 if self.use_kernels and self.dtype != torch.bfloat16 else self.dtype
 
 
@@ -338,7 +338,7 @@ class _Flight:
         if engine.use_kernels:
             self.store = kernels.Kernel("store", engine.cache_dtype)
             self.attend = kernels.Kernel("attend", engine.cache_dtype)
-            self.chooser = kernels.Kernel("choose", engine.logits_dtype)
+            self.sample = kernels.Kernel("sample", engine.logits_dtype)
         self.decode = DecodeSteps(self.model, self.cache) if engine.use_graphs else None
 
     @property
@@ -494,7 +494,7 @@ class _Flight:
         slots = np.array([running.slot for running in counter], np.int64)
         if len(slots) and self.engine.use_kernels:
             logits = logits.to(self.engine.logits_dtype).contiguous()
-            choose_by_kernel(self.chooser, logits, self.rows, slots, self.engine.vocab_size)
+            sample_by_kernel(self.sample, logits, self.rows, slots, self.engine.vocab_size)
         elif len(slots):
             chosen = self.rows[slots]
             adjustments = [None if r.adjustments is None else r.adjustments.array[: len(r.adjustments)] for r in counter]

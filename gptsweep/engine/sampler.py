@@ -1,6 +1,6 @@
 """From logits to the next token, in plain torch: penalties, truncation, and the Gumbel-max trick.
 
-Formulas here are the reference; `kernels` computes the same faster on a CPU.
+Formulas here are the reference; the kernel ``sample`` computes the same faster on a CPU.
 """
 
 from __future__ import annotations
@@ -116,20 +116,20 @@ def choose(
     rows["entropy"] = -summed(logprobs.exp() * logprobs).cpu().numpy()
 
 
-def choose_by_kernel(
-    chooser: Kernel, logits: Tensor, rows: npt.NDArray[Any], order: npt.NDArray[np.int64], vocab_size: int
+def sample_by_kernel(
+    kernel: Kernel, logits: Tensor, rows: npt.NDArray[Any], order: npt.NDArray[np.int64], vocab_size: int
 ) -> None:
     """`choose` by a kernel, for ``rows[order]``, in place.
 
     Args:
-        chooser: the kernel ``choose`` in the dtype of ``logits``.
+        kernel: the kernel ``sample`` in the dtype of ``logits``.
         logits: ``[sequences, at least vocab_size]``.
         rows: `ROW` records; their ``edits`` are the addresses of arrays that still live.
         order: ``[rows]``, places in ``rows``; those with the same logits one after another.
         vocab_size: tokens that may be chosen.
     """
     places = (-(-vocab_size // BLOCK) + 1) * BLOCK
-    chooser(
+    kernel(
         n_rows=len(order),
         stride=logits.shape[-1],
         vocab_size=vocab_size,

@@ -36,7 +36,7 @@ _LINEAR = ("n_rows", "n_in", "n_out", "summed", *_COUNTS, "x", "weight", "bias",
 _QUANTISE = ("n_rows", "width", *_COUNTS, "x", "quantised", "scales")
 _RESCALE = ("n_rows", "width", "activation", *_COUNTS, "y", "scales", "bias")
 _ACTIVATE = ("n_numbers", "activation", *_COUNTS, "y")
-_CHOOSE = ("n_rows", "stride", "vocab_size", *_COUNTS, "logits", "rows", "order")
+_SAMPLE = ("n_rows", "stride", "vocab_size", *_COUNTS, "logits", "rows", "order")
 TASKS = {
     name: np.dtype([(field, np.int64) for field in fields])
     for name, fields in {
@@ -46,7 +46,7 @@ TASKS = {
         "quantise": _QUANTISE,
         "rescale": _RESCALE,
         "activate": _ACTIVATE,
-        "choose": _CHOOSE,
+        "sample": _SAMPLE,
     }.items()
 }
 """The record of each kernel."""

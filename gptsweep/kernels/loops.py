@@ -1,4 +1,4 @@
-"""The loops of the CPU kernels, and their machine code: attention, rows through a layer, choosing tokens.
+"""The loops of the CPU kernels, and their machine code: attention, rows through a layer, sampling tokens.
 
 Each works on one unit (some heads of a tile of tokens, a block of outputs of some rows, a row) at a time, and adds up what is a
 row's in an order that depends on that row alone, so its bits depend neither on who else is in the batch nor on the threads.
@@ -33,11 +33,11 @@ _compiled_within = functools.partial(njit, error_model="numpy", no_cpython_wrapp
 """For functions that only other kernels call: without the ways in from Python and C, numba compiles them in half the time."""
 
 
-# -- words for numba that numba does not have --------------------------------------------------------------------------------
+# -- numba intrinsics ------------------------------------------------------------------------------------------------------
 
 
 def _pointer_to(pointed):
-    """A word that makes an int64 a pointer to ``pointed``, for `carray`."""
+    """An intrinsic that makes an int64 a pointer to ``pointed``, for `carray`."""
 
     @intrinsic
     def pointer(_typing, _address):
@@ -324,7 +324,7 @@ def _shared_places(task, tile, count):
 
 
 @_compiled_within(fastmath=FAST)
-def _soften(scores, at, length):
+def _softmax(scores, at, length):
     """Make ``scores[at : at + length]`` weights of a softmax, all but the division by their sum, which is returned."""
     greatest = _greatest(scores, at, length)
     total = np.float32(0)
@@ -388,7 +388,7 @@ def _attend(task, qkv, keys, values, out):
             for h in range(heads):
                 for t in range(count):
                     row = h * TILE + t
-                    totals[row] = _soften(scores, row * stride, lengths[tile + t])
+                    totals[row] = _softmax(scores, row * stride, lengths[tile + t])
             for i in range(rows * size):
                 mixed[i] = np.float32(0)
             for place in range(shared):
@@ -657,7 +657,7 @@ def _rescale_float32(tasks):
             _rescale(y, first, last, scales[row], bias, column, task.bias != 0, task.activation)
 
 
-# -- choosing tokens ---------------------------------------------------------------------------------------------------------
+# -- sampling tokens -------------------------------------------------------------------------------------------------------
 
 
 @_compiled_within()
@@ -878,7 +878,7 @@ def _survivors(row, x, tops, vocab_size, greatest, ids, weights, marks):
 
 
 @_compiled_within()
-def _race(row, x, tops, vocab_size, words):
+def _gumbel_argmax(row, x, tops, vocab_size, words):
     """argmax(x / temperature + noise) over the whole vocabulary; only what can still win has its noise made."""
     temperature, n_blocks = row.temperature, _blocks(vocab_size)
     winner, best = -1, -np.inf
@@ -921,7 +921,7 @@ def _edit(row, x, tops):
 
 
 @_compiled_within()
-def _choose_one(row, x, tops, ids, weights, marks, words, vocab_size):
+def _sample_one(row, x, tops, ids, weights, marks, words, vocab_size):
     """The next token of a row from its edited logits, and its log-probability under the distribution sampled from."""
     greatest = _greatest(tops, 0, _blocks(vocab_size))
     if row.temperature == 0:
@@ -932,7 +932,7 @@ def _choose_one(row, x, tops, ids, weights, marks, words, vocab_size):
     count = _survivors(row, x, tops, vocab_size, np.float64(greatest), ids, weights, marks)
     if count < 0:
         mass = _masses(x, vocab_size, greatest, np.float32(1 / row.temperature))[0]
-        token = _race(row, x, tops, vocab_size, words)
+        token = _gumbel_argmax(row, x, tops, vocab_size, words)
     else:
         mass = _weigh(x, ids, weights, count, np.float64(greatest), row.temperature)
         token, best = -1, -np.inf
@@ -944,8 +944,8 @@ def _choose_one(row, x, tops, ids, weights, marks, words, vocab_size):
 
 
 @_compiled_within()
-def _choose(task, logits):
-    """Choose the next token of every row."""
+def _sample(task, logits):
+    """Sample the next token of every row."""
     vocab_size = task.vocab_size
     rows = carray(_row_at(task.rows), task.n_rows)
     order = carray(_int64_at(task.order), task.n_rows)
@@ -971,7 +971,7 @@ def _choose(task, logits):
             if row.n_edits:
                 _edit(row, x, tops)
                 opened = -1
-            token, row.sampler_logprob = _choose_one(row, x, tops, ids, weights, marks, words, vocab_size)
+            token, row.sampler_logprob = _sample_one(row, x, tops, ids, weights, marks, words, vocab_size)
             row.token = token
             raw = np.float64(_widen(logits[row.logits_row * task.stride + token])) if token >= 0 else np.nan
             row.logprob = raw - np.float64(greatest) - np.log(mass)
@@ -997,18 +997,18 @@ def _attend_by(at):
     return attend
 
 
-def _choose_by(at):
-    def choose(tasks):
+def _sample_by(at):
+    def sample(tasks):
         task = carray(tasks, 1)[0]
-        _choose(task, at(task.logits))
+        _sample(task, at(task.logits))
 
-    return choose
+    return sample
 
 
 LOOPS = {
     **{
         (name, dtype): kernel_by(at)
-        for name, kernel_by in {"store": _store_by, "attend": _attend_by, "choose": _choose_by}.items()
+        for name, kernel_by in {"store": _store_by, "attend": _attend_by, "sample": _sample_by}.items()
         for dtype, at in {"float32": _float32_at, "bfloat16": _bfloat16_at}.items()
     },
     ("linear", "bfloat16"): _linear_bfloat16,

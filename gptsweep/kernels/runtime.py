@@ -1,6 +1,6 @@
 """Machine code of the CPU kernels: made of their loops once a machine, kept in a cache directory, and called.
 
-Kernels are for what torch has no fast operation: attention over pages, rows through a layer, choosing tokens. They run inside
+Kernels are for what torch has no fast operation: attention over pages, rows through a layer, sampling tokens. They run inside
 torch's own OpenMP threads: a second pool beside torch's would fight its spinning workers for the cores at every one of the
 dozens of small calls of a step.
 """
