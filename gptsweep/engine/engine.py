@@ -1,7 +1,7 @@
 """Rows in, completions out: one decode loop over rows with settings of their own. It sees token ids, never text.
 
-A step is schedule, forward, choose, advance. What the forward pass works on are sequences, not rows: rows whose ids so far are
-equal ride on one sequence, and part when they choose different tokens. Prefill is a sequence with many pending tokens, decode
+A step is schedule, forward, sample, advance. What the forward pass works on are sequences, not rows: rows whose ids so far are
+equal ride on one sequence, and part when they sample different tokens. Prefill is a sequence with many pending tokens, decode
 one with a single pending token, and both go through the same pass; a sequence that slides its window is simply read again.
 """
 
@@ -33,10 +33,10 @@ from .kv_cache import AttentionMetadata, KVCache, Span, pages_for
 from .sampler import (
     LogitAdjustments,
     adjusted,
-    choose,
-    nanogpt_choice,
+    nanogpt_sample,
     nanogpt_stream,
-    row_settings,
+    row_record,
+    sample,
     sample_by_kernel,
     stream_at,
     summed,
@@ -100,7 +100,7 @@ def windows_read(sampling: Sampling, prompt_tokens: int, new_tokens: int, block_
 
 @dataclass(slots=True)
 class Progress:
-    """What the engine has done: rows now in flight, tokens chosen so far, and at the end if no row stops early from here on.
+    """What the engine has done: rows now in flight, tokens sampled so far, and at the end if no row stops early from here on.
 
     ``windows`` counts those of the tokens for which a whole window was read again. ``window_seconds`` is what reading one
     takes, as measured beforehand; None: there are too few of them, or nobody watches.
@@ -338,7 +338,7 @@ class _Flight:
         if engine.use_kernels:
             self.store = kernels.Kernel("store", engine.cache_dtype)
             self.attend = kernels.Kernel("attend", engine.cache_dtype)
-            self.sample = kernels.Kernel("sample", engine.logits_dtype)
+            self.sampler = kernels.Kernel("sample", engine.logits_dtype)
         self.decode = DecodeSteps(self.model, self.cache) if engine.use_graphs else None
 
     @property
@@ -349,7 +349,7 @@ class _Flight:
         """One more token for every row in flight; the rows that finished with it."""
         self._schedule()
         logits = self._forward()
-        self._choose(logits)
+        self._sample(logits)
         return self._advance()
 
     def requeue(self) -> None:
@@ -395,7 +395,7 @@ class _Flight:
         state = None if lane.generator is None else lane.generator.get_state()
         sums = len(prefix.token_ids), prefix.logprob, prefix.sampler_logprob, prefix.entropy, state
         running = _Running(row, lane, slot, adjustments, stop_matcher, list(prefix.token_ids), sums)
-        self.rows[slot] = row_settings(row)
+        self.rows[slot] = row_record(row)
         if adjustments is not None:
             self.rows["edits"][slot] = adjustments.array.ctypes.data
         self.running[slot] = running
@@ -478,10 +478,10 @@ class _Flight:
         positions, kept = (torch.from_numpy(places).to(device) for places in (metadata.positions, metadata.kept))
         return self.model.hidden(torch.tensor(ids, device=device), positions, attend, kept)
 
-    # -- choose ----------------------------------------------------------------------------------------------------------
+    # -- sample ----------------------------------------------------------------------------------------------------------
 
-    def _choose(self, logits: Tensor) -> None:
-        """Choose every row's next token, into ``rows``."""
+    def _sample(self, logits: Tensor) -> None:
+        """Sample every row's next token, into ``rows``."""
         seated = [(running, place) for place, sequence in enumerate(self.sequences) for running in sequence.members]
         everyone = [running.slot for running, _ in seated]
         self.rows["logits_row"][everyone] = [place for _, place in seated]
@@ -494,17 +494,17 @@ class _Flight:
         slots = np.array([running.slot for running in counter], np.int64)
         if len(slots) and self.engine.use_kernels:
             logits = logits.to(self.engine.logits_dtype).contiguous()
-            sample_by_kernel(self.sample, logits, self.rows, slots, self.engine.vocab_size)
+            sample_by_kernel(self.sampler, logits, self.rows, slots, self.engine.vocab_size)
         elif len(slots):
             chosen = self.rows[slots]
             adjustments = [None if r.adjustments is None else r.adjustments.array[: len(r.adjustments)] for r in counter]
-            choose(logits[:, : self.engine.vocab_size], chosen, adjustments)
+            sample(logits[:, : self.engine.vocab_size], chosen, adjustments)
             self.rows[slots] = chosen
         for running in streams:
             self._draw(running, logits[self.rows["logits_row"][running.slot]].float().cpu())
 
     def _draw(self, running: _Running, logits: Tensor) -> None:
-        """Choose the next token of a row with ``rng=torch``."""
+        """Sample the next token of a row with ``rng=torch``."""
         record = self.rows[running.slot : running.slot + 1]
         if not logits.isfinite().all():
             record["logprob"] = torch.nan
@@ -515,7 +515,7 @@ class _Flight:
         if running.adjustments is not None:
             logits = adjusted(logits, record[0], running.adjustments.array[: len(running.adjustments)])
         assert running.lane.generator is not None
-        token, sampler_logprob = nanogpt_choice(logits, running.row.sampling, running.lane.generator)
+        token, sampler_logprob = nanogpt_sample(logits, running.row.sampling, running.lane.generator)
         record["token"], record["sampler_logprob"] = token, sampler_logprob
         record["logprob"] = float(logprobs[token])
         record["entropy"] = float(summed(torch.special.entr(logprobs.exp())))

@@ -27,7 +27,7 @@ _SUMMED_AT_ONCE = 32768
 """torch gives a part of a longer sum to each thread, so its bits would depend on how many there are."""
 
 
-def row_settings(row: Row) -> tuple[Any, ...]:
+def row_record(row: Row) -> tuple[Any, ...]:
     """The `ROW` record of a row that has no token yet."""
     s = row.sampling
     return (
@@ -71,13 +71,13 @@ class LogitAdjustments:
         return self.array[place]
 
 
-# -- the choice --------------------------------------------------------------------------------------------------------------
+# -- sampling ----------------------------------------------------------------------------------------------------------------
 
 
-def choose(
+def sample(
     logits: Tensor, rows: np.ndarray[Any, np.dtype[Any]], adjustments: list[np.ndarray[Any, np.dtype[Any]] | None]
 ) -> None:
-    """Choose the next token of every row, and write it and its statistics into ``rows``.
+    """Sample the next token of every row, and write it and its statistics into ``rows``.
 
     The order is Hugging Face's and vLLM's: logit_bias, repetition, frequency and presence penalty, temperature, top_k, top_p,
     min_p; then argmax(logits / temperature + noise).
@@ -119,14 +119,14 @@ def choose(
 def sample_by_kernel(
     kernel: Kernel, logits: Tensor, rows: npt.NDArray[Any], order: npt.NDArray[np.int64], vocab_size: int
 ) -> None:
-    """`choose` by a kernel, for ``rows[order]``, in place.
+    """`sample` by a kernel, for ``rows[order]``, in place.
 
     Args:
-        kernel: the kernel ``sample`` in the dtype of ``logits``.
+        kernel: ``sample`` in the dtype of ``logits``.
         logits: ``[sequences, at least vocab_size]``.
         rows: `ROW` records; their ``edits`` are the addresses of arrays that still live.
         order: ``[rows]``, places in ``rows``; those with the same logits one after another.
-        vocab_size: tokens that may be chosen.
+        vocab_size: ids from here on are never sampled.
     """
     places = (-(-vocab_size // BLOCK) + 1) * BLOCK
     kernel(
@@ -249,7 +249,7 @@ def _state_after_nanogpt_weights(config: GPTConfig, seed: int) -> Tensor:
     return generator.get_state()
 
 
-def nanogpt_choice(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[int, float]:
+def nanogpt_sample(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[int, float]:
     """The next token as nanoGPT's ``generate`` draws it: top_k, a softmax over the whole vocabulary, ``multinomial``.
 
     Args:
