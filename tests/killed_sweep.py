@@ -23,7 +23,8 @@ import torch
 from sweeps import samples_of
 
 from gptsweep.__main__ import main
-from gptsweep.engine import engine
+from gptsweep.engine.scheduler import Scheduler
+from gptsweep.records import Completion
 from gptsweep.run import session
 from gptsweep.store.unfinished import SECONDS, Unfinished
 
@@ -40,14 +41,14 @@ counts = np.frombuffer(mmap.mmap(-1, 16), np.int64)
 
 
 def count() -> None:
-    real = engine._Flight.step
+    real = Scheduler.postprocess
 
-    def step(flight: Any) -> Any:
-        finished = real(flight)
-        counts[:] += 1, len(flight.running) + len(finished)
+    def postprocess(scheduler: Scheduler) -> list[Completion]:
+        finished = real(scheduler)
+        counts[:] += 1, len(scheduler.running) + len(finished)
         return finished
 
-    engine._Flight.step = step  # type: ignore[method-assign]
+    Scheduler.postprocess = postprocess  # type: ignore[method-assign]
     Unfinished.__init__.__defaults__ = (lambda: int(counts[0]) * SECONDS / STEPS,)  # type: ignore[misc]
 
 

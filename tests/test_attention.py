@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gptsweep.engine.attention import paged_attention_by_kernels
-from gptsweep.engine.kv_cache import AttentionMetadata, KVCache, Span
+from gptsweep.engine.attention import AttentionMetadata, paged_attention_by_kernels
+from gptsweep.engine.kv_cache import KVCache, Span
 from gptsweep.kernels import runtime as kernels
 from gptsweep.kernels.abi import HEADS, PAGE, TILE
 from gptsweep.models.gpt2 import GPTConfig
@@ -28,7 +28,9 @@ class Sequences:
         beginning = torch.randn(shared, 3 * self.config.n_embd, generator=generator)
         ends = [torch.randn(count, 3 * self.config.n_embd, generator=generator) for count in own]
         self.qkv = [torch.cat([beginning, end]).to(dtype) for end in ends]
-        self.cache = KVCache(self.config, n_pages=16 * len(own), n_tables=len(own), dtype=dtype, device=torch.device("cpu"))
+        self.cache = KVCache(
+            self.config, n_pages=16 * len(own), n_block_tables=len(own), dtype=dtype, device=torch.device("cpu")
+        )
         self.store, self.kernel = (kernels.Kernel(name, dtype) for name in ("store", "attend"))
 
     def read(self) -> list[Tensor]:

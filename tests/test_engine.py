@@ -18,9 +18,12 @@ from model_files import need_packed
 from torch import Tensor
 
 from gptsweep.engine import engine as engine_module
+from gptsweep.engine.attention import AttentionMetadata
+from gptsweep.engine.backend import BackendProgress, Workload
 from gptsweep.engine.cuda_graphs import DecodeSteps
-from gptsweep.engine.engine import Engine, Progress, Workload
-from gptsweep.engine.kv_cache import AttentionMetadata, KVCache, Span
+from gptsweep.engine.engine import Engine
+from gptsweep.engine.kv_cache import KVCache, Span
+from gptsweep.engine.scheduler import Scheduler
 from gptsweep.errors import ModelError
 from gptsweep.kernels.abi import PAGE
 from gptsweep.models.gpt2 import GPT, GPTConfig
@@ -209,7 +212,7 @@ def test_rows_that_wait_start_in_order_and_take_the_place_of_finished_ones() -> 
     rows = [row((i % VOCAB,), sample_index=i, max_new_tokens=1 + i % 5) for i in range(20)]
     most = 0
 
-    def watch(progress: Progress) -> None:
+    def watch(progress: BackendProgress) -> None:
         nonlocal most
         most = max(most, progress.rows_in_flight)
 
@@ -236,7 +239,7 @@ def test_rows_are_taken_only_when_there_is_room() -> None:
 
 
 def test_what_finished_in_a_step_is_handed_on_before_the_run_may_end() -> None:
-    def interrupt(_progress: Progress) -> None:
+    def interrupt(_progress: BackendProgress) -> None:
         raise KeyboardInterrupt
 
     completions = engine_of().run([row(max_new_tokens=1)], on_step=interrupt)
@@ -322,39 +325,39 @@ def test_the_log_says_once_what_crossing_the_context_will_cost(caplog: pytest.Lo
 
 
 class Books:
-    """Checks, after every step, that each page is free or used by just the tables that say so."""
+    """Checks, after every step, that each page is free or used by just the block tables that say so."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.flights: list[Any] = []
-        flights, begin = self.flights, engine_module._Flight.__init__
+        self.schedulers: list[Any] = []
+        schedulers, begin = self.schedulers, Scheduler.__init__
 
-        def noted(flight: Any, *arguments: Any) -> None:
-            begin(flight, *arguments)
-            flights.append(flight)
+        def noted(scheduler: Any, *arguments: Any, **settings: Any) -> None:
+            begin(scheduler, *arguments, **settings)
+            schedulers.append(scheduler)
 
-        monkeypatch.setattr(engine_module._Flight, "__init__", noted)
+        monkeypatch.setattr(Scheduler, "__init__", noted)
 
-    def check(self, _progress: Progress | None = None) -> None:
-        flight = self.flights[-1]
-        cache = flight.cache
+    def check(self, _progress: BackendProgress | None = None) -> None:
+        scheduler = self.schedulers[-1]
+        cache = scheduler.cache
         users = np.zeros_like(cache._users)
-        for table, count in enumerate(cache.page_count):
-            np.add.at(users, cache.tables[table, :count], 1)
+        for block_table, count in enumerate(cache.page_count):
+            np.add.at(users, cache.block_tables[block_table, :count], 1)
         assert (users == cache._users).all()
         assert sorted(cache._free) == np.flatnonzero(users == 0).tolist()
-        assert len(flight.free_slots) + len(flight.running) == len(flight.rows)
-        tables = [sequence.table for sequence in (*flight.sequences, *flight.held.values())]
-        assert sorted([*flight.free_tables, *tables]) == list(range(len(cache.page_count)))
+        assert len(scheduler.free_slots) + len(scheduler.running) == len(scheduler.records)
+        block_tables = [sequence.block_table for sequence in (*scheduler.sequences, *scheduler.prefix_cache.values())]
+        assert sorted([*scheduler.free_block_tables, *block_tables]) == list(range(len(cache.page_count)))
 
     def close(self) -> None:
-        """At the end only held prompts have pages left."""
-        flight = self.flights[-1]
-        assert not flight.running
-        assert not flight.sequences
-        for holder in flight.held.values():
-            flight._close(holder.table)
-        assert flight.cache.free_pages == flight.cache.keys.shape[1]
-        assert len(flight.free_tables) == len(flight.cache.page_count)
+        """At the end only cached prompts have pages left."""
+        scheduler = self.schedulers[-1]
+        assert not scheduler.running
+        assert not scheduler.sequences
+        for cached in scheduler.prefix_cache.values():
+            scheduler._release(cached.block_table)
+        assert scheduler.cache.free_pages == scheduler.cache.keys.shape[1]
+        assert len(scheduler.free_block_tables) == len(scheduler.cache.page_count)
 
 
 @settings(max_examples=15)
@@ -367,7 +370,7 @@ def test_no_page_is_lost_or_freed_twice(rows: list[Row], max_rows: int) -> None:
         books.close()
 
 
-def test_more_prompts_than_are_held_are_forgotten_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_prompts_than_the_prefix_cache_holds_leave_it_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
     books = Books(monkeypatch)
     rows = [row((i % 40, 1, 2), sample_index=i, max_new_tokens=3) for i in range(120)]
     assert len(list(engine_of(max_rows=5).run(rows, on_step=books.check))) == 120
@@ -476,7 +479,7 @@ def test_steps_of_static_shape_give_what_the_twins_are(rows: list[Row]) -> None:
 
 def test_padding_of_a_step_touches_no_sequence() -> None:
     model = plain.peaked_gpt(CONFIG)
-    cache = KVCache(CONFIG, n_pages=8, n_tables=3, dtype=torch.float32, device=torch.device("cpu"))
+    cache = KVCache(CONFIG, n_pages=8, n_block_tables=3, dtype=torch.float32, device=torch.device("cpu"))
     steps = DecodeSteps(model, cache)
     pages_before = set(range(8)) - {steps.spare}
     for position in range(20):
@@ -484,7 +487,7 @@ def test_padding_of_a_step_touches_no_sequence() -> None:
         cache.extend(spans)
         with torch.inference_mode():
             steps([position % 5, 7, 9], AttentionMetadata.of(spans))
-    used = {int(page) for table in range(3) for page in cache.tables[table, : cache.page_count[table]]}
+    used = {int(page) for table in range(3) for page in cache.block_tables[table, : cache.page_count[table]]}
     assert steps.spare not in used
     assert all(not cache.keys[:, page].any() for page in pages_before - used)
 

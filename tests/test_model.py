@@ -12,8 +12,8 @@ from model_files import hf_weights, need_packed
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gptsweep.engine.attention import paged_attention, paged_attention_by_kernels
-from gptsweep.engine.kv_cache import AttentionMetadata, KVCache, Span
+from gptsweep.engine.attention import AttentionMetadata, paged_attention, paged_attention_by_kernels
+from gptsweep.engine.kv_cache import KVCache, Span
 from gptsweep.kernels import runtime as kernels
 from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.models.linear import pack
@@ -74,17 +74,17 @@ def cached_logits(
     model: GPT, sequences: list[Tensor], passes: Callable[..., list[list[Span]]], use_kernels: bool
 ) -> list[dict[int, Tensor]]:
     """Logits by position, of the last token of every span, for every sequence."""
-    cache = KVCache(model.config, n_pages=64, n_tables=len(sequences), dtype=torch.float32, device=torch.device("cpu"))
+    cache = KVCache(model.config, n_pages=64, n_block_tables=len(sequences), dtype=torch.float32, device=torch.device("cpu"))
     store, attend = (kernels.Kernel(name, torch.float32) for name in ("store", "attend"))
     found: list[dict[int, Tensor]] = [{} for _ in sequences]
     for spans in passes(cache, sequences):
         cache.extend(spans)
         metadata = AttentionMetadata.of(spans)
         how = paged_attention_by_kernels(cache, metadata, store, attend) if use_kernels else paged_attention(cache, metadata)
-        ids = torch.cat([sequences[span.table][span.begin : span.end] for span in spans])
+        ids = torch.cat([sequences[span.block_table][span.begin : span.end] for span in spans])
         hidden = model.hidden(ids, torch.from_numpy(metadata.positions), how, torch.from_numpy(metadata.kept))
         for span, logits in zip(spans, model.logits(hidden), strict=True):
-            found[span.table][span.end - 1] = logits
+            found[span.block_table][span.end - 1] = logits
     return found
 
 
@@ -154,17 +154,17 @@ def test_bfloat16_stays_near_float32() -> None:
 
 def test_a_fork_shares_pages_until_one_of_the_two_writes() -> None:
     config = GPTConfig(block_size=64, vocab_size=65, n_layer=1, n_head=1, n_embd=4)
-    cache = KVCache(config, n_pages=8, n_tables=3, dtype=torch.float32, device=torch.device("cpu"))
+    cache = KVCache(config, n_pages=8, n_block_tables=3, dtype=torch.float32, device=torch.device("cpu"))
     cache.extend([Span(0, 0, 20)])
-    cache.keys[:, cache.tables[0, 1]] = 5.0
+    cache.keys[:, cache.block_tables[0, 1]] = 5.0
     cache.fork(0, 1, 20)
     assert cache.free_pages == 6
-    assert (cache.tables[0, :2] == cache.tables[1, :2]).all()
+    assert (cache.block_tables[0, :2] == cache.block_tables[1, :2]).all()
     cache.extend([Span(1, 20, 21)])
     assert cache.free_pages == 5
-    assert cache.tables[0, 0] == cache.tables[1, 0]
-    assert cache.tables[0, 1] != cache.tables[1, 1]
-    assert (cache.keys[:, cache.tables[1, 1]] == 5.0).all()
+    assert cache.block_tables[0, 0] == cache.block_tables[1, 0]
+    assert cache.block_tables[0, 1] != cache.block_tables[1, 1]
+    assert (cache.keys[:, cache.block_tables[1, 1]] == 5.0).all()
     cache.release(0)
     cache.release(1)
     assert cache.free_pages == 8

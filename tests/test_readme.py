@@ -18,7 +18,7 @@ from model_files import TINY, random_gpt, save_hf, save_meta, save_nanogpt
 import gptsweep.__main__
 import gptsweep.review
 from gptsweep.config import CONF_DIR, choices, point_from_config, register
-from gptsweep.engine.engine import windows_read
+from gptsweep.engine.backend import windows_read
 from gptsweep.prompts import read_prompts
 
 ROOT = Path(__file__).parent.parent

@@ -407,8 +407,8 @@ def test_out_of_memory_halves_the_rows_in_flight(run: Run, place: Path, monkeypa
     real, sizes = engine.KVCache, []
 
     def small(*arguments: Any, **settings: Any) -> Any:
-        sizes.append(settings["n_tables"])
-        if settings["n_tables"] > 3:
+        sizes.append(settings["n_block_tables"])
+        if settings["n_block_tables"] > 3:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
         return real(*arguments, **settings)
 

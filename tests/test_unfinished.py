@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from sweeps import Run, samples_of, save_checkpoint
 from test_engine import DTYPES, POOL, VOCAB, model_in, row, rows_of_all_kinds
 
-from gptsweep.engine import engine as engine_module
-from gptsweep.engine.engine import Engine, Progress
+from gptsweep.engine.backend import BackendProgress
+from gptsweep.engine.engine import Engine
+from gptsweep.engine.scheduler import Scheduler, SharedSequence
 from gptsweep.errors import Interrupted
 from gptsweep.models.gpt2 import GPT
 from gptsweep.models.linear import can_pack
@@ -65,7 +66,7 @@ def run_in_pieces(pieces: Iterable[tuple[Engine, int]], rows: Sequence[Row]) -> 
         count = itertools.count(1)
         kept: list[tuple[Row, Prefix]] = []
 
-        def step(progress: Progress, steps: int = steps, count: Any = count, kept: Any = kept) -> None:
+        def step(progress: BackendProgress, steps: int = steps, count: Any = count, kept: Any = kept) -> None:
             if next(count) == steps:
                 kept += progress.unfinished()
                 raise StopError
@@ -122,7 +123,7 @@ def test_rows_that_agree_go_on_together_and_read_what_they_share_once(passes: li
     rows += [row(prompt, sample_index=i, max_new_tokens=5) for i in range(6)]
     engine, kept = engine_of(), []
 
-    def step(progress: Progress) -> None:
+    def step(progress: BackendProgress) -> None:
         if len(passes) == 3:
             kept.extend(progress.unfinished())
             raise StopError
@@ -150,7 +151,7 @@ def test_memory_that_runs_out_costs_no_token(monkeypatch: pytest.MonkeyPatch) ->
             raise MemoryError
         return hidden(self, *arguments)
 
-    def step(progress: Progress) -> None:
+    def step(progress: BackendProgress) -> None:
         nonlocal sampled
         sampled = progress.tokens
 
@@ -183,17 +184,21 @@ class Sampled:
         self.tokens = self.steps = 0
         self.stop_at: int | None = None
         self.ending: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGINT)
-        real = engine_module._Flight.step
+        schedule, postprocess = Scheduler.schedule, Scheduler.postprocess
 
-        def step(flight: Any) -> list[Completion]:
+        def begin(scheduler: Scheduler) -> list[SharedSequence]:
             self.steps += 1
             if self.steps == self.stop_at:
                 self.ending()
-            finished = real(flight)
-            self.tokens += len(flight.running) + len(finished)
+            return schedule(scheduler)
+
+        def end(scheduler: Scheduler) -> list[Completion]:
+            finished = postprocess(scheduler)
+            self.tokens += len(scheduler.running) + len(finished)
             return finished
 
-        monkeypatch.setattr(engine_module._Flight, "step", step)
+        monkeypatch.setattr(Scheduler, "schedule", begin)
+        monkeypatch.setattr(Scheduler, "postprocess", end)
 
 
 @pytest.fixture

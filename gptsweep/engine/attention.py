@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,10 +14,32 @@ from torch import Tensor
 
 from ..kernels.abi import HEADS, PAGE, TILE
 from ..models.gpt2 import Attend
-from .kv_cache import AttentionMetadata, Ints, KVCache
+from .kv_cache import Ints, KVCache, Span
 
 if TYPE_CHECKING:  # numba has no wheel for some platforms
     from ..kernels.runtime import Kernel
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionMetadata:
+    """Where the tokens of one forward pass are, sequence after sequence.
+
+    ``block_tables`` and ``positions`` are ``int64 [tokens]``: each token's block table and its position in the sequence.
+    ``kept`` is ``int64 [sequences]``: the index in the pass of each sequence's last token.
+    """
+
+    block_tables: Ints
+    positions: Ints
+    kept: Ints
+
+    @classmethod
+    def of(cls, spans: Sequence[Span]) -> AttentionMetadata:
+        """The tokens of ``spans``, in order."""
+        tables, begins, ends = np.array(spans, np.int64).T
+        counts = ends - begins
+        kept = counts.cumsum() - 1
+        positions = np.arange(kept[-1] + 1) - np.repeat(kept + 1 - ends, counts)
+        return cls(np.repeat(tables, counts), positions, kept)
 
 
 def paged_attention(cache: KVCache, metadata: AttentionMetadata) -> Attend:
@@ -24,8 +48,8 @@ def paged_attention(cache: KVCache, metadata: AttentionMetadata) -> Attend:
     Every token sums over as many positions as the longest in the pass, so its bits depend on its neighbours.
     """
     config, device = cache.config, cache.keys.device
-    tables = torch.from_numpy(cache.tables).to(device)
-    pages = torch.from_numpy(cache.tables[metadata.block_tables, metadata.positions // PAGE].astype(np.int64)).to(device)
+    tables = torch.from_numpy(cache.block_tables).to(device)
+    pages = torch.from_numpy(cache.block_tables[metadata.block_tables, metadata.positions // PAGE].astype(np.int64)).to(device)
     offsets = torch.from_numpy(metadata.positions % PAGE).to(device)
 
     def attend(layer: int, qkv: Tensor) -> Tensor:
@@ -55,18 +79,18 @@ def paged_attention_by_kernels(cache: KVCache, metadata: AttentionMetadata, stor
         attend_kernel: the kernel ``attend`` in that dtype.
     """
     config = cache.config
-    lanes, max_pages = cache.keys.shape[-1], cache.tables.shape[1]
+    lanes, max_pages = cache.keys.shape[-1], cache.block_tables.shape[1]
     n_tokens = len(metadata.positions)
     layer_bytes = cache.keys[0].numel() * cache.keys.element_size()
     shape = {"n_tokens": n_tokens, "width": config.n_embd, "n_head": config.n_head, "head_lanes": lanes, "max_pages": max_pages}
-    pages = cache.tables[metadata.block_tables, metadata.positions // PAGE].astype(np.int64)
+    pages = cache.block_tables[metadata.block_tables, metadata.positions // PAGE].astype(np.int64)
     offsets = metadata.positions % PAGE
     alone = len(metadata.kept) == n_tokens  # no token sees another of this pass, and each can store its own just before
     if not alone:
         store.set(**shape, pages=pages, offsets=offsets, chunk=16)
     # A thread's own: queries, what is mixed of values, scores and their sums, of some heads of a tile.
     scratch = 4 * HEADS * TILE * (2 * lanes + max_pages * PAGE + 1)
-    attend_kernel.set(**shape, pages=pages, offsets=offsets, tables=cache.tables, stores=alone, scratch=scratch)
+    attend_kernel.set(**shape, pages=pages, offsets=offsets, tables=cache.block_tables, stores=alone, scratch=scratch)
 
     def keep(tokens: Ints) -> None:
         attend_kernel.set(

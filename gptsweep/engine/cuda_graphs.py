@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..kernels.abi import PAGE
 from ..models.gpt2 import GPT
-from .kv_cache import AttentionMetadata, Ints, KVCache, pages_for
+from .attention import AttentionMetadata
+from .kv_cache import Ints, KVCache, pages_for
 
 _FEWEST_SEQUENCES = 8
 _FEWEST_PAGES = 4
@@ -60,7 +61,7 @@ class DecodeSteps:
         step = self._steps[shape]
         inputs = self._idle(*shape)
         inputs[:count, 0], inputs[:count, 1] = ids, metadata.positions
-        inputs[:count, 2 : 2 + pages] = self.cache.tables[metadata.block_tables, :pages]
+        inputs[:count, 2 : 2 + pages] = self.cache.block_tables[metadata.block_tables, :pages]
         step.inputs.copy_(torch.from_numpy(inputs))
         step.run()
         return step.hidden()[:count]

@@ -1,13 +1,12 @@
-"""Keys and values of what has been read, in pages; `attention` reads them.
+"""Paged keys and values, and the block tables that say which pages a sequence uses; `attention` reads them.
 
-A page holds `PAGE` positions of one sequence in every layer. Sequences that begin alike share pages: a fork copies a page
-table, not keys and values, and a shared page is copied only when someone is about to write into it.
+A page holds `PAGE` positions of one sequence in every layer. Sequences that begin alike share pages: a fork copies a block
+table, not keys and values, and a shared page is copied only before something is written into it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -22,48 +21,55 @@ Ints = npt.NDArray[np.int64]
 
 
 class Span(NamedTuple):
-    """Consecutive tokens of one sequence that a step reads: table ``table``, positions ``begin`` to ``end`` exclusive."""
+    """Consecutive tokens of one sequence that a step reads: positions ``begin`` to ``end``, exclusive."""
 
-    table: int
+    block_table: int
     begin: int
     end: int
 
 
 class KVCache:
-    """Pages of keys and values, and the page tables of the sequences that use them.
+    """Pages of keys and values, and the block tables of the sequences that use them.
 
     Args:
         config: the model's shape.
         n_pages: pages in all.
-        n_tables: sequences that can be held at once.
+        n_block_tables: sequences that fit at once; a block table is named by its index.
         dtype: of the keys and values.
         device: where they are.
+
+    Attributes:
+        keys, values: ``[layers, pages, heads, PAGE, padded head size]``; kernels lay a page out in their own way.
+        block_tables: ``int32 [n_block_tables, pages of a full context]``, pages by position.
+        page_count: ``int64 [n_block_tables]``, how many of them are in use.
     """
 
-    def __init__(self, config: GPTConfig, *, n_pages: int, n_tables: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: GPTConfig, *, n_pages: int, n_block_tables: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self.config = config
-        # How a page is laid out is for the attention alone to know; kernels want whole vectors.
+        # The head size is padded for kernels, which read whole vectors.
         shape = (config.n_layer, n_pages, config.n_head, PAGE, PAGE * pages_for(config.head_size))
-        # Zeros, as `paged_attention` gives what lies beyond a sequence's end the weight 0, which NaN would survive.
+        # Zeros: plain attention multiplies what lies beyond a sequence's end by 0, and NaN times 0 is NaN.
         self.keys, self.values = (_zeros(shape, dtype, device) for _ in range(2))
-        self.tables = np.zeros((n_tables, -(-config.block_size // PAGE)), np.int32)
-        self.page_count = np.zeros(n_tables, np.int64)
+        self.block_tables = np.zeros((n_block_tables, -(-config.block_size // PAGE)), np.int32)
+        self.page_count = np.zeros(n_block_tables, np.int64)
         self._users = np.zeros(n_pages, np.int32)
         self._free = list(range(n_pages - 1, -1, -1))
 
     @property
     def free_pages(self) -> int:
-        """Pages that nobody uses."""
+        """How many pages no sequence uses."""
         return len(self._free)
 
     def take(self) -> int:
-        """A page for the caller's own use, for good."""
+        """Take a page out of the pool for good; the caller owns it."""
         page = self._free.pop()
         self._users[page] = 1
         return page
 
     def write(self, layer: int, qkv: Tensor, pages: Tensor, offsets: Tensor) -> Tensor:
-        """Put keys and values of tokens into their pages, position by position; kernels lay them out in another way.
+        """Write keys and values of tokens into their pages, one position after another.
 
         Args:
             layer: of the model.
@@ -85,71 +91,53 @@ class KVCache:
         return keys.transpose(1, 2).flatten(2, 3), values.transpose(1, 2).flatten(2, 3)
 
     def extend(self, spans: Sequence[Span]) -> None:
-        """Give each span's sequence pages of its own for the span's positions; there is one span of a sequence at most."""
+        """Give each span's sequence pages of its own for the span's positions.
+
+        Args:
+            spans: at most one of a sequence.
+        """
         tables, begins, ends = np.array(spans, np.int64).T
         first, counts, needed = begins // PAGE, self.page_count[tables], -(-ends // PAGE)
-        shared = (first < counts) & (self._users[self.tables[tables, first]] > 1)
-        for table, place in zip(tables[shared].tolist(), first[shared].tolist(), strict=True):
-            if self._users[self.tables[table, place]] > 1:  # not so for the last of those that shared it
-                self._unshare(table, place)
+        shared = (first < counts) & (self._users[self.block_tables[tables, first]] > 1)
+        for block_table, place in zip(tables[shared].tolist(), first[shared].tolist(), strict=True):
+            if self._users[self.block_tables[block_table, place]] > 1:  # the last sequence that shared it keeps it
+                self._unshare(block_table, place)
         grown = counts < needed
-        for table, count, end in zip(tables[grown].tolist(), counts[grown].tolist(), needed[grown].tolist(), strict=True):
+        for block_table, count, end in zip(tables[grown].tolist(), counts[grown].tolist(), needed[grown].tolist(), strict=True):
             pages = [self._free.pop() for _ in range(count, end)]
             self._users[pages] = 1
-            self.tables[table, count:end] = pages
+            self.block_tables[block_table, count:end] = pages
         self.page_count[tables] = needed
 
-    def _unshare(self, table: int, place: int) -> None:
-        page, copy = int(self.tables[table, place]), self._free.pop()
+    def _unshare(self, block_table: int, place: int) -> None:
+        page, copy = int(self.block_tables[block_table, place]), self._free.pop()
         self.keys[:, copy] = self.keys[:, page]
         self.values[:, copy] = self.values[:, page]
         self._users[page] -= 1
         self._users[copy] = 1
-        self.tables[table, place] = copy
+        self.block_tables[block_table, place] = copy
 
     def fork(self, source: int, target: int, length: int) -> None:
-        """Let ``target``, which is empty, begin with the first ``length`` positions of ``source``."""
+        """Let the empty ``target`` begin with the first ``length`` positions of ``source``; they share the pages."""
         count = -(-length // PAGE)
-        self.tables[target, :count] = self.tables[source, :count]
+        self.block_tables[target, :count] = self.block_tables[source, :count]
         self.page_count[target] = count
-        self._users[self.tables[source, :count]] += 1
+        self._users[self.block_tables[source, :count]] += 1
 
-    def release(self, table: int) -> None:
-        """Forget a sequence; its pages that nobody else uses become free."""
-        pages = self.tables[table, : self.page_count[table]]
+    def release(self, block_table: int) -> None:
+        """Empty a block table, and free its pages that no other sequence uses."""
+        pages = self.block_tables[block_table, : self.page_count[block_table]]
         self._users[pages] -= 1
         self._free.extend(pages[self._users[pages] == 0].tolist())
-        self.page_count[table] = 0
+        self.page_count[block_table] = 0
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros; on a CPU in memory that is not there before it is written to, which `torch.zeros` does at once."""
+    """Zeros; on a CPU the system provides the memory page by page on first write, while `torch.zeros` writes it all at once."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     words = {2: np.int16, 4: np.int32}[dtype.itemsize]
     return torch.from_numpy(np.zeros(shape, words)).view(dtype)
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionMetadata:
-    """Where the tokens of one forward pass are, sequence after sequence.
-
-    ``block_tables`` and ``positions`` are ``int64 [tokens]``: each token's block table and its position in the sequence.
-    ``kept`` is ``int64 [sequences]``: the index in the pass of each sequence's last token.
-    """
-
-    block_tables: Ints
-    positions: Ints
-    kept: Ints
-
-    @classmethod
-    def of(cls, spans: Sequence[Span]) -> AttentionMetadata:
-        """The tokens of ``spans``, in order."""
-        tables, begins, ends = np.array(spans, np.int64).T
-        counts = ends - begins
-        kept = counts.cumsum() - 1
-        positions = np.arange(kept[-1] + 1) - np.repeat(kept + 1 - ends, counts)
-        return cls(np.repeat(tables, counts), positions, kept)
 
 
 def pages_for(positions: int) -> int:

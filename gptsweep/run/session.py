@@ -35,8 +35,8 @@ from ..analysis.metrics import METRICS, text_metrics
 from ..analysis.summary import summarise
 from ..config import point_from_config
 from ..display import get_logger
-from ..engine import engine as engine_module
-from ..engine.engine import Engine, Workload, out_of_memory, windows_read
+from ..engine.backend import BackendProgress, Workload, windows_read
+from ..engine.engine import Engine, out_of_memory
 from ..engine.noise import independent_key
 from ..engine.sampler import stream_at
 from ..errors import ConfigError, DeviceError, GptsweepError, Interrupted, ModelError, PromptError, ResultsError
@@ -349,7 +349,7 @@ Wanted = tuple[Task, tuple[int, int]]
 Prefixes = Mapping[Task, Mapping[tuple[int, int], Prefix]]
 """What unfinished samples have so far."""
 
-OnStep = Callable[[engine_module.Progress, Callable[[], Iterator[tuple[Wanted, Prefix]]]], None]
+OnStep = Callable[[BackendProgress, Callable[[], Iterator[tuple[Wanted, Prefix]]]], None]
 """Takes what the engine has done, and a function that tells at any moment what each unfinished sample has."""
 
 
@@ -402,7 +402,7 @@ def generate(
             outcomes[id(row)] = row, outcome
             yield row
 
-    def step(progress: engine_module.Progress) -> None:
+    def step(progress: BackendProgress) -> None:
         def unfinished() -> Iterator[tuple[Wanted, Prefix]]:
             for row, prefix in progress.unfinished():
                 if id(row) in outcomes:  # else it is being delivered
@@ -720,7 +720,7 @@ class _Batch:
             except Exception as error:
                 yield self._failed(task, error)
 
-    def _on_step(self, engine: engine_module.Progress, in_flight: Callable[[], Iterable[tuple[Wanted, Prefix]]]) -> None:
+    def _on_step(self, engine: BackendProgress, in_flight: Callable[[], Iterable[tuple[Wanted, Prefix]]]) -> None:
         self.in_flight = in_flight
         self._flush()
         self.done.tokens = self.tokens_before + engine.tokens

@@ -1,0 +1,160 @@
+"""The part of a step that computes: forward passes over the pending tokens of sequences, and sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..errors import ModelError
+from ..models.gpt2 import GPT
+from .attention import AttentionMetadata, paged_attention, paged_attention_by_kernels
+from .cuda_graphs import DecodeSteps
+from .kv_cache import KVCache, Span
+from .sampler import adjusted, nanogpt_sample, sample, sample_by_kernel, summed
+from .scheduler import RunningRow, SharedSequence
+
+try:
+    from ..kernels import runtime as kernels
+except ImportError:  # numba has no wheel for this platform
+    kernels = None  # type: ignore[assignment]
+
+HAS_KERNELS = kernels is not None
+_TOKENS_PER_PASS = 2048
+
+Records = npt.NDArray[Any]
+
+
+class ModelRunner:
+    """Runs a model on sequences whose keys and values are in one cache.
+
+    Args:
+        model: on its device, in its dtype, ready for inference.
+        cache: with pages for everything that is pending.
+        vocab_size: ids from here on are never sampled.
+        logits_dtype: of the logits that the kernel ``sample`` reads.
+        use_kernels: compute attention and sampling by CPU kernels, not in plain torch.
+        use_graphs: capture decode steps as CUDA graphs.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        cache: KVCache,
+        *,
+        vocab_size: int,
+        logits_dtype: torch.dtype,
+        use_kernels: bool,
+        use_graphs: bool,
+    ) -> None:
+        self.model, self.cache, self.vocab_size = model, cache, vocab_size
+        self.logits_dtype, self.use_kernels = logits_dtype, use_kernels
+        self.device = model.embedding.device
+        if use_kernels:
+            dtype = cache.keys.dtype
+            self.store, self.attend = kernels.Kernel("store", dtype), kernels.Kernel("attend", dtype)
+            self.sampler = kernels.Kernel("sample", logits_dtype)
+        self.decode = DecodeSteps(model, cache) if use_graphs else None
+
+    def forward_and_sample(self, sequences: list[SharedSequence], records: Records) -> None:
+        """Read the pending tokens, and write every row's next token and its statistics into its record.
+
+        Args:
+            sequences: as `Scheduler.schedule` returns them; they are not changed.
+            records: `ROW` records ``[slots]``.
+
+        Raises:
+            ModelError: the logits hold NaN or infinity.
+        """
+        self._sample(self._forward(sequences), sequences, records)
+
+    def _forward(self, sequences: list[SharedSequence]) -> Tensor:
+        """Logits ``[sequences, vocab_size]`` after the last pending token of each."""
+        ends = {sequence.block_table: sequence.length + len(sequence.pending) for sequence in sequences}
+        last = []
+        for spans, ids in _passes(sequences):
+            hidden = self._hidden(ids, AttentionMetadata.of(spans))
+            last.append(hidden[[i for i, span in enumerate(spans) if span.end == ends[span.block_table]]])
+        return self.model.logits(torch.cat(last))
+
+    def _hidden(self, ids: list[int], metadata: AttentionMetadata) -> Tensor:
+        """Hidden states ``float32 [spans, n_embd]`` after the last token of each span of one pass."""
+        if self.decode is not None and len(ids) == len(metadata.kept):
+            return self.decode(ids, metadata)
+        if self.use_kernels:
+            attend = paged_attention_by_kernels(self.cache, metadata, self.store, self.attend)
+        else:
+            attend = paged_attention(self.cache, metadata)
+        positions, kept = (torch.from_numpy(places).to(self.device) for places in (metadata.positions, metadata.kept))
+        return self.model.hidden(torch.tensor(ids, device=self.device), positions, attend, kept)
+
+    def _sample(self, logits: Tensor, sequences: list[SharedSequence], records: Records) -> None:
+        """Sample every row's next token from its sequence's logits ``[sequences, vocab_size]``."""
+        placed = [(running, place) for place, sequence in enumerate(sequences) for running in sequence.rows]
+        slots = [running.slot for running, _ in placed]
+        records["logits_row"][slots] = [place for _, place in placed]
+        records["position"][slots] = [len(running.token_ids) for running, _ in placed]
+        for running, _ in placed:
+            if running.adjustments is not None:
+                records["n_edits"][running.slot] = len(running.adjustments)
+        self._sample_with_counter([running for running, _ in placed if running.stream.generator is None], logits, records)
+        for running, _ in placed:
+            if running.stream.generator is not None:
+                row_logits = logits[records["logits_row"][running.slot]].float().cpu()
+                self._sample_from_stream(running, running.stream.generator, row_logits, records)
+        done = records[slots]
+        if not np.isfinite(done["logprob"] + done["entropy"]).all():
+            dtype = str(self.model.embedding.dtype).removeprefix("torch.")
+            raise ModelError("device.dtype", dtype, "the model's logits are not numbers; try float32, or check the checkpoint")
+
+    def _sample_with_counter(self, rows: list[RunningRow], logits: Tensor, records: Records) -> None:
+        """Sample for rows with ``rng=counter``."""
+        slots = np.array([running.slot for running in rows], np.int64)
+        if not len(slots):
+            return
+        if self.use_kernels:
+            sample_by_kernel(self.sampler, logits.to(self.logits_dtype).contiguous(), records, slots, self.vocab_size)
+            return
+        some = records[slots]
+        adjustments = [None if r.adjustments is None else r.adjustments.array[: len(r.adjustments)] for r in rows]
+        sample(logits[:, : self.vocab_size], some, adjustments)
+        records[slots] = some
+
+    def _sample_from_stream(self, running: RunningRow, generator: torch.Generator, logits: Tensor, records: Records) -> None:
+        """Sample for a row with ``rng=torch`` from its logits ``float32 [vocab_size]`` on the CPU."""
+        record = records[running.slot : running.slot + 1]
+        if not logits.isfinite().all():
+            record["logprob"] = torch.nan
+            return
+        logits = logits.clone()
+        logits[self.vocab_size :] = -torch.inf
+        logprobs = logits.double().log_softmax(-1)
+        if running.adjustments is not None:
+            logits = adjusted(logits, record[0], running.adjustments.array[: len(running.adjustments)])
+        token, sampler_logprob = nanogpt_sample(logits, running.row.sampling, generator)
+        record["token"], record["sampler_logprob"] = token, sampler_logprob
+        record["logprob"] = float(logprobs[token])
+        record["entropy"] = float(summed(torch.special.entr(logprobs.exp())))
+
+
+def _passes(sequences: list[SharedSequence]) -> Iterator[tuple[list[Span], list[int]]]:
+    """Cut the pending tokens of all sequences into passes of bounded size: spans and the ids in them."""
+    spans: list[Span] = []
+    ids: list[int] = []
+    for sequence in sequences:
+        done = 0
+        while done < len(sequence.pending):
+            taken = min(len(sequence.pending) - done, _TOKENS_PER_PASS - len(ids))
+            begin = sequence.length + done
+            spans.append(Span(sequence.block_table, begin, begin + taken))
+            ids += sequence.pending[done : done + taken]
+            done += taken
+            if len(ids) == _TOKENS_PER_PASS:
+                yield spans, ids
+                spans, ids = [], []
+    if spans:
+        yield spans, ids

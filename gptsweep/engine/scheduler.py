@@ -1,0 +1,377 @@
+"""Decides which rows decode and which token ids the model reads next, and appends what was sampled.
+
+The model reads sequences, not rows: rows whose ids so far are equal share one sequence until they sample different tokens.
+Prefill is a sequence with many pending tokens, decode one with a single pending token. When a full context drops its oldest
+tokens, positions change, so the sequence is read again from its start.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..kernels.abi import PAGE, ROW
+from ..models.gpt2 import GPTConfig
+from ..records import Completion, FinishReason, Prefix, Row
+from .backend import BackendProgress, windows_read
+from .kv_cache import KVCache, Span
+from .sampler import LogitAdjustments, nanogpt_stream, row_record, stream_at
+
+
+@dataclass(slots=True)
+class Stream:
+    """Rows that run one after another: a single row, or with ``rng=torch`` all that draw from one random stream.
+
+    ``prefix`` is what the first of ``rows`` has already.
+    """
+
+    rows: deque[Row]
+    generator: torch.Generator | None = None
+    prefix: Prefix | None = None
+
+
+@dataclass(slots=True, eq=False)
+class RunningRow:
+    """A row that is decoding. ``slot`` is its place in `Scheduler.records`.
+
+    ``sums`` holds a number of tokens; their summed logprob, sampler logprob and entropy in nats; and the state of the stream
+    after them. It is replaced as a whole, so that its parts agree whenever another thread or a signal handler reads it.
+    """
+
+    row: Row
+    stream: Stream
+    slot: int
+    adjustments: LogitAdjustments | None
+    stop_matcher: Callable[[int], bool] | None
+    token_ids: list[int]
+    sums: tuple[int, float, float, float, Tensor | None]
+
+    def append(self, token: int, logprob: float, sampler_logprob: float, entropy: float) -> FinishReason | None:
+        """Append a sampled token. Returns why the row is finished, or None."""
+        self.token_ids.append(token)
+        _, a, b, c, _ = self.sums
+        state = None if self.stream.generator is None else self.stream.generator.get_state()
+        self.sums = len(self.token_ids), a + logprob, b + sampler_logprob, c + entropy, state
+        if self.row.sampling.stop_at_eot and token == self.row.eot_id:
+            return "eot"
+        if self.stop_matcher is not None and self.stop_matcher(token):
+            return "stop"
+        if len(self.token_ids) == self.row.sampling.max_new_tokens:
+            return "length"
+        if self.adjustments is not None:
+            self.adjustments.add(token)
+        return None
+
+    @property
+    def prefix(self) -> Prefix:
+        """What the row has so far."""
+        n, logprob, sampler_logprob, entropy, state = self.sums
+        return Prefix(
+            token_ids=tuple(self.token_ids[:n]),
+            logprob=logprob,
+            sampler_logprob=sampler_logprob,
+            entropy=entropy,
+            stream=None if state is None else state.numpy().tobytes(),
+        )
+
+    def completion(self, reason: FinishReason) -> Completion:
+        """The finished row."""
+        n, logprob, sampler_logprob, entropy, _ = self.sums
+        return Completion(
+            row=self.row,
+            token_ids=tuple(self.token_ids),
+            finish_reason=reason,
+            logprob_mean=logprob / n,
+            sampler_logprob_mean=sampler_logprob / n,
+            entropy_mean=entropy / n,
+        )
+
+
+@dataclass(slots=True, eq=False)
+class SharedSequence:
+    """Token ids that the model reads once for all ``rows``: ``length`` of them are in the cache, and ``pending`` come next.
+
+    ``prompt`` is the prompt to add to the prefix cache once ``pending`` has been read; empty: none.
+    """
+
+    block_table: int
+    length: int
+    pending: list[int]
+    rows: list[RunningRow]
+    prompt: tuple[int, ...] = ()
+
+
+class WaitingQueue:
+    """The streams that wait, made from rows no earlier than they are asked for.
+
+    Args:
+        rows: the rows, in the order in which they start; those of one random stream come one after another.
+        config: the model's shape, on which the state of nanoGPT's random stream depends.
+    """
+
+    def __init__(self, rows: Iterable[Row], config: GPTConfig) -> None:
+        self._returned: deque[Stream] = deque()
+        self._streams = _streams(rows, config)
+
+    def __bool__(self) -> bool:
+        if not self._returned:
+            self._returned.extend(itertools.islice(self._streams, 1))
+        return bool(self._returned)
+
+    def pop(self) -> Stream:
+        """Take the first stream; there must be one."""
+        return self._returned.popleft()
+
+    def push_front(self, stream: Stream) -> None:
+        """Make ``stream`` the first."""
+        self._returned.appendleft(stream)
+
+    def begun(self) -> list[tuple[Row, Prefix]]:
+        """The waiting rows that have a prefix, with it."""
+        return [(stream.rows[0], stream.prefix) for stream in self._returned if stream.prefix is not None]
+
+
+def _streams(rows: Iterable[Row], config: GPTConfig) -> Iterator[Stream]:
+    """A stream for each row; rows with ``rng=torch`` that differ in nothing but sample_index share one."""
+
+    def key(row: Row) -> object:
+        return row if row.sampling.rng == "counter" else (row.sampling, row.noise_key, row.prompt_index, row.prompt_ids)
+
+    for _, group in itertools.groupby(rows, key):
+        together = deque(group)
+        prefix = together[0].prefix
+        if together[0].sampling.rng == "counter":
+            yield from (Stream(deque([row]), None, row.prefix) for row in together)
+        elif prefix is None or prefix.stream is None:
+            yield Stream(together, nanogpt_stream(config, together[0].noise_key))
+        else:
+            yield Stream(together, stream_at(prefix.stream), prefix)
+
+
+class Scheduler:
+    """Starts rows, tells which sequences to read, and appends sampled tokens. One lives until its rows end or memory runs out.
+
+    Args:
+        waiting: the rows to decode.
+        cache: empty, with a block table for each of ``max_rows`` rows and ``max_cached_prompts`` prompts.
+        max_rows: rows that decode together at most.
+        max_cached_prompts: size of the prefix cache.
+        block_size: tokens in a full context.
+        vocab_size: token ids are below it.
+        progress: updated after each step.
+
+    Attributes:
+        records: `ROW` records ``[max_rows]``; a running row's is at its slot.
+        sequences: what the model reads in this step.
+        running: the running rows by slot.
+    """
+
+    def __init__(
+        self,
+        waiting: WaitingQueue,
+        cache: KVCache,
+        *,
+        max_rows: int,
+        max_cached_prompts: int,
+        block_size: int,
+        vocab_size: int,
+        progress: BackendProgress,
+    ) -> None:
+        self.waiting, self.cache, self.progress = waiting, cache, progress
+        self.block_size, self.vocab_size = block_size, vocab_size
+        self.running: dict[int, RunningRow] = {}
+        self.sequences: list[SharedSequence] = []
+        self.records = np.zeros(max_rows, ROW)
+        self.free_slots = list(range(max_rows - 1, -1, -1))
+        self.free_block_tables = list(range(max_rows + max_cached_prompts - 1, -1, -1))
+        self.max_cached_prompts = max_cached_prompts
+        self.prefix_cache: OrderedDict[tuple[int, ...], SharedSequence] = OrderedDict()
+        """Prompts read before, all but their last token, least recently used first."""
+        self._prefilling: dict[tuple[int, ...], int] = {}
+        """Ids that fill whole pages, and the block table of the sequence started in this step that reads them."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether rows are waiting or running."""
+        return bool(self.waiting or self.running)
+
+    def requeue(self) -> None:
+        """Put the running rows back to the front of the queue, with what they have."""
+        for running in reversed(self.running.values()):
+            stream = running.stream
+            stream.rows.appendleft(running.row)
+            stream.prefix = running.prefix
+            if stream.prefix.stream is not None:
+                stream.generator = stream_at(stream.prefix.stream)
+            self.waiting.push_front(stream)
+        self.running.clear()
+
+    # -- schedule --------------------------------------------------------------------------------------------------------
+
+    def schedule(self) -> list[SharedSequence]:
+        """Start waiting rows in the free slots, and give every sequence pages for its pending tokens.
+
+        Returns:
+            The sequences to read, each with one pending token or more. Every running row is on one of them.
+        """
+        self._prefilling = {}
+        started: dict[tuple[int, ...], SharedSequence] = {}
+        while self.free_slots and self.waiting:
+            running = self._start(self.waiting.pop())
+            window = self._window(running)
+            if window not in started:
+                started[window] = self._start_sequence(window, running)
+            started[window].rows.append(running)
+        if self.sequences:
+            self.cache.extend([Span(s.block_table, s.length, s.length + len(s.pending)) for s in self.sequences])
+        self.sequences += started.values()
+        return self.sequences
+
+    def _start(self, stream: Stream) -> RunningRow:
+        row, prefix = stream.rows.popleft(), stream.prefix or Prefix()
+        stream.prefix = None
+        slot = self.free_slots.pop()
+        sampling = row.sampling
+        adjustments = None
+        if sampling.penalises or sampling.logit_bias:
+            new_ids = sampling.max_new_tokens + len(set(row.prompt_ids)) if sampling.penalises else 0
+            adjustments = LogitAdjustments(sampling, row.prompt_ids, min(new_ids, self.vocab_size))
+        stop_matcher = None if row.new_stop_matcher is None else row.new_stop_matcher()
+        for token in prefix.token_ids:
+            if stop_matcher is not None:
+                stop_matcher(token)
+            if adjustments is not None:
+                adjustments.add(token)
+        state = None if stream.generator is None else stream.generator.get_state()
+        sums = len(prefix.token_ids), prefix.logprob, prefix.sampler_logprob, prefix.entropy, state
+        running = RunningRow(row, stream, slot, adjustments, stop_matcher, list(prefix.token_ids), sums)
+        self.records[slot] = row_record(row)
+        if adjustments is not None:
+            self.records["edits"][slot] = adjustments.array.ctypes.data
+        self.running[slot] = running
+        return running
+
+    def _window(self, running: RunningRow) -> tuple[int, ...]:
+        """The ids of a row that its next token depends on: all of them, or what a full context keeps."""
+        row, new = running.row, len(running.token_ids)
+        size, half = self.block_size, max(1, self.block_size // 2)
+        length = len(row.prompt_ids) + new
+        if row.sampling.overflow == "rebase":
+            if len(row.prompt_ids) > size:
+                length = half + new
+            if length > size:  # a full context drops to half, and fills up again
+                length = half + (length - size - 1) % (size - half + 1)
+        return (*row.prompt_ids, *running.token_ids)[-min(length, size) :]
+
+    def _start_sequence(self, window: tuple[int, ...], running: RunningRow) -> SharedSequence:
+        """A sequence with pages for ``window``, without what the prefix cache or one started in this step has of it."""
+        block_table = self.free_block_tables.pop()
+        row, new = running.row, len(running.token_ids)
+        prompt = window if new == 0 else row.prompt_ids if len(window) == len(row.prompt_ids) + new else ()
+        source, length = None, 0
+        if prompt in self.prefix_cache:
+            self.prefix_cache.move_to_end(prompt)
+            source, length = self.prefix_cache[prompt].block_table, self.prefix_cache[prompt].length
+            prompt = ()
+        for end in range(PAGE, len(window), PAGE):
+            other = self._prefilling.setdefault(window[:end], block_table)
+            if other != block_table and end > length:
+                source, length = other, end
+        if source is not None:
+            self.cache.fork(source, block_table, length)
+        self.cache.extend([Span(block_table, length, len(window))])
+        return SharedSequence(block_table, length, list(window[length:]), [], prompt if len(prompt) > 1 else ())
+
+    # -- postprocess -----------------------------------------------------------------------------------------------------
+
+    def postprocess(self) -> list[Completion]:
+        """Append the tokens in ``records`` to their rows, and set up the sequences of the next step.
+
+        Returns:
+            The rows that finished.
+        """
+        columns = [self.records[name].tolist() for name in ("token", "logprob", "sampler_logprob", "entropy")]
+        sampled = list(zip(*columns, strict=True))
+        finished: list[Completion] = []
+        sequences: list[SharedSequence] = []
+        for sequence in self.sequences:
+            self._mark_read(sequence)
+        for sequence in self.sequences:
+            full = sequence.length == self.block_size
+            groups: dict[tuple[int, str], list[RunningRow]] = {}
+            for running in sequence.rows:
+                token = sampled[running.slot][0]
+                reason = running.append(*sampled[running.slot])
+                overflow = running.row.sampling.overflow if full else ""
+                if reason is None and overflow == "stop":
+                    reason = "overflow"
+                if reason is None:
+                    groups.setdefault((token, overflow), []).append(running)
+                else:
+                    finished.append(running.completion(reason))
+                    self._finish(running)
+            self.progress.tokens += len(sequence.rows)
+            sequences += self._split(sequence, groups)
+        self.sequences = sequences
+        self.progress.rows_in_flight = len(self.running)
+        return finished
+
+    def _mark_read(self, sequence: SharedSequence) -> None:
+        """Count the pending tokens as read, and add a new prompt to the prefix cache."""
+        read, sequence.pending = sequence.pending, []
+        sequence.length += len(read)
+        if len(read) == self.block_size and sequence.rows[0].token_ids:
+            self.progress.windows += len(sequence.rows)
+        if sequence.prompt and sequence.prompt not in self.prefix_cache:
+            if len(self.prefix_cache) == self.max_cached_prompts:
+                self._release(self.prefix_cache.popitem(last=False)[1].block_table)
+            # The last token is read again by the rows that start here later, as its logits are not kept.
+            cached = SharedSequence(self.free_block_tables.pop(), len(sequence.prompt) - 1, [], [])
+            self.cache.fork(sequence.block_table, cached.block_table, cached.length)
+            self.prefix_cache[sequence.prompt] = cached
+        sequence.prompt = ()
+
+    def _finish(self, running: RunningRow) -> None:
+        """Free a finished row's slot, and let the next row of its stream wait at the front."""
+        most, got = running.row.sampling.max_new_tokens, len(running.token_ids)
+        self.progress.tokens_total -= most - got
+        self.progress.windows_total -= self._windows_read(running, most) - self._windows_read(running, got)
+        del self.running[running.slot]
+        self.free_slots.append(running.slot)
+        if running.stream.rows:
+            running.stream.prefix = Prefix(stream=running.prefix.stream)
+            self.waiting.push_front(running.stream)
+
+    def _windows_read(self, running: RunningRow, new_tokens: int) -> int:
+        return windows_read(running.row.sampling, len(running.row.prompt_ids), new_tokens, self.block_size)
+
+    def _split(self, sequence: SharedSequence, groups: dict[tuple[int, str], list[RunningRow]]) -> list[SharedSequence]:
+        """A sequence for each group of rows that sampled the same token, which is pending on it."""
+        if sequence.length == self.block_size or not groups:
+            self._release(sequence.block_table)
+            # Positions move in a full context, so nothing that is cached holds: read all that is kept again.
+            return [
+                SharedSequence(self.free_block_tables.pop(), 0, list(self._window(rows[0])), rows) for rows in groups.values()
+            ]
+        (first, *others) = groups.items()
+        split = [SharedSequence(sequence.block_table, sequence.length, [first[0][0]], first[1])]
+        for (token, _), rows in others:
+            block_table = self.free_block_tables.pop()
+            self.cache.fork(sequence.block_table, block_table, sequence.length)
+            split.append(SharedSequence(block_table, sequence.length, [token], rows))
+        return split
+
+    def _release(self, block_table: int) -> None:
+        self.cache.release(block_table)
+        self.free_block_tables.append(block_table)
+
+
+def unfinished(waiting: WaitingQueue, running: dict[int, RunningRow]) -> list[tuple[Row, Prefix]]:
+    """The rows that have begun and not ended, each with what it has so far. It may be called at any moment."""
+    return [(each.row, each.prefix) for each in running.values()] + waiting.begun()
