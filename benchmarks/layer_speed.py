@@ -41,11 +41,11 @@ def main() -> None:
         n_in, n_out = map(int, name.split("x"))
         layer = nn.Linear(n_in, n_out)
         single, half = PackedLinear(layer), PackedLinear(layer.bfloat16())
-        if half.own is None:
+        if half.gemm is None:
             raise SystemExit(f"{name}: this CPU's oneDNN adds in an order that the kernel does not have")
         for rows in args.rows:
             x = torch.randn(rows, n_in, generator=torch.Generator().manual_seed(rows))
-            speeds = [gigaflops(run, x.bfloat16(), n_out, args.repeats) for run in (half.own, half.onednn)]
+            speeds = [gigaflops(run, x.bfloat16(), n_out, args.repeats) for run in (half.gemm, half.onednn)]
             speeds.append(gigaflops(single.onednn, x, n_out, args.repeats))
             print(f"| {name} | {rows} | " + " | ".join(f"{speed:.0f}" for speed in speeds) + " |", flush=True)
 

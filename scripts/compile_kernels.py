@@ -19,7 +19,7 @@ os.environ |= {
     "NUMBA_CPU_FEATURES": "+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512cd,+avx2,+fma",
 }
 
-from gptsweep.kernels import loops
+from gptsweep.kernels import codegen
 from gptsweep.kernels import runtime as kernels
 
 
@@ -27,8 +27,8 @@ def main() -> None:
     kernels.machine()  # LLVM knows of it from here on
     with zipfile.ZipFile(kernels.SHIPPED, "w", zipfile.ZIP_LZMA) as shipped:
         shipped.comment = f"{kernels.loops_digest()} {binding.get_process_triple()}".encode()
-        for name, dtype in loops.LOOPS:
-            code = loops.module_of(name, dtype, kernels.SYMBOL).as_bitcode()
+        for name, dtype in codegen.LOOPS:
+            code = codegen.module_of(name, dtype, kernels.SYMBOL).as_bitcode()
             shipped.writestr(zipfile.ZipInfo(f"{name}-{dtype}"), code, zipfile.ZIP_LZMA)
     print(f"{kernels.SHIPPED}: {kernels.SHIPPED.stat().st_size:,} bytes")
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import gptsweep
-from gptsweep.kernels import loops
+from gptsweep.kernels import codegen
 from gptsweep.kernels import runtime as kernels
 
 
@@ -35,8 +35,13 @@ def no_compiler(*_: object) -> None:
 def test_the_package_holds_the_code_of_its_loops() -> None:
     with zipfile.ZipFile(kernels.SHIPPED) as shipped:
         digest = shipped.comment.decode().split()[0]
-        assert set(shipped.namelist()) == {f"{name}-{dtype}" for name, dtype in loops.LOOPS}
+        assert set(shipped.namelist()) == {f"{name}-{dtype}" for name, dtype in codegen.LOOPS}
     assert digest == kernels.loops_digest(), "the loops have changed since: run scripts/compile_kernels.py"
+
+
+def test_the_digest_covers_every_file_that_the_code_is_made_of() -> None:
+    folder = Path(kernels.__file__).parent
+    assert {*kernels.SOURCES} == {path.name for path in folder.glob("*.py")} - {"__init__.py", "runtime.py"}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

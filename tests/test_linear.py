@@ -11,6 +11,7 @@ from model_files import need_packed
 from torch import Tensor, nn
 
 from gptsweep.errors import DeviceError
+from gptsweep.kernels import onednn
 from gptsweep.models import linear as linear_module
 from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.models.linear import Int8Linear, PackedLinear, pack, row_invariant
@@ -193,33 +194,57 @@ def test_int8_is_refused_where_no_product_is_exact(monkeypatch: pytest.MonkeyPat
     bias=st.booleans(),
 )
 @torch.inference_mode()
-def test_a_product_of_our_own_has_the_bits_of_onednns(rows: int, n_in: int, n_out: int, bias: bool) -> None:
+def test_the_bf16_gemm_has_the_bits_of_onednns(rows: int, n_in: int, n_out: int, bias: bool) -> None:
     layer, x = made("bfloat16", linear(n_in, n_out, bias=bias)), inputs(rows, n_in).bfloat16()
-    if layer.own is None:
+    if layer.gemm is None:
         pytest.skip("oneDNN's sums cannot be repeated on this CPU")
-    assert torch.equal(layer.own(x), layer.onednn(x))
+    assert torch.equal(layer.gemm(x), layer.onednn(x))
 
 
 @torch.inference_mode()
-def test_a_product_of_our_own_is_its_plain_twin() -> None:
+def test_the_bf16_gemm_is_its_plain_twin() -> None:
     layer, x = linear(608, 70, torch.bfloat16), inputs(27, 608).bfloat16()
     # Great numbers that cancel, so that every rounding before the last shows.
     x[:, [0, -1]] = layer.weight[:, 0] = 2.0**11
     layer.weight[:, -1] = -(2.0**11)
-    packed, together = made("bfloat16", layer), linear_module._summed_together(608)
-    if packed.own is None:
+    packed, together = made("bfloat16", layer), onednn._summed_together(608)
+    if packed.gemm is None:
         pytest.skip("oneDNN's sums cannot be repeated on this CPU")
     wanted = plain.bfloat16_product(x, layer.weight, layer.bias, together)
-    assert torch.equal(packed.own(x), wanted)
+    assert torch.equal(packed.gemm(x), wanted)
     # The order tells: sums in another are not the same bits.
     assert not torch.equal(plain.bfloat16_product(x, layer.weight, layer.bias, together // 2), wanted)
 
 
-def test_which_product_is_faster_does_not_matter_to_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("reported", [None, 0, 2 * 46 * 128 - 1])
+@torch.inference_mode()
+def test_the_bf16_gemm_never_reads_beyond_the_packed_weights(reported: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A buffer that may be smaller than the layout is oneDNN's alone to read."""
+    monkeypatch.setattr(onednn, "packed_bytes", lambda _packed: reported)
+    packed = torch.zeros(1)
+    with pytest.raises(ValueError, match=f"the packed weights are {reported} bytes, and 11776 would be read"):
+        onednn.Bf16Gemm(torch.Size([65, 46]), packed, None, 512)
+    layer, x = made("bfloat16", linear(46, 65)), inputs(5, 46).bfloat16()
+    assert layer.gemm is None
+    assert torch.equal(layer(x), layer.onednn(x))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_size_of_packed_weights_is_that_of_whole_blocks_and_unknown_of_anything_else(dtype: str) -> None:
+    need_packed(dtype)
+    for n_in, n_out in SHAPES:
+        weight = linear(n_in, n_out, LAYERS[dtype][1]).weight
+        found = onednn.packed_bytes(onednn.pack(weight.detach()))
+        assert found is not None
+        assert found >= weight.nbytes
+    assert onednn.packed_bytes(torch.zeros(3)) is None
+
+
+def test_which_gemm_is_faster_does_not_matter_to_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = made("bfloat16", linear(96, 130), nn.GELU("tanh")), inputs(33, 96)
     found = []
     for faster in (True, False):
-        monkeypatch.setattr(linear_module, "_own_is_faster", lambda faster=faster: faster)
+        monkeypatch.setattr(onednn, "gemm_is_faster", lambda faster=faster: faster)
         found.append(layer(x))
     assert torch.equal(*found)
 

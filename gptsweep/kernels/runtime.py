@@ -33,8 +33,11 @@ log = get_logger(__name__)
 SYMBOL = "kernel"
 SHIPPED = Path(__file__).parents[1] / "data" / "kernels.zip"
 """LLVM's code of the loops, as ``scripts/compile_kernels.py`` makes it."""
-SOURCES = ("abi.py", "loops.py")
-"""The files that the code of the kernels is made of."""
+SOURCES = (
+    *("abi.py", "activation.py", "attention.py", "codegen.py", "int8.py", "intrinsics.py", "linear.py", "onednn.py"),
+    "sampler.py",
+)
+"""The files of this folder that the kernels' code is made of: all but this one."""
 _LINE = 64
 """Bytes of a line of a cache: a vector that lies in two takes two loads."""
 _HASH = hashlib.sha256().digest_size
@@ -77,7 +80,7 @@ def _module(name: str, dtype: str) -> binding.ModuleRef:
                 return binding.parse_bitcode(shipped.read(f"{name}-{dtype}"))
     except (OSError, KeyError, zipfile.BadZipFile, RuntimeError) as error:  # RuntimeError: a newer LLVM made it
         log.debug("the package's kernels are not used: %s", error)
-    from .loops import module_of  # late: numba takes seconds for what is in the package for most
+    from .codegen import module_of  # late: numba takes seconds for what is in the package for most
 
     return module_of(name, dtype, SYMBOL)
 

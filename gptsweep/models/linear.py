@@ -7,15 +7,14 @@ The point of prepacking is speed and bits: a row of the result is the same howev
 from __future__ import annotations
 
 import functools
-import math
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import DeviceError
-from ..kernels.abi import COLUMNS, GELU, GELU_TANH, NO_ACTIVATION, PAGE, SEGMENT, TILE_ROWS, TILES_TOGETHER
+from ..kernels import onednn
+from ..kernels.abi import GELU, GELU_TANH, NO_ACTIVATION, SEGMENT
 from .gpt2 import GPT
 
 try:
@@ -23,8 +22,6 @@ try:
 except ImportError:  # numba has no wheel for this platform
     kernels = None  # type: ignore[assignment]
 
-_ROWS_PACKED_FOR = 64
-_RUNS = (512, 1024, 2048, 4096)
 _OUTPUTS_TRIED = 1024
 _MEASURED_ROWS = (1, 2, 3, 7, 16, 33, 64)
 
@@ -40,42 +37,26 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, gelu: nn.GELU | None = None) -> None:
         super().__init__()
         self.dtype = linear.weight.dtype
-        self.packed = _packed(linear.weight.detach())
+        self.packed = onednn.pack(linear.weight.detach())
         self.bias = None if linear.bias is None else linear.bias.detach()
-        # oneDNN's GELU takes three times as long, and a product of our own could not have its bits.
+        # oneDNN's GELU takes three times as long, and with it `Bf16Gemm` would not have the bits of oneDNN's layer.
         self.activate = _activation(gelu) if self.dtype == torch.bfloat16 and kernels is not None else None
         fused = gelu if self.activate is None else None
         self.activation = "none" if fused is None else "gelu"
         self.approximate = "" if fused is None else fused.approximate
-        self.own = OwnProduct.of(linear.weight, self.packed, self.bias) if fused is None else None
+        self.gemm = onednn.Bf16Gemm.of(linear.weight, self.packed, self.bias) if fused is None else None
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.to(self.dtype).reshape(-1, x.shape[-1])
         alone = rows.shape[0] == 1
-        y = self.own(rows) if self.own is not None and (alone or _own_is_faster()) else self.onednn(rows)
+        y = self.gemm(rows) if self.gemm is not None and (alone or onednn.gemm_is_faster()) else self.onednn(rows)
         if self.activate is not None:
             self.activate(n_numbers=y.numel(), chunk=-(-y.numel() // (16 * SEGMENT)), y=y.data_ptr())
         return y.view(*x.shape[:-1], -1)
 
     def onednn(self, rows: Tensor) -> Tensor:
         """``[rows, n_in] -> [rows, n_out]`` by oneDNN, in the layer's dtype."""
-        return _onednn(rows, self.packed, self.bias, self.activation, self.approximate)
-
-
-def _packed(weight: Tensor) -> Tensor:
-    """``weight [n_out, n_in]`` as oneDNN likes it."""
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_PACKED_FOR)
-    return packed
-
-
-def _onednn(
-    rows: Tensor, packed: Tensor, bias: Tensor | None = None, activation: str = "none", approximate: str = ""
-) -> Tensor:
-    """``[rows, n_in] -> [rows, n_out]`` in the dtype of both, each row with the bits it has among any others."""
-    # One row alone would take a matrix-vector product, which sums in another order.
-    padded = rows.expand(2, -1).contiguous() if len(rows) == 1 else rows
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(padded, packed, bias, activation, [], approximate)
-    return y[: len(rows)]
+        return onednn.linear(rows, self.packed, self.bias, self.activation, self.approximate)
 
 
 def _activation(gelu: nn.GELU | None) -> kernels.Kernel | None:
@@ -89,94 +70,6 @@ def _activation(gelu: nn.GELU | None) -> kernels.Kernel | None:
 
 def _which(gelu: nn.GELU | None) -> int:
     return NO_ACTIVATION if gelu is None else GELU_TANH if gelu.approximate == "tanh" else GELU
-
-
-class OwnProduct:
-    """Rows through packed bfloat16 weights by a kernel, with the bits that oneDNN gives them (but for sums below 1e-38).
-
-    A row alone goes at the speed of memory, which oneDNN does not reach, and many go at that of float32's multiplications,
-    which is twice that of oneDNN's on processors that have instructions for pairs of bfloat16 but half as many of them.
-    """
-
-    def __init__(self, shape: torch.Size, packed: Tensor, bias: Tensor | None, summed: int) -> None:
-        self.n_out, n_in = shape
-        self.kernel = kernels.Kernel("linear", torch.bfloat16)
-        self.kernel.set(
-            n_in=n_in,
-            n_out=self.n_out,
-            summed=summed,
-            scratch=4 * TILE_ROWS * (COLUMNS + TILES_TOGETHER * (n_in + PAGE)),
-            weight=torch.ops.mkldnn.data_ptr(packed),
-            bias=0 if bias is None else bias.data_ptr(),
-        )
-
-    @classmethod
-    def of(cls, weight: Tensor, packed: Tensor, bias: Tensor | None) -> OwnProduct | None:
-        """For a packed layer, or None where oneDNN's sums cannot be repeated."""
-        if weight.dtype != torch.bfloat16 or kernels is None or not kernels.has_wide_vectors():
-            return None
-        summed = _summed_together(weight.shape[1])
-        if summed is None:
-            return None
-        own = cls(weight.shape, packed, bias, summed)
-        rows = torch.linspace(-2, 2, 3 * weight.shape[1]).sin().view(3, -1).bfloat16()
-        return own if torch.equal(own(rows), _onednn(rows, packed, bias)) else None
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        """``bfloat16 [rows, n_in] -> [rows, n_out]``."""
-        n_rows = rows.shape[0]
-        out = torch.empty(n_rows, self.n_out, dtype=torch.bfloat16)
-        units = -(-self.n_out // COLUMNS) * -(-n_rows // (TILE_ROWS * TILES_TOGETHER))
-        self.kernel(n_rows=n_rows, chunk=max(1, units // 32), x=rows.contiguous().data_ptr(), out=out.data_ptr())
-        return out
-
-
-@functools.cache
-@torch.inference_mode()
-def _summed_together(n_in: int) -> int | None:
-    """How many products oneDNN adds up before it adds them to the rest, or None where that is not found.
-
-    Tried on products in which great numbers cancel, so that every rounding on the way shows in the results.
-    """
-    if n_in % 2:
-        return None
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(2 * COLUMNS + 1, n_in, generator=generator)
-    x = torch.randn(TILE_ROWS + 3, n_in, generator=generator)
-    x[:, [0, -1]] = 2.0**11
-    weight[:, 0] = 2.0**11
-    weight[:, -1] = -(2.0**11)
-    packed = _packed(weight.bfloat16())
-    bias = torch.randn(len(weight), generator=generator).bfloat16()
-    rows = x.bfloat16()
-    wanted = _onednn(rows, packed, bias)
-    for summed in _RUNS:
-        own = OwnProduct(weight.shape, packed, bias, summed)
-        if all(torch.equal(own(rows[:count]), wanted[:count]) for count in range(1, len(rows) + 1)):
-            return summed
-    return None
-
-
-@functools.cache
-@torch.inference_mode()
-def _own_is_faster() -> bool:
-    """Whether the kernel takes many rows through a layer in less time than oneDNN on this machine; a few ms, once.
-
-    The bits are the same, so nothing but the time hangs on how this measurement goes.
-    """
-    weight, rows = torch.ones(1024, 768, dtype=torch.bfloat16), torch.ones(64, 768, dtype=torch.bfloat16)
-    packed = _packed(weight)
-    own = OwnProduct.of(weight, packed, None)
-    if own is None:
-        return False
-    ways: list[Callable[[Tensor], Tensor]] = [own, functools.partial(_onednn, packed=packed)]
-    best = [math.inf, math.inf]
-    for _ in range(5):
-        for way, run in enumerate(ways):
-            begin = time.perf_counter()
-            run(rows)
-            best[way] = min(best[way], time.perf_counter() - begin)
-    return best[0] < best[1]
 
 
 class Int8Linear(nn.Module):
@@ -250,7 +143,7 @@ def product_of_halves(rows: Tensor, packed: Tensor, scales: Tensor, zeros: Tenso
 
 def _packed_int8(weight: Tensor) -> Tensor:
     """``int8 [n_out, n_in]`` as oneDNN likes it."""
-    packed: Tensor = torch.ops.onednn.qlinear_prepack(weight, [_ROWS_PACKED_FOR, weight.shape[1]])
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(weight, [onednn.ROWS_PACKED_FOR, weight.shape[1]])
     return packed
 
 
@@ -268,7 +161,7 @@ def _int8_product(n_out: int, n_in: int) -> Int8Product:
         if all(
             torch.allclose(multiply(rows, packed, scales, zeros), torch.tensor(127.0 * (number - _ZERO) * n_in), rtol=1e-6)
             for number in (255, 0)
-            for rows in (torch.full((count, n_in), number, dtype=torch.uint8) for count in (1, _ROWS_PACKED_FOR))
+            for rows in (torch.full((count, n_in), number, dtype=torch.uint8) for count in (1, onednn.ROWS_PACKED_FOR))
         ):
             return multiply
     raise DeviceError("device.dtype", "int8", "oneDNN's int8 products overflow on this CPU; try bfloat16")

@@ -1,0 +1,64 @@
+"""Every kernel's loop by name and dtype, and LLVM's code of each: what numba makes of the loops, for `runtime`.
+
+Each loop works on one unit (some heads of a tile of tokens, a block of outputs of some rows, a row) at a time. It sums what
+belongs to a row in an order that depends on that row alone, so its bits depend neither on the batch nor on the threads.
+"""
+
+from __future__ import annotations
+
+from llvmlite import binding, ir
+from numba import cfunc, from_dtype, types
+from numba.core import config
+
+from .abi import TASKS
+from .activation import activate_bfloat16
+from .attention import attend_by, store_by
+from .int8 import quantise_float32, rescale_float32
+from .intrinsics import bfloat16_at, float32_at
+from .linear import linear_bfloat16
+from .sampler import sample_by
+
+binding.initialize_native_asmparser()  # the kernel ``linear`` has a block of assembly, which numba alone does not compile
+
+LOOPS = {
+    **{
+        (name, dtype): kernel_by(at)
+        for name, kernel_by in {"store": store_by, "attend": attend_by, "sample": sample_by}.items()
+        for dtype, at in {"float32": float32_at, "bfloat16": bfloat16_at}.items()
+    },
+    ("linear", "bfloat16"): linear_bfloat16,
+    ("quantise", "float32"): quantise_float32,
+    ("rescale", "float32"): rescale_float32,
+    ("activate", "bfloat16"): activate_bfloat16,
+}
+
+
+def module_of(name: str, dtype: str, symbol: str) -> binding.ModuleRef:
+    """LLVM's code, hardly optimised, of a kernel ``void symbol(void *task)`` that needs nothing but the C library."""
+    task = from_dtype(TASKS[name])
+    level, config.OPT = config.OPT, config._OptLevel("0")  # type: ignore[attr-defined]
+    try:
+        made = cfunc(types.void(types.CPointer(task)), error_model="numpy")(LOOPS[name, dtype])
+        module = binding.parse_assembly(made._library.get_llvm_str())  # type: ignore[attr-defined]
+    finally:
+        config.OPT = level  # type: ignore[attr-defined]
+    # numba's own way in from C goes through Python, for errors that these loops do not have.
+    pointer = ir.IntType(8).as_pointer()
+    entry = ir.Module()
+    entry.triple = module.triple
+    loops = ir.Function(entry, ir.FunctionType(ir.IntType(32), [pointer] * 3), made.native_name.removeprefix("cfunc."))
+    builder = ir.IRBuilder(ir.Function(entry, ir.FunctionType(ir.VoidType(), [pointer]), symbol).append_basic_block())
+    result, error = (builder.bitcast(builder.alloca(pointer), pointer) for _ in range(2))
+    builder.call(loops, [result, error, builder.function.args[0]])
+    builder.ret_void()
+    module.link_in(binding.parse_assembly(str(entry)))
+    for place, value in enumerate([*module.functions, *module.global_variables]):
+        if not value.is_declaration and value.name != symbol:
+            value.linkage, value.name = "internal", f"_{place}"
+    # This leaves a quarter of the code. Nothing in it depends on a processor yet: `runtime` optimises for the user's own.
+    options = binding.create_pipeline_tuning_options(speed_level=1)
+    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
+    any_processor = binding.Target.from_triple(binding.get_process_triple()).create_target_machine()
+    builder = binding.create_pass_builder(any_processor, options)
+    builder.getModulePassManager().run(module, builder)
+    return module

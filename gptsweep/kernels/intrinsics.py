@@ -1,0 +1,132 @@
+"""numba intrinsics: what the loops of all kernels share, and numba does not have.
+
+Names without an underscore are for the other modules of this folder. Long loops go over pointers, not arrays: numba tests
+whether an array's index counts from the end, and that test keeps loops from vectorising.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic, overload
+
+from .abi import PAGE
+
+FAST = {"reassoc", "contract", "nsz", "arcp"}
+"""LLVM may reorder sums: at compile time, so the order is the same for any batch. NaN and infinity keep their meaning."""
+
+INT64 = ir.IntType(64)
+FLOATS, WORDS = ir.VectorType(ir.FloatType(), PAGE), ir.VectorType(ir.IntType(32), PAGE)
+"""A vector register of float32, and of 32-bit words."""
+
+compiled = functools.partial(njit, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+"""For functions that only other kernels call: without the entry points for Python and C, numba takes half the time."""
+
+
+def pointer_to(pointed):
+    """An intrinsic that makes an int64 a pointer to ``pointed``, for `carray`."""
+
+    @intrinsic
+    def pointer(_typing, _address):
+        def codegen(context, builder, signature, args):
+            return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(pointed)(types.int64), codegen
+
+    return pointer
+
+
+int64_at, int32_at = pointer_to(types.int64), pointer_to(types.int32)
+uint8_at = pointer_to(types.uint8)
+float64_at, uint32_at = pointer_to(types.float64), pointer_to(types.uint32)
+float32_at, bfloat16_at = pointer_to(types.float32), pointer_to(types.uint16)
+
+
+@intrinsic
+def take(_typing, _address, _count):
+    """``take(address, count)``: atomically add ``count`` to the int64 there, and return what it was before."""
+
+    def codegen(_context, builder, _signature, args):
+        counter = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", counter, args[1], "monotonic")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+def widen(x):
+    """A stored number as float32. bfloat16 is stored as its 16 bits, float32 as itself."""
+    raise NotImplementedError
+
+
+@overload(widen)
+def _widen_overload(x):
+    if x == types.uint16:
+        return lambda x: np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32)
+    return lambda x: x
+
+
+def store_narrow(to, at, x):
+    """``to[at] = x``, rounded to nearest even where ``to`` is bfloat16."""
+    raise NotImplementedError
+
+
+@overload(store_narrow)
+def _store_narrow_overload(to, at, x):
+    if to.dtype == types.uint16:
+
+        def store(to, at, x):
+            bits = np.float32(x).view(np.uint32)
+            odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
+            to[at] = np.uint16(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+
+        return store
+
+    def store_as_is(to, at, x):
+        to[at] = x
+
+    return store_as_is
+
+
+@compiled()
+def ordered(x):
+    """An int32 for a float32, ordered as they are: LLVM makes vectors of a maximum of integers, of one with NaN it does not."""
+    bits = np.float32(x).view(np.int32)
+    return np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+
+@compiled()
+def from_ordered(number):
+    """The float32 that `ordered` made ``number`` of."""
+    return np.int32(number ^ np.int32(np.int32(number >> np.int32(31)) & np.int32(0x7FFFFFFF))).view(np.float32)
+
+
+@compiled()
+def greatest_of(x, begin, count):
+    """The greatest of ``x[begin : begin + count]``; with NaN among them one of them or NaN."""
+    top = ordered(np.float32(-np.inf))
+    for i in range(begin, begin + count):
+        top = max(top, ordered(x[i]))
+    return from_ordered(top)
+
+
+@compiled(fastmath=FAST)
+def exp(x):
+    """exp of a float32 at most 0, to about 1 ulp (Cephes' expf); never below 1.6e-38. Unlike libm's, it vectorises."""
+    x = max(x, np.float32(-87.0))
+    n = np.int32(x * np.float32(1.44269504) - np.float32(0.5))
+    r = x - np.float32(n) * np.float32(0.693359375) + np.float32(n) * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * r * r + r + np.float32(1.0)
+    return p * np.int32(np.int32(n + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+def floats_at(builder, pointer, at):
+    return builder.bitcast(builder.gep(pointer, [at]), FLOATS.as_pointer())

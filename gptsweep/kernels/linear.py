@@ -1,0 +1,100 @@
+"""The kernel ``linear``: rows through a layer of packed bfloat16 weights. `onednn` knows how those lie and reads them.
+
+A tile of rows goes through a block of outputs with all its sums in vector registers. A thread widens some tiles of rows once,
+and takes them through one block of weights after another.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray, types
+from numba.extending import intrinsic
+
+from .abi import COLUMNS, PAGE, TILE_ROWS, TILES_TOGETHER
+from .intrinsics import INT64, bfloat16_at, compiled, float32_at, int32_at, store_narrow, take, widen
+from .onednn import multiply_tile
+
+_I = types.int64
+_ROWS_OF_WIDE_TILES = 5
+"""As many rows have all of `COLUMNS` in vector registers; more have half of them at a time."""
+
+
+@intrinsic
+def _multiply(_typing, rows, x, stride, weight, to, n_words):
+    """``_multiply(rows, x, stride, weight, to, n_words)``: adds a run of products of a tile's rows to ``to[rows, COLUMNS]``.
+
+    ``rows``, at most `TILE_ROWS`, of ``x`` begin ``stride`` apart; ``weight`` has ``n_words`` pairs of inputs of each output.
+    """
+
+    def codegen(_context, builder, _signature, args):
+        rows, x, stride, weight, to, n_words = args
+        done = builder.append_basic_block()
+        switch = builder.switch(rows, done)
+        for count in range(1, TILE_ROWS + 1):
+            block = builder.append_basic_block()
+            switch.add_case(rows.type(count), block)
+            builder.position_at_end(block)
+            vectors = COLUMNS // PAGE if count <= _ROWS_OF_WIDE_TILES else COLUMNS // PAGE // 2
+            for column in range(0, COLUMNS, vectors * PAGE):
+                places = (builder.gep(pointer, [INT64(column)]) for pointer in (weight, to))
+                multiply_tile(builder, count, vectors, x, stride, *places, n_words)
+            builder.branch(done)
+        builder.position_at_end(done)
+
+    return types.void(_I, x, _I, weight, to, _I), codegen
+
+
+@compiled()
+def _widen_rows(x, begin, count, width, wide, stride):
+    """``wide[i * stride :][:width] = x[begin + i * width :][:width]`` for ``count`` rows."""
+    for row in range(count):
+        for i in range(width):
+            wide[row * stride + i] = widen(x[begin + row * width + i])
+
+
+@compiled()
+def _linear_tile(task, wide, stride, made, first, rows, block):
+    """``rows`` of them from ``first`` on, at ``wide``, through a block of `COLUMNS` outputs, to bfloat16."""
+    out, bias = bfloat16_at(task.out), bfloat16_at(task.bias)
+    weight = task.weight + block * COLUMNS * task.n_in * 2
+    for i in range(rows * COLUMNS):
+        made[i] = np.float32(0)
+    for run in range(0, task.n_in, task.summed):
+        pairs = min(task.summed, task.n_in - run) // 2
+        _multiply(rows, float32_at(wide + 4 * run), stride, int32_at(weight + 2 * COLUMNS * run), made, pairs)
+    columns = min(COLUMNS, task.n_out - block * COLUMNS)
+    for row in range(rows):
+        to = (first + row) * task.n_out + block * COLUMNS
+        if task.bias:
+            for i in range(columns):
+                store_narrow(out, to + i, made[row * COLUMNS + i] + widen(bias[block * COLUMNS + i]))
+        else:
+            for i in range(columns):
+                store_narrow(out, to + i, made[row * COLUMNS + i])
+
+
+def linear_bfloat16(tasks):
+    """Rows through a layer of packed bfloat16 weights, to bfloat16: some tiles of rows, a block of outputs at a time."""
+    task = carray(tasks, 1)[0]
+    scratch = take(task.next_scratch, task.scratch)
+    made, wide = float32_at(scratch), scratch + 4 * TILE_ROWS * COLUMNS
+    stride = task.n_in + PAGE  # rows a power of two apart would all want the same lines of the nearest cache
+    n_blocks = (task.n_out + COLUMNS - 1) // COLUMNS
+    tiles = (task.n_rows + TILE_ROWS - 1) // TILE_ROWS
+    groups = (tiles + TILES_TOGETHER - 1) // TILES_TOGETHER
+    opened = -1
+    while True:
+        begin = take(task.next_unit, task.chunk)
+        if begin >= n_blocks * groups:
+            return
+        for unit in range(begin, min(begin + task.chunk, n_blocks * groups)):
+            group, block = unit // n_blocks, unit % n_blocks
+            first, last = group * TILES_TOGETHER, min((group + 1) * TILES_TOGETHER, tiles)
+            # Tiles are as equal as can be: a short last one would make its weights wide for few rows.
+            start, end = first * task.n_rows // tiles, last * task.n_rows // tiles
+            if group != opened:
+                _widen_rows(bfloat16_at(task.x), start * task.n_in, end - start, task.n_in, float32_at(wide), stride)
+                opened = group
+            for tile in range(first, last):
+                row, rows = tile * task.n_rows // tiles, (tile + 1) * task.n_rows // tiles - tile * task.n_rows // tiles
+                _linear_tile(task, wide + 4 * stride * (row - start), stride, made, row, rows, block)
