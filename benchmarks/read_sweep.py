@@ -11,7 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from gptsweep.analysis.frames import read_sweep, summary_of
+from gptsweep.analysis.frames import read_sweep
+from gptsweep.analysis.summary import summary_of
 from gptsweep.records import Sample, Sampling
 
 

@@ -38,15 +38,6 @@ from .store.csv_files import csv_bytes
 from .store.schema import MULTIRUN, REFERENCE, SWEEP
 from .store.sweep_table import write_sweep_csv
 
-DEFAULT_METRICS = (
-    "perplexity",
-    "entropy_mean",
-    "seq_rep_4",
-    "diversity",
-    "ends_repeating",
-    "self_bleu_4",
-    "completion_tokens_mean",
-)
 FIRST_ROWS = 8
 """Rows shown at the end of a sweep."""
 MAX_ROWS = 200
@@ -201,7 +192,7 @@ def chosen_metrics(sweep: Sweep, asked: Sequence[str] | None) -> list[str]:
     for name in names:
         if name not in METRICS:
             raise ResultsError("metric", name, f"must be one of {', '.join(METRICS)}")
-    return names or [name for name in DEFAULT_METRICS if name in sweep.metrics]
+    return names or [name for name in sweep.metrics if METRICS[name].default]
 
 
 def sorted_rows(rows: pd.DataFrame, by: str | None) -> pd.DataFrame:
@@ -262,6 +253,7 @@ def best_of(rows: pd.DataFrame, best: str, reference: Mapping[str, float | None]
     name, _, direction = best.partition(":")
     if name not in METRICS:
         raise ResultsError("best", best, f"must start with one of {', '.join(METRICS)}")
+    direction = direction or {"lower": "min", "higher": "max"}.get(METRICS[name].direction, "")
     if direction not in ("min", "max", "reference"):
         raise ResultsError("best", best, f"no metric is best by itself: say {name}:min, {name}:max or {name}:reference")
     if name not in rows or not rows[name].notna().any():

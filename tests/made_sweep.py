@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gptsweep.analysis.frames import summary_of
+from gptsweep.analysis.summary import summary_of
 from gptsweep.records import Sample, Sampling
 
 VOCABULARY = [

@@ -16,9 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_sweep import made_samples
 
-from gptsweep.analysis.frames import read_sweep, summary_of
-from gptsweep.analysis.metrics import text_metrics
-from gptsweep.analysis.summary import summarise
+from gptsweep.analysis.frames import read_sweep
+from gptsweep.analysis.summary import summarise, summary_of, text_metrics
 from gptsweep.errors import ResultsError
 from gptsweep.store.reader import read_samples
 from gptsweep.store.sweep_table import SweepTable

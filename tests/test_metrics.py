@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import json
 import math
 import random
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,16 @@ import pytest
 import sacrebleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_sweep import write_sweep
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from scipy import stats
 
+from gptsweep import review
 from gptsweep.analysis import metrics
-from gptsweep.analysis.metrics import METRICS, metric_reasons, text_metrics
+from gptsweep.analysis.frames import read_sweep
+from gptsweep.analysis.metrics import METRICS, Metric
+from gptsweep.analysis.summary import metric_reasons, text_metrics, token_mean
+from gptsweep.run.session import require_objective
 
 WORDS = ["the", "king", "is", "dead", "long", "live", "the", "king", "and", "all", "his", "men", "who", "loved", "him", "so"]
 
@@ -25,7 +32,7 @@ WORDS = ["the", "king", "is", "dead", "long", "live", "the", "king", "and", "all
 def sample(text: str, index: int = 0, prompt: int = 0, **changes: Any) -> dict[str, Any]:
     """A line of samples.jsonl whose tokens are its words, numbered by their letters."""
     tokens = [sum(map(ord, word)) for word in text.split()]
-    return {
+    line: dict[str, Any] = {
         "prompt_index": prompt,
         "sample_index": index,
         "seed": 1,
@@ -35,6 +42,7 @@ def sample(text: str, index: int = 0, prompt: int = 0, **changes: Any) -> dict[s
         "logprob_mean": -2.0 if tokens else None,
         "sampler_logprob_mean": -1.0 if tokens else None,
     } | changes
+    return {"completion_tokens": len(line["token_ids"])} | line
 
 
 def numbered(*texts: str) -> list[dict[str, Any]]:
@@ -54,7 +62,7 @@ def test_perplexity_weighs_every_token_the_same() -> None:
 def test_perplexity_error_agrees_with_resampling() -> None:
     rng = np.random.default_rng(0)
     logprob, tokens = rng.normal(-2, 0.3, 400), rng.integers(20, 60, 400)
-    _, error = metrics.perplexity(list(zip(logprob.tolist(), tokens.tolist(), strict=True)))
+    _, error = token_mean(list(zip(logprob.tolist(), tokens.tolist(), strict=True)), METRICS["perplexity"])
     draws = rng.integers(0, 400, (2000, 400))
     again = np.exp(-(logprob * tokens)[draws].sum(1) / tokens[draws].sum(1))
     assert error == pytest.approx(again.std(), rel=0.1)
@@ -226,3 +234,57 @@ def test_duplicated_samples_raise_self_bleu_and_lower_uniqueness() -> None:
 
 def test_lone_surrogates_and_nul_do_not_stop_a_sweep() -> None:
     assert text_metrics(numbered("a \ud800 \0 b", "c"))["distinct_1"] == 1
+
+
+VOWELS = Metric(
+    name="vowels",
+    label="Vowels",
+    meaning="share of the letters that are vowels",
+    unit="share",
+    of_sample=lambda text: sum(map(str(text.record["completion"]).count, "aeiou")) / max(1, len(text.record["completion"])),
+    direction="higher",
+    default=True,
+)
+LONGEST = Metric(
+    name="longest",
+    label="Longest",
+    meaning="words of the longest sample",
+    of_point=lambda texts: float(max((len(text.words) for text in texts), default=0)),
+)
+TWIN = Metric(name="surprise", label="Surprise", meaning="as perplexity", field="logprob_mean", pooled=True, exponential=True)
+
+
+@pytest.mark.parametrize("toy", [VOWELS, LONGEST, TWIN], ids=lambda toy: toy.name)
+def test_a_metric_is_one_declaration(
+    toy: Metric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A new one is in summaries, groups, comparisons, the terminal, the page and ``objective``, and changes no file."""
+    monkeypatch.setitem(METRICS, toy.name, toy)
+    write_sweep(tmp_path, temperature=(0.5, 1.0), top_k=(5,), seed=tuple(range(8)), num_samples=2)
+    name = toy.name
+    require_objective(name)
+    sweep = read_sweep(tmp_path)
+    assert sweep.summary[name].notna().all()
+    assert (f"{name}_se" in sweep.summary) is (toy.per == "sample")
+    lines = [json.loads(line) for line in (tmp_path / sweep.summary["directory"][0] / "samples.jsonl").open()]
+    assert sweep.summary[name][0] == pytest.approx(text_metrics(lines)[name])
+    group = sweep.group()
+    assert group[f"{name}_n"].tolist() == ([16, 16] if toy.per == "sample" else [8, 8])
+    assert (group[f"{name}_se"] > 0).any() or toy is LONGEST
+    row = sweep.effect("temperature").loc[name]
+    assert row["a"] == pytest.approx(group[name][0])
+    assert row["pairs"] == (16 if toy.per == "sample" else 8)
+    if toy is TWIN:
+        same = [sweep.group()["perplexity"], sweep.effect("temperature").loc["perplexity"]]
+        assert group[name].tolist() == same[0].tolist()
+        assert row.drop("reason").tolist() == same[1].drop("reason").tolist()
+    assert review.main([str(tmp_path), "--format", "table", "--metric", name, "--best", f"{name}:max"]) == 0
+    shown = capsys.readouterr().out
+    assert toy.label in shown
+    assert "★" in shown
+    assert review.main([str(tmp_path), "--format", "csv", "--no-report"]) == 0
+    assert (name in capsys.readouterr().out.splitlines()[0].split(",")) is toy.default
+    status = review.main([str(tmp_path), "--format", "csv", "--no-report", "--best", name])
+    assert status == (2 if toy.direction == "none" else 0)
+    page = (tmp_path / "report.html").read_text()
+    assert f'"name":"{name}","label":"{toy.label}"' in page

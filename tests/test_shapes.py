@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 import gptsweep
-from gptsweep.analysis.metrics import text_metrics
+from gptsweep.analysis.summary import text_metrics
 
 TEMPERATURES = (0.0, 0.5, 1.0, 1.5)
 TOP_K = (1, 10, 65)

@@ -28,19 +28,16 @@ from ..store.reader import (
     setting_names,
     unseen_points,
 )
-from ..store.schema import ABOUT, COUNTS, SAMPLE_KEY, SWEEP
-from . import metrics
+from ..store.schema import ABOUT, COUNTS, MEANS, SAMPLE_KEY, SWEEP
 from . import stats as compare
 from .metrics import METRICS
-from .summary import summarise
+from .summary import summary_of
 
 if TYPE_CHECKING:
     import xarray
 
-TEXTUAL = ("sweep", "model", "start", "stop", "logit_bias", "device", "dtype", "prompt", *ABOUT)
-SPREADS = tuple(metrics.STANDARD_ERROR.values()) + tuple(
-    f"{name}_se" for name, metric in METRICS.items() if metric.per == "sample" and name not in metrics.STANDARD_ERROR
-)
+TEXT_COLUMNS = ("sweep", "model", "start", "stop", "logit_bias", "device", "dtype", "prompt", *ABOUT)
+"""Columns that are text even where every cell looks like a number."""
 PointChoice = int | str | Mapping[str, Any]
 """A point: its row in ``summary``, its ``directory``, or settings that all points meant share, as ``{"temperature": 0.7}``."""
 
@@ -104,7 +101,7 @@ class Sweep:
     @cached_property
     def _textual(self) -> tuple[compare.Floats, compare.Mask]:
         """`compare.text_values` of the samples as far as they are known, and of which they are."""
-        return np.full((len(self.samples), len(compare.TEXTUAL)), np.nan), np.zeros(len(self.samples), dtype=bool)
+        return np.full((len(self.samples), len(compare.textual())), np.nan), np.zeros(len(self.samples), dtype=bool)
 
     def measured(self, points: pd.DataFrame) -> pd.DataFrame:
         """`compare.sample_values` of the samples of these rows of ``summary``, and what tells which are independent.
@@ -259,7 +256,8 @@ class Sweep:
 
 def assemble(points: list[PointFiles]) -> Sweep:
     """The frames of these points, ordered by what was swept."""
-    measured = {*METRICS, *SPREADS}
+    spreads = spread_columns()
+    measured = {*METRICS, *spreads}
     settings = [name for name in dict.fromkeys(name for point in points for name in setting_names(point.row))
                 if name not in measured]  # fmt: skip
     for name in settings:
@@ -283,12 +281,18 @@ def assemble(points: list[PointFiles]) -> Sweep:
         point.status = "complete" if point.summarised else point.status or ("partial" if samples else "missing")
         point.row |= {"status": point.status, "error": point.error or None}
         point.row["directory"] = point.name
-    names = [*settings, *COUNTS, *METRICS, *SPREADS]
+    names = [*settings, *COUNTS, *METRICS, *spreads]
     names += [name for name in dict.fromkeys(name for point in points for name in point.row) if name not in (*names, *ABOUT)]
     summary = typed({name: [point.row.get(name) for point in points] for name in (*names, *ABOUT)})
     problems = tuple(problem for point in points for problem in point.problems)
     damaged = sum(point.damaged_lines for point in points)
     return Sweep(summary, columns.frame(summary[settings]), tuple(settings), tuple(swept), problems, damaged)
+
+
+def spread_columns() -> list[str]:
+    """The columns of ``summary.csv`` that say how far samples are apart: standard deviations, then standard errors."""
+    found = [metric for metric in METRICS.values() if metric.spread]
+    return [metric.spread for metric in sorted(found, key=lambda metric: not metric.deviation)]
 
 
 def same_cell(value: object) -> object:
@@ -309,9 +313,9 @@ def typed_column(name: str, cells: Sequence[Any]) -> pd.Series[Any]:
     known = [value for value in cells if value is not None]
     if name in COUNTS:
         return pd.Series(pd.to_numeric(pd.Series(cells, dtype=object), errors="coerce")).fillna(0).astype("int64")
-    if name in METRICS or name in SPREADS or (not known and name not in TEXTUAL):
+    if name in METRICS or name in spread_columns() or (not known and name not in TEXT_COLUMNS):
         return pd.Series(pd.to_numeric(pd.Series(cells, dtype=object), errors="coerce"), dtype="float64")
-    if name not in TEXTUAL and known:
+    if name not in TEXT_COLUMNS and known:
         if all(str(value) in ("True", "False") for value in known):
             return pd.Series([None if value is None else str(value) == "True" for value in cells],
                              dtype="bool" if len(known) == len(cells) else "boolean")  # fmt: skip
@@ -360,7 +364,7 @@ class Columns:
     def __init__(self) -> None:
         self.point = array("q")
         self.place = {name: array("Q" if name == "seed" else "q") for name in SAMPLE_KEY}
-        self.reported = {name: array("d") for name in ("logprob_mean", "sampler_logprob_mean", "entropy_mean")}
+        self.reported = {name: array("d") for name in MEANS}
         self.prompt_tokens = array("q")
         self.ends = array("q", [0])
         self.tokens = array("i")
@@ -413,8 +417,3 @@ class Columns:
         """A column of few different texts."""
         known, codes = self.shared[name]
         return pd.Categorical.from_codes(np.frombuffer(codes, dtype=np.int32), categories=pd.Index(strings(list(known))))
-
-
-def summary_of(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Counts and metrics of samples whose point has no summary yet; as in ``summary.csv``."""
-    return summarise({}, samples) | metrics.text_metrics(samples)

@@ -9,6 +9,10 @@ mean. A metric ``per`` point is a property of all its samples taken together: it
 compare it between points of equal ``num_samples`` and length. No metric is best by itself: the lowest perplexity and the
 highest diversity are both bad text (Holtzman et al. 2020, Table 1); a reference text says where good text lies.
 
+A metric is one declaration in `METRICS` and its function: ``summary.csv``, ``objective``, groups, comparisons, the review and
+the page read nothing else. Its value for many samples is a mean over samples, or over all their tokens (``pooled``); or only a
+whole point has a value (``of_point``).
+
 Sources: Li et al. 2016, A Diversity-Promoting Objective Function for Neural Conversation Models; Zhu et al. 2018, Texygen;
 Welleck et al. 2019, Neural Text Generation with Unlikelihood Training; Holtzman et al. 2020, The Curious Case of Neural Text
 Degeneration; Su et al. 2022, A Contrastive Framework for Neural Text Generation; Shaib et al. 2024, Standardizing the
@@ -20,8 +24,9 @@ from __future__ import annotations
 import gzip
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import groupby
 from typing import Any, Literal
 
@@ -37,184 +42,93 @@ REPEAT_MAX_PHRASE = 90
 
 Record = Mapping[str, Any]
 """A line of ``samples.jsonl``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """A column of ``summary.csv``: how people read it. ``unit`` is ``share`` (0 to 1), ``nats``, ``tokens`` or empty."""
-
-    name: str
-    label: str
-    per: Literal["sample", "point"]
-    unit: str
-    meaning: str
-
-
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric(
-            "perplexity",
-            "Perplexity",
-            "sample",
-            "",
-            "exp of minus the mean log-probability of a token, at temperature 1",
-        ),
-        Metric(
-            "sampler_perplexity",
-            "Sampler perplexity",
-            "sample",
-            "",
-            "the same under the distribution that was sampled from",
-        ),
-        Metric(
-            "logprob_mean", "Log-probability", "sample", "nats", "mean log-probability of a token at temperature 1, by sample"
-        ),
-        Metric(
-            "sampler_logprob_mean",
-            "Sampler log-probability",
-            "sample",
-            "nats",
-            "mean log-probability of a token as it was sampled from, by sample",
-        ),
-        Metric(
-            "entropy_mean", "Entropy", "sample", "nats", "mean entropy of the model's next-token distribution at temperature 1"
-        ),
-        Metric(
-            "seq_rep_4", "Repetition (seq-rep-4)", "sample", "share", "share of a sample's token 4-grams that it already held"
-        ),
-        Metric(
-            "diversity",
-            "Diversity",
-            "sample",
-            "share",
-            "product over n = 2, 3, 4 of the share of word n-grams that are distinct",
-        ),
-        Metric(
-            "ends_repeating", "Ends repeating", "sample", "share", "share of samples that end in a phrase said again and again"
-        ),
-        Metric("distinct_1", "Distinct-1", "point", "share", "distinct words over all words of the point"),
-        Metric("distinct_2", "Distinct-2", "point", "share", "distinct word pairs over all words of the point"),
-        Metric("distinct_3", "Distinct-3", "point", "share", "distinct word triples over all words of the point"),
-        Metric(
-            "self_bleu_4",
-            "Self-BLEU-4",
-            "point",
-            "share",
-            f"BLEU-4 of a sample against {SELF_BLEU_REFERENCES} others of its prompt; high means alike",
-        ),
-        Metric("unique_samples", "Unique samples", "point", "share", "different completions of a prompt over its samples"),
-        Metric(
-            "zipf", "Zipf coefficient", "point", "", "slope of log frequency against log rank of tokens; human text is near 1"
-        ),
-        Metric("compression_ratio", "Compression ratio", "point", "", "bytes of all completions over their bytes after gzip"),
-        Metric("completion_tokens_mean", "Length", "sample", "tokens", "mean number of sampled tokens"),
-    )
-}
-"""Every metric by its column name, in the order they are shown."""
-
-STANDARD_ERROR = {"logprob_mean": "logprob_std", "sampler_logprob_mean": "sampler_logprob_std", "entropy_mean": "entropy_std"}
-"""Metrics whose spread is written as a standard deviation over samples; the others have ``<name>_se``."""
-
 Outcome = float | str
 """A metric's value, or the reason why there is none."""
 
 
-def text_metrics(samples: Sequence[Record]) -> dict[str, float | None]:
-    """The text metrics of one point: every metric here but the ones that the sampler itself reports.
-
-    The result does not depend on the order of ``samples``. ``None`` stands where a metric cannot be computed; for the reason
-    see `metric_reasons`.
+class Text:
+    """A sample as metrics read it; what it is cut into is cut once for all of them.
 
     Args:
-        samples: lines of ``samples.jsonl``; read are ``prompt_index``, ``seed``, ``sample_index``, ``completion``,
-            ``token_ids``, ``finish_reason``, ``logprob_mean`` and ``sampler_logprob_mean``.
+        record: its line, of which ``completion``, ``token_ids`` (a list) and ``finish_reason`` are read here.
     """
-    return {name: None if isinstance(outcome, str) else outcome for name, outcome in outcomes(samples).items()}
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+
+    @cached_property
+    def tokens(self) -> list[int]:
+        """The sample's tokens without the end-of-text token that closed it."""
+        ids: list[int] = self.record["token_ids"]
+        return list(ids[:-1] if self.record["finish_reason"] == "eot" else ids)
+
+    @cached_property
+    def words(self) -> list[str]:
+        """The words of the completion."""
+        return str(self.record["completion"]).split()
+
+    @cached_property
+    def grams(self) -> list[list[tuple[Any, ...]]]:
+        """The word 1- to 4-grams of the completion."""
+        return [ngrams(self.words, n) for n in (1, 2, 3, 4)]
 
 
-def metric_reasons(samples: Sequence[Record]) -> dict[str, str]:
-    """Why the metrics that `text_metrics` leaves empty for these samples are empty, by name."""
-    return {name: outcome for name, outcome in outcomes(samples).items() if isinstance(outcome, str)}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A metric: how it is computed, and how people read it. One of ``field``, ``of_sample`` and ``of_point`` gives the value.
 
+    Args:
+        name: its column in ``summary.csv``.
+        label: its name for people.
+        meaning: a line that defines it.
+        unit: ``share`` (0 to 1), ``nats``, ``tokens`` or empty.
+        field: of a line of ``samples.jsonl``, which has the value of the sample.
+        of_sample: the value of a sample, None where it has none.
+        of_point: the value of the samples of a point together, or the reason why there is none.
+        pooled: over many samples every token counts the same, not every sample.
+        exponential: the metric is exp(-mean) of those values.
+        needs: what a sample must be to have a value, after "needs".
+        deviation: a column of ``summary.csv`` that has the standard deviation over samples. Without one ``<name>_se`` has the
+            standard error of the mean.
+        direction: whether ``--best`` takes the lowest or the highest if the user does not say; ``none``: the user must say.
+        default: whether it is shown where the user names no metrics.
+        axis: of the plot of quality against diversity, which the metric has if it is there.
+    """
 
-def outcomes(samples: Sequence[Record]) -> dict[str, Outcome]:
-    """Value or reason of every text metric, standard errors included."""
-    samples = sorted(samples, key=place)
-    texts = [str(sample["completion"]) for sample in samples]
-    words = [text.split() for text in texts]
-    tokens = [text_tokens(sample) for sample in samples]
-    grams = [[ngrams(each, n) for n in (1, 2, 3, 4)] for each in words]
-    prompts = [sample["prompt_index"] for sample in samples]
+    name: str
+    label: str
+    meaning: str
+    unit: Literal["", "share", "nats", "tokens"] = ""
+    field: str = ""
+    of_sample: Callable[[Text], float | None] | None = None
+    of_point: Callable[[Sequence[Text]], Outcome] | None = None
+    pooled: bool = False
+    exponential: bool = False
+    needs: str = "a sample"
+    deviation: str = ""
+    direction: Literal["lower", "higher", "none"] = "none"
+    default: bool = False
+    axis: Literal["", "x", "y"] = ""
 
-    found: dict[str, Outcome] = {}
-    for name, key in (("perplexity", "logprob_mean"), ("sampler_perplexity", "sampler_logprob_mean")):
-        found[name], found[f"{name}_se"] = perplexity([(sample[key], len(sample["token_ids"])) for sample in samples])
-    for name, values, wanted in (
-        ("seq_rep_4", [seq_rep(each) for each in tokens], "a sample of at least 4 tokens"),
-        ("diversity", [word_diversity(each) for each in grams], "a sample of at least 4 words"),
-        ("ends_repeating", [float(ends_repeating(each)) for each in tokens], "a sample"),
-        ("completion_tokens_mean", [float(len(sample["token_ids"])) for sample in samples], "a sample"),
-    ):
-        found[name], found[f"{name}_se"] = mean_and_error([value for value in values if value is not None], wanted)
-    for n in (1, 2, 3):
-        found[f"distinct_{n}"] = distinct(words, [each[n - 1] for each in grams])
-    found["self_bleu_4"] = self_bleu(prompts, grams)
-    found["unique_samples"] = len(set(zip(prompts, texts, strict=True))) / len(texts) if texts else "needs a sample"
-    found["zipf"] = zipf(tokens)
-    found["compression_ratio"] = compression_ratio(texts)
-    return found
+    @property
+    def per(self) -> Literal["sample", "point"]:
+        """Whether one sample has a value, or a point alone."""
+        return "sample" if self.of_point is None else "point"
 
+    @property
+    def spread(self) -> str:
+        """The column of ``summary.csv`` that says how far samples are apart; empty for a metric per point."""
+        return "" if self.of_point is not None else self.deviation or f"{self.name}_se"
 
-def place(sample: Record) -> tuple[int, int, int, str]:
-    """Where a sample stands among those of its point, whatever order it came in."""
-    return sample["prompt_index"], sample["seed"], sample["sample_index"], sample["completion"]
-
-
-def text_tokens(sample: Record) -> list[int]:
-    """The sample's tokens without the end-of-text token that closed it."""
-    ids: list[int] = list(sample["token_ids"])
-    return ids[:-1] if sample["finish_reason"] == "eot" else ids
+    def value(self, text: Text) -> float | None:
+        """The value of one sample, before ``exponential``."""
+        found: float | None = text.record[self.field] if self.of_sample is None else self.of_sample(text)
+        return found
 
 
 def ngrams(items: Sequence[Any], n: int) -> list[tuple[Any, ...]]:
     """All runs of ``n`` items, in order: ``max(0, len(items) - n + 1)`` of them."""
     return list(zip(*(items[start:] for start in range(n)), strict=False))
-
-
-def mean_and_error(values: Sequence[float], wanted: str) -> tuple[Outcome, Outcome]:
-    """Mean, and standard error of the mean (n - 1 in the variance)."""
-    if not values:
-        return f"needs {wanted}", f"needs {wanted}"
-    mean = math.fsum(values) / len(values)
-    if len(values) == 1:
-        return mean, "needs two samples"
-    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return mean, math.sqrt(variance / len(values))
-
-
-def perplexity(samples: Iterable[tuple[float | None, int]]) -> tuple[Outcome, Outcome]:
-    """exp(-mean log-probability of a token), every token of the point counting the same, and its standard error.
-
-    The error is that of the ratio (sum of log-probability) / (sum of tokens) over samples, to first order.
-
-    Args:
-        samples: mean log-probability in nats and number of tokens, by sample.
-    """
-    known = [(logprob, tokens) for logprob, tokens in samples if logprob is not None and tokens]
-    if not known:
-        return "needs a sample of at least 1 token", "needs a sample of at least 1 token"
-    total = sum(tokens for _, tokens in known)
-    mean = math.fsum(logprob * tokens for logprob, tokens in known) / total
-    try:
-        value = math.exp(-mean)
-    except OverflowError:
-        return "is greater than a number can be", "is greater than a number can be"
-    n = len(known)
-    if n == 1:
-        return value, "needs two samples"
-    squares = math.fsum((tokens * (logprob - mean)) ** 2 for logprob, tokens in known)
-    return value, value * math.sqrt(squares * n / (n - 1)) / total
 
 
 def seq_rep(tokens: Sequence[int], n: int = 4) -> float | None:
@@ -252,10 +166,20 @@ def ends_repeating(tokens: Sequence[int]) -> bool:
     return best_times > 1 and (best_length >= 3 or best_times > 50)
 
 
-def distinct(words: Sequence[Sequence[str]], grams: Iterable[Iterable[tuple[Any, ...]]]) -> Outcome:
+def distinct(texts: Sequence[Text], n: int) -> Outcome:
     """distinct-n (Li et al. 2016): distinct n-grams of all texts together over the number of *words* of all texts."""
-    total = sum(map(len, words))
-    return len(set[object]().union(*grams)) / total if total else "needs a sample of at least 1 word"
+    total = sum(len(text.words) for text in texts)
+    return (
+        len(set[object]().union(*(text.grams[n - 1] for text in texts))) / total
+        if total
+        else "needs a sample of at least 1 word"
+    )
+
+
+def unique_share(texts: Sequence[Text]) -> Outcome:
+    """Different completions over samples, those of different prompts being different."""
+    different = {(text.record["prompt_index"], text.record["completion"]) for text in texts}
+    return len(different) / len(texts) if texts else "needs a sample"
 
 
 def self_bleu(prompts: Sequence[int], grams: Sequence[Sequence[Sequence[tuple[Any, ...]]]]) -> Outcome:
@@ -337,3 +261,135 @@ def compression_ratio(texts: Sequence[str]) -> Outcome:
     """Compression ratio (Shaib et al. 2024): UTF-8 bytes of all texts, a space between, over their bytes after gzip."""
     data = " ".join(texts).encode("utf-8", "replace")
     return len(data) / len(gzip.compress(data, mtime=0)) if data.strip() else "needs a sample with text"
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            name="perplexity",
+            label="Perplexity",
+            meaning="exp of minus the mean log-probability of a token, at temperature 1",
+            field="logprob_mean",
+            pooled=True,
+            exponential=True,
+            needs="a sample of at least 1 token",
+            default=True,
+            axis="x",
+        ),
+        Metric(
+            name="sampler_perplexity",
+            label="Sampler perplexity",
+            meaning="the same under the distribution that was sampled from",
+            field="sampler_logprob_mean",
+            pooled=True,
+            exponential=True,
+            needs="a sample of at least 1 token",
+        ),
+        Metric(
+            name="logprob_mean",
+            label="Log-probability",
+            meaning="mean log-probability of a token at temperature 1, by sample",
+            unit="nats",
+            field="logprob_mean",
+            deviation="logprob_std",
+        ),
+        Metric(
+            name="sampler_logprob_mean",
+            label="Sampler log-probability",
+            meaning="mean log-probability of a token as it was sampled from, by sample",
+            unit="nats",
+            field="sampler_logprob_mean",
+            deviation="sampler_logprob_std",
+        ),
+        Metric(
+            name="entropy_mean",
+            label="Entropy",
+            meaning="mean entropy of the model's next-token distribution at temperature 1",
+            unit="nats",
+            field="entropy_mean",
+            deviation="entropy_std",
+            default=True,
+        ),
+        Metric(
+            name="seq_rep_4",
+            label="Repetition (seq-rep-4)",
+            meaning="share of a sample's token 4-grams that it already held",
+            unit="share",
+            of_sample=lambda text: seq_rep(text.tokens),
+            needs="a sample of at least 4 tokens",
+            direction="lower",
+            default=True,
+        ),
+        Metric(
+            name="diversity",
+            label="Diversity",
+            meaning="product over n = 2, 3, 4 of the share of word n-grams that are distinct",
+            unit="share",
+            of_sample=lambda text: word_diversity(text.grams),
+            needs="a sample of at least 4 words",
+            direction="higher",
+            default=True,
+            axis="y",
+        ),
+        Metric(
+            name="ends_repeating",
+            label="Ends repeating",
+            meaning="share of samples that end in a phrase said again and again",
+            unit="share",
+            of_sample=lambda text: float(ends_repeating(text.tokens)),
+            direction="lower",
+            default=True,
+        ),
+        *(
+            Metric(
+                name=f"distinct_{n}",
+                label=f"Distinct-{n}",
+                meaning=f"distinct {what} over all words of the point",
+                unit="share",
+                of_point=partial(distinct, n=n),
+                direction="higher",
+            )
+            for n, what in ((1, "words"), (2, "word pairs"), (3, "word triples"))
+        ),
+        Metric(
+            name="self_bleu_4",
+            label="Self-BLEU-4",
+            meaning=f"BLEU-4 of a sample against {SELF_BLEU_REFERENCES} others of its prompt; high means alike",
+            unit="share",
+            of_point=lambda texts: self_bleu([text.record["prompt_index"] for text in texts], [text.grams for text in texts]),
+            direction="lower",
+            default=True,
+        ),
+        Metric(
+            name="unique_samples",
+            label="Unique samples",
+            meaning="different completions of a prompt over its samples",
+            unit="share",
+            of_point=unique_share,
+            direction="higher",
+        ),
+        Metric(
+            name="zipf",
+            label="Zipf coefficient",
+            meaning="slope of log frequency against log rank of tokens; human text is near 1",
+            of_point=lambda texts: zipf([text.tokens for text in texts]),
+        ),
+        Metric(
+            name="compression_ratio",
+            label="Compression ratio",
+            meaning="bytes of all completions over their bytes after gzip",
+            of_point=lambda texts: compression_ratio([str(text.record["completion"]) for text in texts]),
+            direction="lower",
+        ),
+        Metric(
+            name="completion_tokens_mean",
+            label="Length",
+            meaning="mean number of sampled tokens",
+            unit="tokens",
+            field="completion_tokens",
+            default=True,
+        ),
+    )
+}
+"""Every metric by its column name, in the order they are shown."""

@@ -29,15 +29,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from . import metrics
-from .metrics import METRICS
+from ..store.schema import MEANS
+from .metrics import METRICS, Text
 
 RESAMPLES = 2_000
 MIN_PAIRS = 6
 """Below this many independent pairs no difference is told from chance: all of n having one sign by luck has p = 2 / 2^n."""
 MAX_BLOCKS = 4_000
-TEXTUAL = ("seq_rep_4", "diversity", "ends_repeating")
-"""Metrics per sample that are computed from its text and tokens; the others stand in its line of ``samples.jsonl``."""
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -70,8 +68,8 @@ def ratio(num: Floats, den: Floats, codes: Ints, groups: int, clusters: Ints) ->
 
 
 def exponential(name: str, mean: Floats, error: Floats) -> tuple[Floats, Floats]:
-    """Mean and error of a metric from those of its ratio: the mean log-probability of a token, where it is a perplexity."""
-    return (np.exp(-mean), np.exp(-mean) * error) if name.endswith("perplexity") else (mean, error)
+    """Mean and error of a metric from those of its ratio."""
+    return (np.exp(-mean), np.exp(-mean) * error) if METRICS[name].exponential else (mean, error)
 
 
 def per_point(name: str, points: pd.DataFrame, codes: Ints, groups: int) -> tuple[Floats, Floats, Ints]:
@@ -100,13 +98,10 @@ def from_summaries(name: str, points: pd.DataFrame, codes: Ints, groups: int) ->
 
     values = points[name].to_numpy(float)
     samples = points["num_samples"].to_numpy(float)
-    if name in metrics.STANDARD_ERROR:
-        own = points[metrics.STANDARD_ERROR[name]].to_numpy(float) / np.sqrt(samples)
-    else:
-        own = points[f"{name}_se"].to_numpy(float)
-    logarithmic = name.endswith("perplexity")
-    weights = points["completion_tokens"].to_numpy(float) if logarithmic else samples
-    if logarithmic:
+    metric = METRICS[name]
+    own = points[metric.spread].to_numpy(float) / (np.sqrt(samples) if metric.deviation else 1.0)
+    weights = points["completion_tokens"].to_numpy(float) if metric.pooled else samples
+    if metric.exponential:
         values, own = -np.log(values), own / values
     n = total(samples)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -146,40 +141,39 @@ def shares(points: pd.DataFrame, codes: Ints) -> bool:
     return bool(pd.DataFrame({"group": codes, "cluster": seeds_of(points)}).duplicated().any())
 
 
+def textual() -> list[str]:
+    """Metrics per sample that are computed from its text and tokens; the others stand in its line of ``samples.jsonl``."""
+    return [name for name, metric in METRICS.items() if metric.of_sample is not None]
+
+
 def text_values(samples: pd.DataFrame) -> Floats:
-    """[n, 3], the metrics ``TEXTUAL`` of each sample; NaN where it is too short for one."""
+    """[n, metrics], the metrics `textual` of each sample; NaN where it has none."""
+    chosen = [METRICS[name] for name in textual()]
+    columns = ("completion", "finish_reason", "token_ids")
     rows = [
-        (metrics.seq_rep(tokens), metrics.word_diversity(grams), float(metrics.ends_repeating(tokens)))
-        for tokens, grams in (
-            (
-                ids[:-1].tolist() if finish == "eot" else ids.tolist(),
-                [metrics.ngrams(words, n) for n in (1, 2, 3, 4)],
-            )
-            for ids, finish, words in zip(
-                samples["token_ids"], samples["finish_reason"], map(str.split, samples["completion"]), strict=True
-            )
+        [metric.value(text) for metric in chosen]
+        for text in (
+            Text({"completion": completion, "finish_reason": finish, "token_ids": ids.tolist()})
+            for completion, finish, ids in zip(*(samples[name] for name in columns), strict=True)
         )
     ]
-    return np.array(rows, dtype=float).reshape(len(rows), len(TEXTUAL))
+    return np.array(rows, dtype=float).reshape(len(rows), len(chosen))
 
 
-def sample_values(samples: pd.DataFrame, textual: Floats) -> pd.DataFrame:
+def sample_values(samples: pd.DataFrame, texts: Floats) -> pd.DataFrame:
     """Every metric per sample as a numerator and a denominator, so that its mean is their ratio; empty ones weigh nothing.
 
     Args:
         samples: rows of ``Sweep.samples``.
-        textual: [n, 3], their `text_values`.
+        texts: [n, metrics], their `text_values`.
     """
-    values = pd.DataFrame(textual, columns=list(TEXTUAL), index=samples.index)
-    values["completion_tokens_mean"] = samples["completion_tokens"].astype(float)
-    for name in metrics.STANDARD_ERROR:
-        values[name] = samples[name]
-    found = samples.drop(columns=[*metrics.STANDARD_ERROR, "token_ids", "completion"])
-    for name in map(str, values):
-        found[f"{name}/num"], found[f"{name}/den"] = values[name].fillna(0), values[name].notna().astype(float)
-    for name, logprob in (("perplexity", "logprob_mean"), ("sampler_perplexity", "sampler_logprob_mean")):
-        tokens = samples["completion_tokens"].where(samples[logprob].notna(), 0)
-        found[f"{name}/num"], found[f"{name}/den"] = samples[logprob].fillna(0) * tokens, tokens.astype(float)
+    from_text = dict(zip(textual(), texts.T, strict=True))
+    found = samples.drop(columns=[*MEANS, "token_ids", "completion"])
+    for name, metric in METRICS.items():
+        if metric.per == "sample":
+            value = pd.Series(from_text[name], samples.index) if name in from_text else samples[metric.field].astype(float)
+            weight = samples["completion_tokens"].where(value.notna(), 0) if metric.pooled else value.notna()
+            found[f"{name}/num"], found[f"{name}/den"] = value.fillna(0) * weight, weight.astype(float)
     return found
 
 
@@ -207,7 +201,7 @@ def paired_samples(pairs: pd.DataFrame) -> dict[str, dict[str, Any]]:
     for index, name in enumerate(names):
         with np.errstate(invalid="ignore", divide="ignore"):
             mean, again = (part[index, 0] / part[index, 1] for part in (sums.sum(axis=-1), drawn))
-        if name.endswith("perplexity"):
+        if METRICS[name].exponential:
             mean, again = np.exp(-mean), np.exp(-again)
         reason = "needs a pair where both have it"
         rows[name] = verdict(mean[0], mean[1], again[1] - again[0], int(counts[index]), int(independent[index]), reason)

@@ -1,4 +1,4 @@
-"""From the samples of a point to its row of ``summary.csv``."""
+"""From the samples of a point to its row of ``summary.csv``: counts, and every metric."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..records import FINISH_REASONS
+from .metrics import METRICS, Metric, Outcome, Record, Text
 
 
-def summarise(settings: Mapping[str, object], samples: Sequence[Mapping[str, Any]]) -> dict[str, object]:
-    """The row of ``summary.csv``: ``settings``, then counts, and means and standard deviations over the samples.
+def summary_of(samples: Sequence[Record]) -> dict[str, Any]:
+    """Counts and metrics of the samples of a point, as in ``summary.csv``."""
+    return summarise({}, samples) | text_metrics(samples)
+
+
+def summarise(settings: Mapping[str, object], samples: Sequence[Record]) -> dict[str, object]:
+    """The first columns of ``summary.csv``: ``settings``, then counts, and means and standard deviations over the samples.
 
     Args:
         settings: the point's own columns, in their order.
@@ -20,7 +26,7 @@ def summarise(settings: Mapping[str, object], samples: Sequence[Mapping[str, Any
     Returns:
         ``settings``; ``num_prompts``, ``num_samples`` (over all prompts); ``finish_length``, ``finish_stop``, ``finish_eot``,
         ``finish_overflow``; ``prompt_tokens`` and ``completion_tokens`` (sums); ``logprob_mean``, ``logprob_std`` and the
-        same for ``sampler_logprob`` and ``entropy`` in nats, over the samples that have one: the standard deviation with
+        same for every metric that has a ``deviation``, over the samples that have one: the standard deviation with
         n - 1, as pandas has it. None where there are too few.
     """
     reasons = Counter(sample["finish_reason"] for sample in samples)
@@ -30,14 +36,97 @@ def summarise(settings: Mapping[str, object], samples: Sequence[Mapping[str, Any
     row.update({f"finish_{reason}": reasons[reason] for reason in FINISH_REASONS})
     for count in ("prompt_tokens", "completion_tokens"):
         row[count] = sum(sample[count] for sample in samples)
-    for name in ("logprob", "sampler_logprob", "entropy"):
-        values = [float(sample[f"{name}_mean"]) for sample in samples if sample[f"{name}_mean"] is not None]
-        # fsum is exact, so that the order of the samples does not show.
-        mean = math.fsum(values) / len(values) if values else None
-        row[f"{name}_mean"] = mean
-        row[f"{name}_std"] = (
-            None
-            if mean is None or len(values) < 2
-            else math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-        )
+    for metric in METRICS.values():
+        if metric.deviation:
+            values = [float(value) for sample in samples if (value := metric.value(Text(sample))) is not None]
+            # fsum is exact, so that the order of the samples does not show.
+            mean = math.fsum(values) / len(values) if values else None
+            row[metric.name] = mean
+            row[metric.deviation] = (
+                None
+                if mean is None or len(values) < 2
+                else math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+            )
     return row
+
+
+def text_metrics(samples: Sequence[Record]) -> dict[str, float | None]:
+    """Every metric of one point but those that `summarise` gives.
+
+    The result does not depend on the order of ``samples``. ``None`` stands where a metric cannot be computed; for the reason
+    see `metric_reasons`.
+
+    Args:
+        samples: lines of ``samples.jsonl``; read are ``prompt_index``, ``seed``, ``sample_index``, ``completion``,
+            ``token_ids``, ``finish_reason`` and what metrics name as their ``field``.
+    """
+    return {name: None if isinstance(outcome, str) else outcome for name, outcome in outcomes(samples).items()}
+
+
+def metric_reasons(samples: Sequence[Record]) -> dict[str, str]:
+    """Why the metrics that `text_metrics` leaves empty for these samples are empty, by name."""
+    return {name: outcome for name, outcome in outcomes(samples).items() if isinstance(outcome, str)}
+
+
+def outcomes(samples: Sequence[Record]) -> dict[str, Outcome]:
+    """Value or reason of every metric of `text_metrics`, standard errors included: those per sample, then those per point."""
+    texts = [Text(sample) for sample in sorted(samples, key=place)]
+    found: dict[str, Outcome] = {}
+    for metric in METRICS.values():
+        if metric.per == "sample" and not metric.deviation:
+            known = [(value, text) for text in texts if (value := metric.value(text)) is not None]
+            if metric.pooled:
+                tokens = [(value, count) for value, text in known if (count := len(text.record["token_ids"]))]
+                found[metric.name], found[metric.spread] = token_mean(tokens, metric)
+            else:
+                found[metric.name], found[metric.spread] = sample_mean([value for value, _ in known], metric)
+    for metric in METRICS.values():
+        if metric.of_point is not None:
+            found[metric.name] = metric.of_point(texts)
+    return found
+
+
+def place(sample: Record) -> tuple[int, int, int, str]:
+    """Where a sample stands among those of its point, whatever order it came in."""
+    return sample["prompt_index"], sample["seed"], sample["sample_index"], sample["completion"]
+
+
+def sample_mean(values: Sequence[float], metric: Metric) -> tuple[Outcome, Outcome]:
+    """Mean over samples, and standard error of the mean (n - 1 in the variance)."""
+    if not values:
+        return f"needs {metric.needs}", f"needs {metric.needs}"
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return scaled(mean, None, metric)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return scaled(mean, (math.sqrt(variance / len(values)), 1.0), metric)
+
+
+def token_mean(values: Sequence[tuple[float, int]], metric: Metric) -> tuple[Outcome, Outcome]:
+    """Mean over samples, every token of the point counting the same, and its standard error.
+
+    The error is that of the ratio (sum of value times tokens) / (sum of tokens) over samples, to first order.
+
+    Args:
+        values: value and number of tokens by sample.
+        metric: whose values they are.
+    """
+    if not values:
+        return f"needs {metric.needs}", f"needs {metric.needs}"
+    total = sum(tokens for _, tokens in values)
+    mean = math.fsum(value * tokens for value, tokens in values) / total
+    if (n := len(values)) == 1:
+        return scaled(mean, None, metric)
+    squares = math.fsum((tokens * (value - mean)) ** 2 for value, tokens in values)
+    return scaled(mean, (math.sqrt(squares * n / (n - 1)), total), metric)
+
+
+def scaled(mean: float, error: tuple[float, float] | None, metric: Metric) -> tuple[Outcome, Outcome]:
+    """Mean and error on the metric's own scale; ``error`` is a numerator and a denominator, None where there is one sample."""
+    try:
+        value = math.exp(-mean) if metric.exponential else mean
+    except OverflowError:
+        return "is greater than a number can be", "is greater than a number can be"
+    if error is None:
+        return value, "needs two samples"
+    return value, (value if metric.exponential else 1.0) * error[0] / error[1]

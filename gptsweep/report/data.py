@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 
 from ..analysis.frames import Sweep, label, ordered, plain
-from ..analysis.metrics import METRICS, STANDARD_ERROR, metric_reasons
+from ..analysis.metrics import METRICS
 from ..analysis.stats import MIN_PAIRS
+from ..analysis.summary import metric_reasons
 from ..run.reference import Reference
-from ..store.schema import SAMPLE_KEY, STATUSES
+from ..store.schema import MEANS, SAMPLE_KEY, STATUSES
 
 MAX_SAMPLES = 10_000
 MAX_TEXT = 6_000_000
@@ -23,8 +24,6 @@ MAX_TEXT = 6_000_000
 
 MAX_CELLS = 20_000
 """Means over settings that a page holds; where there would be more it offers none."""
-
-SAMPLE_METRICS = ("logprob_mean", "sampler_logprob_mean", "entropy_mean", "seq_rep_4", "diversity", "ends_repeating")
 
 
 def page_data(sweep: Sweep, title: str, reference: Reference | None = None) -> dict[str, Any]:
@@ -44,7 +43,8 @@ def page_data(sweep: Sweep, title: str, reference: Reference | None = None) -> d
         ],
         "metrics": [
             {"name": name, "label": METRICS[name].label, "unit": METRICS[name].unit, "meaning": METRICS[name].meaning,
-             "per": METRICS[name].per}
+             "per": METRICS[name].per, "column": METRICS[name].field or name, "pooled": METRICS[name].pooled,
+             "exponential": METRICS[name].exponential, "default": METRICS[name].default, "axis": METRICS[name].axis}
             for name in sweep.metrics
         ],
         "groups": {
@@ -106,7 +106,7 @@ def reasons(sweep: Sweep) -> dict[str, str]:
             continue
         point = sweep.summary.index[sweep.summary[name].isna()][0]
         samples = sweep.samples[sweep.samples["point"] == point]
-        samples = samples.astype(dict.fromkeys(STANDARD_ERROR, object)).where(samples.notna(), None)
+        samples = samples.astype(dict.fromkeys(MEANS, object)).where(samples.notna(), None)
         why = metric_reasons(samples.to_dict("records")).get(name) if len(samples) else "has no samples yet"
         found[metric.name] = why or "not in the point's summary"
     return found
@@ -159,11 +159,14 @@ def sample_columns(sweep: Sweep, group_of: Mapping[int, int]) -> dict[str, Any]:
         "seed": [str(seed) for seed in samples["seed"]],
         "index": samples["sample_index"].tolist(),
         "finish": samples["finish_reason"].astype(str).tolist(),
-        "tokens": samples["completion_tokens"].tolist(),
+        "completion_tokens": samples["completion_tokens"].tolist(),
         "text": samples["completion"].tolist(),
     }
-    for name in SAMPLE_METRICS:
-        columns[name] = rounded(measured[f"{name}/num"].where(measured[f"{name}/den"] > 0), 7)
+    for name in MEANS:
+        columns[name] = rounded(samples[name], 7)
+    for name, metric in METRICS.items():
+        if metric.of_sample is not None:
+            columns[name] = rounded(measured[f"{name}/num"].where(measured[f"{name}/den"] > 0), 7)
     return columns
 
 

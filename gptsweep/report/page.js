@@ -86,12 +86,13 @@ const settingName = (name) => byName[name].label;
 
 const all = "all", TEXT = "reference";
 const first = metrics.length ? metrics[0].name : null;
+const onAxis = (axis) => metrics.find((metric) => metric.axis === axis)?.name ?? first;
 const numeric = keys.map((_, k) => k).sort((p, q) => isNumeric(q) - isNumeric(p) || p - q); // settings with an order come first
 function isNumeric(k) { return keys[k].labels.every((text) => text === "null" || !Number.isNaN(Number(text))); }
 const open = keys.map(() => (data.cells ? all : 0)); // a page that holds no means over settings shows one value of each
 const state = {
   metric: first, x: numeric[0] ?? 0, y: numeric[1] ?? 0, fixed: open.slice(),
-  mx: byName.perplexity ? "perplexity" : first, my: byName.diversity ? "diversity" : first,
+  mx: onAxis("x"), my: onAxis("y"),
   columns: spread(), at: 0, find: "", sort: "", base: null, all: false,
 };
 
@@ -246,7 +247,7 @@ function drawHead() {
 }
 
 /** The metrics shown before all are asked for. */
-const TABLE = ["perplexity", "entropy_mean", "seq_rep_4", "diversity", "ends_repeating", "distinct_2", "self_bleu_4", "completion_tokens_mean"].filter((name) => byName[name]);
+const TABLE = metrics.filter((metric) => metric.default).map((metric) => metric.name);
 let everyMetric = false;
 const shownMetrics = () => (everyMetric ? metrics : metrics.filter((metric) => TABLE.includes(metric.name) || metric.name === state.metric));
 const allMetrics = () => el("button", { type: "button", class: "all-metrics", onclick: () => { everyMetric = !everyMetric; drawEffects(); drawPoints(); } },
@@ -571,11 +572,9 @@ function draws(n) {
 }
 /** The value of a metric in sample i as a numerator and a weight; weight 0 where it has none. */
 function measured(name, i) {
-  const tokens = samples.tokens[i];
-  if (name === "completion_tokens_mean") return [tokens, 1];
-  const value = samples[{ perplexity: "logprob_mean", sampler_perplexity: "sampler_logprob_mean" }[name] || name][i];
+  const { column, pooled } = byName[name], value = samples[column][i], tokens = samples.completion_tokens[i];
   if (value === null) return [0, 0];
-  return name.endsWith("perplexity") ? [value * tokens, tokens] : [value, 1];
+  return pooled ? [value * tokens, tokens] : [value, 1];
 }
 /** Pairs of points g and base that share prompt, seed and number: numerator and weight of both, all 0 where one has no value. */
 function pairsOf(name, g, base) {
@@ -601,7 +600,7 @@ function compare(name, g, base) {
   if (!have) return { differs: null, pairs: 0 };
   const n = Math.min(pairs.length, MAX_BLOCKS), blocks = new Float64Array(4 * n);
   pairs.forEach((pair, i) => pair.forEach((part, k) => { blocks[4 * (i % MAX_BLOCKS) + k] += part; }));
-  const value = (num, den) => (name.endsWith("perplexity") ? Math.exp(-num / den) : num / den);
+  const value = (num, den) => (byName[name].exponential ? Math.exp(-num / den) : num / den);
   const difference = ([a, b, c, d]) => value(a, b) - value(c, d);
   const all = [0, 1, 2, 3].map((k) => pairs.reduce((sum, pair) => sum + pair[k], 0)), rows = draws(n), again = [];
   for (let r = 0; r < RESAMPLES; r++) {
@@ -835,7 +834,7 @@ function drawSamples() {
     const box = el("article", { class: `column t${at}`, "aria-label": `Column ${LETTERS[at]}: ${groupName(g)}` }, head);
     if (i === undefined) { box.append(el("p", { class: "empty" }, "This point has no such sample on this page.")); return box; }
     const text = samples.text[i], fork = forks[at];
-    const bits = [plural(samples.tokens[i], "token"), `perplexity ${samples.logprob_mean[i] === null ? "–" : show(Math.exp(-samples.logprob_mean[i]))}`];
+    const bits = [plural(samples.completion_tokens[i], "token"), `perplexity ${samples.logprob_mean[i] === null ? "–" : show(Math.exp(-samples.logprob_mean[i]))}`];
     if (at && fork !== null) bits.push(text === reference ? "the same text as A" : fork ? `parts from A after ${plural(fork, "character")}` : "differs from A at once");
     head.append(el("span", { class: "facts" }, bits.join(" · ")));
     const body = el("div", { class: "text" });

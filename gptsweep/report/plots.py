@@ -69,7 +69,8 @@ def figures(sweep: Sweep, keys: Sequence[str], names: Sequence[str], new: type[F
         figure = new(figsize=(5.2, 3.6))
         draw_curve(figure.subplots(), sweep, keys, name)
         yield f"curve-{name}", figure
-    pair = ["perplexity", "diversity"] if {"perplexity", "diversity"} <= set(names) else names[:2]
+    pair = [name for axis in ("x", "y") for name in names if METRICS[name].axis == axis]
+    pair = pair if len(pair) == 2 else names[:2]
     if len(pair) == 2:
         x, y = pair
         figure = new(figsize=(5.2, 3.6))

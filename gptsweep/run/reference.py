@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ..analysis.metrics import STANDARD_ERROR, text_metrics
-from ..analysis.summary import summarise
+from ..analysis.metrics import METRICS
+from ..analysis.summary import summary_of
 from ..display import get_logger
 from ..errors import GptsweepError, ResultsError
 from ..files import open_to_read
@@ -111,8 +111,8 @@ def kept_reference(directory: Path, sweep: Sweep) -> Reference | None:
 def reference_of(kept: Mapping[str, Any], sweep: Sweep) -> Reference:
     """The metrics of what ``reference.json`` holds, and whether it is long enough for these samples."""
     samples = kept["samples"]
-    row: dict[str, Any] = summarise({}, samples)
-    metrics = {name: row[name] for name in STANDARD_ERROR} | text_metrics(samples)
+    row = summary_of(samples)
+    metrics = {name: row[name] for name in METRICS}
     length, pieces = samples[0]["completion_tokens"], len(samples)
     wanted_length = int(sweep.samples["completion_tokens"].median())
     wanted_pieces = min(MAX_PIECES, int(sweep.summary["num_samples"].max()))

@@ -31,8 +31,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from ..analysis.metrics import METRICS, text_metrics
-from ..analysis.summary import summarise
+from ..analysis.metrics import METRICS
+from ..analysis.summary import summarise, text_metrics
 from ..config import point_from_config
 from ..display import get_logger
 from ..engine.backend import BackendProgress, Workload, windows_read

@@ -15,8 +15,7 @@ from driver import instrumented, run, tell
 
 with instrumented():
     from gptsweep.analysis.frames import read_sweep
-    from gptsweep.analysis.metrics import text_metrics
-    from gptsweep.analysis.summary import summarise
+    from gptsweep.analysis.summary import summarise, text_metrics
     from gptsweep.errors import GptsweepError
     from gptsweep.store.reader import read_samples
     from gptsweep.store.sweep_table import SweepTable
