@@ -90,8 +90,8 @@ def gptsweep(job: Job) -> Measured:
     from profile_step import linear_limit
     from shapes import grid, random_model
 
+    from gptsweep.api import load
     from gptsweep.engine.engine import Engine
-    from gptsweep.run.session import load
 
     # Shapes that no peer runs are drawn in memory: GPT-2 XL would be a file of 6 GB.
     if job.shape in ("gpt2", "shakespeare"):

@@ -14,8 +14,11 @@ from itertools import product
 from typing import Any
 
 import gptsweep
+from gptsweep.api import sampling_of
+from gptsweep.engine.torch_backend import TorchBackends
 from gptsweep.records import Point, Prompt
-from gptsweep.run.session import Task, encoded, generate, sampling_of
+from gptsweep.run.executors.local import LocalExecutor
+from gptsweep.run.rows import Plan, Task, encoded
 
 SWEEPS: dict[str, dict[str, list[Any]]] = {
     "3 top_k": {"top_k": [20, 50, None]},
@@ -53,7 +56,8 @@ def main() -> None:
                 point = Point(model=lm.source, device=lm.device, sampling=sampling_of(**sizes, **settings), seed=seed)
                 tasks.append(Task.of(lm, point, prompts))
             read = 0
-            tokens = sum(len(sample.token_ids) + sample.prompt_tokens for _, sample in generate(lm, tasks))
+            samples = LocalExecutor(TorchBackends()).run(lm, Plan.of(lm, tasks))
+            tokens = sum(len(sample.token_ids) + sample.prompt_tokens for _, sample in samples)
             print(f"{name:36} {noise:12} {tokens:8,} {read / tokens:8.1%}", flush=True)
 
 

@@ -14,6 +14,9 @@ from .threads import wait_briefly
 if TYPE_CHECKING:
     from .analysis.frames import Sweep as Sweep
     from .analysis.frames import read_sweep as read_sweep
+    from .api import LM as LM
+    from .api import load as load
+    from .api import sweep as sweep
     from .errors import ConfigError as ConfigError
     from .errors import DeviceError as DeviceError
     from .errors import GptsweepError as GptsweepError
@@ -23,9 +26,6 @@ if TYPE_CHECKING:
     from .models.gpt2 import GPT as GPT
     from .models.gpt2 import GPTConfig as GPTConfig
     from .records import Sample as Sample
-    from .run.session import LM as LM
-    from .run.session import load as load
-    from .run.session import sweep as sweep
 
     __version__: str
 
@@ -54,7 +54,7 @@ wait_briefly()  # before anything imports torch
 _HOMES = {
     **dict.fromkeys(("GptsweepError", "ConfigError", "ModelError", "PromptError", "DeviceError", "ResultsError"), "errors"),
     **dict.fromkeys(("GPT", "GPTConfig"), "models.gpt2"),
-    **dict.fromkeys(("LM", "load", "sweep"), "run.session"),
+    **dict.fromkeys(("LM", "load", "sweep"), "api"),
     **dict.fromkeys(("Sweep", "read_sweep"), "analysis.frames"),
     "Sample": "records",
 }

@@ -153,13 +153,13 @@ class Report(Callback):
         refresh_sweep(Path(config.hydra.runtime.output_dir).parent)
         if job_return.status is JobStatus.COMPLETED:
             if config.reference is not None:
-                from .run.reference import score_own  # late: pandas, and torch
-                from .run.session import open_model
+                from .engine.torch_backend import TorchBackends  # late: pandas, and torch
+                from .run.executors.local import LocalExecutor
+                from .run.reference import score_own
 
-                point = point_from_config(config)
-                score_own(
-                    Path(config.hydra.runtime.output_dir), config.reference, partial(open_model, point.model, point.device)
-                )
+                point, executor = point_from_config(config), LocalExecutor(TorchBackends())
+                open_model = partial(executor.open, point.model, point.device)
+                score_own(Path(config.hydra.runtime.output_dir), config.reference, open_model)
             say_where(config.hydra.runtime.output_dir)
         elif isinstance(error := job_return._return_value, GptsweepError):
             raise Refused(error) from error  # before Hydra prints a line of its own about it
@@ -257,11 +257,9 @@ def check_directories(config: DictConfig, key: str, lines: list[str], value: str
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
 def task(cfg: DictConfig) -> float | None:
     """One point: what Hydra calls for a run, and for every job of a sweep."""
-    from .run.session import (
-        run_job,  # late, as it imports torch: --help, --cfg and a mistake in the config need not wait for it
-    )
+    from .multirun.point import run_point  # late: numpy, which --help, --cfg and a mistake in the config need not wait for
 
-    return run_job(cfg, Path(HydraConfig.get().runtime.output_dir))
+    return run_point(cfg, Path(HydraConfig.get().runtime.output_dir))
 
 
 def main() -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from numbers import Real
@@ -272,9 +272,9 @@ class Row:
     """One sample for the engine to generate: token ids and settings, no text.
 
     Rows with equal ``prompt_ids`` share one prefill. ``noise_key`` is the 64-bit key of the counter noise; with
-    ``prompt_index`` and ``sample_index`` it decides every random number of the row. ``eot_id`` is the token that ends the
-    sample if ``sampling.stop_at_eot``. ``new_stop_matcher`` makes a stop matcher: called with each new token id in turn, it
-    returns whether a stop string is now complete. A row with a ``prefix`` continues after it, with the same result as without;
+    ``prompt_index`` and ``sample_index`` it decides every random number of the row. ``end_tokens`` end the sample
+    if ``sampling.stop_at_eot``; ``sampling.stop`` ends it where the backend finds one of these texts in what it
+    decodes. A row with a ``prefix`` continues after it, with the same result as without;
     of rows that draw from one stream (``rng=torch``), only the first may have a prefix.
     """
 
@@ -283,8 +283,7 @@ class Row:
     noise_key: int
     prompt_index: int = 0
     sample_index: int = 0
-    eot_id: int | None = None
-    new_stop_matcher: Callable[[], Callable[[int], bool]] | None = None
+    end_tokens: tuple[int, ...] = ()
     prefix: Prefix | None = None
 
     def __post_init__(self) -> None:

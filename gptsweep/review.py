@@ -33,7 +33,8 @@ from .errors import GptsweepError, ResultsError
 from .report import write_report
 from .report.data import failures, reasons, thinned
 from .report.tables import FEWEST, Column, fitting, print_blocks, print_in_parts, print_table
-from .run.reference import Reference, kept_reference, open_maker, update_reference
+from .run.reference import Reference, kept_reference, maker_name, update_reference
+from .run.rows import OpenModel
 from .store.csv_files import csv_bytes
 from .store.schema import MULTIRUN, REFERENCE, SWEEP
 from .store.sweep_table import write_sweep_csv
@@ -173,6 +174,18 @@ def reference_of(options: argparse.Namespace, sweep: Sweep) -> Reference | None:
     elif options.reference:
         return update_reference(directory, sweep, options.reference, partial(open_maker, sweep, options.model))
     return kept_reference(directory, sweep)
+
+
+def open_maker(sweep: Sweep, asked: str | None) -> OpenModel:
+    """The model that made these samples, in the dtype it had.
+
+    Raises:
+        GptsweepError: as `maker_name` and `gptsweep.load`.
+    """
+    from .api import load  # late: torch, not before there is a text to score
+
+    name, dtype = maker_name(sweep, asked)
+    return load(name, dtype=dtype)
 
 
 def bring_up_to_date(path: Path, sweep: Sweep, reference: Reference | None) -> None:

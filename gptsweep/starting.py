@@ -18,7 +18,7 @@ def end_at_once() -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    if hasattr(sys.modules.get("gptsweep.run.session"), "run_job"):
+    if hasattr(sys.modules.get("gptsweep.multirun.point"), "run_point"):
         signal.default_int_handler(number, frame)
     os.write(2, b"gptsweep: stopped; nothing was begun yet\n")
     os._exit(128 + number)

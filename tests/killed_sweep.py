@@ -25,7 +25,7 @@ from sweeps import samples_of
 from gptsweep.__main__ import main
 from gptsweep.engine.scheduler import Scheduler
 from gptsweep.records import Completion
-from gptsweep.run import session
+from gptsweep.run.executors.local import LocalExecutor
 from gptsweep.store.unfinished import SECONDS, Unfinished
 
 SWEEP = (
@@ -66,13 +66,13 @@ def start(name: str) -> tuple[int, int]:
         status = 70
         try:
             os.close(begun)
-            generate = session.generate
+            run = LocalExecutor.run
 
             def told(*arguments: Any) -> Any:
                 os.write(tell, b"!")
-                return generate(*arguments)
+                return run(*arguments)
 
-            session.generate = told  # type: ignore[assignment]
+            LocalExecutor.run = told  # type: ignore[method-assign]
             status = sweep_here(name)
         finally:
             os._exit(status)

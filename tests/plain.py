@@ -221,7 +221,7 @@ def decode(model: GPT, row: Row, vocab_size: int, stopped: Callable[[list[int]],
         twin.logprobs.append(float(logprobs[token]))
         twin.sampler_logprobs.append(math.log(p[token]))
         twin.entropies.append(float(-(logprobs.exp() * logprobs).sum()))
-        if sampling.stop_at_eot and token == row.eot_id:
+        if sampling.stop_at_eot and token in row.end_tokens:
             twin.finish_reason = "eot"
         elif stopped(twin.token_ids):
             twin.finish_reason = "stop"

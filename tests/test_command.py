@@ -19,8 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 
 import gptsweep
 from gptsweep import __main__ as command
+from gptsweep import multirun
 from gptsweep.config import GROUPS, choices, keys
 from gptsweep.errors import ModelError
+from gptsweep.run import session
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,16 +69,14 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> Jobs:
         seen.append((cfg, directory))
         return float(cfg.seed)
 
-    stand_in = types.ModuleType("gptsweep.run.session")
-    stand_in.run_job = run_job  # type: ignore[attr-defined]
+    stand_in = types.ModuleType("gptsweep.multirun.point")
+    stand_in.run_point = run_job  # type: ignore[attr-defined]
     stand_in.require_objective = lambda name: None  # type: ignore[attr-defined]
-    stand_in.run_jobs = lambda *_: iter(())  # type: ignore[attr-defined]
-    stand_in.wanted_settings = lambda point: {"seed": point.seed}  # type: ignore[attr-defined]
-    for name in ("Job", "Models", "Interruption", "prepared"):
-        setattr(stand_in, name, MagicMock())
-    monkeypatch.setitem(sys.modules, "gptsweep.run.session", stand_in)
-    # `from . import session` takes the package's attribute, which is there once another test has imported the real one.
-    monkeypatch.setattr(gptsweep, "session", stand_in, raising=False)
+    stand_in.prepared = MagicMock()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "gptsweep.multirun.point", stand_in)
+    # `from . import point` takes the package's attribute, which is there once another test has imported the real one.
+    monkeypatch.setattr(multirun, "point", stand_in, raising=False)
+    monkeypatch.setattr(session, "run_jobs", lambda *_: iter(()))
     return seen
 
 
@@ -84,7 +84,7 @@ def fails(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def run_job(cfg: DictConfig, directory: Path) -> float:
         raise error
 
-    monkeypatch.setattr(sys.modules["gptsweep.run.session"], "run_job", run_job)
+    monkeypatch.setattr(sys.modules["gptsweep.multirun.point"], "run_point", run_job)
 
 
 def test_help_names_every_group_choice_and_key(run: Run) -> None:

@@ -16,13 +16,15 @@ import yaml
 from made_sweep import made_samples, write_point
 from sweeps import Run, save_checkpoint
 
-from gptsweep import review
+from gptsweep import api, review
 from gptsweep.analysis.frames import read_sweep
+from gptsweep.engine.torch_backend import TorchBackend
 from gptsweep.errors import ResultsError
 from gptsweep.models.files.tokenizers import CharTokenizer
 from gptsweep.models.gpt2 import GPT, GPTConfig
+from gptsweep.models.loading import LoadedModel
 from gptsweep.report import write_report
-from gptsweep.run import reference, session
+from gptsweep.run import reference
 
 TEXT = "the quality of mercy is not strained; it droppeth as the gentle rain from heaven upon the place beneath\n" * 3
 
@@ -34,7 +36,11 @@ def lm() -> Any:
     letters = sorted(set(TEXT))
     tokenizer = CharTokenizer(letters)
     model = GPT(GPTConfig(block_size=16, vocab_size=len(letters) + 2, n_layer=1, n_head=2, n_embd=16)).eval()
-    return SimpleNamespace(model=model, tokenizer=tokenizer, fingerprint="w", dtype="float32")
+    loaded = LoadedModel(
+        model=model, tokenizer=tokenizer, fingerprint="w", device=torch.device("cpu"), dtype="float32", arithmetic="float32"
+    )
+    backend = TorchBackend(loaded, None)
+    return SimpleNamespace(model=model, backend=backend, tokenizer=tokenizer, fingerprint="w", dtype="float32")
 
 
 @pytest.fixture
@@ -46,7 +52,7 @@ def results(tmp_path: Path) -> Path:
 
 def test_the_score_is_that_of_the_model_token_by_token(lm: Any) -> None:
     ids = lm.tokenizer.encode(TEXT)
-    logprob, entropy = reference.piece_score(lm, ids, 1, 14)
+    logprob, entropy = lm.backend.score(ids, 1, 14)
     logs, entropies = [], []
     for at in range(1, 14):
         with torch.inference_mode():
@@ -60,8 +66,8 @@ def test_the_score_is_that_of_the_model_token_by_token(lm: Any) -> None:
 
 def test_far_into_a_text_every_token_has_half_a_block_before_it(lm: Any) -> None:
     ids = lm.tokenizer.encode(TEXT)
-    whole, _ = reference.piece_score(lm, ids, 40, 72)
-    parts = [reference.piece_score(lm, ids, first, first + 8)[0] for first in range(40, 72, 8)]
+    whole, _ = lm.backend.score(ids, 40, 72)
+    parts = [lm.backend.score(ids, first, first + 8)[0] for first in range(40, 72, 8)]
     assert whole == pytest.approx(sum(parts) / 4, rel=1e-5)
 
 
@@ -112,7 +118,7 @@ def test_the_model_is_loaded_once_for_a_text_its_weights_and_their_dtype(results
 def reviewed(monkeypatch: pytest.MonkeyPatch, lm: Any, *arguments: object) -> tuple[int, list[str]]:
     """The status of a review, and the models it opened."""
     opened: list[str] = []
-    monkeypatch.setattr(session, "load", lambda name, **_: opened.append(name) or lm)
+    monkeypatch.setattr(api, "load", lambda name, **_: opened.append(name) or lm)
     return review.main([str(argument) for argument in arguments]), opened
 
 

@@ -19,10 +19,11 @@ from torch import Tensor
 from transformers.generation import logits_process as hf
 
 from gptsweep.engine.engine import Engine
-from gptsweep.engine.noise import gumbel, independent_key, noise_of, philox
+from gptsweep.engine.noise import gumbel, noise_of, philox
 from gptsweep.kernels import sampler as kernel_sampler
 from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.records import Completion, Row, Sampling
+from gptsweep.run.rows import independent_key
 
 KERNELS = pytest.mark.parametrize("use_kernels", [True, False], ids=["kernels", "torch"])
 

@@ -21,23 +21,23 @@ from model_files import save_hf, save_meta, save_nanogpt
 
 import gptsweep
 from gptsweep.analysis.metrics import METRICS
+from gptsweep.api import LM, sampling_of
+from gptsweep.engine import torch_backend
 from gptsweep.engine.engine import Engine
+from gptsweep.engine.torch_backend import TorchBackends
 from gptsweep.errors import ConfigError, DeviceError, Interrupted, ModelError, PromptError, ResultsError
 from gptsweep.models import linear, loading
 from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.models.linear import can_pack
 from gptsweep.models.loading import resolve_device, resolve_dtype
+from gptsweep.multirun.point import objective_of, require_objective
 from gptsweep.records import DeviceSettings, ModelSource, Point, Prompt, Row, Sampling, point_id
-from gptsweep.run import session
+from gptsweep.run.executors.local import LocalExecutor
 from gptsweep.run.progress import Progress
+from gptsweep.run.rows import Plan, Task, encoded
 from gptsweep.run.session import (
-    LM,
     Job,
     Outcome,
-    Task,
-    encoded,
-    objective_of,
-    require_objective,
     run_jobs,
 )
 from gptsweep.store.writer import PointWriter
@@ -255,7 +255,7 @@ def test_a_setting_is_the_same_whatever_type_its_value_has(lm: LM) -> None:
     ]  # fmt: skip
     prompts = encoded(lm, (gptsweep.records.Prompt("0", "A"),))
     for settings in same:
-        sampling = session.sampling_of(**settings)
+        sampling = sampling_of(**settings)
         assert repr(sampling) == repr(plain_settings)
         points = [Point(sampling=found, seed=seed) for found, seed in ((plain_settings, 3), (sampling, np.uint64(3)))]  # type: ignore[arg-type]
         assert len({Task.of(lm, point, prompts).point_id for point in points}) == 1
@@ -402,7 +402,7 @@ def point(out_dir: Path, **sampling: Any) -> Point:
 def settle(*jobs: Job) -> list[Outcome]:
     """The outcomes of ``jobs``, in their order."""
     with Progress(quiet=True) as progress:
-        found = {outcome.job: outcome for outcome in run_jobs(jobs, progress)}
+        found = {outcome.job: outcome for outcome in run_jobs(jobs, progress, LocalExecutor(TorchBackends()))}
     assert len(found) == len(jobs)
     return [found[job] for job in jobs]
 
@@ -453,8 +453,8 @@ def test_a_point_extended_on_another_kind_of_machine_says_so_and_promises_nothin
     (part,) = manifest("a")["parts"]
     assert part["made_by"]["torch"] == torch.__version__
     assert part["made_by"]["processor"]
-    machine = session._machine
-    monkeypatch.setattr(session, "_machine", lambda device: machine(device) | {"instructions": "other"})
+    machine = torch_backend._machine
+    monkeypatch.setattr(torch_backend, "_machine", lambda device: machine(device) | {"instructions": "other"})
     settle(*(Job(point(out_dir, num_samples=2), tmp_path / name) for name in names))
     assert all(manifest(name)["promise"] is True for name in names), "nothing was made"
     settle(*(Job(point(out_dir, num_samples=3), tmp_path / name) for name in names))
@@ -538,7 +538,7 @@ def test_a_directory_that_cannot_be_written_fails_its_own_point_once(
     settings = {"num_samples": 12, "stop": ("e", "a", "i"), "max_new_tokens": 20, "temperature": 1.5}
     bad, good = Job(point(out_dir, **settings), tmp_path / "bad"), Job(point(out_dir, seed=2, **settings), tmp_path / "good")
     with Progress(quiet=True) as progress:
-        outcomes = list(run_jobs([bad, good], progress))
+        outcomes = list(run_jobs([bad, good], progress, LocalExecutor(TorchBackends())))
     assert refused
     assert sorted((o.job.directory.name, type(o.error)) for o in outcomes if o.error) == [("bad", ResultsError)]
     assert len(outcomes) == 2
@@ -574,18 +574,18 @@ def test_what_finished_before_sigterm_is_kept_and_the_rest_comes_out_the_same(
                 os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted), Impatient(quiet=True) as progress:
-        list(run_jobs([cut], progress))
+        list(run_jobs([cut], progress, LocalExecutor(TorchBackends())))
     assert not (cut.directory / "manifest.json").exists()
     kept = (cut.directory / "samples.partial.jsonl").read_text().splitlines()
     assert len(kept) == 4
     counts: list[int] = []
-    generate = session.generate
+    run = LocalExecutor.run
 
-    def watched(lm: LM, tasks: Any, wanted: Any, *rest: Any) -> Any:
-        counts.extend(len(keys) for keys in wanted.values())
-        return generate(lm, tasks, wanted, *rest)
+    def watched(self: LocalExecutor, model: Any, plan: Plan, *rest: Any) -> Any:
+        counts.append(plan.workload.rows)
+        return run(self, model, plan, *rest)
 
-    monkeypatch.setattr(session, "generate", watched)
+    monkeypatch.setattr(LocalExecutor, "run", watched)
     settle(cut)
     assert counts == [4]
     assert (cut.directory / "samples.jsonl").read_bytes() == (whole.directory / "samples.jsonl").read_bytes()
@@ -609,7 +609,7 @@ def test_a_directory_that_holds_another_point_names_the_setting_that_differs(out
     def run_with(seed: int, **sampling: Any) -> Outcome:
         settings = Sampling(num_samples=1, max_new_tokens=2, **sampling)
         point = Point(model=source, device=device, sampling=settings, start="A", seed=seed)
-        (outcome,) = run_jobs([Job(point, tmp_path / "x")], Progress(quiet=True))
+        (outcome,) = run_jobs([Job(point, tmp_path / "x")], Progress(quiet=True), LocalExecutor(TorchBackends()))
         return outcome
 
     assert run_with(1, temperature=0.5).error is None

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from sweeps import Run, samples_of, save_checkpoint
 
 import gptsweep
-from gptsweep.engine import engine
+from gptsweep.engine import engine, torch_backend
 from gptsweep.engine.engine import Engine
 from gptsweep.records import Row
 from gptsweep.run import session
@@ -317,8 +317,8 @@ def test_a_sweep_beside_the_working_directory_is_one_batch(
 ) -> None:
     (place / "here").mkdir()
     monkeypatch.chdir(place / "here")
-    real, opened = session.open_model, []
-    monkeypatch.setattr(session, "open_model", lambda *which: opened.append(which) or real(*which))
+    real, opened = torch_backend.load_model, []
+    monkeypatch.setattr(torch_backend, "load_model", lambda *which: opened.append(which) or real(*which))
     for where in ("../x", "y/../../here/./y"):
         opened.clear()
         assert run("-m", "seed=1,2", *SMALL, "model.out_dir=../out", f"hydra.sweep.dir={where}").status == 0
@@ -384,8 +384,8 @@ def test_a_point_that_fails_in_one_batch_leaves_the_next_batches_alone(run: Run,
 
 
 def test_a_model_stays_loaded_from_batch_to_batch(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, opened = session.open_model, []
-    monkeypatch.setattr(session, "open_model", lambda *which: opened.append(which) or real(*which))
+    real, opened = torch_backend.load_model, []
+    monkeypatch.setattr(torch_backend, "load_model", lambda *which: opened.append(which) or real(*which))
     assert run("-m", "seed=1,2,3", *SMALL, "name=n", "hydra.sweeper.max_batch_size=1").status == 0
     assert len(opened) == 1
     assert len(samples_of(place / "outputs/sweeps/n")) == 3

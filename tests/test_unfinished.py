@@ -18,8 +18,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sweeps import Run, samples_of, save_checkpoint
-from test_engine import DTYPES, POOL, VOCAB, model_in, row, rows_of_all_kinds
+from test_engine import DTYPES, POOL, VOCAB, model_in, row, rows_of_all_kinds, until
 
+from gptsweep.engine import torch_backend
 from gptsweep.engine.backend import BackendProgress
 from gptsweep.engine.engine import Engine
 from gptsweep.engine.scheduler import Scheduler, SharedSequence
@@ -27,7 +28,6 @@ from gptsweep.errors import Interrupted
 from gptsweep.models.gpt2 import GPT
 from gptsweep.models.linear import can_pack
 from gptsweep.records import Completion, Prefix, Row
-from gptsweep.run import session
 from gptsweep.store import unfinished
 from gptsweep.store import writer as results
 from gptsweep.store.unfinished import Unfinished
@@ -42,7 +42,7 @@ class StopError(Exception):
 def engine_of(dtype: str = "float32", max_rows: int | None = None) -> Engine:
     if not can_pack(TORCH_DTYPES[dtype]):
         pytest.skip(f"this processor has no {dtype} layers")
-    engine = Engine(model_in(dtype), vocab_size=VOCAB, max_rows=max_rows)
+    engine = Engine(model_in(dtype), vocab_size=VOCAB, max_rows=max_rows, stop_matcher=until)
     assert engine.promise
     return engine
 
@@ -317,7 +317,7 @@ def test_a_sample_is_not_begun_on_one_kind_of_machine_and_finished_on_another(
     run: Run, place: Path, sampled: Sampled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept_by(run, sampled)
-    monkeypatch.setattr(session, "_machine", lambda device: {"capability": "another"})
+    monkeypatch.setattr(torch_backend, "_machine", lambda device: {"capability": "another"})
     assert run(*RUN, "name=n").status == 0
     assert sampled.tokens == 4 * 20
     log = (place / "outputs/runs/n/gptsweep.log").read_text()

@@ -1,14 +1,16 @@
-"""What whoever runs rows and whoever decodes them tell each other: bounds on the rows, and progress.
+"""The seam between the program and whatever decodes: a `Backend` takes rows, yields completions, and states a few facts.
 
-The module imports no torch.
+Nothing above `engine/` knows more of a model than this: no layers, no hidden states, no weights. The module imports no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
-from ..records import Prefix, Row, Sampling
+from ..models.files.tokenizers import Tokenizer
+from ..records import Completion, DeviceSettings, ModelSource, Prefix, Row, Sampling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,3 +74,100 @@ class BackendProgress:
 
 
 OnStep = Callable[[BackendProgress], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """How a backend computes.
+
+    Args:
+        dtype: as resolved, never ``auto``.
+        device: ``cpu``, ``cuda`` or ``mps``.
+        arithmetic: what the layers compute in, as `point_id` takes it: ``dtype``, or a name of its own where bits differ.
+        threads: CPU threads.
+        made_by: what decides the bits of samples beside what `point_id` names: if it is equal, so are they.
+        versions: of the libraries that compute.
+    """
+
+    dtype: str
+    device: str
+    arithmetic: str
+    threads: int
+    made_by: Mapping[str, object]
+    versions: Mapping[str, str]
+
+
+class Backend(Protocol):
+    """Decodes rows of one model."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+
+    @property
+    def block_size(self) -> int | None:
+        """How many tokens the model reads; None: there is no limit."""
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The tokens that end a sample with ``sampling.stop_at_eot``."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the model's weights and shape."""
+
+    @property
+    def promise(self) -> bool:
+        """Whether samples are batch-invariant: the same to the bit whatever the other rows and ``max_rows``."""
+
+    @property
+    def max_rows(self) -> int | None:
+        """Rows decoded together at most; None: planned from memory."""
+
+    @property
+    def provenance(self) -> Provenance:
+        """What decides the bits of samples."""
+
+    def resumes(self, prefix: Prefix) -> bool:
+        """Whether a row can go on after ``prefix``, as far as the state of its random numbers is concerned."""
+
+    def run(self, rows: Iterable[Row], workload: Workload, on_step: OnStep | None) -> Iterator[Completion]:
+        """Yield a completion of every row as it finishes; its ``row`` is the object that was given.
+
+        Args:
+            rows: taken as there is room for them, and started in that order.
+            workload: their bounds.
+            on_step: called after each step, its completions yielded; what it raises ends the run.
+
+        Raises:
+            MemoryError: not even one row fits.
+            GptsweepError: what the user can mend.
+        """
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """A backend that can score text that it did not sample."""
+
+    def score(self, ids: Sequence[int], start: int, end: int) -> tuple[float, float]:
+        """Mean log-probability and mean entropy, in nats, of the tokens ``start`` to ``end`` after those before them."""
+
+
+class Backends(Protocol):
+    """Opens models of one kind of backend."""
+
+    def resolve(self, settings: DeviceSettings) -> tuple[str, str]:
+        """The dtype and the type of device that ``auto`` stands for.
+
+        Raises:
+            DeviceError: the device or dtype is not there.
+        """
+
+    def open(self, source: ModelSource, settings: DeviceSettings) -> tuple[Backend, Tokenizer]:
+        """Load a model.
+
+        Raises:
+            ModelError: there is no such model, or it cannot be read.
+            DeviceError: the device, dtype or compiler is not there.
+            MemoryError: it does not fit.
+        """

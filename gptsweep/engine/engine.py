@@ -19,7 +19,7 @@ from ..records import Completion, Row, Sampling
 from .backend import BackendProgress, OnStep, Workload
 from .kv_cache import KVCache, pages_for
 from .model_runner import HAS_KERNELS, ModelRunner
-from .scheduler import Scheduler, WaitingQueue, unfinished
+from .scheduler import NewStopMatcher, Scheduler, WaitingQueue, no_stop_strings, unfinished
 
 log = get_logger(__name__)
 
@@ -41,13 +41,24 @@ class Engine:
         model: on its device, in its dtype, ready for inference.
         vocab_size: ids from here on (a padded vocabulary's) are never sampled.
         max_rows: rows decoded together at most; None plans from memory.
+        stop_matcher: makes, from stop strings, a function that is called with each new token id of a sample and says whether
+            one of them is now complete. Without it no row may have stop strings.
         use_kernels: False computes in plain torch on a CPU, too.
     """
 
-    def __init__(self, model: GPT, *, vocab_size: int, max_rows: int | None = None, use_kernels: bool = True) -> None:
+    def __init__(
+        self,
+        model: GPT,
+        *,
+        vocab_size: int,
+        max_rows: int | None = None,
+        stop_matcher: NewStopMatcher = no_stop_strings,
+        use_kernels: bool = True,
+    ) -> None:
         self.model = model
         self.vocab_size = vocab_size
         self.max_rows = max_rows
+        self.stop_matcher = stop_matcher
         self.device = model.embedding.device
         self.dtype = model.embedding.dtype
         self.use_kernels = use_kernels and HAS_KERNELS and self.device.type == "cpu"
@@ -121,6 +132,7 @@ class Engine:
             max_cached_prompts=max_cached_prompts,
             block_size=config.block_size,
             vocab_size=self.vocab_size,
+            stop_matcher=self.stop_matcher,
             progress=progress,
         )
         runner = ModelRunner(

@@ -1,4 +1,4 @@
-"""Counter-based noise: Philox words, Gumbel noise made of them, and the key of independent noise, in plain torch.
+"""Counter-based noise: Philox words and Gumbel noise made of them, in plain torch.
 
 The noise of a token depends on its key, token id, position, sample_index and prompt_index alone, so it is the same in any
 batch. Points of a sweep that have the same key share it. ``kernels`` computes the same on a CPU.
@@ -6,15 +6,8 @@ batch. Points of a sweep that have the same key share it. ``kernels`` computes t
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from torch import Tensor
-
-
-def independent_key(seed: int, point: str) -> int:
-    """The noise key of ``noise=independent``: 64 bits of a hash of the seed and the point's id."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {point}".encode()).digest()[:8], "little")
 
 
 def philox(counter: Tensor, key: Tensor) -> Tensor:

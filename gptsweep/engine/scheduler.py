@@ -23,6 +23,14 @@ from .backend import BackendProgress, windows_read
 from .kv_cache import KVCache, Span
 from .sampler import LogitAdjustments, nanogpt_stream, row_record, stream_at
 
+NewStopMatcher = Callable[[tuple[str, ...]], Callable[[int], bool]]
+"""Makes the stop matcher of a sample from its stop strings."""
+
+
+def no_stop_strings(stops: tuple[str, ...]) -> Callable[[int], bool]:
+    """In place of a `NewStopMatcher` where no row has stop strings."""
+    raise ValueError(f"stop strings {stops} need an engine with a stop_matcher")
+
 
 @dataclass(slots=True)
 class Stream:
@@ -58,7 +66,7 @@ class RunningRow:
         _, a, b, c, _ = self.sums
         state = None if self.stream.generator is None else self.stream.generator.get_state()
         self.sums = len(self.token_ids), a + logprob, b + sampler_logprob, c + entropy, state
-        if self.row.sampling.stop_at_eot and token == self.row.eot_id:
+        if self.row.sampling.stop_at_eot and token in self.row.end_tokens:
             return "eot"
         if self.stop_matcher is not None and self.stop_matcher(token):
             return "stop"
@@ -164,6 +172,7 @@ class Scheduler:
         max_cached_prompts: size of the prefix cache.
         block_size: tokens in a full context.
         vocab_size: token ids are below it.
+        stop_matcher: as of `Engine`.
         progress: updated after each step.
 
     Attributes:
@@ -181,10 +190,11 @@ class Scheduler:
         max_cached_prompts: int,
         block_size: int,
         vocab_size: int,
+        stop_matcher: NewStopMatcher,
         progress: BackendProgress,
     ) -> None:
         self.waiting, self.cache, self.progress = waiting, cache, progress
-        self.block_size, self.vocab_size = block_size, vocab_size
+        self.block_size, self.vocab_size, self.stop_matcher = block_size, vocab_size, stop_matcher
         self.running: dict[int, RunningRow] = {}
         self.sequences: list[SharedSequence] = []
         self.records = np.zeros(max_rows, ROW)
@@ -242,7 +252,7 @@ class Scheduler:
         if sampling.penalises or sampling.logit_bias:
             new_ids = sampling.max_new_tokens + len(set(row.prompt_ids)) if sampling.penalises else 0
             adjustments = LogitAdjustments(sampling, row.prompt_ids, min(new_ids, self.vocab_size))
-        stop_matcher = None if row.new_stop_matcher is None else row.new_stop_matcher()
+        stop_matcher = self.stop_matcher(sampling.stop) if sampling.stop else None
         for token in prefix.token_ids:
             if stop_matcher is not None:
                 stop_matcher(token)

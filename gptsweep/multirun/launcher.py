@@ -29,7 +29,7 @@ from .run_job import Yaml, run_job_with
 from .sweep_files import write_report
 
 if TYPE_CHECKING:
-    from ..run.session import Models
+    from ..run.executors.local import LocalExecutor
 
 log = get_logger(__name__)
 
@@ -61,7 +61,7 @@ class FusedSweep:
         self.loader = context.config_loader
         self._run_job = run_job_with(Yaml())
         self.directory = Path(str(config.hydra.sweep.dir))
-        self._models: Models | None = None
+        self._executor: LocalExecutor | None = None
         self._table: SweepTable | None = None
         self._failures: list[tuple[str, Exception]] = []
 
@@ -82,11 +82,11 @@ class FusedSweep:
         last = is_basic_sweeper(self.config) and first_number + len(planned) >= self.loader.points
         try:
             returns = self._run(planned)
-            if self.config.reference and self._models is not None:
+            if self.config.reference and self._executor is not None:
                 from ..run.reference import score_own  # late: pandas
 
                 first = planned[0].point
-                score_own(self.directory, self.config.reference, partial(self._models.open, first.model, first.device))
+                score_own(self.directory, self.config.reference, partial(self._executor.open, first.model, first.device))
         except Interrupted as stopped:
             raise Interrupted(stopped.signal_number, self.config.name, stopped.unfinished) from None
         finally:
@@ -104,23 +104,29 @@ class FusedSweep:
         return [done for done in returns if done.status is not JobStatus.FAILED]
 
     def _run(self, planned: Sequence[Planned]) -> list[JobReturn]:
-        from ..run import session  # late: torch, which --help and a mistake in the config need not wait for
+        # Late: numpy and torch, which --help and a mistake in the config need not wait for.
+        from ..engine.torch_backend import TorchBackends
+        from ..run.executors.local import LocalExecutor
+        from ..run.interruption import Interruption
+        from ..run.manifest import wanted_settings
+        from ..run.session import Job, Outcome, run_jobs
+        from . import point
 
-        session.require_objective(self.config.objective)
-        self._models = self._models or session.Models()
+        point.require_objective(self.config.objective)
+        self._executor = self._executor or LocalExecutor(TorchBackends())
         self._table = self._table or SweepTable(self.directory)
-        jobs = {job.directory: session.Job(job.point, job.directory, job.overwrite) for job in planned}
+        jobs = {job.directory: Job(job.point, job.directory, job.overwrite) for job in planned}
         for job in planned:
-            self._table.expect(job.directory, job.overrides, session.wanted_settings(job.point))
+            self._table.expect(job.directory, job.overrides, wanted_settings(self._executor, job.point))
         log.info("Launching %d points as one batch", len(jobs))
-        outcomes: dict[Path, session.Outcome] = {}
+        outcomes: dict[Path, Outcome] = {}
         unfinished = Unfinished(self.directory)
-        token = session.prepared.set(outcomes)
+        token = point.prepared.set(outcomes)
         try:
-            with session.Interruption() as interruption:
+            with Interruption() as interruption:
                 try:
                     with Progress(quiet=self.config.quiet is not False, live_text=self.config.quiet is None) as progress:
-                        for outcome in session.run_jobs(list(jobs.values()), progress, self._models, unfinished):
+                        for outcome in run_jobs(list(jobs.values()), progress, self._executor, unfinished):
                             outcomes[outcome.job.directory] = outcome
                             self._table.settle(outcome.job.directory, outcome.summary, outcome.error)
                 finally:
@@ -132,7 +138,7 @@ class FusedSweep:
                     returns.append(self._job(job))
         finally:
             gc.unfreeze()
-            session.prepared.reset(token)
+            point.prepared.reset(token)
         return returns
 
     def _job(self, job: Planned) -> JobReturn:

@@ -68,11 +68,14 @@ def note_failure(sweep: Path, point: Path, error: Exception) -> None:
 
 
 def _finish_sweep(directory: Path, planned: Sequence[Planned], show_rows: bool) -> None:
-    from ..run.session import wanted_settings  # late: torch
+    # Late: torch.
+    from ..engine.torch_backend import TorchBackends
+    from ..run.executors.local import LocalExecutor
+    from ..run.manifest import wanted_settings
 
-    table = SweepTable(directory)
+    table, executor = SweepTable(directory), LocalExecutor(TorchBackends())
     for job in planned:
-        table.expect(job.directory, job.overrides, wanted_settings(job.point))
+        table.expect(job.directory, job.overrides, wanted_settings(executor, job.point))
     with contextlib.suppress(FileNotFoundError, ValueError), open_to_read(directory / FAILURES) as file:
         for line in file:
             failure = json.loads(line)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ import pandas as pd
 from ..analysis.metrics import METRICS
 from ..analysis.summary import summary_of
 from ..display import get_logger
+from ..engine.backend import Scorer
 from ..errors import GptsweepError, ResultsError
 from ..files import open_to_read
 from ..prompts import read_reference
@@ -32,7 +33,7 @@ from ..store.schema import REFERENCE, is_whole
 
 if TYPE_CHECKING:
     from ..analysis.frames import Sweep
-    from .session import LM
+    from .rows import OpenModel
 
 log = get_logger(__name__)
 
@@ -54,14 +55,14 @@ class Reference:
     note: str = ""
 
 
-def update_reference(directory: Path, sweep: Sweep, source: str, open_lm: Callable[[], LM]) -> Reference:
+def update_reference(directory: Path, sweep: Sweep, source: str, open_model: Callable[[], OpenModel]) -> Reference:
     """The reference text ``source`` as these samples' model scores it; kept in ``directory``, and scored once.
 
     Args:
         directory: where the results are, and ``reference.json`` goes.
         sweep: what was read of them.
         source: ``FILE:path``, from the command line or this run's own config.
-        open_lm: loads the model.
+        open_model: loads the model.
 
     Raises:
         GptsweepError: the text cannot be read, there is no sample yet, or the model cannot be loaded, is not the one that made
@@ -78,23 +79,23 @@ def update_reference(directory: Path, sweep: Sweep, source: str, open_lm: Callab
     kept = read_kept(directory)
     known = {name: maker.get(name) for name in ("weights", "tokenizer", "dtype")}
     if kept is None or kept["wanted"] != wanted | known:
-        lm = open_lm()
-        found = {"weights": lm.fingerprint, "tokenizer": lm.tokenizer.fingerprint, "dtype": lm.dtype}
+        model = open_model()
+        found = {"weights": model.fingerprint, "tokenizer": model.tokenizer.fingerprint, "dtype": model.dtype}
         for name in ("weights", "tokenizer"):
             if known[name] not in (None, found[name]):
                 raise ResultsError("reference", source, f"the model has other {name} than the one that made these samples")
-        samples = score(lm, text, length=length, pieces=pieces)
+        samples = score(model, text, length=length, pieces=pieces)
         kept = {"wanted": wanted | found, "source": source, "samples": samples}
         atomic_write(directory / REFERENCE, (json.dumps(kept, indent=1) + "\n").encode())
     return reference_of(kept, sweep)
 
 
-def score_own(directory: Path, source: str, open_lm: Callable[[], LM]) -> None:
+def score_own(directory: Path, source: str, open_model: Callable[[], OpenModel]) -> None:
     """`update_reference` for a run's own config, when it is done; where it fails, that is said in the log."""
     from ..analysis.frames import read_sweep  # it imports the report's readers, which a run without a reference need not
 
     try:
-        reference = update_reference(directory, read_sweep(directory), source, open_lm)
+        reference = update_reference(directory, read_sweep(directory), source, open_model)
     except GptsweepError as error:
         log.warning("the reference text is left out: %s", error)
     else:
@@ -161,24 +162,21 @@ def maker_of(directory: Path, sweep: Sweep) -> dict[str, Any]:
     return {}
 
 
-def open_maker(sweep: Sweep, asked: str | None) -> LM:
-    """The model that made these samples, in the dtype it had: ``asked``, a name as `session.load` takes it, or one of ours.
+def maker_name(sweep: Sweep, asked: str | None) -> tuple[str, str]:
+    """The model that made these samples and the dtype it had: ``asked``, a name as `gptsweep.load` takes it, or one of ours.
 
     Raises:
         ResultsError: the results name the path of a model, and none was asked for.
-        GptsweepError: as `session.load`.
     """
-    from .session import load  # torch: not before there is a text to score
-
     row = sweep.summary[sweep.summary["num_samples"] > 0].iloc[0]
     name, dtype = row.get("model"), row.get("dtype")
     if asked is None and (name not in MODELS or name in ("resume", "hf")):
         place = next((row[key] for key in ("out_dir", "path") if key in row and pd.notna(row[key])), "PATH")
         raise ResultsError("model", name, f"a review opens no path that results name; to open this one add --model {place}")
-    return load(asked or str(name), dtype=str(dtype) if dtype in DTYPES else "auto")
+    return asked or str(name), str(dtype) if dtype in DTYPES else "auto"
 
 
-def score(lm: LM, text: str, *, length: int, pieces: int) -> list[dict[str, Any]]:
+def score(model: OpenModel, text: str, *, length: int, pieces: int) -> list[dict[str, Any]]:
     """Pieces of ``length`` tokens, evenly spread over the text, with the model's log-probability and entropy of them.
 
     A token is scored after what precedes it in the text, as far as the model reads (at least half its ``block_size`` where
@@ -189,8 +187,12 @@ def score(lm: LM, text: str, *, length: int, pieces: int) -> list[dict[str, Any]
 
     Raises:
         PromptError: the text has a character that the model does not know.
+        ResultsError: the text is too short, or the model's backend scores no text.
     """
-    ids = lm.tokenizer.encode(text)
+    backend = model.backend
+    if not isinstance(backend, Scorer):
+        raise ResultsError("reference", text, f"model={model.source.name} runs where no text can be scored")
+    ids = model.tokenizer.encode(text)
     if len(ids) < 2:
         raise ResultsError("reference", text, "is too short; give at least two tokens")
     length = min(length, len(ids) - 1)
@@ -198,33 +200,14 @@ def score(lm: LM, text: str, *, length: int, pieces: int) -> list[dict[str, Any]
     records = []
     for index in range(pieces):
         start = 1 + (index * (len(ids) - 1 - length)) // max(1, pieces - 1)
-        logprob, entropy = piece_score(lm, ids, start, start + length)
+        logprob, entropy = backend.score(ids, start, start + length)
         piece = ids[start : start + length]
         place = {"prompt_index": 0, "seed": 0, "sample_index": index, "prompt_tokens": start}
         said = {
-            "completion": lm.tokenizer.decode(piece),
+            "completion": model.tokenizer.decode(piece),
             "token_ids": piece,
             "completion_tokens": length,
             "finish_reason": "length",
         }
         records.append(place | said | {"logprob_mean": logprob, "sampler_logprob_mean": None, "entropy_mean": entropy})
     return records
-
-
-def piece_score(lm: LM, ids: Sequence[int], start: int, end: int) -> tuple[float, float]:
-    """Mean log-probability and mean entropy, in nats, of the tokens ``start`` to ``end`` after those before them."""
-    import torch  # 1 s: not before there is a text to score
-
-    block_size = lm.model.config.block_size
-    stride = max(1, block_size // 2)
-    logprob = entropy = 0.0
-    with torch.inference_mode():
-        for first in range(start, end, stride):
-            last = min(end, first + stride)
-            window = torch.tensor([ids[max(0, last - 1 - block_size) : last - 1]], device=lm.model.embedding.device)
-            logits = lm.model(window)[0, first - last :, : lm.tokenizer.vocab_size].float()
-            logs = torch.log_softmax(logits, dim=-1)
-            chosen_ids = torch.tensor(ids[first:last], device=logs.device)
-            logprob += logs.gather(1, chosen_ids[:, None]).sum().item()
-            entropy -= (logs.exp() * logs).sum().item()
-    return logprob / (end - start), entropy / (end - start)

@@ -1,0 +1,206 @@
+"""What ``import gptsweep`` offers: load a model, generate with it, and sweep its settings, without a run directory."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .analysis.metrics import METRICS
+from .analysis.summary import text_metrics
+from .engine.engine import Engine
+from .engine.torch_backend import TorchBackend, TorchBackends
+from .errors import ConfigError, ModelError
+from .models.gpt2 import GPT
+from .prompts import read_prompts
+from .records import MODELS, NANOGPT_FILE, DeviceSettings, ModelSource, Point, Prompt, Sample, Sampling, coerce
+from .run.executors.local import LocalExecutor
+from .run.rows import OpenModel, Plan, Task, encoded
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LM(OpenModel):
+    """A loaded language model: `generate` text, or write your own loop on ``model(ids)``.
+
+    ``model`` maps ``int64 [batch, time]`` to logits ``[batch, time, vocab_size]``; it is for inference. ``dtype`` and
+    ``device_type`` are resolved, never ``auto``. ``arithmetic`` is what the layers compute in, as `point_id` takes it:
+    ``dtype``, or ``int8 in halves`` on a CPU where 0.1 cut off the sums of int8 layers, for its samples are other ones.
+    ``promise``: whether samples are the same to the bit whatever the batch.
+    """
+
+    backend: TorchBackend
+
+    @property
+    def model(self) -> GPT:
+        """The model in torch."""
+        return self.backend.model
+
+    @property
+    def engine(self) -> Engine:
+        """What decodes rows."""
+        return self.backend.engine
+
+    def generate(
+        self, prompts: str | Sequence[str], *, num_samples: int = 1, seed: int = 1337, **sampling: Any
+    ) -> list[Sample]:
+        """Continue one prompt or several.
+
+        Args:
+            prompts: the text to continue; ``FILE:``, ``LINES:`` and ``JSONL:`` are not read here.
+            num_samples: completions of each prompt.
+            seed: from 0 to 2**64 - 1.
+            **sampling: any key of the config group ``sampling`` (``temperature=0.8, top_k=200, max_new_tokens=500, …``).
+
+        Returns:
+            `Sample` records ordered by prompt and sample: ``.completion`` is the text, ``.token_ids`` what was sampled.
+
+        Raises:
+            ConfigError: a setting is out of its range.
+            PromptError: a prompt is empty, cannot be encoded, or does not fit with ``overflow="stop"``.
+        """
+        texts = [prompts] if isinstance(prompts, str) else _listed("prompts", prompts)
+        if wrong := [text for text in texts if not isinstance(text, str)]:
+            raise ConfigError("prompts", wrong[0], "must be a text, or several")
+        point = Point(
+            model=self.source, device=self.device, sampling=sampling_of(num_samples=num_samples, **sampling), seed=seed
+        )
+        task = Task.of(self, point, encoded(self, tuple(Prompt(str(i), text) for i, text in enumerate(texts))))
+        samples = LocalExecutor(TorchBackends()).run(self, Plan.of(self, [task]))
+        return sorted((sample for _, sample in samples), key=lambda sample: sample.key)
+
+
+def load(
+    model: str | os.PathLike[str] = "shakespeare",
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    compile: bool = False,
+    threads: int | None = None,
+    max_rows: int | None = None,
+    meta: str | None = None,
+    file: str = NANOGPT_FILE,
+) -> LM:
+    """Load a model.
+
+    Args:
+        model: ``shakespeare``, ``gpt2``, ``gpt2-medium``, ``gpt2-large``, ``gpt2-xl``; a nanoGPT ``out_dir`` (a directory
+            with ``ckpt.pt``); or a directory or hub id with ``config.json`` and safetensors of the GPT-2 architecture.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``, ``int8``.
+        compile: whether to use `torch.compile`.
+        threads: CPU threads; None is torch's own.
+        max_rows: rows decoded together; None plans from memory.
+        meta: path of the ``meta.pkl`` of a nanoGPT checkpoint, where it is not found by itself; ``gpt2`` is GPT-2's encoding.
+        file: the checkpoint in a nanoGPT ``out_dir``, where it is not ``ckpt.pt``.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be read.
+        DeviceError: the device, dtype or compiler is not there.
+    """
+    if not isinstance(model, (str, os.PathLike)):
+        raise ModelError("model", model, f"must be a directory, or one of {', '.join(MODELS)}")
+    name = os.fspath(model)
+    directory = Path(name)
+    saved = (directory / file).exists() or (any(directory.glob("*.pt")) and not (directory / "config.json").exists())
+    if file != NANOGPT_FILE or saved:
+        source = ModelSource(name="resume", out_dir=name, meta=meta, file=file)
+    elif name in ("resume", "hf") or Path(name).is_dir() or "/" in name:
+        source = ModelSource(name="hf", path=name)
+    elif name in MODELS:
+        source = ModelSource(name=name)
+    else:
+        near = difflib.get_close_matches(name, MODELS, n=1)
+        meant = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(MODELS)}"
+        raise ModelError("model", name, f"is no model, no directory here, and no hub id such as owner/name{meant}")
+    settings = DeviceSettings(name=device, dtype=dtype, compile=compile, threads=threads, max_rows=max_rows)
+    return open_model(source, settings)
+
+
+def open_model(source: ModelSource, settings: DeviceSettings) -> LM:
+    """As `load`, for the records that a config makes."""
+    return LM(source, settings, *TorchBackends().open(source, settings))
+
+
+def sampling_of(**settings: Any) -> Sampling:
+    """`Sampling` from keyword arguments as a user writes them: lists and dicts welcome."""
+    known = sorted(Sampling.__dataclass_fields__)
+    for name, value in settings.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, [*known, "start", "seed"], n=1)
+            what = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise ConfigError(f"sampling.{name}", value, f"no such setting; {what}")
+    return Sampling(**settings)
+
+
+def sweep(lm: LM, *, start: str | Sequence[str] = "\n", seed: int | Sequence[int] = 1337, **sampling: Any) -> pd.DataFrame:
+    """Generate every combination of settings in one batched pass.
+
+    Args:
+        lm: a loaded model.
+        start: a prompt, or ``FILE:``, ``LINES:`` or ``JSONL:`` and a path; several sweep over them.
+        seed: a seed, or several.
+        **sampling: keys of the config group ``sampling``; several values sweep over them (of ``stop``, a list of lists). They
+            may come in a list, a range, a generator, an array or a column of a frame.
+
+    Returns:
+        A row a sample, with the columns of ``samples.jsonl`` and then those of the review: every metric of
+        `gptsweep.analysis.metrics`. One per sample (``diversity``, say) is that of the row's sample; one per point
+        (``self_bleu_4``) is that of all samples of its point, and stands in each of their rows, so that means over groups are
+        means over points. Points come in the order of the arguments, the last varying fastest.
+
+    Raises:
+        ConfigError, PromptError: as from `LM.generate`.
+    """
+    import pandas as pd  # late: half a second that only this function needs
+
+    if not isinstance(lm, LM):
+        raise ModelError("lm", lm, "must be a loaded model: gptsweep.sweep(gptsweep.load(…), …)")
+    axes = {name: _axis(name, values) for name, values in {"start": start, "seed": seed, **sampling}.items()}
+    lists = list(axes.values())
+    tasks = []
+    for combination in itertools.product(*lists):
+        settings = dict(zip(axes, combination, strict=True))
+        text, number = coerce("start", settings.pop("start"), str), settings.pop("seed")
+        point = Point(model=lm.source, device=lm.device, sampling=sampling_of(**settings), start=text, seed=number)
+        tasks.append(Task.of(lm, point, encoded(lm, read_prompts(text))))
+    samples = sorted(LocalExecutor(TorchBackends()).run(lm, Plan.of(lm, tasks)), key=itemgetter(0))
+    records: list[dict[str, Any]] = []
+    for _, of_point in itertools.groupby(samples, key=lambda found: found[0][0]):
+        lines = [sample.as_json() for _, sample in of_point]
+        common = {
+            name: value for name, value in text_metrics(lines).items() if name in METRICS and METRICS[name].per == "point"
+        }
+        for line in lines:
+            own = text_metrics([line])
+            records.append(line | {name: common.get(name, own.get(name, line.get(name))) for name in METRICS})
+    return pd.DataFrame(records).astype(dict.fromkeys(METRICS, float) if records else {})
+
+
+def _axis(name: str, values: Any) -> list[Any]:
+    """The values of an argument of `sweep`: those of a collection, of which ``stop`` and ``logit_bias`` are one value each."""
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
+        return [values]
+    listed = _listed(name, values)
+    kinds = {"stop": (list, tuple), "logit_bias": (Mapping,)}.get(name, (object,))
+    if not any(isinstance(value, kinds) for value in listed):
+        return [listed]
+    return listed
+
+
+def _listed(name: str, values: Any) -> list[Any]:
+    """What a collection holds: a list, a generator, a range, an array, a column of a frame.
+
+    Raises:
+        ConfigError: it is none, or holds nothing.
+    """
+    if isinstance(values, (bytes, Mapping)) or not isinstance(values, Iterable):
+        raise ConfigError(name, values, "must be one value, or a list of them")
+    return list(values)

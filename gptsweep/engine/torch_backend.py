@@ -1,0 +1,138 @@
+"""The backend of this package: a model in torch, its `Engine`, and the facts that the rest of the program asks for."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache, partial
+
+import torch
+
+from ..display import get_logger
+from ..models.files.tokenizers import Tokenizer, stop_matcher
+from ..models.gpt2 import GPT
+from ..models.loading import LoadedModel, layer_kinds, load_model, resolve_device, resolve_dtype
+from ..records import ENGINE_VERSION, Completion, DeviceSettings, ModelSource, Prefix, Row
+from .backend import OnStep, Provenance, Workload
+from .engine import Engine, out_of_memory
+from .sampler import stream_at
+
+log = get_logger(__name__)
+
+_INSTRUCTIONS = ("avx", "amx", "fma", "f16c", "neon", "sve", "sme", "asimd", "bf16", "fp16", "i8mm", "dot")
+_LIMITS = (
+    "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "ATEN_CPU_CAPABILITY",
+    "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR",
+)  # fmt: skip
+"""Environment variables that have libraries compute in another way than the processor would let them."""
+
+
+class TorchBackend:
+    """A loaded model as a `Backend` and a `Scorer`.
+
+    Args:
+        loaded: the model, on its device and ready for inference.
+        max_rows: rows decoded together at most; None plans from memory.
+    """
+
+    def __init__(self, loaded: LoadedModel, max_rows: int | None) -> None:
+        tokenizer = loaded.tokenizer
+        self.model: GPT = loaded.model
+        self.engine = Engine(
+            loaded.model,
+            vocab_size=tokenizer.vocab_size,
+            max_rows=max_rows,
+            stop_matcher=partial(stop_matcher, tokenizer),
+        )
+        self.vocab_size = tokenizer.vocab_size
+        self.block_size: int | None = loaded.model.config.block_size
+        self.end_tokens = () if tokenizer.eot_id is None else (tokenizer.eot_id,)
+        self.fingerprint = loaded.fingerprint
+        self.promise = self.engine.promise
+        self.max_rows = max_rows
+        self.provenance = Provenance(
+            dtype=loaded.dtype,
+            device=loaded.device.type,
+            arithmetic=loaded.arithmetic,
+            threads=torch.get_num_threads(),
+            made_by={
+                "torch": torch.__version__,
+                "engine_version": ENGINE_VERSION,
+                "promise": self.promise,
+                "layers": ",".join(layer_kinds(self.model)),
+                **_machine(self.engine.device),
+            },
+            versions={"torch": torch.__version__},
+        )
+
+    def resumes(self, prefix: Prefix) -> bool:
+        """As `Backend.resumes`."""
+        try:
+            if prefix.stream is not None:
+                stream_at(prefix.stream)
+        except RuntimeError:
+            return False
+        return True
+
+    def run(self, rows: Iterable[Row], workload: Workload, on_step: OnStep | None) -> Iterator[Completion]:
+        """As `Backend.run`."""
+        try:
+            yield from self.engine.run(rows, workload, on_step)
+        except RuntimeError as error:  # torch's allocators raise these
+            if out_of_memory(error):
+                raise MemoryError(str(error)) from error
+            raise
+
+    def score(self, ids: Sequence[int], start: int, end: int) -> tuple[float, float]:
+        """As `Scorer.score`. A token is scored after at least half a context of those before it, where there are so many."""
+        block_size = self.model.config.block_size
+        stride = max(1, block_size // 2)
+        logprob = entropy = 0.0
+        with torch.inference_mode():
+            for first in range(start, end, stride):
+                last = min(end, first + stride)
+                window = torch.tensor([ids[max(0, last - 1 - block_size) : last - 1]], device=self.engine.device)
+                logits = self.model(window)[0, first - last :, : self.vocab_size].float()
+                logs = torch.log_softmax(logits, dim=-1)
+                chosen_ids = torch.tensor(ids[first:last], device=logs.device)
+                logprob += logs.gather(1, chosen_ids[:, None]).sum().item()
+                entropy -= (logs.exp() * logs).sum().item()
+        return logprob / (end - start), entropy / (end - start)
+
+
+class TorchBackends:
+    """Opens models in torch."""
+
+    def resolve(self, settings: DeviceSettings) -> tuple[str, str]:
+        """As `Backends.resolve`."""
+        device = resolve_device(settings.name)
+        return resolve_dtype(settings.dtype, device), device.type
+
+    def open(self, source: ModelSource, settings: DeviceSettings) -> tuple[TorchBackend, Tokenizer]:
+        """As `Backends.open`."""
+        try:
+            loaded = load_model(source, settings)
+            backend = TorchBackend(loaded, settings.max_rows)
+        except RuntimeError as error:  # torch's allocators raise these
+            if out_of_memory(error):
+                raise MemoryError(str(error)) from error
+            raise
+        if not backend.promise:
+            log.warning("on this device samples may differ with the number of rows decoded together (promise: false)")
+        return backend, loaded.tokenizer
+
+
+@cache
+def _machine(device: torch.device) -> dict[str, object]:
+    """The kind of a machine, as far as it decides bits."""
+    if device.type == "cuda":
+        return {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    able = torch.cpu.get_capabilities()
+    instructions = [name for name, has in able.items() if has is True and name.startswith(_INSTRUCTIONS)]
+    return {
+        "processor": able.get("cpu_name") or platform.processor() or platform.machine(),
+        "instructions": " ".join(sorted(instructions)),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "limits": " ".join(f"{name}={os.environ[name]}" for name in _LIMITS if name in os.environ),
+    }

@@ -1,0 +1,93 @@
+"""One job of the command: what Hydra calls for a run and for every point of a sweep."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from ..analysis.summary import summarise, text_metrics
+from ..config import point_from_config
+from ..engine.torch_backend import TorchBackends
+from ..errors import ConfigError, Interrupted
+from ..run.executors.local import LocalExecutor
+from ..run.progress import Progress
+from ..run.session import Job, Outcome, run_jobs
+from ..store.reader import read_samples
+from ..store.unfinished import Unfinished
+
+prepared: ContextVar[Mapping[Path, Outcome]] = ContextVar("prepared")
+"""Outcomes, by run directory, of points that a launcher has run together before it runs Hydra's jobs one by one."""
+
+
+def run_point(cfg: DictConfig, directory: Path) -> float | None:
+    """One point of the command: its results into ``directory``; the value of ``objective``, if one is named.
+
+    Raises:
+        GptsweepError: anything the user can mend.
+        Interrupted: Ctrl-C or SIGTERM; finished samples are on disk.
+    """
+    require_objective(cfg.objective)
+    outcome = prepared.get({}).get(directory)
+    if outcome is None:
+        job = Job(point_from_config(cfg), directory, cfg.overwrite)
+        alone = HydraConfig.get().mode is not RunMode.MULTIRUN
+        samples_each = job.point.sampling.num_samples if alone else None
+        try:
+            quiet = not alone if cfg.quiet is None else cfg.quiet
+            unfinished = Unfinished(directory)
+            with in_directory(HydraConfig.get().runtime.cwd), Progress(quiet=quiet, samples_each=samples_each) as progress:
+                (outcome,) = run_jobs([job], progress, LocalExecutor(TorchBackends()), unfinished)
+            if alone and outcome.error is None:
+                progress.write_rest(stored_texts(directory))
+        except Interrupted as stopped:
+            raise Interrupted(stopped.signal_number, cfg.name, stopped.unfinished) from None
+    if outcome.error is not None:
+        raise outcome.error
+    return None if cfg.objective is None else objective_of(outcome.summary or {}, cfg.objective)
+
+
+def stored_texts(directory: Path) -> Iterator[tuple[tuple[int, int], str]]:
+    """Place and text of the samples in a run directory, in their order."""
+    for sample in read_samples(directory)[0]:
+        yield (sample["prompt_index"], sample["sample_index"]), sample["prompt"] + sample["completion"]
+
+
+@contextlib.contextmanager
+def in_directory(path: str) -> Iterator[None]:
+    """Where the command was given: ``hydra.job.chdir`` leads a job elsewhere, and relative paths mean the same in every run."""
+    before = os.getcwd()
+    os.chdir(path)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def require_objective(name: str | None) -> None:
+    """See that ``objective`` is a measured column of ``summary.csv``, before any work.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    columns = [*summarise({}, []), "tokens_per_second", *text_metrics([])]
+    if name is not None and name not in columns:
+        raise ConfigError("objective", name, f"must be one of {', '.join(columns)}")
+
+
+def objective_of(summary: Mapping[str, Any], name: str) -> float:
+    """The value of a column of ``summary.csv``.
+
+    Raises:
+        ConfigError: the column is empty, as too few samples leave some.
+    """
+    if summary[name] is None:
+        raise ConfigError("objective", name, "has no value for this point; more samples, or longer ones, may give it one")
+    return float(summary[name])

@@ -1,0 +1,60 @@
+"""Rows run in this process, one after another group of points with the same model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ...engine.backend import BackendProgress, Backends
+from ...records import DeviceSettings, ModelSource, Prefix, Row, Sample
+from ..rows import OpenModel, Plan, SampleKey
+from . import OnStep
+
+
+class LocalExecutor:
+    """Runs rows here, and keeps the last model open for whoever wants it next.
+
+    Args:
+        backends: opens models.
+    """
+
+    def __init__(self, backends: Backends) -> None:
+        self.backends = backends
+        self._last: OpenModel | None = None
+
+    def resolve(self, settings: DeviceSettings) -> tuple[str, str]:
+        """As `Executor.resolve`."""
+        return self.backends.resolve(settings)
+
+    def open(self, source: ModelSource, settings: DeviceSettings) -> OpenModel:
+        """As `Executor.open`."""
+        if self._last is None or (self._last.source, self._last.device) != (source, settings):
+            self._last = None  # before the next is loaded: two need not fit
+            self._last = OpenModel(source, settings, *self.backends.open(source, settings))
+        return self._last
+
+    def run(self, model: OpenModel, plan: Plan, on_step: OnStep | None = None) -> Iterator[tuple[SampleKey, Sample]]:
+        """As `Executor.run`."""
+        waiting: dict[int, tuple[Row, list[SampleKey]]] = {}
+
+        def rows() -> Iterator[Row]:
+            for row, recipients in plan.rows():
+                waiting[id(row)] = row, recipients
+                yield row
+
+        def in_flight(progress: BackendProgress) -> Iterator[tuple[SampleKey, Prefix]]:
+            for row, prefix in progress.unfinished():
+                if id(row) in waiting:  # else it is being delivered
+                    yield waiting[id(row)][1][0], prefix
+
+        def step(progress: BackendProgress) -> None:
+            assert on_step is not None
+            on_step(progress, lambda: in_flight(progress))
+
+        finished = 0
+        for completion in model.backend.run(rows(), plan.workload, None if on_step is None else step):
+            _, recipients = waiting.pop(id(completion.row))
+            finished += 1
+            for place, key in recipients:
+                yield (place, key), plan.tasks[place].sample(model.tokenizer, key, completion)
+        if forgotten := plan.workload.rows - finished:
+            raise RuntimeError(f"the backend ended without {forgotten:,} of {plan.workload.rows:,} rows")

@@ -1,0 +1,82 @@
+"""What the files of a run say of it: settings in ``summary.csv`` and ``sweep.csv``, provenance in ``manifest.json``."""
+
+from __future__ import annotations
+
+import platform
+from functools import cache
+from importlib.metadata import version
+
+from ..errors import DeviceError
+from ..records import NANOGPT_FILE, ModelSource, Point
+from .executors import Executor
+from .rows import OpenModel, Task
+
+
+def settings_of(point: Point, *, dtype: str, device: str) -> dict[str, object]:
+    """The columns of ``summary.csv`` and ``sweep.csv`` that say what was asked for; ``dtype`` and ``device`` as resolved."""
+    model = point.model
+    nanogpt = {"out_dir": model.out_dir, "file": model.file}
+    where = nanogpt if model.name == "resume" else {"path": model.path} if model.name == "hf" else {}
+    return {
+        "model": model.name,
+        **where,
+        "start": point.start,
+        "seed": point.seed,
+        **point.sampling.as_json(),
+        "dtype": dtype,
+        "device": device,
+    }
+
+
+def deciding_settings(model: OpenModel, task: Task) -> dict[str, object]:
+    """What decides the tokens of a point, by the names a user types."""
+    point = task.point
+    return {
+        "model": point.model.name,
+        "start": task.prompts[0].text if task.prompts else point.start,
+        "seed": point.seed,
+        **{f"sampling.{name}": value for name, value in point.sampling.as_json().items()},
+        "device.dtype": model.dtype,
+        "device": model.device_type,
+        "device.compile": point.device.compile,
+        "weights": model.fingerprint,
+        "tokenizer": model.tokenizer.fingerprint,
+    }
+
+
+def wanted_settings(executor: Executor, point: Point) -> dict[str, object]:
+    """`settings_of` a point whose model is not loaded."""
+    try:
+        dtype, device = executor.resolve(point.device)
+    except DeviceError:
+        dtype, device = point.device.dtype, point.device.name
+    return settings_of(point, dtype=dtype, device=device)
+
+
+def model_of(model: ModelSource) -> dict[str, object]:
+    """A model as ``manifest.json`` names it."""
+    other = {"file": model.file} if model.name == "resume" and model.file != NANOGPT_FILE else {}
+    return {"name": model.name, "out_dir": model.out_dir if model.name == "resume" else None, **other, "path": model.path}
+
+
+def provenance(model: OpenModel, task: Task) -> dict[str, object]:
+    """Where a point's samples come from: what ``manifest.json`` says beside counts and hashes."""
+    how = model.backend.provenance
+    return {
+        "promise": model.promise,
+        "model": model_of(task.point.model),
+        "weights": model.fingerprint,
+        "tokenizer": model.tokenizer.fingerprint,
+        "device": how.device,
+        "dtype": how.dtype,
+        "arithmetic": how.arithmetic,
+        "compile": task.point.device.compile,
+        "threads": how.threads,
+        "versions": {"gptsweep": _version(), **how.versions, "python": platform.python_version()},
+        "machine": platform.platform(),
+    }
+
+
+@cache
+def _version() -> str:
+    return version("gptsweep")

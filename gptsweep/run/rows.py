@@ -1,0 +1,296 @@
+"""From points to rows: which samples a plan makes, in which order they start, and which of them are the same.
+
+A `Task` is a point whose prompts are read and encoded; a `Plan` is what an executor runs. Both are data: they pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from operator import itemgetter
+
+from ..engine.backend import Backend, Workload, windows_read
+from ..errors import ConfigError, PromptError
+from ..models.files.tokenizers import Tokenizer, completion_text, stop_matcher
+from ..records import Completion, DeviceSettings, ModelSource, Point, Prefix, Prompt, Row, Sample, Sampling, point_id
+
+_POINTS_TOGETHER = 64
+"""Points that share noise whose samples are started side by side: with 256 rows in flight, four samples of each."""
+
+Key = tuple[int, int]
+"""A sample's place in its point: ``(prompt_index, sample_index)``."""
+
+SampleKey = tuple[int, Key]
+"""A sample of a `Plan`: the place of its task among the plan's, and its own place in that."""
+
+Prompts = tuple[tuple[Prompt, ...], tuple[tuple[int, ...], ...]]
+"""Prompts, and their token ids."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenModel:
+    """A model that is ready to run: what was asked for, its backend, and its tokenizer."""
+
+    source: ModelSource
+    device: DeviceSettings
+    backend: Backend
+    tokenizer: Tokenizer
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the weights and the shape."""
+        return self.backend.fingerprint
+
+    @property
+    def dtype(self) -> str:
+        """As resolved, never ``auto``."""
+        return self.backend.provenance.dtype
+
+    @property
+    def device_type(self) -> str:
+        """``cpu``, ``cuda`` or ``mps``."""
+        return self.backend.provenance.device
+
+    @property
+    def arithmetic(self) -> str:
+        """What the layers compute in, as `point_id` takes it: ``dtype``, or a name of its own where bits differ."""
+        return self.backend.provenance.arithmetic
+
+    @property
+    def promise(self) -> bool:
+        """Whether samples are the same to the bit whatever else is in the batch, on this machine and torch build."""
+        return self.backend.promise
+
+
+def encoded(model: OpenModel, prompts: tuple[Prompt, ...]) -> Prompts:
+    """The prompts with their token ids.
+
+    Raises:
+        PromptError: a prompt has a character that the model does not know.
+    """
+    return prompts, tuple(tuple(model.tokenizer.encode(prompt.text)) for prompt in prompts)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """A point with its prompts read and encoded: ready for the engine of the model it belongs to."""
+
+    point: Point
+    prompts: tuple[Prompt, ...]
+    prompt_ids: tuple[tuple[int, ...], ...]
+    point_id: str
+    noise_key: int
+    end_tokens: tuple[int, ...]
+
+    @classmethod
+    def of(cls, model: OpenModel, point: Point, prompts: Prompts) -> Task:
+        """Hold a point and its prompts against the model.
+
+        Raises:
+            PromptError: a prompt does not fit.
+            ConfigError: a setting does not go with the model.
+        """
+        sampling = point.sampling
+        texts, prompt_ids = prompts
+        block_size, longest = model.backend.block_size, max(map(len, prompt_ids), default=0)
+        if sampling.overflow == "stop" and block_size is not None and longest > block_size:
+            what = f"a prompt has {longest} tokens, and the model reads {block_size}; shorten it, or use sampling.overflow=crop"
+            raise PromptError("start", point.start, what)
+        if sampling.stop_at_eot and not model.backend.end_tokens:
+            raise ConfigError(
+                "sampling.stop_at_eot", True, f"model={model.source.name} has no end-of-text token; use sampling.stop"
+            )
+        for token, _ in sampling.logit_bias:
+            if token >= model.backend.vocab_size:
+                wanted = f"token ids of model={model.source.name} are below {model.backend.vocab_size}"
+                raise ConfigError("sampling.logit_bias", token, wanted)
+        identity = point_id(point, prompts=texts, weights=model.fingerprint, tokenizer=model.tokenizer.fingerprint,
+                            dtype=model.arithmetic, device_type=model.device_type)  # fmt: skip
+        key = point.seed if sampling.noise == "common" else independent_key(point.seed, identity)
+        return cls(point, texts, prompt_ids, identity, key, model.backend.end_tokens)
+
+    @property
+    def keys(self) -> Iterator[Key]:
+        """``(prompt_index, sample_index)`` of every sample the point asks for, in the order of the file."""
+        return itertools.product(range(len(self.prompts)), range(self.point.sampling.num_samples))
+
+    def row(self, key: Key, prefix: Prefix | None = None) -> Row:
+        """The row of one sample, which goes on after ``prefix``."""
+        sampling = self.point.sampling
+        return Row(
+            prompt_ids=self.prompt_ids[key[0]],
+            sampling=sampling,
+            noise_key=self.noise_key,
+            prompt_index=key[0],
+            sample_index=key[1],
+            end_tokens=self.end_tokens,
+            prefix=prefix,
+        )
+
+    def goes_on(self, model: OpenModel, key: Key, prefix: Prefix) -> bool:
+        """Whether ``prefix`` can be what one sample of the point has before it is finished."""
+        sampling, ids, backend = self.point.sampling, prefix.token_ids, model.backend
+        if key[0] >= len(self.prompts) or (prefix.stream is None) != (sampling.rng == "counter") or not backend.resumes(prefix):
+            return False
+        length = len(self.prompt_ids[key[0]]) + len(ids)
+        return (
+            len(ids) < sampling.max_new_tokens
+            and max(ids, default=0) < backend.vocab_size
+            and not (sampling.stop_at_eot and not set(self.end_tokens).isdisjoint(ids))
+            and not (sampling.stop and any(map(stop_matcher(model.tokenizer, sampling.stop), ids)))
+            and not (sampling.overflow == "stop" and backend.block_size is not None and length > backend.block_size)
+        )
+
+    def dedup_key(self, key: Key) -> object:
+        """Equal for samples that come out the same: greedy ones whatever their seed, equal points' whatever their names."""
+        sampling = canonical_settings(self.point.sampling)
+        if sampling.temperature == 0:
+            return self.prompt_ids[key[0]], sampling
+        return self.prompt_ids[key[0]], sampling, self.noise_key, key
+
+    def sample(self, tokenizer: Tokenizer, key: Key, completion: Completion) -> Sample:
+        """The line of ``samples.jsonl`` that a completion makes."""
+        sampling, prompt = self.point.sampling, self.prompts[key[0]]
+        end = completion.token_ids[-1] if completion.finish_reason == "eot" else None
+        return Sample(
+            point_id=self.point_id,
+            prompt_id=prompt.id,
+            prompt_index=key[0],
+            sample_index=key[1],
+            seed=self.point.seed,
+            sampling=sampling,
+            model=self.point.model.name,
+            prompt=prompt.text,
+            completion=completion_text(tokenizer, completion.token_ids, sampling.stop, end),
+            finish_reason=completion.finish_reason,
+            prompt_tokens=len(self.prompt_ids[key[0]]),
+            token_ids=completion.token_ids,
+            logprob_mean=completion.logprob_mean,
+            sampler_logprob_mean=completion.sampler_logprob_mean,
+            entropy_mean=completion.entropy_mean,
+        )
+
+
+@lru_cache
+def canonical_settings(sampling: Sampling) -> Sampling:
+    """The settings without what does not decide the tokens of a sample. Rows share the result: there may be millions."""
+    if sampling.temperature == 0:
+        return replace(sampling, noise="common", num_samples=1, top_k=None, top_p=None, min_p=None)
+    if sampling.rng == "counter":
+        return replace(sampling, noise="common", num_samples=1)
+    return replace(sampling, noise="common")  # a stream is run whole, by one point, or its draws come in pieces
+
+
+def independent_key(seed: int, point: str) -> int:
+    """The noise key of ``noise=independent``: 64 bits of a hash of the seed and the point's id."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {point}".encode()).digest()[:8], "little")
+
+
+Wanted = Sequence[Iterable[Key]]
+"""The samples to make of each task of a plan."""
+
+Prefixes = Sequence[Mapping[Key, Prefix]]
+"""What unfinished samples of each task of a plan have so far."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """Rows for one batched pass, in the order in which to start them.
+
+    Args:
+        tasks: the points they belong to.
+        recipients: for each row the samples that it makes, one or several; they all come out the same.
+        prefixes: what samples go on after. Rows read them when they start.
+        workload: bounds on the rows.
+    """
+
+    tasks: tuple[Task, ...]
+    recipients: tuple[list[SampleKey], ...]
+    prefixes: Prefixes
+    workload: Workload
+
+    @classmethod
+    def of(
+        cls, model: OpenModel, tasks: Sequence[Task], wanted: Wanted | None = None, prefixes: Prefixes | None = None
+    ) -> Plan:
+        """Plan samples of ``tasks``; `_starting_order` says what begins first.
+
+        Args:
+            model: the model of all of them.
+            tasks: the points.
+            wanted: the samples to make of each; None: all.
+            prefixes: what samples of each go on after.
+        """
+        prefixes = [{} for _ in tasks] if prefixes is None else prefixes
+        each_wanted = [list(keys) for keys in (wanted or [task.keys for task in tasks])]
+        same: dict[object, list[SampleKey]] = defaultdict(list)
+        for place, key in _starting_order(tasks, each_wanted, prefixes):
+            same[tasks[place].dedup_key(key)].append((place, key))
+        recipients = tuple(same.values())
+        new_tokens = windows = 0
+        for each in recipients:
+            task, prefix = tasks[each[0][0]], _begun(each, prefixes)
+            begun = 0 if prefix is None else len(prefix.token_ids)
+            most, prompt_tokens = task.point.sampling.max_new_tokens, len(task.prompt_ids[each[0][1][0]])
+            new_tokens += most - begun
+            windows += windows_read(task.point.sampling, prompt_tokens, most, model.backend.block_size, begun)
+        prompts = [(len(ids), task.point.sampling.max_new_tokens) for task in tasks for ids in task.prompt_ids]
+        workload = Workload(
+            rows=len(recipients),
+            prompt_tokens=max((tokens for tokens, _ in prompts), default=1),
+            row_tokens=max((tokens + most for tokens, most in prompts), default=1),
+            new_tokens=new_tokens,
+            windows=windows,
+        )
+        return cls(tuple(tasks), recipients, prefixes, workload)
+
+    def rows(self) -> Iterator[tuple[Row, list[SampleKey]]]:
+        """The rows, each made when it is asked for, and the samples that each makes."""
+        for each in self.recipients:
+            place, key = each[0]
+            yield self.tasks[place].row(key, _begun(each, self.prefixes)), each
+
+
+def _begun(recipients: Iterable[SampleKey], prefixes: Prefixes) -> Prefix | None:
+    """What any of some samples that come out the same has already."""
+    return next((prefixes[place][key] for place, key in recipients if key in prefixes[place]), None)
+
+
+def _starting_order(tasks: Sequence[Task], wanted: Sequence[Sequence[Key]], prefixes: Prefixes) -> Iterator[SampleKey]:
+    """Samples in the order in which to start them: of some points that share noise, the same sample beside one another.
+
+    Their ids are equal until their settings make a difference, and for so long they are computed once. A stream's samples
+    come one after another instead, those already there included unless a prefix says where the stream is.
+    """
+    with_noise: dict[int, list[int]] = defaultdict(list)
+    streams: dict[int, list[object]] = {}
+    firsts: dict[object, int] = {}
+    for place, task in enumerate(tasks):
+        if task.point.sampling.rng == "counter":
+            with_noise[task.noise_key].append(place)
+        else:
+            settings = canonical_settings(task.point.sampling), task.noise_key
+            streams[place] = [(*settings, prompt, ids) for prompt, ids in enumerate(task.prompt_ids)]
+            for stream, first in zip(streams[place], _firsts(task, wanted[place], prefixes[place]), strict=True):
+                firsts[stream] = min(first, firsts.get(stream, first))
+    for place, each in streams.items():
+        yield from ((place, key) for key in tasks[place].keys if key[1] >= firsts[each[key[0]]])
+    for alike in with_noise.values():
+        for begin in range(0, len(alike), _POINTS_TOGETHER):
+            together = alike[begin : begin + _POINTS_TOGETHER]
+            yield from sorted(((place, key) for place in together for key in wanted[place]), key=itemgetter(1))
+
+
+def _firsts(task: Task, wanted: Iterable[Key], prefixes: Mapping[Key, Prefix]) -> list[int]:
+    """By prompt, the first sample to draw from its stream: the latest that has a prefix, if none before it is wanted."""
+    samples = task.point.sampling.num_samples
+    lowest: dict[int, int] = {}
+    for prompt, sample in wanted:
+        lowest[prompt] = min(sample, lowest.get(prompt, sample))
+    latest = dict(sorted(prefixes))
+    begins = [(lowest.get(prompt, samples), latest.get(prompt, 0)) for prompt in range(len(task.prompts))]
+    return [samples if low == samples else last if last <= low else 0 for low, last in begins]
