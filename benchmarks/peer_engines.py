@@ -122,8 +122,9 @@ def nanogpt(job: Job) -> Measured:
     """A plain sampling loop in nanoGPT's manner: the whole window through the model for every token, in float32."""
     import torch
 
-    from gptsweep.models.checkpoint import load_weights, open_checkpoint
+    from gptsweep.models.checkpoint import load_weights
     from gptsweep.models.gpt2 import GPT
+    from gptsweep.models.registry import open_checkpoint
     from gptsweep.records import ModelSource
 
     hf = ModelSource(name="hf", path=str(job.directory("hf")))

@@ -16,7 +16,7 @@ from .analysis.summary import text_metrics
 from .engine.engine import Engine
 from .engine.torch_backend import TorchBackend, TorchBackends
 from .errors import ConfigError, ModelError
-from .models.gpt2 import GPT
+from .models.architecture import Architecture
 from .prompts import read_prompts
 from .records import MODELS, NANOGPT_FILE, DeviceSettings, ModelSource, Point, Prompt, Sample, Sampling, coerce
 from .run.executors.local import LocalExecutor
@@ -39,7 +39,7 @@ class LM(OpenModel):
     backend: TorchBackend
 
     @property
-    def model(self) -> GPT:
+    def model(self) -> Architecture:
         """The model in torch."""
         return self.backend.model
 

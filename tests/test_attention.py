@@ -29,7 +29,12 @@ class Sequences:
         ends = [torch.randn(count, 3 * self.config.n_embd, generator=generator) for count in own]
         self.qkv = [torch.cat([beginning, end]).to(dtype) for end in ends]
         self.cache = KVCache(
-            self.config, n_pages=16 * len(own), n_block_tables=len(own), dtype=dtype, device=torch.device("cpu")
+            self.config,
+            n_positions=128,
+            n_pages=16 * len(own),
+            n_block_tables=len(own),
+            dtype=dtype,
+            device=torch.device("cpu"),
         )
         self.store, self.kernel = (kernels.Kernel(name, dtype) for name in ("store", "attend"))
 
@@ -49,7 +54,8 @@ class Sequences:
 
     def attend(self, spans: list[Span], qkv: Tensor) -> Tensor:
         self.cache.extend(spans)
-        return paged_attention_by_kernels(self.cache, AttentionMetadata.of(spans), self.store, self.kernel)(0, qkv)
+        attend = paged_attention_by_kernels(self.cache, AttentionMetadata.of(spans), self.store, self.kernel)
+        return attend(0, *qkv.unflatten(-1, (3, self.config.n_head, self.config.head_size)).unbind(-3))
 
     def alone(self, table: int) -> Tensor:
         """The same for one sequence in a cache of its own, read in one go."""

@@ -33,9 +33,11 @@ from model_files import (
 from safetensors.torch import save_file
 
 from gptsweep.errors import GptsweepError, ModelError
-from gptsweep.models.checkpoint import Checkpoint, load_weights, open_checkpoint, open_embedded
+from gptsweep.models.checkpoint import Checkpoint, load_weights
+from gptsweep.models.files.embedded import open_embedded
 from gptsweep.models.files.tokenizers import BytePairTokenizer, CharTokenizer, GPT2Tokenizer, _byte_alphabet, gpt2_ranks
 from gptsweep.models.gpt2 import GPT, GPTConfig
+from gptsweep.models.registry import open_checkpoint
 from gptsweep.records import ModelSource
 
 REPOSITORY = Path(__file__).parent.parent
@@ -710,8 +712,9 @@ def test_the_package_holds_a_model_that_loads() -> None:
 MEASURE = """
 import sys, torch
 from pathlib import Path
-from gptsweep.checkpoint import load_weights, open_embedded
-from gptsweep.model import GPT
+from gptsweep.models.checkpoint import load_weights
+from gptsweep.models.files.embedded import open_embedded
+from gptsweep.models.gpt2 import GPT
 
 def status(name):
     lines = Path("/proc/self/status").read_text().split("\\n")

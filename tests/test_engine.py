@@ -483,7 +483,7 @@ def test_steps_of_static_shape_give_what_the_twins_are(rows: list[Row]) -> None:
 
 def test_padding_of_a_step_touches_no_sequence() -> None:
     model = plain.peaked_gpt(CONFIG)
-    cache = KVCache(CONFIG, n_pages=8, n_block_tables=3, dtype=torch.float32, device=torch.device("cpu"))
+    cache = KVCache(CONFIG, n_positions=64, n_pages=8, n_block_tables=3, dtype=torch.float32, device=torch.device("cpu"))
     steps = DecodeSteps(model, cache)
     pages_before = set(range(8)) - {steps.spare}
     for position in range(20):

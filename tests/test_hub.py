@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from model_files import TINY, random_gpt, save_hf
 
-from gptsweep.models.checkpoint import LocalFiles, open_hf
+from gptsweep.models.files.hf import LocalFiles, open_hf
 from gptsweep.models.files.tokenizers import GPT2Tokenizer
 
 REPOSITORY = Path(__file__).parent.parent
@@ -30,7 +30,7 @@ CONFIG = dataclasses.replace(TINY, vocab_size=50257, n_embd=130, n_layer=1)  # 2
 OPEN = """
 import sys, time
 time.sleep = lambda seconds: None
-from gptsweep.checkpoint import open_checkpoint
+from gptsweep.models.registry import open_checkpoint
 from gptsweep.errors import GptsweepError
 from gptsweep.records import ModelSource
 try:

@@ -74,7 +74,14 @@ def cached_logits(
     model: GPT, sequences: list[Tensor], passes: Callable[..., list[list[Span]]], use_kernels: bool
 ) -> list[dict[int, Tensor]]:
     """Logits by position, of the last token of every span, for every sequence."""
-    cache = KVCache(model.config, n_pages=64, n_block_tables=len(sequences), dtype=torch.float32, device=torch.device("cpu"))
+    cache = KVCache(
+        model,
+        n_positions=model.block_size,
+        n_pages=64,
+        n_block_tables=len(sequences),
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
     store, attend = (kernels.Kernel(name, torch.float32) for name in ("store", "attend"))
     found: list[dict[int, Tensor]] = [{} for _ in sequences]
     for spans in passes(cache, sequences):
@@ -154,7 +161,7 @@ def test_bfloat16_stays_near_float32() -> None:
 
 def test_a_fork_shares_pages_until_one_of_the_two_writes() -> None:
     config = GPTConfig(block_size=64, vocab_size=65, n_layer=1, n_head=1, n_embd=4)
-    cache = KVCache(config, n_pages=8, n_block_tables=3, dtype=torch.float32, device=torch.device("cpu"))
+    cache = KVCache(config, n_positions=64, n_pages=8, n_block_tables=3, dtype=torch.float32, device=torch.device("cpu"))
     cache.extend([Span(0, 0, 20)])
     cache.keys[:, cache.block_tables[0, 1]] = 5.0
     cache.fork(0, 1, 20)

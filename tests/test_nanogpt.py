@@ -7,9 +7,9 @@ import torch
 from plain import draw_first_weights, nanogpt_sample, peaked_gpt
 
 from gptsweep.engine.engine import Engine
-from gptsweep.engine.sampler import nanogpt_stream
 from gptsweep.models.gpt2 import GPTConfig
 from gptsweep.models.linear import pack
+from gptsweep.models.nanogpt_stream import nanogpt_stream
 from gptsweep.records import Row, Sampling
 
 CONFIG = GPTConfig(block_size=128, vocab_size=65, n_layer=2, n_head=2, n_embd=32)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels.abi import HEADS, PAGE, TILE
-from ..models.gpt2 import Attend
+from ..models.architecture import Attend
 from .kv_cache import Ints, KVCache, Span
 
 if TYPE_CHECKING:  # numba has no wheel for some platforms
@@ -47,23 +47,26 @@ def paged_attention(cache: KVCache, metadata: AttentionMetadata) -> Attend:
 
     Every token sums over as many positions as the longest in the pass, so its bits depend on its neighbours.
     """
-    config, device = cache.config, cache.keys.device
+    device, dtype = cache.keys.device, cache.keys.dtype
     tables = torch.from_numpy(cache.block_tables).to(device)
     pages = torch.from_numpy(cache.block_tables[metadata.block_tables, metadata.positions // PAGE].astype(np.int64)).to(device)
     offsets = torch.from_numpy(metadata.positions % PAGE).to(device)
 
-    def attend(layer: int, qkv: Tensor) -> Tensor:
-        q = cache.write(layer, qkv, pages, offsets)
-        wanted = metadata.kept if layer == config.n_layer - 1 else np.arange(len(metadata.positions))
-        out = torch.empty(len(wanted), config.n_embd, dtype=qkv.dtype, device=device)
+    def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        cache.write(layer, keys, values, pages, offsets)
+        q = queries.to(dtype)
+        grouped = queries.shape[1] != cache.n_kv_heads
+        wanted = metadata.kept if layer == cache.n_layer - 1 else np.arange(len(metadata.positions))
+        out = torch.empty(len(wanted), queries[0].numel(), dtype=queries.dtype, device=device)
         for some in np.array_split(np.arange(len(wanted)), -(-len(wanted) // 64)):
             tokens = wanted[some]
             length = int(metadata.positions[tokens].max()) + 1
             seen = tables[metadata.block_tables[tokens], : -(-length // PAGE)].long()
-            keys, values = (read[:, :, :length] for read in cache.read(layer, seen))
+            k, v = (read[:, :, :length] for read in cache.read(layer, seen))
             past = torch.arange(length, device=device) <= torch.from_numpy(metadata.positions[tokens]).to(device)[:, None]
-            mixed = F.scaled_dot_product_attention(q[tokens][:, :, None], keys, values, attn_mask=past[:, None, None])
-            out[some] = mixed.flatten(1).to(qkv.dtype)
+            mask = past[:, None, None]
+            mixed = F.scaled_dot_product_attention(q[tokens][:, :, None], k, v, attn_mask=mask, enable_gqa=grouped)
+            out[some] = mixed.flatten(1).to(queries.dtype)
         return out
 
     return attend
@@ -72,17 +75,19 @@ def paged_attention(cache: KVCache, metadata: AttentionMetadata) -> Attend:
 def paged_attention_by_kernels(cache: KVCache, metadata: AttentionMetadata, store: Kernel, attend_kernel: Kernel) -> Attend:
     """`paged_attention` by kernels: each token sums over its own length only, so its bits do not depend on the batch.
 
+    The kernels have as many heads of keys and values as of queries.
+
     Args:
         cache: the keys and values, which the pass adds to.
         metadata: where the tokens of the pass are.
         store: the kernel ``store`` in the dtype of the cache.
         attend_kernel: the kernel ``attend`` in that dtype.
     """
-    config = cache.config
+    n_head, width = cache.n_kv_heads, cache.n_kv_heads * cache.head_size
     lanes, max_pages = cache.keys.shape[-1], cache.block_tables.shape[1]
     n_tokens = len(metadata.positions)
     layer_bytes = cache.keys[0].numel() * cache.keys.element_size()
-    shape = {"n_tokens": n_tokens, "width": config.n_embd, "n_head": config.n_head, "head_lanes": lanes, "max_pages": max_pages}
+    shape = {"n_tokens": n_tokens, "width": width, "n_head": n_head, "head_lanes": lanes, "max_pages": max_pages}
     pages = cache.block_tables[metadata.block_tables, metadata.positions // PAGE].astype(np.int64)
     offsets = metadata.positions % PAGE
     alone = len(metadata.kept) == n_tokens  # no token sees another of this pass, and each can store its own just before
@@ -98,25 +103,43 @@ def paged_attention_by_kernels(cache: KVCache, metadata: AttentionMetadata, stor
             kept=tokens,
             table_rows=metadata.block_tables[tokens],
             lengths=metadata.positions[tokens] + 1,
-            chunk=math.ceil(len(tokens) / TILE * config.n_head / HEADS / 32),
+            chunk=math.ceil(len(tokens) / TILE * n_head / HEADS / 32),
         )
 
-    def attend(layer: int, qkv: Tensor) -> Tensor:
-        last = layer == config.n_layer - 1
+    def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        last = layer == cache.n_layer - 1
         if last:
             keep(metadata.kept)
         elif layer == 0:
             keep(np.arange(n_tokens))
-        stored = qkv.to(cache.keys.dtype).contiguous()
-        out = torch.empty(len(metadata.kept) if last else n_tokens, config.n_embd, dtype=stored.dtype)
+        qkv = _side_by_side(queries, keys, values).to(cache.keys.dtype)
+        out = torch.empty(len(metadata.kept) if last else n_tokens, width, dtype=qkv.dtype)
         places = {
-            "qkv": stored.data_ptr(),
+            "qkv": qkv.data_ptr(),
             "keys": cache.keys.data_ptr() + layer * layer_bytes,
             "values": cache.values.data_ptr() + layer * layer_bytes,
         }
         if not alone:
             store(**places)
         attend_kernel(**places, out=out.data_ptr())
-        return out.to(qkv.dtype)
+        return out.to(queries.dtype)
 
     return attend
+
+
+def _side_by_side(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """``[tokens, 3 * width]``: the queries, keys and values of each token, as the kernels read them.
+
+    GPT-2's are views of one tensor that is laid out like this; it is returned as it is, without a copy.
+    """
+    tokens, n_head, head_size = queries.shape
+    width = n_head * head_size
+    step, strides = width * queries.element_size(), (3 * width, head_size, 1)
+    first = queries.data_ptr()
+    if (
+        (keys.data_ptr(), values.data_ptr()) == (first + step, first + 2 * step)
+        and queries.stride() == keys.stride() == values.stride() == strides
+        and queries.untyped_storage().data_ptr() == values.untyped_storage().data_ptr()
+    ):
+        return queries.as_strided((tokens, 3 * width), (3 * width, 1))
+    return torch.cat([queries.flatten(1), keys.flatten(1), values.flatten(1)], 1)

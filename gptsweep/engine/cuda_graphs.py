@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels.abi import PAGE
-from ..models.gpt2 import GPT
+from ..models.architecture import Model
 from .attention import AttentionMetadata
 from .kv_cache import Ints, KVCache, pages_for
 
@@ -37,14 +37,14 @@ class _Step:
 
 
 class DecodeSteps:
-    """`GPT.hidden` for passes in which every sequence reads one token.
+    """`Model.hidden` for passes in which every sequence reads one token.
 
     Args:
         model: on its device, ready for inference.
         cache: its keys and values. One page of it is taken, for what padding writes.
     """
 
-    def __init__(self, model: GPT, cache: KVCache) -> None:
+    def __init__(self, model: Model, cache: KVCache) -> None:
         self.model, self.cache = model, cache
         self.spare = cache.take()
         self.device = cache.keys.device
@@ -100,10 +100,12 @@ class DecodeSteps:
         length = tables.shape[1] * PAGE
         past = (torch.arange(length, device=self.device) <= positions[:, None])[:, None, None]
 
-        def attend(layer: int, qkv: Tensor) -> Tensor:
-            q = self.cache.write(layer, qkv, page, offset)
-            keys, values = self.cache.read(layer, tables)
-            return F.scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=past).flatten(1).to(qkv.dtype)
+        def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            self.cache.write(layer, keys, values, page, offset)
+            q, (k, v) = queries.to(self.cache.keys.dtype)[:, :, None], self.cache.read(layer, tables)
+            grouped = queries.shape[1] != self.cache.n_kv_heads
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=past, enable_gqa=grouped)
+            return mixed.flatten(1).to(queries.dtype)
 
         return self.model.hidden(ids, positions, attend)
 

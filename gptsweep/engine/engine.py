@@ -13,8 +13,8 @@ import torch
 from ..display import get_logger
 from ..kernels.abi import PAGE
 from ..memory import host_memory
-from ..models.gpt2 import GPT
-from ..models.linear import Int8Linear, row_invariant
+from ..models.architecture import Model
+from ..models.linear import has_int8_layers, row_invariant
 from ..records import Completion, Row, Sampling
 from .backend import BackendProgress, OnStep, Workload
 from .kv_cache import KVCache, pages_for
@@ -48,7 +48,7 @@ class Engine:
 
     def __init__(
         self,
-        model: GPT,
+        model: Model,
         *,
         vocab_size: int,
         max_rows: int | None = None,
@@ -61,7 +61,8 @@ class Engine:
         self.stop_matcher = stop_matcher
         self.device = model.embedding.device
         self.dtype = model.embedding.dtype
-        self.use_kernels = use_kernels and HAS_KERNELS and self.device.type == "cpu"
+        has_kernels = HAS_KERNELS and self.device.type == "cpu" and model.n_kv_heads == model.n_head
+        self.use_kernels = use_kernels and has_kernels
         self.use_graphs = self.device.type == "cuda"
         self.promise = self.use_kernels and row_invariant(model)
         self._measured_window: float | None = None
@@ -83,8 +84,8 @@ class Engine:
         """
         if workload is None:
             rows = list(rows)
-            workload = Workload.of(rows, self.model.config.block_size)
-        waiting = WaitingQueue(rows, self.model.config)
+            workload = Workload.of(rows, self.model.block_size)
+        waiting = WaitingQueue(rows, self.model.torch_stream)
         max_rows = min(self.max_rows or self._planned_rows(workload), max(1, workload.rows))
         progress = BackendProgress(tokens_total=workload.new_tokens, windows_total=workload.windows)
         if on_step is not None and workload.windows >= _WORTH_A_MEASUREMENT:
@@ -114,12 +115,15 @@ class Engine:
         self, waiting: WaitingQueue, workload: Workload, max_rows: int, progress: BackendProgress
     ) -> tuple[Scheduler, ModelRunner]:
         """A scheduler and a model runner that share a new cache for ``max_rows`` rows."""
-        config = self.model.config
+        # Without a block size no row is as long as this when it is read, for its last token never is.
+        block_size = self.model.block_size or workload.row_tokens
+        longest = min(block_size, workload.row_tokens)
         max_cached_prompts = min(_MOST_CACHED_PROMPTS, workload.rows)
-        row_pages = pages_for(min(config.block_size, workload.row_tokens))
-        prompt_pages = pages_for(min(config.block_size, workload.prompt_tokens))
+        row_pages = pages_for(longest)
+        prompt_pages = pages_for(min(block_size, workload.prompt_tokens))
         cache = KVCache(
-            config,
+            self.model,
+            n_positions=longest,
             n_pages=max_rows * row_pages + max_cached_prompts * prompt_pages + self.use_graphs,
             n_block_tables=max_rows + max_cached_prompts,
             dtype=self.cache_dtype,
@@ -130,7 +134,7 @@ class Engine:
             cache,
             max_rows=max_rows,
             max_cached_prompts=max_cached_prompts,
-            block_size=config.block_size,
+            block_size=block_size,
             vocab_size=self.vocab_size,
             stop_matcher=self.stop_matcher,
             progress=progress,
@@ -146,16 +150,17 @@ class Engine:
         return scheduler, runner
 
     def _planned_rows(self, workload: Workload) -> int:
-        config = self.model.config
-        positions = PAGE * pages_for(min(config.block_size, workload.row_tokens))
-        row_bytes = positions * 2 * config.n_layer * config.n_embd * self.cache_dtype.itemsize + 4 * config.vocab_size
+        model = self.model
+        positions = PAGE * pages_for(min(model.block_size or workload.row_tokens, workload.row_tokens))
+        position_bytes = 2 * model.n_layer * model.n_kv_heads * model.head_size * self.cache_dtype.itemsize
+        row_bytes = positions * position_bytes + 4 * model.vocab_size
         return max(1, min(MOST_ROWS, int(_SHARE_OF_MEMORY * available_memory(self.device) / row_bytes)))
 
     def _window_seconds(self, workload: Workload) -> float:
         """Seconds that reading a whole window takes. The first call measures it, and logs what all windows will take."""
         if self._measured_window is not None:
             return self._measured_window
-        window = tuple(i % self.vocab_size for i in range(self.model.config.block_size))
+        window = tuple(i % self.vocab_size for i in range(self.model.block_size or 0))
         row = Row(prompt_ids=window, sampling=Sampling(max_new_tokens=1, temperature=0.0), noise_key=0)
         seconds = math.inf
         for _ in range(2):  # the first reading of a length may prepare for it
@@ -178,7 +183,7 @@ class Engine:
 
         Beside the rounding of int8 layers, that to bfloat16 is small, and reading keys and values is a good part of a step.
         """
-        if self.use_kernels and isinstance(self.model.lm_head, Int8Linear):
+        if self.use_kernels and has_int8_layers(self.model):
             return torch.bfloat16
         return self.logits_dtype
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.abi import PAGE
-from ..models.gpt2 import GPTConfig
+from ..models.architecture import CacheShape
 
 Ints = npt.NDArray[np.int64]
 
@@ -32,7 +32,8 @@ class KVCache:
     """Pages of keys and values, and the block tables of the sequences that use them.
 
     Args:
-        config: the model's shape.
+        shape: layers, heads and head size of the model's keys and values.
+        n_positions: the most positions of a sequence.
         n_pages: pages in all.
         n_block_tables: sequences that fit at once; a block table is named by its index.
         dtype: of the keys and values.
@@ -40,19 +41,26 @@ class KVCache:
 
     Attributes:
         keys, values: ``[layers, pages, heads, PAGE, padded head size]``; kernels lay a page out in their own way.
-        block_tables: ``int32 [n_block_tables, pages of a full context]``, pages by position.
+        block_tables: ``int32 [n_block_tables, pages of the longest sequence]``, pages by position.
         page_count: ``int64 [n_block_tables]``, how many of them are in use.
     """
 
     def __init__(
-        self, config: GPTConfig, *, n_pages: int, n_block_tables: int, dtype: torch.dtype, device: torch.device
+        self,
+        shape: CacheShape,
+        *,
+        n_positions: int,
+        n_pages: int,
+        n_block_tables: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
-        self.config = config
+        self.n_layer, self.n_kv_heads, self.head_size = shape.n_layer, shape.n_kv_heads, shape.head_size
         # The head size is padded for kernels, which read whole vectors.
-        shape = (config.n_layer, n_pages, config.n_head, PAGE, PAGE * pages_for(config.head_size))
+        pools = (self.n_layer, n_pages, self.n_kv_heads, PAGE, PAGE * pages_for(self.head_size))
         # Zeros: plain attention multiplies what lies beyond a sequence's end by 0, and NaN times 0 is NaN.
-        self.keys, self.values = (_zeros(shape, dtype, device) for _ in range(2))
-        self.block_tables = np.zeros((n_block_tables, -(-config.block_size // PAGE)), np.int32)
+        self.keys, self.values = (_zeros(pools, dtype, device) for _ in range(2))
+        self.block_tables = np.zeros((n_block_tables, pages_for(n_positions)), np.int32)
         self.page_count = np.zeros(n_block_tables, np.int64)
         self._users = np.zeros(n_pages, np.int32)
         self._free = list(range(n_pages - 1, -1, -1))
@@ -68,26 +76,21 @@ class KVCache:
         self._users[page] = 1
         return page
 
-    def write(self, layer: int, qkv: Tensor, pages: Tensor, offsets: Tensor) -> Tensor:
+    def write(self, layer: int, keys: Tensor, values: Tensor, pages: Tensor, offsets: Tensor) -> None:
         """Write keys and values of tokens into their pages, one position after another.
 
         Args:
             layer: of the model.
-            qkv: ``[tokens, 3 * n_embd]``.
+            keys, values: ``[tokens, n_kv_heads, head_size]``.
             pages: ``int64 [tokens]``.
             offsets: ``int64 [tokens]``, in the page.
-
-        Returns:
-            The queries, ``[tokens, n_head, head_size]`` in the dtype of the cache.
         """
-        q, k, v = qkv.view(-1, 3, self.config.n_head, self.config.head_size).to(self.keys.dtype).unbind(1)
-        for pool, new in ((self.keys, k), (self.values, v)):
-            pool[layer, ..., : self.config.head_size][pages, :, offsets] = new
-        return q
+        for pool, new in ((self.keys, keys), (self.values, values)):
+            pool[layer, ..., : self.head_size][pages, :, offsets] = new.to(pool.dtype)
 
     def read(self, layer: int, pages: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values that `write` put into ``pages [sequences, n]``: ``[sequences, n_head, n * PAGE, head_size]`` each."""
-        keys, values = (pool[layer, ..., : self.config.head_size][pages] for pool in (self.keys, self.values))
+        """Keys and values in ``pages [sequences, n]``: ``[sequences, n_kv_heads, n * PAGE, head_size]`` each."""
+        keys, values = (pool[layer, ..., : self.head_size][pages] for pool in (self.keys, self.values))
         return keys.transpose(1, 2).flatten(2, 3), values.transpose(1, 2).flatten(2, 3)
 
     def extend(self, spans: Sequence[Span]) -> None:

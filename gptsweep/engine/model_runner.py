@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from ..models.gpt2 import GPT
+from ..models.architecture import Model
 from .attention import AttentionMetadata, paged_attention, paged_attention_by_kernels
 from .cuda_graphs import DecodeSteps
 from .kv_cache import KVCache, Span
@@ -43,7 +43,7 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: GPT,
+        model: Model,
         cache: KVCache,
         *,
         vocab_size: int,

@@ -5,7 +5,6 @@ Formulas here are the reference; the kernel ``sample`` computes the same faster 
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ..kernels.abi import BLOCK, EDIT
-from ..models.gpt2 import GPTConfig
 from ..records import Row, Sampling
 from .noise import gumbel, precise_dtype
 
@@ -199,17 +197,6 @@ def summed(x: Tensor) -> Tensor:
     return torch.stack([x[..., i : i + _SUMMED_AT_ONCE].sum(-1) for i in range(0, x.shape[-1], _SUMMED_AT_ONCE)]).sum(0)
 
 
-def nanogpt_stream(config: GPTConfig, seed: int) -> torch.Generator:
-    """The stream that nanoGPT's ``sample.py`` draws its tokens from.
-
-    That program seeds torch and then builds its model, whose first weights (overwritten by the checkpoint's) use up the
-    beginning of the stream.
-    """
-    generator = torch.Generator()
-    generator.set_state(_state_after_nanogpt_weights(config, seed))
-    return generator
-
-
 def stream_at(state: bytes) -> torch.Generator:
     """A stream that goes on where another's state was taken.
 
@@ -219,34 +206,6 @@ def stream_at(state: bytes) -> torch.Generator:
     generator = torch.Generator()
     generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
     return generator
-
-
-@functools.lru_cache(maxsize=64)
-def _state_after_nanogpt_weights(config: GPTConfig, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    width, hidden = config.n_embd, config.n_hidden
-    embedding, positions = (config.vocab_size, width), (config.block_size, width)
-    layers = [(3 * width, width), (width, width), (hidden, width), (width, hidden)] * config.n_layer
-    residual = [(width, width), (width, hidden)] * config.n_layer
-
-    def normal(*shape: int) -> None:
-        torch.empty(shape, dtype=torch.float32).normal_(generator=generator)
-
-    def uniform(*shape: int) -> None:
-        torch.empty(shape, dtype=torch.float32).uniform_(generator=generator)
-
-    # First what torch's constructors draw, then nanoGPT's draws over that: the head is the embedding once more, and the
-    # residual projections are drawn a second time.
-    normal(*embedding)
-    normal(*positions)
-    for outputs, inputs in layers:
-        uniform(outputs, inputs)
-        if config.bias:
-            uniform(outputs)
-    uniform(*embedding)
-    for shape in (embedding, positions, *layers, embedding, *residual):
-        normal(*shape)
-    return generator.get_state()
 
 
 def nanogpt_sample(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[int, float]:

@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from ..kernels.abi import PAGE, ROW
-from ..models.gpt2 import GPTConfig
 from ..records import Completion, FinishReason, Prefix, Row
 from .backend import BackendProgress, windows_read
 from .kv_cache import KVCache, Span
-from .sampler import LogitAdjustments, nanogpt_stream, row_record, stream_at
+from .sampler import LogitAdjustments, row_record, stream_at
 
 NewStopMatcher = Callable[[tuple[str, ...]], Callable[[int], bool]]
 """Makes the stop matcher of a sample from its stop strings."""
@@ -120,12 +119,12 @@ class WaitingQueue:
 
     Args:
         rows: the rows, in the order in which they start; those of one random stream come one after another.
-        config: the model's shape, on which the state of nanoGPT's random stream depends.
+        torch_stream: `Model.torch_stream`.
     """
 
-    def __init__(self, rows: Iterable[Row], config: GPTConfig) -> None:
+    def __init__(self, rows: Iterable[Row], torch_stream: Callable[[int], torch.Generator]) -> None:
         self._returned: deque[Stream] = deque()
-        self._streams = _streams(rows, config)
+        self._streams = _streams(rows, torch_stream)
 
     def __bool__(self) -> bool:
         if not self._returned:
@@ -145,7 +144,7 @@ class WaitingQueue:
         return [(stream.rows[0], stream.prefix) for stream in self._returned if stream.prefix is not None]
 
 
-def _streams(rows: Iterable[Row], config: GPTConfig) -> Iterator[Stream]:
+def _streams(rows: Iterable[Row], torch_stream: Callable[[int], torch.Generator]) -> Iterator[Stream]:
     """A stream for each row; rows with ``rng=torch`` that differ in nothing but sample_index share one."""
 
     def key(row: Row) -> object:
@@ -157,7 +156,7 @@ def _streams(rows: Iterable[Row], config: GPTConfig) -> Iterator[Stream]:
         if together[0].sampling.rng == "counter":
             yield from (Stream(deque([row]), None, row.prefix) for row in together)
         elif prefix is None or prefix.stream is None:
-            yield Stream(together, nanogpt_stream(config, together[0].noise_key))
+            yield Stream(together, torch_stream(together[0].noise_key))
         else:
             yield Stream(together, stream_at(prefix.stream), prefix)
 

@@ -10,8 +10,8 @@ from functools import cache, partial
 import torch
 
 from ..display import get_logger
+from ..models.architecture import Architecture
 from ..models.files.tokenizers import Tokenizer, stop_matcher
-from ..models.gpt2 import GPT
 from ..models.loading import LoadedModel, layer_kinds, load_model, resolve_device, resolve_dtype
 from ..records import ENGINE_VERSION, Completion, DeviceSettings, ModelSource, Prefix, Row
 from .backend import OnStep, Provenance, Workload
@@ -38,7 +38,7 @@ class TorchBackend:
 
     def __init__(self, loaded: LoadedModel, max_rows: int | None) -> None:
         tokenizer = loaded.tokenizer
-        self.model: GPT = loaded.model
+        self.model: Architecture = loaded.model
         self.engine = Engine(
             loaded.model,
             vocab_size=tokenizer.vocab_size,
@@ -46,7 +46,7 @@ class TorchBackend:
             stop_matcher=partial(stop_matcher, tokenizer),
         )
         self.vocab_size = tokenizer.vocab_size
-        self.block_size: int | None = loaded.model.config.block_size
+        self.block_size: int | None = loaded.model.block_size
         self.end_tokens = () if tokenizer.eot_id is None else (tokenizer.eot_id,)
         self.fingerprint = loaded.fingerprint
         self.promise = self.engine.promise
@@ -86,7 +86,7 @@ class TorchBackend:
 
     def score(self, ids: Sequence[int], start: int, end: int) -> tuple[float, float]:
         """As `Scorer.score`. A token is scored after at least half a context of those before it, where there are so many."""
-        block_size = self.model.config.block_size
+        block_size = self.block_size or end
         stride = max(1, block_size // 2)
         logprob = entropy = 0.0
         with torch.inference_mode():

@@ -1,23 +1,42 @@
-"""The GPT-2 architecture, defined once: `forward()` for users, `hidden()` and `logits()` for the engine.
+"""The GPT-2 architecture: `forward()` for users, `hidden()` and `logits()` for the engine, and how files describe it.
 
 Parameter names are nanoGPT's (``transformer.h.0.attn.c_attn.weight``), weights in `torch.nn.Linear`'s ``[out, in]`` layout.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import ModelError, brief
+from .architecture import Architecture, Attend, LinearLayer, is_size
+from .files.weights import StoredTensor
+from .nanogpt_stream import nanogpt_stream
+
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu", "tanh"]
-Attend = Callable[[int, Tensor], Tensor]
-"""``attend(layer, qkv [..., 3 * n_embd]) -> [..., n_embd]``: how tokens of one layer see one another and the past."""
+_HF_ACTIVATIONS: Mapping[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +69,11 @@ class GPTConfig:
     def head_size(self) -> int:
         """Width of one attention head: ``n_embd // n_head``."""
         return self.n_embd // self.n_head
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Heads of keys and values: as many as of queries."""
+        return self.n_head
 
     @property
     def n_hidden(self) -> int:
@@ -90,8 +114,14 @@ class Attention(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
+        self.heads = 3, config.n_head, config.head_size
         self.c_attn: nn.Module = Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj: nn.Module = Linear(config.n_embd, config.n_embd, bias=config.bias)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of normalised tokens: views of one tensor, ``[..., n_head, head_size]`` each."""
+        queries, keys, values = self.c_attn(x).unflatten(-1, self.heads).unbind(-3)
+        return queries, keys, values
 
 
 class QuickGELU(nn.Module):
@@ -134,9 +164,9 @@ class Block(nn.Module):
         self.ln_2 = LayerNorm(config)
         self.mlp = MLP(config)
 
-    def project(self, x: Tensor) -> Tensor:
-        """Queries, keys and values of the residual stream: ``[..., n_embd] -> [..., 3 * n_embd]``."""
-        return cast(Tensor, self.attn.c_attn(self.ln_1(x)))
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the residual stream: ``[..., n_embd] -> [..., n_head, head_size]`` each."""
+        return self.attn.project(self.ln_1(x))
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """The residual stream after this block, from the stream before it and what attention made: ``[..., n_embd]`` each."""
@@ -155,7 +185,7 @@ class Transformer(nn.Module):
         self.ln_f = LayerNorm(config)
 
 
-class GPT(nn.Module):
+class GPT(Architecture):
     """A GPT-2 language model.
 
     >>> model = GPT(GPTConfig(block_size=8, vocab_size=11, n_layer=1, n_head=1, n_embd=4))
@@ -163,8 +193,14 @@ class GPT(nn.Module):
     torch.Size([2, 3, 11])
     """
 
+    TITLE = "GPT-2"
+    EMBEDDING = "transformer.wte.weight"
+    HEAD = "lm_head.weight"
+
+    config: GPTConfig
+
     def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.config = config
         self.transformer = Transformer(config)
         self.lm_head: nn.Module = Linear(config.n_embd, config.vocab_size, bias=False)
@@ -178,62 +214,59 @@ class GPT(nn.Module):
 
     @property
     def embedding(self) -> Tensor:
-        """``[vocab_size, n_embd]``; its device and dtype are the model's."""
         return self.transformer.wte.weight
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Logits of the next token at every place of ``ids``.
+    @property
+    def block_size(self) -> int:
+        return self.config.block_size
 
-        Args:
-            ids: ``int64 [batch, time]``, with ``1 <= time <= block_size``.
+    @property
+    def n_layer(self) -> int:
+        return self.config.n_layer
 
-        Returns:
-            ``[batch, time, vocab_size]`` in the model's dtype.
+    @property
+    def n_head(self) -> int:
+        return self.config.n_head
 
-        Raises:
-            ValueError: ``time`` is longer than the model's ``block_size``.
-        """
-        time = ids.shape[-1]
-        if time > self.config.block_size:
-            raise ValueError(f"ids has {time} tokens a row, more than the model's block_size, {self.config.block_size}")
-        positions = torch.arange(time, device=ids.device)
-        return self.logits(self.hidden(ids, positions, self.attend_within))
+    @property
+    def n_kv_heads(self) -> int:
+        return self.config.n_kv_heads
+
+    @property
+    def head_size(self) -> int:
+        return self.config.head_size
 
     def hidden(self, ids: Tensor, positions: Tensor, attend: Attend, keep: Tensor | None = None) -> Tensor:
-        """The residual stream after the last block, normalised; float32 throughout.
-
-        Args:
-            ids: ``int64 [...]``.
-            positions: ``int64``, broadcastable to ``ids``.
-            attend: how tokens see one another.
-            keep: ``int64 [kept]``, for ids of one dimension: which tokens are wanted; ``attend`` gives just those in the last
-                layer. None: all.
-
-        Returns:
-            ``float32 [..., n_embd]``, or ``[kept, n_embd]``.
-        """
         x: Tensor = self.transformer.wte(ids).float() + self.transformer.wpe(positions).float()
         for layer, block in enumerate(self.blocks):
-            attended = attend(layer, block.project(x))
+            attended = attend(layer, *block.project(x))
             if keep is not None and layer == self.config.n_layer - 1:
                 x = x[keep]
             x = block.finish(x, attended)
         return cast(Tensor, self.transformer.ln_f(x))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """``[..., n_embd] -> [..., vocab_size]``."""
         return cast(Tensor, self.lm_head(hidden))
 
-    def attend_within(self, _layer: int, qkv: Tensor) -> Tensor:
-        """Causal attention inside each row: ``[batch, time, 3 * n_embd] -> [batch, time, n_embd]``."""
-        q, k, v = self.heads(qkv)
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(-2, -3).flatten(-2)
+    def linear_layers(self) -> Iterator[LinearLayer]:
+        for block in self.blocks:
+            yield LinearLayer(block.attn, "c_attn")
+            yield LinearLayer(block.attn, "c_proj")
+            yield LinearLayer(block.mlp, "c_fc", "gelu")
+            yield LinearLayer(block.mlp, "c_proj")
+        yield LinearLayer(self, "lm_head")
 
-    def heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Split ``[batch, time, 3 * n_embd]`` into queries, keys and values, ``[batch, n_head, time, head_size]`` each."""
-        batch, time, _ = qkv.shape
-        q, k, v = qkv.view(batch, time, 3, self.config.n_head, self.config.head_size).permute(2, 0, 3, 1, 4)
-        return q, k, v
+    def between_attentions(self, x: Tensor) -> tuple[Tensor, ...]:
+        block = self.blocks[0]
+        return *block.project(x), block.finish(x, x), self.logits(x)
+
+    def compile_blocks(self, mode: str | None) -> None:
+        for block in self.blocks:
+            block.project = torch.compile(block.project, dynamic=True, mode=mode)  # type: ignore[method-assign]
+            block.finish = torch.compile(block.finish, dynamic=True, mode=mode)  # type: ignore[method-assign]
+
+    def torch_stream(self, seed: int) -> torch.Generator:
+        return nanogpt_stream(self.config, seed)
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> GPT:
@@ -245,3 +278,83 @@ class GPT(nn.Module):
             else:
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)
         return self
+
+    # -- how files describe it ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def config_from_hf(cls, settings: Mapping[str, Any], wrong: Callable[[str], ModelError]) -> GPTConfig:
+        for name, usual in {"add_cross_attention": False, "quantization_config": None}.items():
+            if settings.get(name, usual) != usual:
+                raise wrong(f"its config.json has {name}={brief(settings[name])}, which gptsweep does not run")
+        for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"):
+            if not isinstance(settings.get(name, True), bool):
+                raise wrong(f"its config.json has {name}={brief(settings[name])}, which is neither true nor false")
+        activation = settings.get("activation_function", "gelu_new")
+        if activation not in list(_HF_ACTIVATIONS):  # a list, for a damaged config may hold what has no hash
+            raise wrong(f"its activation_function is {brief(activation)}; gptsweep runs {', '.join(_HF_ACTIVATIONS)}")
+        names = {"vocab_size": "vocab_size", "n_positions": "block_size", "n_layer": "n_layer", "n_head": "n_head"}
+        names |= {"n_embd": "n_embd", "n_inner": "n_inner"}
+        shape = {ours: settings[theirs] for theirs, ours in names.items() if settings.get(theirs) is not None}
+        if odd := next((name for name, size in shape.items() if not is_size(size)), None):
+            raise wrong(f"its config.json has {odd}={brief(shape[odd])}, which is not a whole number below 2**31")
+        epsilon = settings.get("layer_norm_epsilon", 1e-5)
+        if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 <= epsilon <= 1:
+            raise wrong(f"its config.json has layer_norm_epsilon={brief(epsilon)}, which is not a number from 0 to 1")
+        try:
+            return GPTConfig(
+                **shape,
+                tied_head=settings.get("tie_word_embeddings", True),
+                activation=_HF_ACTIVATIONS[activation],
+                layer_norm_epsilon=float(epsilon),
+            )
+        except (TypeError, ValueError) as error:
+            raise wrong(f"its config.json cannot be ({error})") from error
+
+    @classmethod
+    def weights_from_hf(
+        cls, stored: Mapping[str, StoredTensor], settings: Mapping[str, Any], config: GPTConfig
+    ) -> dict[str, StoredTensor]:
+        """Transposed back from transformers' ``Conv1D``; a scale of the attention's own is put into the queries instead."""
+        weights = dict(stored)
+        for name, tensor in stored.items():
+            if re.search(r"\.c_(attn|proj|fc)\.weight$", name):
+                weights[name] = tensor.transposed()
+            if layer := re.fullmatch(r"transformer\.h\.(\d{1,9})\.attn\.c_attn\.(weight|bias)", name):
+                scale = 1.0 if settings.get("scale_attn_weights", True) else math.sqrt(config.head_size)
+                scale /= int(layer[1]) + 1 if settings.get("scale_attn_by_inverse_layer_idx", False) else 1
+                weights[name] = replace(weights[name], scale=scale, scaled_rows=config.n_embd)
+        return weights
+
+    @classmethod
+    def own_name(cls, name: str) -> str:
+        return f"transformer.{name}" if name.partition(".")[0] in ("wte", "wpe", "h", "ln_f") else name
+
+    @classmethod
+    def is_own(cls, name: str) -> bool:
+        return name.startswith(("transformer.", "lm_head."))
+
+    @classmethod
+    def is_buffer(cls, name: str) -> bool:
+        return re.search(r"\.attn\.(masked_)?bias$", name) is not None
+
+    @classmethod
+    def layer_weights(cls, config: GPTConfig) -> Iterator[str]:
+        for layer in itertools.chain([config.n_layer - 1], range(config.n_layer)):
+            yield f"transformer.h.{layer}.ln_1.weight"
+
+    @classmethod
+    def outline(cls, config: GPTConfig) -> dict[str, tuple[int, ...]]:
+        return {
+            cls.EMBEDDING: (config.vocab_size, config.n_embd),
+            "transformer.wpe.weight": (config.block_size, config.n_embd),
+            "transformer.h.0.mlp.c_fc.weight": (config.n_hidden, config.n_embd),
+        }
+
+    @classmethod
+    def stays_float32(cls, name: str) -> bool:
+        return ".ln_" in name
+
+    @classmethod
+    def identity(cls, config: GPTConfig) -> dict[str, Any]:
+        """The shape alone, so that fingerprints are those of 0.1, which knew one architecture."""
+        return asdict(config)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import DeviceError
 from ..kernels import onednn
 from ..kernels.abi import GELU, GELU_TANH, NO_ACTIVATION, SEGMENT
-from .gpt2 import GPT
+from .architecture import Model
 
 try:
     from ..kernels import runtime as kernels
@@ -167,21 +167,25 @@ def _int8_product(n_out: int, n_in: int) -> Int8Product:
     raise DeviceError("device.dtype", "int8", "oneDNN's int8 products overflow on this CPU; try bfloat16")
 
 
-def multiplies_in_halves(model: GPT) -> bool:
+def multiplies_in_halves(model: Model) -> bool:
     """Whether the model has int8 layers whose sums `whole_product` would cut off on this CPU."""
-    return any(isinstance(layer, Int8Linear) and layer.multiply is product_of_halves for layer in model.modules())
+    layers = (getattr(place.parent, place.name) for place in model.linear_layers())
+    return any(isinstance(layer, Int8Linear) and layer.multiply is product_of_halves for layer in layers)
 
 
-def pack(model: GPT, layer: type[PackedLinear] | type[Int8Linear] = PackedLinear) -> None:
+def has_int8_layers(model: Model) -> bool:
+    """Whether the model's linear layers are `Int8Linear`."""
+    return any(isinstance(getattr(place.parent, place.name), Int8Linear) for place in model.linear_layers())
+
+
+def pack(model: Model, layer: type[PackedLinear] | type[Int8Linear] = PackedLinear) -> None:
     """Replace the linear layers of ``model`` by ``layer``, one at a time, in place."""
-    for block in model.blocks:
-        block.attn.c_attn = layer(as_linear(block.attn.c_attn))
-        block.attn.c_proj = layer(as_linear(block.attn.c_proj))
-        gelu = block.mlp.gelu if isinstance(block.mlp.gelu, nn.GELU) else None
-        block.mlp.c_fc = layer(as_linear(block.mlp.c_fc), gelu)
-        block.mlp.gelu = block.mlp.gelu if gelu is None else nn.Identity()
-        block.mlp.c_proj = layer(as_linear(block.mlp.c_proj))
-    model.lm_head = layer(as_linear(model.lm_head))
+    for parent, name, activation in model.linear_layers():
+        behind = None if activation is None else getattr(parent, activation)
+        gelu = behind if isinstance(behind, nn.GELU) else None
+        setattr(parent, name, layer(as_linear(getattr(parent, name)), gelu))
+        if activation is not None and gelu is not None:
+            setattr(parent, activation, nn.Identity())
 
 
 def as_linear(module: nn.Module) -> nn.Linear:
@@ -205,19 +209,16 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 
 @torch.inference_mode()
-def row_invariant(model: GPT) -> bool:
+def row_invariant(model: Model) -> bool:
     """Whether each of the model's layers gives a row the same bits whatever the number of rows: a few ms on one block."""
-    if not isinstance(model.lm_head, (PackedLinear, Int8Linear)):
+    layers = [getattr(place.parent, place.name) for place in model.linear_layers()]
+    if not all(isinstance(layer, (PackedLinear, Int8Linear)) for layer in layers):
         return False  # `torch.nn.functional.linear` is not, and rounding to 16 bits can hide that from a few rows
-    block, device = model.blocks[0], model.embedding.device
-    x = torch.linspace(-2, 2, _MEASURED_ROWS[-1] * model.config.n_embd, device=device).sin().view(_MEASURED_ROWS[-1], -1)
-
-    def run(rows: Tensor) -> tuple[Tensor, ...]:
-        return block.project(rows), block.finish(rows, rows), model.logits(rows)
-
-    whole = run(x)
+    most, width = _MEASURED_ROWS[-1], model.embedding.shape[1]
+    x = torch.linspace(-2, 2, most * width, device=model.embedding.device).sin().view(most, -1)
+    whole = model.between_attentions(x)
     return all(
         torch.equal(alone, together[:count])
         for count in _MEASURED_ROWS[:-1]
-        for alone, together in zip(run(x[:count]), whole, strict=True)
+        for alone, together in zip(model.between_attentions(x[:count]), whole, strict=True)
     )

@@ -11,10 +11,11 @@ from ..display import get_logger
 from ..errors import DeviceError
 from ..records import DeviceSettings, ModelSource
 from ..threads import SHORT_WAIT, own_count, wait_is_chosen
-from .checkpoint import load_weights, open_checkpoint
+from .architecture import Architecture
+from .checkpoint import load_weights
 from .files.tokenizers import Tokenizer
-from .gpt2 import GPT
 from .linear import Int8Linear, can_pack, multiplies_in_halves, pack
+from .registry import open_checkpoint
 
 log = get_logger(__name__)
 
@@ -29,7 +30,7 @@ class LoadedModel:
     compute in, as `point_id` takes it: ``dtype``, or ``int8 in halves`` (see `multiplies_in_halves`).
     """
 
-    model: GPT
+    model: Architecture
     tokenizer: Tokenizer
     fingerprint: str
     device: torch.device
@@ -49,7 +50,7 @@ def load_model(source: ModelSource, settings: DeviceSettings) -> LoadedModel:
     set_threads(settings.threads)
     checkpoint = open_checkpoint(source)
     with torch.device("meta"):
-        model = GPT(checkpoint.config)
+        model = checkpoint.architecture(checkpoint.config)
     load_weights(checkpoint, model, torch.float32 if dtype == "int8" else _DTYPES[dtype])
     model.eval()
     if device.type != "cpu":
@@ -61,7 +62,7 @@ def load_model(source: ModelSource, settings: DeviceSettings) -> LoadedModel:
     if settings.compile:
         if dtype == "int8":
             raise DeviceError("device.compile", True, "does not go with device.dtype=int8; use one of them")
-        compile_blocks(model)
+        compile_model(model)
     arithmetic = "int8 in halves" if multiplies_in_halves(model) else dtype
     if arithmetic != dtype:
         log.info("int8 products overflow on this CPU: each row is multiplied in two halves, about as fast as float32")
@@ -124,16 +125,13 @@ def resolve_dtype(name: str, device: torch.device) -> str:
     return "float32"
 
 
-def compile_blocks(model: GPT) -> None:
-    """`torch.compile` the model's blocks, and see that it works here."""
-    mode = "max-autotune-no-cudagraphs" if model.embedding.is_cuda else None
-    for block in model.blocks:
-        block.project = torch.compile(block.project, dynamic=True, mode=mode)  # type: ignore[method-assign]
-        block.finish = torch.compile(block.finish, dynamic=True, mode=mode)  # type: ignore[method-assign]
-    x = torch.zeros(2, model.config.n_embd, device=model.embedding.device)
+def compile_model(model: Architecture) -> None:
+    """`torch.compile` the model's layers, and see that it works here."""
+    device = model.embedding.device
+    model.compile_blocks("max-autotune-no-cudagraphs" if device.type == "cuda" else None)
     try:
         with torch.inference_mode():
-            model.blocks[0].project(x)
+            model.between_attentions(torch.zeros(2, model.embedding.shape[1], device=device))
     except Exception as error:  # the compiler's many errors share no base class
         log.debug("torch.compile failed", exc_info=True)
         what = f"torch.compile does not work here ({type(error).__name__}: {str(error).strip().splitlines()[0]})"

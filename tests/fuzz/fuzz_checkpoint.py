@@ -13,7 +13,8 @@ from driver import instrumented, run, tell
 
 with instrumented():
     from gptsweep.errors import GptsweepError
-    from gptsweep.models.checkpoint import load_weights, open_nanogpt
+    from gptsweep.models.checkpoint import load_weights
+    from gptsweep.models.files.nanogpt import open_nanogpt
     from gptsweep.models.gpt2 import GPT, GPTConfig
 from model_files import random_gpt, save_meta
 

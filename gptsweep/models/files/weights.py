@@ -13,7 +13,7 @@ import os
 import struct
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from io import BufferedReader, RawIOBase
 from pathlib import Path
@@ -23,9 +23,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ...errors import ModelError
+from ...errors import ModelError, brief
 from ...files import open_to_read
-from .pickles import Maker, Named, PickleError, read_pickle
+from .pickles import Inert, Maker, Named, PickleError, read_pickle
 
 _CHUNK = 1 << 20
 _HEADER_BYTES = 16 << 20
@@ -106,7 +106,7 @@ class WeightFile:
 class StoredTensor:
     """A tensor in a file: ``offset`` of its first element in bytes, ``stride`` in elements as in `torch.as_strided`.
 
-    ``query_scale`` is what the first third of its rows, which make queries, is to be multiplied by.
+    The first ``scaled_rows`` of its rows are to be multiplied by ``scale``.
     """
 
     file: WeightFile
@@ -114,7 +114,8 @@ class StoredTensor:
     dtype: torch.dtype
     shape: tuple[int, ...]
     stride: tuple[int, ...]
-    query_scale: float = 1.0
+    scale: float = 1.0
+    scaled_rows: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -248,6 +249,19 @@ class TorchFile:
         if stored.offset + stored.nbytes > start + storage.nbytes:
             raise self._file.wrong(f"is damaged: the weight {name:.80} reaches beyond its data")
         return stored
+
+    def tensors(self, weights: Mapping[Any, Any]) -> Iterator[tuple[str, StoredTensor]]:
+        """Where each tensor of a state dict in ``contents`` lies; what is no tensor is left out.
+
+        Raises:
+            ModelError: a tensor is of a kind that has no plain data: sparse, quantised, a subclass.
+        """
+        for name, tensor in weights.items():
+            if isinstance(tensor, View):
+                yield str(name), self.stored(str(name), tensor)
+            elif isinstance(tensor, Inert) and tensor.path.startswith("torch."):
+                what = f"holds {brief(name)} as {tensor.path}; gptsweep reads plain tensors, neither sparse nor quantised"
+                raise self._file.wrong(what)
 
     def _read_archive(self, file: BufferedReader) -> Any:
         """The format since PyTorch 1.6: a zip archive of a pickle and, uncompressed, the data of each storage."""

@@ -1,0 +1,245 @@
+"""What an architecture is: to the engine a `Model`, to whoever loads one an `Architecture`.
+
+An architecture is one file with a subclass of `Architecture`, and one line in `registry.ARCHITECTURES`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from .files.weights import StoredTensor
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""``attend(layer, queries, keys, values) -> [..., n_head * head_size]``: how tokens of one layer see one another and the past.
+
+Queries are ``[..., n_head, head_size]``, keys and values ``[..., n_kv_heads, head_size]``, of tokens whose positions the
+attention knows."""
+
+_GREATEST_SIZE = 2**31 - 1
+
+
+class Config(Protocol):
+    """The shape of a model: a frozen dataclass.
+
+    ``vocab_size`` counts the rows of the embedding, padding included; ``tied_head``: whether the head is the embedding.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def tied_head(self) -> bool: ...
+
+
+class CacheShape(Protocol):
+    """What a cache of keys and values has to know of a model."""
+
+    @property
+    def n_layer(self) -> int: ...
+    @property
+    def n_kv_heads(self) -> int: ...
+    @property
+    def head_size(self) -> int: ...
+
+
+class LinearLayer(NamedTuple):
+    """Where a linear layer stands: an attribute of ``parent``, and the one that holds the activation behind it, if any."""
+
+    parent: nn.Module
+    name: str
+    activation: str | None = None
+
+
+class Model(CacheShape, Protocol):
+    """All that the engine asks of a model. ``block_size`` is the most positions that it reads; None: any number."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def block_size(self) -> int | None: ...
+    @property
+    def n_head(self) -> int: ...
+
+    @property
+    def embedding(self) -> Tensor:
+        """``[vocab_size, n_embd]``; its device and dtype are the model's."""
+
+    def hidden(self, ids: Tensor, positions: Tensor, attend: Attend, keep: Tensor | None = None) -> Tensor:
+        """The residual stream after the last block, normalised; float32 throughout.
+
+        Args:
+            ids: ``int64 [...]``.
+            positions: ``int64``, broadcastable to ``ids``.
+            attend: how tokens see one another.
+            keep: ``int64 [kept]``, for ids of one dimension: which tokens are wanted; ``attend`` gives just those in the last
+                layer. None: all.
+
+        Returns:
+            ``float32 [..., n_embd]``, or ``[kept, n_embd]``.
+        """
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``[..., n_embd] -> [..., vocab_size]``."""
+
+    def linear_layers(self) -> Iterator[LinearLayer]:
+        """The layers that may be replaced by packed ones."""
+
+    def between_attentions(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``[rows, n_embd]`` through one layer of each shape, without attention: to see whether rows change one another."""
+
+    def torch_stream(self, seed: int) -> torch.Generator:
+        """The stream that ``rng=torch`` draws tokens from."""
+
+
+class Architecture(nn.Module, ABC):
+    """A `Model` that can be loaded: its weights' names and shapes, and how files of others describe it.
+
+    Subclasses fill in the abstract methods here and those of `Model`. Weights have the names that `named_parameters` gives.
+    """
+
+    TITLE: ClassVar[str]
+    """What errors call the architecture."""
+    EMBEDDING: ClassVar[str]
+    HEAD: ClassVar[str]
+    """Names of the two weights that are one where the head is tied."""
+
+    config: Config
+
+    @abstractmethod
+    def __init__(self, config: Any) -> None:
+        """On the meta device this must draw nothing."""
+        super().__init__()
+
+    @property
+    @abstractmethod
+    def block_size(self) -> int | None: ...
+    @property
+    @abstractmethod
+    def n_layer(self) -> int: ...
+    @property
+    @abstractmethod
+    def n_head(self) -> int: ...
+    @property
+    @abstractmethod
+    def n_kv_heads(self) -> int: ...
+    @property
+    @abstractmethod
+    def head_size(self) -> int: ...
+    @abstractmethod
+    def hidden(self, ids: Tensor, positions: Tensor, attend: Attend, keep: Tensor | None = None) -> Tensor: ...
+    @abstractmethod
+    def logits(self, hidden: Tensor) -> Tensor: ...
+    @abstractmethod
+    def linear_layers(self) -> Iterator[LinearLayer]: ...
+    @abstractmethod
+    def between_attentions(self, x: Tensor) -> tuple[Tensor, ...]: ...
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def embedding(self) -> Tensor:
+        return self.get_parameter(self.EMBEDDING)
+
+    def torch_stream(self, seed: int) -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits of the next token at every place of ``ids``.
+
+        Args:
+            ids: ``int64 [batch, time]``, with ``1 <= time <= block_size``.
+
+        Returns:
+            ``[batch, time, vocab_size]`` in the model's dtype.
+
+        Raises:
+            ValueError: ``time`` is longer than the model's ``block_size``.
+        """
+        time = ids.shape[-1]
+        if self.block_size is not None and time > self.block_size:
+            raise ValueError(f"ids has {time} tokens a row, more than the model's block_size, {self.block_size}")
+        positions = torch.arange(time, device=ids.device)
+        return self.logits(self.hidden(ids, positions, self.attend_within))
+
+    def attend_within(self, _layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Causal attention inside each row: ``[batch, time, n_head, head_size] -> [batch, time, n_head * head_size]``."""
+        q, k, v = (heads.transpose(-2, -3) for heads in (queries, keys, values))
+        grouped = self.n_kv_heads != self.n_head
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).transpose(-2, -3).flatten(-2)
+
+    # -- how files describe it ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def config_from_hf(cls, settings: Mapping[str, Any], wrong: Callable[[str], ModelError]) -> Config:
+        """The shape that a ``config.json`` describes.
+
+        Args:
+            settings: what the file holds.
+            wrong: makes the error for what it says.
+
+        Raises:
+            ModelError: it describes a model that this architecture is not.
+        """
+
+    @classmethod
+    def weights_from_hf(
+        cls, stored: Mapping[str, StoredTensor], settings: Mapping[str, Any], config: Any
+    ) -> dict[str, StoredTensor]:
+        """Weights as `transformers` saves them, in this architecture's layout; they may be too many, too few or misshapen."""
+        return dict(stored)
+
+    @classmethod
+    def own_name(cls, name: str) -> str:
+        """The name here of a weight that files of others call ``name``."""
+        return name
+
+    @classmethod
+    @abstractmethod
+    def is_own(cls, name: str) -> bool:
+        """Whether a weight of this name belongs to the language model, so that one too many is an error."""
+
+    @classmethod
+    def is_buffer(cls, name: str) -> bool:
+        """Whether files hold under this name what is no weight and may be left out: a mask, say."""
+        return False
+
+    @classmethod
+    @abstractmethod
+    def layer_weights(cls, config: Any) -> Iterator[str]:
+        """A weight of each layer: looked for one by one, as a damaged config may ask for 2**31 layers."""
+
+    @classmethod
+    @abstractmethod
+    def outline(cls, config: Any) -> dict[str, tuple[int, ...]]:
+        """Shapes of the weights that show how large a model ``config`` asks for, before one is laid out."""
+
+    @classmethod
+    @abstractmethod
+    def stays_float32(cls, name: str) -> bool:
+        """Whether a weight is float32 whatever the model's dtype."""
+
+    @classmethod
+    def identity(cls, config: Any) -> dict[str, Any]:
+        """What the fingerprint of a model holds beside its weights."""
+        return {"architecture": cls.TITLE, **asdict(config)}
+
+    @abstractmethod
+    def compile_blocks(self, mode: str | None) -> None:
+        """Let `torch.compile` compile the layers, when they are first called."""
+
+
+def is_size(value: object) -> bool:
+    """Whether ``value``, out of somebody's file, is a whole number that a size may be held against."""
+    return type(value) is int and abs(value) <= _GREATEST_SIZE

@@ -1,0 +1,155 @@
+"""A model as `transformers` saves it: ``config.json``, safetensors or ``pytorch_model.bin``, and its tokenizer's files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from ...display import get_logger
+from ...errors import ModelError, brief
+from ...files import JSON_BYTES, read_json
+from ..architecture import Architecture
+from ..checkpoint import MERGE, Checkpoint, by_name, checkpoint_of, fit
+from ..registry import ARCHITECTURES, architecture_of
+from .pickles import mapping_of
+from .tokenizers import GPT2Tokenizer, Tokenizer, read_hf_tokenizer
+from .weights import StoredTensor, TorchFile, read_safetensors
+
+log = get_logger(__name__)
+
+GPT2_PADDED_VOCAB = 50304
+"""GPT-2's 50,257 tokens rounded up to a multiple of 64, as nanoGPT pads its embedding."""
+
+
+class ModelFiles(Protocol):
+    """The files of a Hugging Face model; ``key`` and ``value`` name it in errors.
+
+    ``unreachable``: why the place where they are kept could not be asked for a file, None as long as it could.
+    """
+
+    key: str
+    value: str
+    unreachable: str | None
+
+    def find(self, name: str) -> Path | None:
+        """The path of a file of the model, None where it has none of that name."""
+        ...
+
+    def absent(self, what: str) -> ModelError:
+        """The error that says that ``what`` is needed and not there."""
+        ...
+
+
+class LocalFiles:
+    """The model's files in a directory."""
+
+    def __init__(self, directory: Path, key: str, value: str) -> None:
+        self.key, self.value = key, value
+        self.unreachable: str | None = None
+        self._directory = directory
+
+    def find(self, name: str) -> Path | None:
+        path = self._directory / name
+        return path if path.is_file() else None
+
+    def absent(self, what: str) -> ModelError:
+        return ModelError(self.key, self.value, f"the directory has no {what}")
+
+
+def open_hf(files: ModelFiles, tokenizer: Tokenizer | None = None) -> Checkpoint:
+    """A model as `transformers` saves it: ``config.json``, weights, and its tokenizer's files.
+
+    Raises:
+        ModelError: a file is missing or damaged, or `ARCHITECTURES` does not have the model's.
+    """
+    if (path := files.find("config.json")) is None:
+        if files.find("adapter_config.json") is not None:
+            raise ModelError(files.key, files.value, f"is an adapter of PEFT without its model; {MERGE}")
+        raise files.absent("config.json")
+    settings = _json(path, files)
+    architecture = _architecture(settings, files)
+    config = architecture.config_from_hf(settings, partial(ModelError, files.key, files.value))
+    named = by_name(_tensors(files), architecture.own_name, files.key, files.value)
+    stored = architecture.weights_from_hf(named, settings, config)
+    fitting = fit(architecture, config, stored, files.key, files.value)
+    tokenizer = tokenizer or _tokenizer(settings, config.vocab_size, files)
+    return checkpoint_of(architecture, config, tokenizer, fitting, files.key, files.value)
+
+
+def _architecture(settings: Any, files: ModelFiles) -> type[Architecture]:
+    kind = settings.get("model_type") if isinstance(settings, dict) else None
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
+        runs = " or ".join(f"'{name}'" for name in ARCHITECTURES)
+        what = f"its config.json names the architecture {brief(kind)}; gptsweep runs model_type {runs} (GPT-2, distilgpt2, …)"
+        raise ModelError(files.key, files.value, what)
+    return architecture_of(kind)
+
+
+def _json(path: Path, files: ModelFiles) -> Any:
+    try:
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(files.key, files.value, f"its {path.name} cannot be read ({error})") from error
+
+
+def _tensors(files: ModelFiles) -> Iterable[tuple[str, StoredTensor]]:
+    """The tensors of the first of transformers' weight files that the model has, whole or in shards."""
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        if (path := files.find(whole)) is not None:
+            return _file(path, files)
+        if (index := files.find(f"{whole}.index.json")) is not None:
+            return _shards(index, files, whole.rpartition(".")[2])
+    raise files.absent("model.safetensors, model.safetensors.index.json or pytorch_model.bin")
+
+
+def _shards(index: Path, files: ModelFiles, kind: str) -> Iterable[tuple[str, StoredTensor]]:
+    places = _json(index, files)
+    places = places.get("weight_map") if isinstance(places, dict) else None
+    shards: list[Any] = list(places.values()) if isinstance(places, dict) else [None]
+    if not all(isinstance(shard, str) and re.fullmatch(rf"\w[\w.-]*\.{kind}", shard) for shard in shards):
+        raise ModelError(files.key, files.value, f"its {index.name} is damaged (a shard is not a plain file name)")
+    for shard in sorted(set(shards)):
+        if (path := files.find(shard)) is None:
+            raise files.absent(shard)
+        yield from _file(path, files)
+
+
+def _file(path: Path, files: ModelFiles) -> Iterable[tuple[str, StoredTensor]]:
+    if path.suffix == ".safetensors":
+        return read_safetensors(path, files.key, files.value)[0].items()
+    file = TorchFile(path, files.key, files.value)
+    if (weights := mapping_of(file.contents)) is None:
+        raise ModelError(files.key, files.value, f"{path} holds no weights by name")
+    return file.tensors(weights)
+
+
+def _tokenizer(settings: Mapping[str, Any], vocab_size: int, files: ModelFiles) -> Tokenizer:
+    end = settings.get("eos_token_id")
+    end = end[0] if isinstance(end, list) and end else end
+    eot_id = end if isinstance(end, int) else None
+    found = read_hf_tokenizer(_sized(files), limit=vocab_size, eot_id=eot_id, key=files.key, value=files.value)
+    if found is not None:
+        return found
+    what = "tokenizer.json, or vocab.json with merges.txt"
+    gpt2 = GPT2Tokenizer()
+    if files.unreachable:
+        raise files.absent(what)
+    if not gpt2.vocab_size <= vocab_size <= GPT2_PADDED_VOCAB:
+        raise files.absent(f"{what}, and its vocabulary of {vocab_size} is not GPT-2's")
+    log.warning("%s has no %s: GPT-2 encoding", files.value, what)
+    return gpt2
+
+
+def _sized(files: ModelFiles) -> Callable[[str], Path | None]:
+    """``files.find``, which refuses files too large to be a tokenizer's."""
+
+    def find(name: str) -> Path | None:
+        path = files.find(name)
+        if path is not None and path.stat().st_size > JSON_BYTES:
+            raise ModelError(files.key, files.value, f"its {name} is larger than {JSON_BYTES >> 20} MiB")
+        return path
+
+    return find
