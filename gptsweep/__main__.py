@@ -13,6 +13,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial, partialmethod
 from importlib.metadata import version
 from pathlib import Path
@@ -36,10 +37,19 @@ from yaml import YAMLError
 from .config import CONF_DIR, GROUPS, choices, from_omegaconf, keys, meant, point_from_config, register, unknown_key
 from .display import STDOUT, drop, ready_streams, say, write_out
 from .errors import ConfigError, GptsweepError, Interrupted, SweepError, describe, shown
-from .multirun.compose import PointLoader, for_some_models, is_basic_sweeper
+from .multirun.compose import PointLoader, SweepLoader, for_some_models, is_basic_sweeper
 from .multirun.overrides import as_typed, how_to_quote, quoted
-from .multirun.sweep_files import begin_sweep, ending_sweep, note_failure, refresh_sweep, require_no_sweep
+from .multirun.sweep_files import (
+    begin_sweep,
+    ending_sweep,
+    finish_sweep,
+    note_failure,
+    refresh_sweep,
+    require_no_sweep,
+    write_report,
+)
 from .prompts import read_reference
+from .records import Point
 
 PROGRAM = sys.argv[0]
 LISTED = 20
@@ -128,15 +138,22 @@ class Report(Callback):
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
             loader = PointLoader(hydra.config_loader)
-            quote_params(config)
+            ready_params(config)
             if config.reference is not None:
                 read_reference(config.reference)
-            check_sweep(config, loader)
-            fused = "FusedLauncher" in config.hydra.launcher._target_
-            if fused:
-                hydra.config_loader = loader  # it knows the points now
+            first = check_sweep(config, loader)
             directory = Path(os.path.abspath(config.hydra.sweep.dir))
-            begin_sweep(directory, loader.planned, writes_files=not fused, show_rows=not config.quiet)
+            at_end = score = None
+            if "FusedLauncher" in config.hydra.launcher._target_:
+                hydra.config_loader = loader  # it knows the points now
+                if not is_basic_sweeper(config):  # which does not say which points are the last
+                    at_end = partial(write_report, directory, show_rows=not config.quiet)
+            else:
+                hydra.config_loader = SweepLoader(hydra.config_loader.get_search_path())
+                at_end = partial(finish_sweep, directory, loader.planned, show_rows=not config.quiet)
+                if config.reference is not None:
+                    score = partial(score_reference, directory, config.reference, first)
+            begin_sweep(directory, at_end, score)
         except Exception as error:
             raise Refused(error) from error
 
@@ -153,13 +170,7 @@ class Report(Callback):
         refresh_sweep(Path(config.hydra.runtime.output_dir).parent)
         if job_return.status is JobStatus.COMPLETED:
             if config.reference is not None:
-                from .engine.torch_backend import TorchBackends  # late: pandas, and torch
-                from .run.executors.local import LocalExecutor
-                from .run.reference import score_own
-
-                point, executor = point_from_config(config), LocalExecutor(TorchBackends())
-                open_model = partial(executor.open, point.model, point.device)
-                score_own(Path(config.hydra.runtime.output_dir), config.reference, open_model)
+                score_reference(Path(config.hydra.runtime.output_dir), config.reference, point_from_config(config))
             say_where(config.hydra.runtime.output_dir)
         elif isinstance(error := job_return._return_value, GptsweepError):
             raise Refused(error) from error  # before Hydra prints a line of its own about it
@@ -179,23 +190,55 @@ def get_mode(self: Hydra, config_name: str | None, overrides: list[str], typed: 
         overrides: as Hydra reads them from ``sys.argv``; those of a sweep that a file asks for are changed in place.
         typed: the arguments as they were typed.
     """
-    cfg = self.compose_config(config_name, overrides, RunMode.MULTIRUN, validate_sweep_overrides=False)
-    mode: RunMode | None = cfg.hydra.mode
-    if mode is RunMode.MULTIRUN and not is_sweep(sys.argv):
-        written = dict(zip(from_shell(list(typed)), typed, strict=True))
-        overrides[:] = [as_typed(written.get(line, line), sweeping=True) for line in overrides]
-    if not is_sweep(sys.argv) and mode is not RunMode.MULTIRUN and not any("," in line or "(" in line for line in overrides):
+    compose = partial(self.compose_config, config_name, run_mode=RunMode.MULTIRUN, validate_sweep_overrides=False)
+    try:
+        cfg = compose(overrides)
+    except HydraException:
+        others = [line for line in overrides if not line.startswith("model.")]
+        with suppress(HydraException):
+            cfg = compose(others)
+            # A file may ask for a sweep over models, some of which take a key that the default one does not.
+            if is_sweep(sys.argv) or cfg.hydra.mode is RunMode.MULTIRUN:
+                before = [*sweep_params(cfg), *overrides]
+                if for_some_models(before) != before:
+                    return sweep_mode(cfg, overrides, typed)
+        raise
+    if is_sweep(sys.argv) or cfg.hydra.mode is RunMode.MULTIRUN:
+        return sweep_mode(cfg, overrides, typed)
+    if not any("," in line or "(" in line for line in overrides):
         point_from_config(cfg)
+    mode: RunMode | None = cfg.hydra.mode
     return mode
 
 
-def quote_params(config: DictConfig) -> None:
-    """Let text in ``hydra.sweeper.params`` mean the characters written there, as on the command line."""
+def sweep_mode(config: DictConfig, overrides: list[str], typed: Sequence[str]) -> RunMode | None:
+    """The mode of a sweep; ``overrides`` are read as those of a sweep, where they were taken for a run's."""
+    mode: RunMode | None = config.hydra.mode
+    if not is_sweep(sys.argv):
+        written = dict(zip(from_shell(list(typed)), typed, strict=True))
+        overrides[:] = [as_typed(written.get(line, line), sweeping=True) for line in overrides]
+    params = sweep_params(config)
+    overrides[:] = for_some_models([*params, *overrides])[len(params) :]
+    return mode
+
+
+def ready_params(config: DictConfig) -> None:
+    """Let ``hydra.sweeper.params`` be read as the command line is: text as it was written, and keys of some models alone."""
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
-    with flag_override(config, "readonly", False), flag_override(config.hydra, "readonly", False):
-        for key, value in params.items():
-            if isinstance(value, str):
-                params[key] = as_typed(f"{key}={value}", sweeping=True).partition("=")[2]
+    lines = [as_typed(f"{key}={value}", sweeping=True) for key, value in params.items()]
+    task = config.hydra.overrides.task
+    marked = for_some_models([*lines, *task])
+    with flag_override(config, ["readonly", "struct"], False), flag_override(config.hydra, ["readonly", "struct"], False):
+        for (key, value), line in zip(list(params.items()), marked, strict=False):
+            name, _, text = line.partition("=")
+            del params[key]  # so that the order stays
+            params[name] = text if isinstance(value, str) else value
+        task[:] = marked[len(lines) :]
+
+
+def sweep_params(config: DictConfig) -> list[str]:
+    """``hydra.sweeper.params`` as overrides."""
+    return [f"{key}={value}" for key, value in (OmegaConf.select(config, "hydra.sweeper.params") or {}).items()]
 
 
 def is_sweep(arguments: list[str]) -> bool:
@@ -212,8 +255,8 @@ def from_here(path: str) -> Path:
     return whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else whole
 
 
-def check_sweep(config: DictConfig, loader: PointLoader) -> None:
-    """Refuse a sweep with a wrong value before anything is made for it.
+def check_sweep(config: DictConfig, loader: PointLoader) -> Point:
+    """Refuse a sweep with a wrong value before anything is made for it; its first point.
 
     With Hydra's own sweeper, every point is composed. With another, which chooses points as it goes, the first is, and then
     every other value of a swept key in its place.
@@ -227,8 +270,7 @@ def check_sweep(config: DictConfig, loader: PointLoader) -> None:
         what = f"{sweeper} tunes by what a run returns; name a column of summary.csv, such as objective=logprob_mean"
         raise ConfigError("objective", None, what)
     parser = OverridesParser.create(config_loader=loader)
-    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
-    overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task])
+    overrides = parser.parse_overrides([*sweep_params(config), *config.hydra.overrides.task])
     swept: dict[str, list[str]] = {}  # a later override of a key replaces an earlier one, as in the sweeper
     for override in overrides:
         key = override.get_key_element()
@@ -238,12 +280,20 @@ def check_sweep(config: DictConfig, loader: PointLoader) -> None:
             swept[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
             check_directories(config, key, swept[key], override.get_value_string())
     if is_basic_sweeper(config):
-        loader.plan(config, BasicSweeper.split_arguments(overrides, None)[0])
-        return
+        return loader.plan(config, BasicSweeper.split_arguments(overrides, None)[0])[0].point
     first = {key: line for key, (line, *_) in swept.items()}
     others = [first | {key: line} for key, (_, *lines) in swept.items() for line in lines]
-    for point in (first, *others):
-        point_from_config(loader.load_sweep_config(config, list(point.values())))
+    points = [point_from_config(loader.load_sweep_config(config, list(point.values()))) for point in (first, *others)]
+    return points[0]
+
+
+def score_reference(directory: Path, source: str, point: Point) -> None:
+    """Score the reference text with the model of ``point``."""
+    from .engine.torch_backend import TorchBackends  # late: pandas, and torch
+    from .run.executors.local import LocalExecutor
+    from .run.reference import score_own
+
+    score_own(directory, source, partial(LocalExecutor(TorchBackends()).open, point.model, point.device))
 
 
 def check_directories(config: DictConfig, key: str, lines: list[str], value: str) -> None:

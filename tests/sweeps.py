@@ -65,6 +65,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
     with logging_kept():
         yield run
+    if (loky := sys.modules.get("joblib.externals.loky")) is not None:
+        loky.get_reusable_executor().shutdown(wait=True)  # joblib's workers would stay, and in this directory
 
 
 def samples_of(sweep: Path) -> dict[str, bytes]:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.file_proxy import FileProxy
+from sweeps import Run
 
 from gptsweep.errors import ResultsError
 from gptsweep.run.progress import RULE, Meter, Progress, printable
@@ -336,3 +337,25 @@ def test_a_narrow_terminal_has_fewer_counts_beside_the_bar_but_whole_ones(monkey
         progress.update(tokens=2_000)
     assert shown in terminal.getvalue()
     assert "…" not in terminal.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("status", "arguments"),
+    [
+        (2, ("model=resume", "model.out_dir=nowhere")),
+        (2, ("start=FILE:nowhere",)),
+        (2, ("start=é",)),
+        (2, ("sampling.logit_bias={999:1}",)),
+        (2, ("device.name=cuda:99",)),
+        (2, ("model=hf", "model.path=./nowhere")),
+        (1, ("-m", "seed=1,2", "model=resume", "model.out_dir=nowhere")),
+        (1, ("-m", "seed=1,2", "start=é")),
+        (2, ("-m", "seed=1,2", "start=é", "hydra/launcher=basic")),
+    ],
+)
+def test_an_error_before_the_first_row_stands_alone(run: Run, status: int, arguments: tuple[str, ...]) -> None:
+    ended = run(*arguments, "name=x")
+    assert ended.status == status
+    assert "0/0" not in ended.err
+    assert "done:" not in ended.err
+    assert "stopped:" not in ended.err

@@ -82,3 +82,29 @@ def test_a_key_that_no_model_of_the_sweep_takes_is_an_error(run: Run) -> None:
     ended = run("-m", "model=shakespeare,gpt2", "model.out_dir=x", *SMALL)
     assert ended.status == 2
     assert "model.out_dir=x: only model=resume takes it" in ended.err
+
+
+@pytest.mark.parametrize("how", ["fused", "basic", "joblib", "file", "params and command line", "mode in a file"])
+def test_a_sweep_over_models_works_wherever_it_is_asked_for(run: Run, how: str) -> None:
+    save_checkpoint(Path("a"), 0)
+    models, keys = "model=shakespeare,resume", ("model.out_dir=a", "model.meta=a/meta.pkl")
+    swept: tuple[str, ...] = ("-m", models, *keys)
+    if how in ("fused", "basic", "joblib"):
+        if how == "joblib":
+            pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+        swept += (f"hydra/launcher={how}",)
+    else:
+        Path("mine/experiment").mkdir(parents=True)
+        params = "{model: 'shakespeare,resume'}" if how != "mode in a file" else "{}"
+        if how == "file":
+            params = "{model: 'shakespeare,resume', model.out_dir: a, model.meta: a/meta.pkl}"
+        mode = "" if how == "params and command line" else "mode: MULTIRUN, "
+        text = f"# @package _global_\nhydra: {{{mode}sweeper: {{params: {params}}}}}\n"
+        Path("mine/experiment/night.yaml").write_text(text)
+        swept = ("--config-dir", "mine", "experiment=night", *(() if how == "file" else keys))
+        swept += {"params and command line": ("-m",), "mode in a file": (models,)}.get(how, ())
+    ended = run(*swept, *SMALL)
+    assert ended.status == 0, ended.err
+    summary = gptsweep.read_sweep("outputs/sweeps/s").summary
+    assert sorted(zip(summary["model"], summary["out_dir"].fillna(""), strict=True)) == [("resume", "a"), ("shakespeare", "")]
+    assert list(summary["status"]) == ["complete", "complete"]

@@ -395,9 +395,10 @@ def test_optunas_sweeper_tunes_the_objective(run: Run, place: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     ended = run(
         "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2", "objective=logprob_mean",
-        "sampling.temperature=interval(0.5,1.5)", "sampling.top_k=choice(3,9)", *SMALL, "name=n",
+        "sampling.temperature=interval(0.5,1.5)", "sampling.top_k=choice(3,9)", *SMALL, "name=n", "quiet=null",
     )  # fmt: skip
     assert ended.status == 0
+    assert ended.err.count("python -m gptsweep.review outputs/sweeps/n") == 1  # after the first rows, once
     best = OmegaConf.load(place / "outputs/sweeps/n/optimization_results.yaml")
     assert best.best_value == pytest.approx(min(float(row["logprob_mean"]) for row in table(place / "outputs/sweeps/n")))
 

@@ -262,8 +262,11 @@ def assemble(points: list[PointFiles]) -> Sweep:
                 if name not in measured]  # fmt: skip
     for name in settings:
         if len(known := {same_cell(point.row[name]): point.row[name] for point in points if name in point.row}) == 1:
-            for point in points:  # a point without a summary knows only what was overridden
-                if name not in point.named:
+            models = {point.row.get("model") for point in points if name in point.row}
+            for (
+                point
+            ) in points:  # a point without a summary knows only what was overridden, one with a summary all of its model
+                if name not in point.named and (not point.summarised or point.row.get("model") in models):
                     point.row.setdefault(name, *known.values())
     table = typed({name: [point.row.get(name) for point in points] for name in settings})
     swept = sorted((name for name in settings if table[name].nunique(dropna=False) > 1), key="seed".__eq__)

@@ -38,6 +38,14 @@ class Planned:
     overwrite: bool
 
 
+class SweepLoader(ConfigLoaderImpl):
+    """Hydra's config loader, but that a point of a sweep over models gets the keys that its model takes; can be pickled."""
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        """The config of one point, as Hydra's own loader composes it."""
+        return super().load_sweep_config(master_config, list(of_its_model(sweep_overrides)))
+
+
 class PointLoader(ConfigLoaderImpl):
     """Hydra's config loader, with a `load_sweep_config` that costs 1 ms a point where Hydra's costs 40.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,14 +38,13 @@ def ending_sweep() -> Iterator[None]:
             _sweeps.reset(token)
 
 
-def begin_sweep(directory: Path, planned: Sequence[Planned], *, writes_files: bool, show_rows: bool) -> None:
+def begin_sweep(directory: Path, at_end: Callable[[], None] | None, unless_stopped: Callable[[], None] | None) -> None:
     """Take the lock of a sweep until the command ends.
 
     Args:
         directory: of the sweep; made where it is missing.
-        planned: its points, as far as they are known.
-        writes_files: whether ``sweep.csv`` and ``report.html`` are to be written at the end, as the launcher does not.
-        show_rows: whether the first rows of the review are to be shown then.
+        at_end: called then, however it ends.
+        unless_stopped: called before that, unless the user stops the sweep.
 
     Raises:
         ResultsError: another process runs a sweep in the directory.
@@ -53,8 +53,15 @@ def begin_sweep(directory: Path, planned: Sequence[Planned], *, writes_files: bo
     if (stack := _sweeps.get(None)) is not None:
         directory.mkdir(parents=True, exist_ok=True)
         stack.enter_context(DirectoryLock(directory, SWEEP_LOCK))
-        if writes_files:
-            stack.callback(_finish_sweep, directory, planned, show_rows)
+        if at_end is not None:
+            stack.callback(at_end)
+        if unless_stopped is not None:
+            stack.push(partial(_unless_stopped, unless_stopped))
+
+
+def _unless_stopped(do: Callable[[], None], kind: type[BaseException] | None, *_: object) -> None:
+    if kind is None or not issubclass(kind, KeyboardInterrupt):
+        do()
 
 
 def note_failure(sweep: Path, point: Path, error: Exception) -> None:
@@ -67,7 +74,14 @@ def note_failure(sweep: Path, point: Path, error: Exception) -> None:
         os.close(fd)
 
 
-def _finish_sweep(directory: Path, planned: Sequence[Planned], show_rows: bool) -> None:
+def finish_sweep(directory: Path, planned: Sequence[Planned], *, show_rows: bool) -> None:
+    """Write ``sweep.csv`` and ``report.html`` where the launcher does not.
+
+    Args:
+        directory: of the sweep.
+        planned: its points, as far as they are known.
+        show_rows: whether the first rows of the review are to be shown.
+    """
     # Late: torch.
     from ..engine.torch_backend import TorchBackends
     from ..run.executors.local import LocalExecutor
