@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gptsweep.analysis.frames import Sweep, read_sweep
+from gptsweep.analysis.reference import Reference, kept_reference
 from gptsweep.analysis.summary import summary_of
 from gptsweep.records import Sample, Sampling
+from gptsweep.report import report
 
 VOCABULARY = [
     "the",
@@ -184,3 +187,11 @@ def write_sweep(
         name = f"sampling.temperature={t},sampling.top_k={'null' if k is None else k},seed={s}"
         write_point(root / name, made_samples(temperature=t, top_k=k, seed=s, **more))
     return root
+
+
+def write_report(directory: Path, sweep: Sweep | None = None, reference: Reference | None = None) -> Path:
+    """``report.html`` as the review writes it."""
+    sweep = sweep or read_sweep(directory)
+    path = directory / "report.html"
+    path.write_bytes(report(sweep, directory.resolve().name, reference or kept_reference(directory, sweep)))
+    return path

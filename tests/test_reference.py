@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from made_sweep import made_samples, write_point
+from made_sweep import made_samples, write_point, write_report
 from sweeps import Run, save_checkpoint
 
 from gptsweep import api, review
 from gptsweep.analysis.frames import read_sweep
+from gptsweep.analysis.reference import kept_reference
 from gptsweep.engine.torch_backend import TorchBackend
 from gptsweep.errors import ResultsError
 from gptsweep.models.files.tokenizers import CharTokenizer
 from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.models.loading import LoadedModel
-from gptsweep.report import write_report
 from gptsweep.run import reference
 
 TEXT = "the quality of mercy is not strained; it droppeth as the gentle rain from heaven upon the place beneath\n" * 3
@@ -129,7 +129,7 @@ def test_page_and_table_show_the_distance(
     assert reviewed(monkeypatch, lm, results, "--metric", "diversity", "--format", "csv", *asked) == (0, ["shakespeare"])
     header, row = capsys.readouterr().out.splitlines()
     assert header.endswith("diversity,diversity_se,diversity_n,diversity_distance")
-    kept = reference.kept_reference(results, read_sweep(results))
+    kept = kept_reference(results, read_sweep(results))
     assert kept is not None
     values = dict(zip(header.split(","), row.split(","), strict=True))
     goal = kept.metrics["diversity"]
@@ -181,7 +181,7 @@ def test_a_run_scores_the_text_of_its_own_config_with_its_own_model(run: Run) ->
     assert run(*model, *sampling).status == 0
     assert run("-m", *model, *sampling, "seed=1,2").status == 0
     for path in (Path("outputs/runs/x"), Path("outputs/sweeps/x")):
-        kept = reference.kept_reference(path, read_sweep(path))
+        kept = kept_reference(path, read_sweep(path))
         assert kept is not None
         assert kept.metrics["perplexity"] is not None
         assert kept.note.startswith("the reference text is short: it makes 1 piece of 8 tokens, and a point has 5 samples")

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_sweep import VOCABULARY, made_samples, write_point, write_sweep
+from made_sweep import VOCABULARY, made_samples, write_point, write_report, write_sweep
 
+from gptsweep.analysis import frames
 from gptsweep.analysis.frames import read_sweep
+from gptsweep.analysis.reference import Reference
 from gptsweep.report import data as report_data
-from gptsweep.report import page, write_report
-from gptsweep.run.reference import Reference
+from gptsweep.report import page
 
 CHROMIUM = (
     os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -75,7 +76,7 @@ def test_numbers_on_the_page_are_those_of_the_frame(sweep_dir: Path) -> None:
 
 
 def test_too_many_samples_are_thinned_evenly_and_the_page_knows(sweep_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report_data, "MAX_SAMPLES", 60)
+    monkeypatch.setattr(frames, "MAX_SAMPLES", 60)
     data = report_data.page_data(read_sweep(sweep_dir), "night")
     samples = data["samples"]
     assert 30 <= len(samples["text"]) <= 60

@@ -6,8 +6,6 @@ points that failed or never started. Nothing that cannot be read is passed over 
 
 from __future__ import annotations
 
-import math
-from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,14 +28,18 @@ from ..store.reader import (
 )
 from ..store.schema import ABOUT, COUNTS, MEANS, SAMPLE_KEY, SWEEP
 from . import stats as compare
+from .columns import Columns, ordered, spread_columns, typed
 from .metrics import METRICS
-from .summary import summary_of
+from .summary import metric_reasons, summary_of
 
 if TYPE_CHECKING:
     import xarray
 
-TEXT_COLUMNS = ("sweep", "model", "start", "stop", "logit_bias", "device", "dtype", "prompt", *ABOUT)
-"""Columns that are text even where every cell looks like a number."""
+MAX_SAMPLES = 10_000
+MAX_TEXT = 6_000_000
+"""Samples that are compared pair by pair: so many, and so many characters. Beyond, whole places (prompt,
+seed, sample_index) are left out evenly."""
+
 PointChoice = int | str | Mapping[str, Any]
 """A point: its row in ``summary``, its ``directory``, or settings that all points meant share, as ``{"temperature": 0.7}``."""
 
@@ -232,6 +234,40 @@ class Sweep:
         summary = self.summary[chosen]
         return replace(self, summary=summary, samples=self.samples[self.samples["point"].isin(summary.index)])
 
+    def thinned(self) -> Sweep:
+        """The sweep with as many samples as a page holds; what stays is the same at every point."""
+        samples = self.samples
+        size = samples["completion"].str.len().sum()
+        share = min(1.0, MAX_SAMPLES / max(1, len(samples)), MAX_TEXT / max(1, size))
+        if share == 1.0:
+            return self
+        places = samples.groupby(["sample_index", "prompt_index", "seed"], sort=True).ngroup()
+        kept = max(1, int((places.max() + 1) * share))
+        chosen = np.linspace(0, int(places.max()), kept).round().astype(int)
+        return replace(self, samples=samples[places.isin(chosen)])
+
+    def reasons(self) -> dict[str, str]:
+        """Why a metric is empty somewhere: by metric, the reason at the first point where it is."""
+        found: dict[str, str] = {}
+        for name in METRICS:
+            if name not in self.summary or self.summary[name].notna().all():
+                continue
+            point = self.summary.index[self.summary[name].isna()][0]
+            samples = self.samples[self.samples["point"] == point]
+            samples = samples.astype(dict.fromkeys(MEANS, object)).where(samples.notna(), None)
+            why = metric_reasons(samples.to_dict("records")).get(name) if len(samples) else "has no samples yet"
+            found[name] = why or "not in the point's summary"
+        return found
+
+    def failures(self) -> list[str]:
+        """A line for each point that failed, the first hundred."""
+        failed = self.summary[self.summary["status"] == "failed"]
+        lines = [
+            f"{row['directory']}: {row['error'] if pd.notna(row['error']) else 'failed'}"
+            for _, row in failed.head(100).iterrows()
+        ]
+        return [*lines, f"{len(failed) - 100} further points failed"] if len(failed) > 100 else lines
+
     def to_xarray(self) -> xarray.Dataset:
         """The metrics as an `xarray.Dataset` with the swept settings as dimensions; ``null`` stands for an unset one.
 
@@ -292,131 +328,9 @@ def assemble(points: list[PointFiles]) -> Sweep:
     return Sweep(summary, columns.frame(summary[settings]), tuple(settings), tuple(swept), problems, damaged)
 
 
-def spread_columns() -> list[str]:
-    """The columns of ``summary.csv`` that say how far samples are apart: standard deviations, then standard errors."""
-    found = [metric for metric in METRICS.values() if metric.spread]
-    return [metric.spread for metric in sorted(found, key=lambda metric: not metric.deviation)]
-
-
 def same_cell(value: object) -> object:
     """Equal for cells that mean the same, whether they come from CSV or JSON."""
     try:
         return float(str(value))
     except ValueError:
         return str(value)
-
-
-def typed(columns: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
-    """A frame of cells as they come from CSV or JSON: whole numbers, numbers, truth values or text, by column."""
-    return pd.DataFrame({name: typed_column(name, cells) for name, cells in columns.items()})
-
-
-def typed_column(name: str, cells: Sequence[Any]) -> pd.Series[Any]:
-    """One column: text if its name says so or a cell is no number; whole numbers stay whole beside empty cells."""
-    known = [value for value in cells if value is not None]
-    if name in COUNTS:
-        return pd.Series(pd.to_numeric(pd.Series(cells, dtype=object), errors="coerce")).fillna(0).astype("int64")
-    if name in METRICS or name in spread_columns() or (not known and name not in TEXT_COLUMNS):
-        return pd.Series(pd.to_numeric(pd.Series(cells, dtype=object), errors="coerce"), dtype="float64")
-    if name not in TEXT_COLUMNS and known:
-        if all(str(value) in ("True", "False") for value in known):
-            return pd.Series([None if value is None else str(value) == "True" for value in cells],
-                             dtype="bool" if len(known) == len(cells) else "boolean")  # fmt: skip
-        try:
-            numbers = [None if value is None else float(value) for value in cells]
-            whole = all(number is None or number.is_integer() for number in numbers) and all("." not in str(v) for v in known)
-            if whole:
-                ints = [None if value is None else int(value) for value in cells]
-                large = max(value for value in ints if value is not None) >= 2**63
-                kind = ("UInt64" if large else "Int64") if len(known) < len(cells) else ("uint64" if large else "int64")
-                return pd.Series(ints, dtype=kind)
-            return pd.Series(numbers, dtype="float64")
-        except ValueError:
-            pass
-    return strings([None if value is None else str(value) for value in cells])
-
-
-def strings(texts: Sequence[str | None]) -> pd.Series[Any]:
-    """A text column; a lone surrogate, which Arrow and UTF-8 cannot hold, becomes ``?``."""
-    whole = [text if text is None or text.isascii() else text.encode("utf-8", "replace").decode() for text in texts]
-    return pd.Series(whole, dtype="str")
-
-
-def ordered(column: pd.Series[Any]) -> list[Any]:
-    """The different values of a setting: numbers by size, then texts, an unset one last."""
-    return sorted({plain(value) for value in column}, key=lambda value: (value is None, isinstance(value, str), value or 0))
-
-
-def plain(value: Any) -> Any:
-    """A cell as a Python value; None where it is empty."""
-    if pd.isna(value):
-        return None
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def label(value: Any) -> str:
-    """A setting as a user types it."""
-    if value is None:
-        return "null"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-class Columns:
-    """Samples gathered column by column: a million dictionaries would not fit."""
-
-    def __init__(self) -> None:
-        self.point = array("q")
-        self.place = {name: array("Q" if name == "seed" else "q") for name in SAMPLE_KEY}
-        self.reported = {name: array("d") for name in MEANS}
-        self.prompt_tokens = array("q")
-        self.ends = array("q", [0])
-        self.tokens = array("i")
-        self.completions: list[str] = []
-        self.shared: dict[str, tuple[dict[str, int], array[int]]] = {
-            name: ({}, array("i")) for name in ("prompt", "prompt_id", "finish_reason")
-        }
-
-    def add(self, number: int, samples: Sequence[Mapping[str, Any]]) -> None:
-        """Append the samples of point ``number``."""
-        self.point.extend([number] * len(samples))
-        for name, places in self.place.items():
-            places.extend([sample[name] for sample in samples])
-        for name, values in self.reported.items():
-            values.extend([math.nan if sample[name] is None else sample[name] for sample in samples])
-        self.prompt_tokens.extend([sample["prompt_tokens"] for sample in samples])
-        for sample in samples:
-            self.tokens.extend(sample["token_ids"])
-            self.ends.append(len(self.tokens))
-        self.completions += [sample["completion"] for sample in samples]
-        for name, (known, codes) in self.shared.items():
-            codes.extend([known.setdefault(sample[name], len(known)) for sample in samples])
-
-    def frame(self, settings: pd.DataFrame) -> pd.DataFrame:
-        """The samples as a frame, with the settings of their points beside them."""
-        point = np.frombuffer(self.point, dtype=np.int64)
-        ends = np.frombuffer(self.ends, dtype=np.int64)
-        tokens = np.frombuffer(self.tokens, dtype=np.int32) if self.tokens else np.empty(0, np.int32)
-        ids = np.empty(len(point), dtype=object)
-        for row, (start, end) in enumerate(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)):
-            ids[row] = tokens[start:end]
-        seeds = np.frombuffer(self.place["seed"], dtype=np.uint64)
-        columns: dict[str, Any] = {"point": point}
-        for name in map(str, settings):
-            columns[name] = settings[name].array.take(point)
-        for name in ("prompt_id", "prompt"):
-            columns[name] = self.categories(name)
-        for name in ("prompt_index", "sample_index"):
-            columns[name] = np.frombuffer(self.place[name], dtype=np.int64)
-        columns["seed"] = seeds if len(seeds) and seeds.max() >= 2**63 else seeds.astype(np.int64)
-        columns["completion"] = strings(self.completions)
-        columns["finish_reason"] = self.categories("finish_reason")
-        columns["prompt_tokens"] = np.frombuffer(self.prompt_tokens, dtype=np.int64)
-        columns["completion_tokens"] = np.diff(ends)
-        columns["token_ids"] = ids
-        columns |= {name: np.frombuffer(values, dtype=np.float64) for name, values in self.reported.items()}
-        return pd.DataFrame(columns, copy=False)
-
-    def categories(self, name: str) -> pd.Categorical:
-        """A column of few different texts."""
-        known, codes = self.shared[name]
-        return pd.Categorical.from_codes(np.frombuffer(codes, dtype=np.int32), categories=pd.Index(strings(list(known))))

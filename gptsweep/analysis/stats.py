@@ -112,6 +112,17 @@ def from_summaries(name: str, points: pd.DataFrame, codes: Ints, groups: int) ->
     return *exponential(name, mean, error), n.astype(np.int64)
 
 
+def by_seed(name: str, points: pd.DataFrame, codes: Ints, groups: int) -> list[list[tuple[str, float]]]:
+    """A metric per point: for each group each seed once, in ascending order, and the value of its point there."""
+    found: list[list[tuple[str, float]]] = [[] for _ in range(groups)]
+    if "seed" in points:
+        table = points.assign(group=codes)
+        table = table.sort_values("num_samples", ascending=False, kind="stable").drop_duplicates(["group", "seed"])
+        for _, row in table.sort_values("seed", kind="stable").iterrows():
+            found[row["group"]].append((str(row["seed"]), row[name]))
+    return found
+
+
 def identities(points: pd.DataFrame) -> Ints:
     """A number for each point, equal for copies of one (the same point_id)."""
     ids = points["point_id"] if "point_id" in points else pd.Series(None, index=points.index, dtype=object)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from ..display import get_logger
 from ..errors import GptsweepError, ResultsError, describe
 from ..files import open_file, open_to_read
+from ..store.durable import atomic_write
 from ..store.lock import DirectoryLock
-from ..store.schema import FAILURES, MANIFEST, PARTIAL, SWEEP, SWEEP_LOCK
+from ..store.schema import FAILURES, MANIFEST, PARTIAL, REPORT, SWEEP, SWEEP_LOCK
 from ..store.sweep_table import SweepTable
 
 if TYPE_CHECKING:
@@ -125,8 +126,9 @@ def write_report(directory: Path, *, show_rows: bool = False) -> None:
         show_rows: whether the first rows of the review are shown, too, and the command that shows the rest.
     """
     from ..analysis.frames import read_sweep  # late: pandas
-    from ..report import write_report as write
-    from ..review import print_first_rows
+    from ..analysis.reference import kept_reference
+    from ..report import report
+    from ..report.terminal import print_first_rows
 
     if not any(directory.glob(f"**/{MANIFEST}")) and not any(directory.glob(f"**/{PARTIAL}")):
         return
@@ -134,6 +136,7 @@ def write_report(directory: Path, *, show_rows: bool = False) -> None:
         sweep = read_sweep(directory)
         if show_rows:
             print_first_rows(directory, sweep)
-        write(directory, sweep)
+        html = report(sweep, directory.resolve().name, kept_reference(directory, sweep))
+        atomic_write(directory / REPORT, html)
     except Exception as error:
         log.warning("no report.html: %s", describe(error), exc_info=not isinstance(error, GptsweepError))

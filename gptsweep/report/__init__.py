@@ -8,35 +8,24 @@ from __future__ import annotations
 import json
 import re
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
-from ..analysis.frames import Sweep, read_sweep
-from ..run.reference import Reference, kept_reference
-from ..store.durable import atomic_write
-from ..store.schema import REPORT
+from ..analysis.frames import Sweep
+from ..analysis.reference import Reference
 from .data import page_data
 
-__all__ = ["page", "write_report"]
+__all__ = ["page", "page_data", "report"]
 
 
-def write_report(directory: Path, sweep: Sweep | None = None, reference: Reference | None = None) -> Path:
-    """Write ``report.html`` into ``directory``, whatever state the sweep is in.
+def report(sweep: Sweep, title: str, reference: Reference | None = None) -> bytes:
+    """``report.html`` of a sweep, whatever state it is in.
 
     Args:
-        directory: a sweep, a run, or a directory of them.
-        sweep: what was read of it, if it was read already.
-        reference: the reference text, if it was looked up already; else what ``reference.json`` holds.
-
-    Raises:
-        ResultsError: there is nothing to show, or the page cannot be written.
+        sweep: what `read_sweep` found.
+        title: of the page.
+        reference: what is known of a reference text.
     """
-    directory = Path(directory)
-    path = directory / REPORT
-    sweep = read_sweep(directory) if sweep is None else sweep
-    reference = kept_reference(directory, sweep) if reference is None else reference
-    atomic_write(path, page(page_data(sweep, directory.resolve().name, reference)).encode())
-    return path
+    return page(page_data(sweep, title, reference)).encode()
 
 
 def page(data: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,16 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..analysis.frames import Sweep, label, ordered, plain
+from ..analysis.columns import label, ordered, plain
+from ..analysis.frames import Sweep
 from ..analysis.metrics import METRICS
-from ..analysis.stats import MIN_PAIRS
-from ..analysis.summary import metric_reasons
-from ..run.reference import Reference
+from ..analysis.reference import Reference
+from ..analysis.stats import MIN_PAIRS, by_seed
 from ..store.schema import MEANS, SAMPLE_KEY, STATUSES
-
-MAX_SAMPLES = 10_000
-MAX_TEXT = 6_000_000
-"""Samples on a page: so many, and so many characters. Beyond, whole places (prompt, seed, sample_index) are left out evenly."""
 
 MAX_CELLS = 20_000
 """Means over settings that a page holds; where there would be more it offers none."""
@@ -31,13 +26,13 @@ def page_data(sweep: Sweep, title: str, reference: Reference | None = None) -> d
     keys = [key for key in sweep.swept if key != "seed"]
     groups = sweep.group()
     group_of = {point: number for number, points in enumerate(groups["points"]) for point in points}
-    shown = thinned(sweep)
+    shown = sweep.thinned()
     values = {key: ordered(groups[key]) for key in keys}
     statuses = sweep.summary["status"].to_dict()
     return {
         "title": title,
         "facts": facts(sweep),
-        "problems": [*sweep.problems, *failures(sweep)],
+        "problems": [*sweep.problems, *sweep.failures()],
         "keys": [
             {"name": key, "labels": [label(value) for value in values[key]], "numbers": numbers(values[key])} for key in keys
         ],
@@ -51,15 +46,15 @@ def page_data(sweep: Sweep, title: str, reference: Reference | None = None) -> d
             "at": [list(places) for places in zip(*(placed(groups[key], values[key]) for key in keys), strict=True)] or [[]],
             "points": groups["num_points"].tolist(),
             "samples": groups["num_samples"].tolist(),
-            "status": [worst(statuses[point] for point in points) for points in groups["points"]],
+            "status": [least_finished(statuses[point] for point in points) for points in groups["points"]],
         },
         "values": {
             name: means(groups, name)
-            | {"seeds": by_seed(sweep, name, group_of, len(groups)) if METRICS[name].per == "point" else None}
+            | {"seeds": seed_values(sweep, name, group_of, len(groups)) if METRICS[name].per == "point" else None}
             for name in sweep.metrics
         },
         "cells": cells(sweep, values),
-        "reasons": reasons(sweep),
+        "reasons": sweep.reasons(),
         "effects": effects(shown, values),
         "min_pairs": MIN_PAIRS,
         "prompts": list(shown.samples["prompt"].cat.categories),
@@ -84,32 +79,9 @@ def facts(sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def failures(sweep: Sweep) -> list[str]:
-    """A line for each point that failed, the first hundred."""
-    failed = sweep.summary[sweep.summary["status"] == "failed"]
-    lines = [
-        f"{row['directory']}: {row['error'] if pd.notna(row['error']) else 'failed'}" for _, row in failed.head(100).iterrows()
-    ]
-    return [*lines, f"{len(failed) - 100} further points failed"] if len(failed) > 100 else lines
-
-
-def worst(statuses: Iterable[str]) -> str:
+def least_finished(statuses: Iterable[str]) -> str:
     """The least finished status."""
     return STATUSES[max(STATUSES.index(status) for status in statuses)]
-
-
-def reasons(sweep: Sweep) -> dict[str, str]:
-    """Why a metric is empty somewhere: by metric, the reason at the first point where it is."""
-    found: dict[str, str] = {}
-    for name, metric in METRICS.items():
-        if name not in sweep.summary or sweep.summary[name].notna().all():
-            continue
-        point = sweep.summary.index[sweep.summary[name].isna()][0]
-        samples = sweep.samples[sweep.samples["point"] == point]
-        samples = samples.astype(dict.fromkeys(MEANS, object)).where(samples.notna(), None)
-        why = metric_reasons(samples.to_dict("records")).get(name) if len(samples) else "has no samples yet"
-        found[metric.name] = why or "not in the point's summary"
-    return found
 
 
 def effects(sweep: Sweep, values: dict[str, list[Any]]) -> list[dict[str, Any]]:
@@ -131,19 +103,6 @@ def effects(sweep: Sweep, values: dict[str, list[Any]]) -> list[dict[str, Any]]:
             }
         )  # fmt: skip
     return found
-
-
-def thinned(sweep: Sweep) -> Sweep:
-    """The sweep with as many samples as a page holds; what stays is the same (prompt, seed, sample_index) at every point."""
-    samples = sweep.samples
-    size = samples["completion"].str.len().sum()
-    share = min(1.0, MAX_SAMPLES / max(1, len(samples)), MAX_TEXT / max(1, size))
-    if share == 1.0:
-        return sweep
-    places = samples.groupby(["sample_index", "prompt_index", "seed"], sort=True).ngroup()
-    kept = max(1, int((places.max() + 1) * share))
-    chosen = np.linspace(0, int(places.max()), kept).round().astype(int)
-    return dataclasses.replace(sweep, samples=samples[places.isin(chosen)])
 
 
 def sample_columns(sweep: Sweep, group_of: Mapping[int, int]) -> dict[str, Any]:
@@ -198,15 +157,10 @@ def cells(sweep: Sweep, values: Mapping[str, Sequence[Any]]) -> dict[str, Any] |
     return {"at": at, "values": found}
 
 
-def by_seed(sweep: Sweep, name: str, group_of: Mapping[int, int], count: int) -> list[list[tuple[str, float | None]]]:
-    """A metric per point: for each group each seed once, in ascending order, and the value of its point there."""
-    found: list[list[tuple[str, float | None]]] = [[] for _ in range(count)]
-    if "seed" in sweep.summary:
-        table = sweep.summary.assign(group=sweep.summary.index.map(group_of))
-        table = table.sort_values("num_samples", ascending=False, kind="stable").drop_duplicates(["group", "seed"])
-        for _, row in table.sort_values("seed", kind="stable").iterrows():
-            found[row["group"]].append((str(row["seed"]), number(row[name])))
-    return found
+def seed_values(sweep: Sweep, name: str, group_of: Mapping[int, int], count: int) -> list[list[tuple[str, float | None]]]:
+    """`stats.by_seed`, rounded."""
+    codes = sweep.summary.index.map(group_of).to_numpy(np.int64)
+    return [[(seed, number(value)) for seed, value in each] for each in by_seed(name, sweep.summary, codes, count)]
 
 
 def placed(column: pd.Series[Any], values: Sequence[Any]) -> list[int]:

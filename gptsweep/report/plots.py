@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ..analysis.frames import Sweep, label, ordered, plain
+from ..analysis.columns import label, ordered, plain
+from ..analysis.frames import Sweep
 from ..analysis.metrics import METRICS
 from ..errors import ResultsError
 from .data import numbers

@@ -11,48 +11,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ..analysis.metrics import METRICS
-from ..analysis.summary import summary_of
+from ..analysis.frames import Sweep, read_sweep
+from ..analysis.reference import MAX_PIECES, Reference, read_kept, reference_of
 from ..display import get_logger
 from ..engine.backend import Scorer
 from ..errors import GptsweepError, ResultsError
-from ..files import open_to_read
 from ..prompts import read_reference
-from ..records import DTYPES, FINISH_REASONS, MODELS
+from ..records import DTYPES, MODELS
 from ..store.durable import atomic_write
 from ..store.reader import read_manifest
-from ..store.schema import REFERENCE, is_whole
+from ..store.schema import REFERENCE
 
 if TYPE_CHECKING:
-    from ..analysis.frames import Sweep
     from .rows import OpenModel
 
 log = get_logger(__name__)
-
-MAX_PIECES = 200
-MAX_BYTES = 64 * 2**20
-"""A ``reference.json`` that is larger is not ours."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """What is known of a reference text.
-
-    ``metrics`` has every metric of its pieces by name; ``source`` is what was typed; ``note`` says where the text is too
-    short to be held against the samples, else it is empty.
-    """
-
-    metrics: Mapping[str, float | None]
-    source: str
-    note: str = ""
 
 
 def update_reference(directory: Path, sweep: Sweep, source: str, open_model: Callable[[], OpenModel]) -> Reference:
@@ -92,8 +71,6 @@ def update_reference(directory: Path, sweep: Sweep, source: str, open_model: Cal
 
 def score_own(directory: Path, source: str, open_model: Callable[[], OpenModel]) -> None:
     """`update_reference` for a run's own config, when it is done; where it fails, that is said in the log."""
-    from ..analysis.frames import read_sweep  # it imports the report's readers, which a run without a reference need not
-
     try:
         reference = update_reference(directory, read_sweep(directory), source, open_model)
     except GptsweepError as error:
@@ -101,55 +78,6 @@ def score_own(directory: Path, source: str, open_model: Callable[[], OpenModel])
     else:
         if reference.note:
             log.warning("%s", reference.note)
-
-
-def kept_reference(directory: Path, sweep: Sweep) -> Reference | None:
-    """What an earlier run or review scored; None where there is none."""
-    kept = read_kept(directory)
-    return None if kept is None or sweep.samples.empty else reference_of(kept, sweep)
-
-
-def reference_of(kept: Mapping[str, Any], sweep: Sweep) -> Reference:
-    """The metrics of what ``reference.json`` holds, and whether it is long enough for these samples."""
-    samples = kept["samples"]
-    row = summary_of(samples)
-    metrics = {name: row[name] for name in METRICS}
-    length, pieces = samples[0]["completion_tokens"], len(samples)
-    wanted_length = int(sweep.samples["completion_tokens"].median())
-    wanted_pieces = min(MAX_PIECES, int(sweep.summary["num_samples"].max()))
-    have = f"the reference text is short: it makes {pieces} {'piece' if pieces == 1 else 'pieces'} of {length:,} tokens"
-    note = ""
-    if length < wanted_length:
-        note = f"{have}, and a sample has {wanted_length:,}; its metrics are of shorter text, and do not compare"
-    elif pieces < wanted_pieces:
-        note = f"{have}, and a point has {wanted_pieces} samples; metrics of whole points do not compare"
-    return Reference(metrics, kept["source"], note)
-
-
-def read_kept(directory: Path) -> dict[str, Any] | None:
-    """What ``reference.json`` holds; None where there is none, or it is damaged."""
-    try:
-        with open_to_read(directory / REFERENCE) as file:
-            data = file.read(MAX_BYTES + 1)
-        kept = json.loads(data) if len(data) <= MAX_BYTES else None
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(kept, dict) or not isinstance(kept.get("wanted"), dict) or not isinstance(kept.get("source"), str):
-        return None
-    samples = kept.get("samples")
-    return kept if isinstance(samples, list) and 0 < len(samples) <= MAX_PIECES and all(map(is_piece, samples)) else None
-
-
-def is_piece(record: Any) -> bool:
-    """Whether a record has what the metrics read, as `score` makes it."""
-    if not isinstance(record, dict) or not is_whole(record | {"prompt": "", "prompt_id": ""}):
-        return False
-    numbers = [record[f"{name}_mean"] for name in ("logprob", "sampler_logprob", "entropy")]
-    return (
-        all(value is None or (abs(value) < 1e6 and math.isfinite(value)) for value in numbers)
-        and record["finish_reason"] in FINISH_REASONS
-        and record.get("completion_tokens") == len(record["token_ids"]) > 0
-    )
 
 
 def maker_of(directory: Path, sweep: Sweep) -> dict[str, Any]:

@@ -1,0 +1,311 @@
+"""What the review prints on a terminal: the table of a sweep, what each setting does, two points side by side."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..analysis.columns import label, ordered, plain
+from ..analysis.frames import Sweep
+from ..analysis.metrics import METRICS
+from ..display import one_line, visible
+from ..store.schema import SAMPLE_KEY, STATUSES
+from .tables import FEWEST, Column, fitting, print_blocks, print_in_parts, print_table
+
+FIRST_ROWS = 8
+"""Rows shown at the end of a sweep."""
+MAX_ROWS = 200
+"""Rows of a table on the terminal; CSV and JSON have all."""
+
+
+def default_metrics(sweep: Sweep) -> list[str]:
+    """The metrics that are shown where none are asked for."""
+    return [name for name in sweep.metrics if METRICS[name].default]
+
+
+def settings_of_row(row: Mapping[Any, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """The settings that a row of `Sweep.group` stands for."""
+    return {key: plain(row[key]) for key in keys}
+
+
+def keys_of(rows: pd.DataFrame) -> list[str]:
+    """The settings columns of a table made by `Sweep.group`."""
+    return [str(name) for name in rows.columns[: list(rows.columns).index("points")]]
+
+
+def number(name: str, value: Any) -> str:
+    """A value as people read it: shares to three decimals, everything else to three digits."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if METRICS[name].unit == "share":
+        return f"{value:.3f}"
+    if value == 0 or not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.3g}"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def like(name: str, value: float, shown: float) -> str:
+    """An error or a bound with as many decimals as the value beside it."""
+    return "–" if not math.isfinite(value) else f"{value:.{len(number(name, shown).partition('.')[2])}f}"
+
+
+def print_sweep(
+    console: Console, sweep: Sweep, rows: pd.DataFrame, names: Sequence[str], best: str, marks: Sequence[str],
+    reference: Mapping[str, float | None] | None, *, asked_metrics: bool,
+) -> None:  # fmt: skip
+    """The table of the sweep, then what each setting does.
+
+    Args:
+        console: where.
+        sweep: all of it.
+        rows: from `Sweep.group`.
+        names: the metrics.
+        best: the metric of ``--best``, or empty.
+        marks: how each row stands to the best.
+        reference: the metrics of the reference text.
+        asked_metrics: the metrics were asked for, so all are shown.
+    """
+    done = sweep.summary["status"].value_counts()
+    said = ", ".join(f"{done[status]} {status}" for status in STATUSES if status in done)
+    console.print(Text(f"{len(sweep.summary)} points ({said}), {len(sweep.samples):,} samples", style="bold"))
+    console.print()
+    left_out = print_rows(console, rows.head(MAX_ROWS), names, marks, best, reference, whole=asked_metrics)
+    if left_out:
+        more = ", ".join(METRICS[name].label for name in left_out)
+        console.print(Text(f"{more}: in a wider terminal, or with --metric {','.join(left_out)}", style="dim"))
+    if len(rows) > MAX_ROWS:
+        console.print(f"{len(rows) - MAX_ROWS} more rows: --where, --group or --format csv", style="dim")
+    console.print(Text("± one standard error" + (over_seeds(names) if "seed" in sweep.swept else ""), style="dim"))
+    if best:
+        console.print(
+            Text("★ best as asked; ≈ these samples cannot tell it from the best; ? too few pairs to say", style="dim")
+        )
+    for name, reason in sweep.reasons().items():
+        if name in names:
+            console.print(Text(f"– {METRICS[name].label}: {one_line(reason)}", style="dim"))
+    print_effects(console, sweep, names)
+
+
+def print_first_rows(directory: Path, sweep: Sweep) -> None:
+    """At the end of a sweep: its first settings, and the command that shows the rest; beside standard output in a pipe."""
+    keys = [key for key in sweep.swept if key != "seed"]
+    table = sweep.summary
+    number = table.groupby(keys, dropna=False, sort=False).ngroup().to_numpy() if keys else np.zeros(len(table), int)
+    rows = sweep.only(number < FIRST_ROWS).group()
+    terminal = sys.stdout.isatty()
+    console = Console(
+        file=sys.stdout if terminal else sys.stderr,
+        force_terminal=terminal or sys.stderr.isatty(),
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    console.print()
+    print_rows(console, rows, default_metrics(sweep), [""] * len(rows), "", None, whole=False)
+    more = f"{number.max() + 1 - len(rows):,} more settings, " if number.max() >= len(rows) else ""
+    path = os.path.relpath(directory)
+    command = f"python -m gptsweep.review {shlex.quote(one_line(os.path.abspath(path) if path.startswith('..') else path))}"
+    console.print(Text(f"{more}all metrics, and what each setting does:\n{command}"), soft_wrap=True)
+
+
+def print_rows(
+    console: Console,
+    rows: pd.DataFrame,
+    names: Sequence[str],
+    marks: Sequence[str],
+    best: str,
+    reference: Mapping[str, float | None] | None,
+    *,
+    whole: bool,
+) -> list[str]:
+    """The table of settings and metrics, or a block for each row where it does not fit.
+
+    Args:
+        console: where.
+        rows: from `Sweep.group`.
+        names: the metrics.
+        marks: how each row stands to the best in metric ``best``, from `verdicts`.
+        best: the metric of ``--best``, or empty.
+        reference: the metrics of the reference text.
+        whole: whether every metric must be there.
+
+    Returns:
+        The metrics that did not fit.
+    """
+    records = rows.to_dict("records")
+    settings = [
+        Column(one_line(key), [Text(one_line(label(plain(row[key]))), style="bold") for row in records], True, "left")
+        for key in keys_of(rows)
+    ]
+    samples = Column("samples", [Text(f"{row['num_samples']:,}") for row in records])
+    metrics = [
+        Column(
+            METRICS[name].label, [metric_cell(row, name, marks[at] if name == best else "") for at, row in enumerate(records)]
+        )
+        for name in names
+    ]
+    lead = [Column("#", [Text(str(at), style="dim") for at in range(len(records))]), *settings, samples]
+    if reference:
+        head = Text("reference text", style="cyan")
+        ends = [Text(), *([head] + [Text()] * len(settings))[: len(settings)], Text()]
+        ends[0] = ends[0] if settings else head
+        lead = [replace(column, cells=[*column.cells, end]) for column, end in zip(lead, ends, strict=True)]
+        metrics = [
+            replace(column, cells=[*column.cells, Text(number(name, reference.get(name)), style="cyan")])
+            for name, column in zip(names, metrics, strict=True)
+        ]
+    count = fitting(lead, metrics, console.width)
+    if count == len(metrics) or (count >= FEWEST and not whole):
+        print_table(console, [*lead, *metrics[:count]], [len(records)] if reference else [])
+        return list(names[count:])
+    titles = [
+        Text.assemble((f"# {at}  ", "dim"), (", ".join(f"{c.heading}={c.cells[at]}" for c in settings), "bold"),
+                      f"  {row['num_samples']:,} samples")
+        for at, row in enumerate(records)
+    ]  # fmt: skip
+    print_blocks(console, [*titles, *([Text("reference text", style="cyan")] if reference else [])], metrics)
+    return []
+
+
+def over_seeds(names: Sequence[str]) -> str:
+    """Which of the metrics have their error over seeds."""
+    seeds = [METRICS[name].label for name in names if METRICS[name].per == "point"]
+    return f" over samples; for {', '.join(seeds)} over points" if seeds else " over samples"
+
+
+def metric_cell(row: Mapping[Any, Any], name: str, mark: str) -> Text:
+    """Mean ± error, and how it stands to the best."""
+    mean, error = row.get(name, math.nan), row.get(f"{name}_se", math.nan)
+    sign = {"best": "★ ", "alike": "≈ ", "unclear": "? "}.get(mark, "")
+    cell = Text(sign + number(name, mean), style={"best": "bold green", "alike": "green"}.get(mark, ""))
+    if math.isfinite(error):
+        cell.append(f" ±{like(name, error, mean)}", style="dim")
+    return cell
+
+
+def print_effects(console: Console, sweep: Sweep, names: Sequence[str]) -> None:
+    """A row for each swept setting: what its lowest and its highest value do to the metrics."""
+    thin = sweep.thinned()
+    keys = [key for key in sweep.swept if key != "seed" and sweep.summary[key].nunique(dropna=False) > 1]
+    if not keys or thin.samples.empty:
+        return
+    titles = Column("What each\nsetting does", [Text(METRICS[name].label) for name in names], True, "left")
+    columns = []
+    for key in keys:
+        values = ordered(sweep.summary[key])
+        effect = rows_by_name(thin.effect(key))
+        cells = [change(effect[name], name) if name in effect else Text("–") for name in names]
+        ends = one_line(f"{label(values[0])} → {label(values[-1])}")
+        columns.append(Column(f"{one_line(key)}\n{ends}", cells, justify="left"))
+    console.print()
+    print_in_parts(console, titles, columns)
+    note = "[95 % interval over pairs of the same prompt, seed and sample]; ≈ not to be told from none; ? too few pairs"
+    console.print(Text(note, style="dim"))
+
+
+def rows_by_name(table: pd.DataFrame) -> dict[str, dict[Any, Any]]:
+    """The rows of a `Sweep.compare`, by metric."""
+    return dict(zip(map(str, table.index), table.to_dict("records"), strict=True))
+
+
+def change(row: Mapping[Any, Any], name: str) -> Text:
+    """A difference with its interval."""
+    difference, low, high = float(row["difference"]), float(row["low"]), float(row["high"])
+    if not math.isfinite(difference):
+        return Text("–")
+    sign = "" if row["differs"] else "? " if row["reason"] else "≈ "
+    text = Text(f"{sign}{'+' if difference > 0 else ''}{number(name, difference)}", style="" if row["differs"] else "dim")
+    if math.isfinite(low):
+        text.append(f" [{like(name, low, difference)}, {like(name, high, difference)}]", style="dim")
+    return text
+
+
+def print_difference(console: Console, sweep: Sweep, difference: pd.DataFrame, sides: Sequence[Any], most: int) -> None:
+    """The metrics of two points, and their samples side by side."""
+    titles = [named(side) for side in sides]
+    found = rows_by_name(difference)
+    why = [row["reason"] or ("" if row["differs"] else "these samples cannot tell them apart") for row in found.values()]
+    columns = [
+        Column("metric", [Text(METRICS[name].label) for name in found], True, "left"),
+        Column("A", [Text(number(name, row["a"])) for name, row in found.items()]),
+        Column("B", [Text(number(name, row["b"])) for name, row in found.items()]),
+        Column("B − A", [change(row, name) for name, row in found.items()]),
+        Column("pairs", [Text(str(row["pairs"])) for row in found.values()]),
+    ]
+    reasons = Column("", [Text(one_line(each), style="dim") for each in why], True, "left")
+    fits = fitting(columns, [reasons], console.width)
+    console.print(Text.assemble(("A ", "bold"), titles[0], "\n", ("B ", "bold"), titles[1]))
+    if fits or fitting([], columns, console.width) == len(columns):
+        print_table(console, [*columns, *[reasons][:fits]])
+    else:
+        titled = [Text(METRICS[name].label, style="bold") for name in found]
+        print_blocks(console, titled, [*columns[1:], *([reasons] if any(why) else [])])
+    key = list(SAMPLE_KEY)
+    parts = [sweep.samples[sweep.samples["point"].isin(sweep.points(side).index)] for side in sides]
+    pairs = parts[0].merge(parts[1], on=key, suffixes=("_a", "_b")).sort_values(key).head(max(0, most))
+    for pair in pairs.to_dict("records"):
+        console.print(side_by_side(pair, titles))
+
+
+def named(side: str | Mapping[str, Any]) -> str:
+    """A point as a heading."""
+    return one_line(side if isinstance(side, str) else ", ".join(f"{key}={label(value)}" for key, value in side.items()))
+
+
+def side_by_side(pair: Mapping[Any, Any], titles: Sequence[str]) -> Table:
+    """Two completions in columns: what they share is dim, where they part is marked, repetitions are folded."""
+    table = Table(box=box.SQUARE, expand=True, title_justify="left", title_style="dim",
+                  title=f"prompt {pair['prompt_index']} · seed {pair['seed']} · sample {pair['sample_index']}")  # fmt: skip
+    a, b = pair["completion_a"], pair["completion_b"]
+    fork = next((at for at, (one, other) in enumerate(zip(a, b, strict=False)) if one != other), min(len(a), len(b)))
+    for side, title in zip("AB", titles, strict=True):
+        table.add_column(Text(f"{side} {title}"), ratio=1, overflow="fold")
+    table.add_row(*(forked(text, fork, a == b) for text in (a, b)))
+    return table
+
+
+def forked(text: str, fork: int, same: bool) -> Text:
+    """A completion with the place marked where it parts from the other."""
+    found = Text(folded(text[:fork]), style="dim")
+    if same:
+        return found.append("  (the same)", style="italic")
+    return found.append("▸", style="bold red").append(folded(text[fork:]), style="not dim")
+
+
+def folded(text: str) -> str:
+    """Text made visible, a phrase said at least three times on end written once with its count."""
+    pieces, start = [], 0
+    for run in re.finditer(r"(.{1,120}?)\1{2,}", text[:50_000], re.DOTALL):
+        if len(run[0]) < 24 or not run[1].strip():
+            continue
+        size, end = len(run[1]), run.end()
+        while end < len(text) and text[end] == text[end - size]:
+            end += 1  # a last phrase that shifting makes whole
+        first = run.start() + word_shift(text, run.start(), size)
+        times = (end - first) // size
+        pieces += [visible(text[start:first]), visible(text[first : first + size]), f"⟨×{times}⟩"]
+        start = first + times * size
+    return "".join([*pieces, visible(text[start:])])
+
+
+def word_shift(text: str, start: int, size: int) -> int:
+    """How far into a run of a phrase of ``size`` characters a phrase begins and ends at the edges of words; 0 if nowhere."""
+    for shift in range(size):
+        first = start + shift
+        if (first == 0 or text[first - 1].isspace()) and text[first + size - 1].isspace():
+            return shift
+    return 0
