@@ -1,6 +1,7 @@
 """The nouns: what a user asked for (`Point`), what the engine runs (`Row`), what lands on disk (`Sample`).
 
-Every one is frozen and checks its own invariants, so whoever holds one need not look again.
+Every one is frozen and checks its own invariants, so whoever holds one need not look again. The module is long because
+each sampler is declared here, at its setting.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from numbers import Real
@@ -146,6 +147,39 @@ class DeviceSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sampler:
+    """The declaration of a sampler: a setting that changes logits. It is the metadata of its field in `Sampling`.
+
+    Validation, the kernels' record and the README's row follow from it. A `point_id` still hashes every setting, neutral or
+    not, as 0.1 did; once a setting is added, ids will hash the samplers that are not `neutral` and every setting of 0.1, so
+    that a new sampler changes no id of a sweep that does not use it.
+
+    Args:
+        order: samplers are applied in ascending order.
+        neutral: the value that changes no logit.
+        checks: each a condition on the value, and the end of the error if it does not hold.
+        sentence: what the README says of it.
+        off: what stands for None in the kernels' `ROW` record, which has a field of the sampler's name.
+        recorded: False: the record has no such field.
+    """
+
+    order: int
+    neutral: object
+    checks: tuple[tuple[Callable[[Any], bool], str], ...]
+    sentence: str
+    off: float | None = None
+    recorded: bool = True
+
+
+def _sampler(**declaration: Any) -> dict[str, Sampler]:
+    """The metadata of a sampler's field."""
+    return {"sampler": Sampler(**declaration)}
+
+
+_ADDEND = (lambda value: abs(value) <= _GREATEST_ADDEND, "must be from -1e30 to 1e30; 0 switches it off")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How the next token is chosen, and when a sample ends: the config group ``sampling``.
 
@@ -156,14 +190,81 @@ class Sampling:
 
     num_samples: int = 10
     max_new_tokens: int = 500
-    temperature: float = 0.8
-    top_k: int | None = 200
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
+    temperature: float = field(
+        default=0.8,
+        metadata=_sampler(
+            order=5,
+            neutral=1.0,
+            checks=((lambda t: t == 0 or 1e-6 <= t < math.inf, "must be 0 (greedy) or a positive number, at least 1e-6"),),
+            sentence="0 is greedy",
+        ),
+    )
+    top_k: int | None = field(
+        default=200,
+        metadata=_sampler(
+            order=6,
+            neutral=None,
+            off=0,
+            checks=(
+                (lambda k: k is None or k >= 1, "must be at least 1, or null to switch it off"),
+                (lambda k: k is None or k < 2**63, "must be below 2**63; null switches it off"),
+            ),
+            sentence="null switches it off; ties with the k-th are kept, as in nanoGPT",
+        ),
+    )
+    top_p: float | None = field(
+        default=None,
+        metadata=_sampler(
+            order=7,
+            neutral=None,
+            off=1.0,
+            checks=((lambda p: p is None or 0 < p <= 1, "must be above 0 and at most 1, or null to switch it off"),),
+            sentence="after temperature and top_k: the fewest likeliest tokens that hold this probability together",
+        ),
+    )
+    min_p: float | None = field(
+        default=None,
+        metadata=_sampler(
+            order=8,
+            neutral=None,
+            off=0.0,
+            checks=((lambda p: p is None or 0 <= p <= 1, "must be from 0 to 1, or null to switch it off"),),
+            sentence="last: tokens at least this likely relative to the likeliest",
+        ),
+    )
+    repetition_penalty: float = field(
+        default=1.0,
+        metadata=_sampler(
+            order=2,
+            neutral=1.0,
+            checks=((lambda penalty: 1e-6 <= penalty <= 1e6, "must be from 1e-6 to 1e6; 1.0 switches it off"),),
+            sentence="Hugging Face's: over prompt and completion",
+        ),
+    )
+    presence_penalty: float = field(
+        default=0.0,
+        metadata=_sampler(order=4, neutral=0.0, checks=(_ADDEND,), sentence="vLLM's: over the completion, once a token"),
+    )
+    frequency_penalty: float = field(
+        default=0.0,
+        metadata=_sampler(order=3, neutral=0.0, checks=(_ADDEND,), sentence="vLLM's: over the completion, a count at a time"),
+    )
+    logit_bias: tuple[tuple[int, float], ...] = field(
+        default=(),
+        metadata=_sampler(
+            order=1,
+            neutral=(),
+            recorded=False,
+            checks=(
+                (
+                    lambda bias: all(0 <= token < _LIMIT and abs(addend) <= _GREATEST_ADDEND for token, addend in bias),
+                    "must map token ids (0 or above) to numbers from -1e30 to 1e30",
+                ),
+                (lambda bias: bias == tuple(sorted(dict(bias).items())), "names a token id twice"),
+            ),
+            sentence="token id to addend: `'sampling.logit_bias={50256:-100}'`",
+        ),
+    )
     stop: tuple[str, ...] = ()
     stop_at_eot: bool = False
     overflow: str = "crop"
@@ -179,18 +280,9 @@ class Sampling:
         object.__setattr__(self, "stop", _texts("sampling.stop", self.stop))
         for name in ("num_samples", "max_new_tokens"):
             check(1 <= getattr(self, name) < _LIMIT, name, "must be at least 1 and below 2**31")
-        check(self.temperature == 0 or 1e-6 <= self.temperature < math.inf, "temperature",
-              "must be 0 (greedy) or a positive number, at least 1e-6")  # fmt: skip
-        check(self.top_k is None or self.top_k >= 1, "top_k", "must be at least 1, or null to switch it off")
-        check(self.top_k is None or self.top_k < 2**63, "top_k", "must be below 2**63; null switches it off")
-        check(self.top_p is None or 0 < self.top_p <= 1, "top_p", "must be above 0 and at most 1, or null to switch it off")
-        check(self.min_p is None or 0 <= self.min_p <= 1, "min_p", "must be from 0 to 1, or null to switch it off")
-        check(1e-6 <= self.repetition_penalty <= 1e6, "repetition_penalty", "must be from 1e-6 to 1e6; 1.0 switches it off")
-        for name in ("presence_penalty", "frequency_penalty"):
-            check(abs(getattr(self, name)) <= _GREATEST_ADDEND, name, "must be from -1e30 to 1e30; 0 switches it off")
-        check(all(0 <= token < _LIMIT and abs(addend) <= _GREATEST_ADDEND for token, addend in self.logit_bias), "logit_bias",
-              "must map token ids (0 or above) to numbers from -1e30 to 1e30")  # fmt: skip
-        check(self.logit_bias == tuple(sorted(dict(self.logit_bias).items())), "logit_bias", "names a token id twice")
+        for name, sampler in SAMPLERS.items():
+            for holds, wanted in sampler.checks:
+                check(holds(getattr(self, name)), name, wanted)
         check(all(self.stop), "stop", "holds an empty string, which would stop every sample at once")
         one_of("sampling.overflow", self.overflow, OVERFLOWS)
         one_of("sampling.rng", self.rng, RNGS)
@@ -199,12 +291,20 @@ class Sampling:
     @property
     def penalises(self) -> bool:
         """Whether the logits depend on which tokens came before."""
-        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+        return any(map(self.uses, ("repetition_penalty", "presence_penalty", "frequency_penalty")))
+
+    def uses(self, sampler: str) -> bool:
+        """Whether a sampler, by name, is not neutral."""
+        return bool(getattr(self, sampler) != SAMPLERS[sampler].neutral)
 
     def as_json(self) -> dict[str, Any]:
         """Settings by name as JSON and pandas hold them, without ``num_samples``, which decides no token."""
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "num_samples"}
         return settings | {"logit_bias": {str(token): addend for token, addend in self.logit_bias}, "stop": list(self.stop)}
+
+
+SAMPLERS: dict[str, Sampler] = {f.name: f.metadata["sampler"] for f in fields(Sampling) if "sampler" in f.metadata}
+"""The samplers by the name of their setting."""
 
 
 def _bias(value: Any) -> tuple[tuple[int, float], ...]:

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..kernels.abi import BLOCK, EDIT
-from ..records import Row, Sampling
+from ..kernels.abi import BLOCK, EDIT, ROW
+from ..records import SAMPLERS, Row, Sampling
 from .noise import gumbel, precise_dtype
 
 if TYPE_CHECKING:  # numba has no wheel for some platforms
@@ -25,12 +25,16 @@ _SUMMED_AT_ONCE = 32768
 """torch gives a part of a longer sum to each thread, so its bits would depend on how many there are."""
 
 
+_RECORDED = tuple((name, SAMPLERS[name].off) for name in ROW.names or () if name in SAMPLERS)
+"""The samplers in `ROW`, in its order, and what stands for None."""
+
+
 def row_record(row: Row) -> tuple[Any, ...]:
     """The `ROW` record of a row that has no token yet."""
-    s = row.sampling
+    settings = [(getattr(row.sampling, name), off) for name, off in _RECORDED]
     return (
-        *(0, s.temperature, s.top_k or 0, 1.0 if s.top_p is None else s.top_p, s.min_p or 0.0),
-        *(s.repetition_penalty, s.presence_penalty, s.frequency_penalty),
+        0,
+        *(off if value is None else value for value, off in settings),
         *(row.noise_key, 0, row.sample_index, row.prompt_index, 0, 0),
         *(-1, 0.0, 0.0, 0.0),
     )
