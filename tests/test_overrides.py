@@ -66,6 +66,10 @@ def test_prompts_in_quotes_are_swept_over_as_what_is_in_them(sampled: Sampled, t
         ("a , b", ["a", "b"]),
         ("'1,2',\"3\"", ["1,2", "3"]),
         ("42,0.5", ["42", "0.5"]),
+        ("é,ö", ["é", "ö"]),
+        ("Hello!,Who <is> it;,~", ["Hello!", "Who <is> it;", "~"]),
+        ("choice(Hello!,b)", ["Hello!", "b"]),
+        ('"é,ö",日本', ["é,ö", "日本"]),
         (r"\\n,b", [r"\n", "b"]),
     ],
 )

@@ -25,6 +25,7 @@ from ..errors import ConfigError
 _OPEN = {OverrideLexer.POPEN, OverrideLexer.BRACKET_OPEN, OverrideLexer.BRACE_OPEN}
 _CLOSE = {OverrideLexer.PCLOSE, OverrideLexer.BRACKET_CLOSE, OverrideLexer.BRACE_CLOSE}
 _SWEEPS = {"shuffle", "sort", "tag", "range", "interval", "glob"}
+_NOT_IN_GRAMMAR = re.compile(r"[^\w\s/\\+.$%*@?|()\[\]{},:='\"-]|[^\x00-\x7f]")
 _LONGEST_HINT = 160
 
 
@@ -138,7 +139,8 @@ def _each(value: str, change: Callable[[str], str]) -> str | None:
 
 
 def _commas(value: str) -> Iterator[tuple[int, int]]:
-    lexer = OverrideLexer(InputStream(value))
+    # What stands in no grammar of Hydra's parts nothing: a letter in its place keeps the places of the commas.
+    lexer = OverrideLexer(InputStream(_NOT_IN_GRAMMAR.sub("x", value)))
     lexer.removeErrorListeners()
     lexer.addErrorListener(_Strict())
     lexer.mode(OverrideLexer.VALUE_MODE)
@@ -175,7 +177,7 @@ def _reading(value: str) -> object:
 def _parsed(value: str) -> object:
     try:
         override = _parser().parse_override(f"key={value}")
-    except HydraException:
+    except (HydraException, ValueError):  # ValueError: a number of more digits than Python reads
         return None
     return None if override.is_sweep_override() else override._value
 
