@@ -75,6 +75,10 @@ def test_numbers_on_the_page_are_those_of_the_frame(sweep_dir: Path) -> None:
     assert data["total"] == len(data["samples"]["text"]) == 216
 
 
+def test_a_mean_beside_half_a_digit_is_rounded_once() -> None:
+    assert f"{report_data.number(2.304972):.2f}" == "2.30"  # to five digits first it would be 2.305, and shown as 2.31
+
+
 def test_too_many_samples_are_thinned_evenly_and_the_page_knows(sweep_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frames, "MAX_SAMPLES", 60)
     data = report_data.page_data(read_sweep(sweep_dir), "night")

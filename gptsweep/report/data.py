@@ -122,10 +122,10 @@ def sample_columns(sweep: Sweep, group_of: Mapping[int, int]) -> dict[str, Any]:
         "text": samples["completion"].tolist(),
     }
     for name in MEANS:
-        columns[name] = rounded(samples[name], 7)
+        columns[name] = rounded(samples[name])
     for name, metric in METRICS.items():
         if metric.of_sample is not None:
-            columns[name] = rounded(measured[f"{name}/num"].where(measured[f"{name}/den"] > 0), 7)
+            columns[name] = rounded(measured[f"{name}/num"].where(measured[f"{name}/den"] > 0))
     return columns
 
 
@@ -174,11 +174,11 @@ def numbers(values: Sequence[Any]) -> list[float] | None:
     return [float(v) for v in values] if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values) else None
 
 
-def number(value: Any, digits: int = 5) -> float | None:
-    """A number to five digits, as the page shows three or four; None where it is not one."""
+def number(value: Any, digits: int = 7) -> float | None:
+    """A number to seven digits: the page shows three or four, and rounded twice they would be others; None where it is none."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.{digits}g}")
 
 
-def rounded(column: Iterable[Any], digits: int = 5) -> list[float | None]:
+def rounded(column: Iterable[Any]) -> list[float | None]:
     """Each as `number` has it."""
-    return [number(value, digits) for value in column]
+    return [number(value) for value in column]
