@@ -102,7 +102,7 @@ def test_an_unknown_character_is_named_with_its_place() -> None:
         tokenizer.encode("ab\nca é b!")
     line = str(caught.value)
     assert line.startswith("start=ab\\nca é b!: 'é' (U+00E9), line 2, column 4, is not in the model's vocabulary")
-    assert "nor are 1 more characters; it has the 5 characters \\n abc" in line
+    assert "nor is 1 more character; it has the 5 characters \\n abc" in line
     with pytest.raises(PromptError, match=r"'<' \(U\+003C\), line 1, column 1,"):
         tokenizer.encode("<|endoftext|>")
 

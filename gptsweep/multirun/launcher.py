@@ -118,7 +118,7 @@ class FusedSweep:
         jobs = {job.directory: Job(job.point, job.directory, job.overwrite) for job in planned}
         for job in planned:
             self._table.expect(job.directory, job.overrides, wanted_settings(self._executor, job.point))
-        log.info("Launching %d points as one batch", len(jobs))
+        log.info("Launching %s as one batch", "1 point" if len(jobs) == 1 else f"{len(jobs):,} points")
         outcomes: dict[Path, Outcome] = {}
         unfinished = Unfinished(self.directory)
         token = point.prepared.set(outcomes)

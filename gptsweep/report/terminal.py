@@ -116,7 +116,8 @@ def print_first_rows(directory: Path, sweep: Sweep) -> None:
     )
     console.print()
     print_rows(console, rows, default_metrics(sweep), [""] * len(rows), "", None, whole=False)
-    more = f"{number.max() + 1 - len(rows):,} more settings, " if number.max() >= len(rows) else ""
+    count = number.max() + 1 - len(rows)
+    more = f"{count:,} more {'setting' if count == 1 else 'settings'}, " if count > 0 else ""
     path = os.path.relpath(directory)
     command = f"python -m gptsweep.review {shlex.quote(one_line(os.path.abspath(path) if path.startswith('..') else path))}"
     console.print(Text(f"{more}all metrics, and what each setting does:\n{command}"), soft_wrap=True)

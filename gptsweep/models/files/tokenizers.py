@@ -106,7 +106,8 @@ class CharTokenizer(Tokenizer):
             return [self._stoi[character] for character in text]
         except KeyError:
             unknown = [place for place, character in enumerate(text) if character not in self._stoi]
-            more = f", nor are {len(unknown) - 1} more characters" if len(unknown) > 1 else ""
+            count = len(unknown) - 1
+            more = f", nor {'is 1 more character' if count == 1 else f'are {count} more characters'}" if count else ""
             _refuse(text, unknown[0], f"is not in the model's vocabulary{more}; it has {self._known()}")
 
     def token_bytes(self, token: int) -> bytes:
