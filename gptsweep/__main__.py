@@ -36,7 +36,7 @@ from yaml import YAMLError
 
 from .config import CONF_DIR, GROUPS, choices, from_omegaconf, keys, meant, point_from_config, register, unknown_key
 from .display import STDOUT, drop, ready_streams, say, write_out
-from .errors import ConfigError, GptsweepError, Interrupted, SweepError, describe, shown
+from .errors import ConfigError, GptsweepError, Interrupted, ResultsError, SweepError, describe, shown
 from .multirun.compose import PointLoader, SweepLoader, for_some_models, is_basic_sweeper
 from .multirun.overrides import as_typed, how_to_quote, quoted
 from .multirun.sweep_files import (
@@ -65,6 +65,9 @@ _PLUGINS = {
     "submitit_slurm": "hydra-submitit-launcher",
 }
 """Choices of sweepers and launchers that come in packages of their own."""
+
+_TOO_LONG = re.compile(r"[\d_]{4300}")
+"""A number that Python refuses to read."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -312,6 +315,19 @@ def task(cfg: DictConfig) -> float | None:
     return run_point(cfg, Path(HydraConfig.get().runtime.output_dir))
 
 
+def require_here() -> None:
+    """See that the working directory is there.
+
+    Raises:
+        ResultsError: somebody removed it.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        wanted = "this runs in a directory that is gone; cd to another"
+        raise ResultsError("directory", os.environ.get("PWD"), wanted) from error
+
+
 def main() -> int:
     """Run ``sys.argv``; the exit status.
 
@@ -321,6 +337,7 @@ def main() -> int:
     arguments = sys.argv[1:]
     user_wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
+        require_here()
         if {"-sc", "--shell-completion"} & set(arguments) and complete(arguments):
             return 0
         if {"-h", "--help"} & set(arguments):
@@ -470,6 +487,9 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
             group, _, value = argument.partition("=")
             if group in GROUPS:
                 return str(ConfigError(group, value, f"must be one of {', '.join(choices(group))}"))
+    if message.startswith("Exceeds the limit") and (long := [each for each in arguments if _TOO_LONG.search(each)]):
+        key, _, value = long[0].partition("=")
+        return str(ConfigError(key, value, "has a number of more digits than Python reads"))
     if isinstance(error, OSError) and error.errno in _FULL | _FORBIDDEN | _IN_THE_WAY:
         if error.filename == STDOUT:
             return f"cannot write {STDOUT}: {error.strerror}"

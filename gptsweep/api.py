@@ -109,10 +109,13 @@ def load(
         raise ModelError("model", model, f"must be a directory, or one of {', '.join(MODELS)}")
     name = os.fspath(model)
     directory = Path(name)
-    saved = (directory / file).exists() or (any(directory.glob("*.pt")) and not (directory / "config.json").exists())
+    there = os.path.isdir(directory)  # not Path's: it raises for a name that is too long
+    saved = there and (
+        (directory / NANOGPT_FILE).exists() or (any(directory.glob("*.pt")) and not (directory / "config.json").exists())
+    )
     if file != NANOGPT_FILE or saved:
         source = ModelSource(name="resume", out_dir=name, meta=meta, file=file)
-    elif name in ("resume", "hf") or Path(name).is_dir() or "/" in name:
+    elif name in ("resume", "hf") or there or "/" in name:
         source = ModelSource(name="hf", path=name)
     elif name in MODELS:
         source = ModelSource(name=name)

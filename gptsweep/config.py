@@ -349,7 +349,8 @@ def from_omegaconf(error: OmegaConfBaseException, value: object) -> ConfigError:
     if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
         return unknown_key(key, value)
     if isinstance(error, MissingMandatoryValue):
-        return ConfigError(key.removesuffix(".name"), value, "must be given")
+        stands = "" if value is None else "; Hydra takes ??? for a value that is missing: as a prompt it must stand in a file"
+        return ConfigError(key.removesuffix(".name"), value, f"must be given{stands if key == 'start' else ''}")
     if isinstance(error, (InterpolationResolutionError, GrammarParseError)):
         return ConfigError(key, value, rf"{str(error.msg).splitlines()[0]}; write \${{ where no interpolation is meant")
     return ConfigError(key, value, wanted(key) or str(error.msg).splitlines()[0])

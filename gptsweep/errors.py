@@ -31,9 +31,25 @@ class GptsweepError(Exception):
 
 def shown(value: object) -> str:
     """``value`` as a user would type it on the command line, shortened to one line."""
-    text = "null" if value is None else str(value) if isinstance(value, (str, float, int)) else repr(value)
+    if value is None:
+        text = "null"
+    elif isinstance(value, int):
+        text = _Brief().repr_int(value, 0) if value.bit_length() > _BITS else str(value)
+    else:
+        text = str(value) if isinstance(value, (str, float)) else _whole(value)
     text = one_line(text[:300])
     return text if len(text) <= 200 else text[:200] + "…"
+
+
+_BITS = 1024
+"""Longer numbers are told by their length: Python refuses to write one of 4,300 digits."""
+
+
+def _whole(value: object) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # it holds such a number
+        return brief(value)
 
 
 class _Brief(reprlib.Repr):

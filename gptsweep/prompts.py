@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,22 +57,23 @@ def read_reference(source: str) -> str:
     """
     kind, separator, path = source.partition(":")
     if not separator or kind != "FILE":
-        there = f"; did you mean FILE:{source}?" if Path(source).is_file() else ""
+        there = f"; did you mean FILE:{source}?" if os.path.isfile(source) else ""
         other = "; the whole file is the text, so not LINES: or JSONL:" if kind in ("LINES", "JSONL") else there
         raise PromptError("reference", source, f"must be FILE: and the path of a text file{other}")
-    if path and Path(path).expanduser().exists() and not Path(path).expanduser().is_file():
-        raise PromptError("reference", source, "is no regular file; give a text file")
-    text = _read(source, path, "reference")
+    text = _read(source, path, "reference", regular=True)
     if not text.strip():
         raise PromptError("reference", source, "the file has no text; give one with some")
     return text
 
 
-def _read(start: str, path: str, key: str = "start") -> str:
+def _read(start: str, path: str, key: str = "start", *, regular: bool = False) -> str:
     if not path:
         raise PromptError(key, start, "names no file; give a path after the colon")
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
+        file = Path(path).expanduser()
+        if regular and not stat.S_ISREG(file.stat().st_mode):
+            raise PromptError(key, start, "is no regular file; give a text file")
+        return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise PromptError(key, start, f"line {line} is not UTF-8 (byte {error.start} of the file); save it as UTF-8") from error
@@ -78,7 +81,9 @@ def _read(start: str, path: str, key: str = "start") -> str:
         raise PromptError(key, start, f"no such file (looked in {Path.cwd()})") from error
     except IsADirectoryError as error:
         raise PromptError(key, start, "is a directory; give a file") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise PromptError(key, start, f"cannot be read: {error.strerror}") from error
+    except (RuntimeError, ValueError) as error:  # a home directory that is not known, a name that no file can have
         raise PromptError(key, start, f"cannot be read: {error}") from error
 
 

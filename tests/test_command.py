@@ -140,6 +140,17 @@ def test_info_says_where_the_config_comes_from(run: Run) -> None:
             ["sampling.top_k=9223372036854775808"],
             "sampling.top_k=9223372036854775808: must be below 2**63; null switches it off",
         ),
+        ([f"seed={'9' * 5000}"], f"seed={'9' * 200}…: has a number of more digits than Python reads"),
+        (["-m", f"seed=1,{'9' * 5000}"], f"seed=1,{'9' * 198}…: has a number of more digits than Python reads"),
+        (
+            ["start=???"],
+            "start=???: must be given; Hydra takes ??? for a value that is missing: as a prompt it must stand in a file",
+        ),
+        (
+            ["reference=FILE:~nobody-there/text"],
+            "reference=FILE:~nobody-there/text: cannot be read: Could not determine home directory.",
+        ),
+        ([f"reference=FILE:{'a' * 5000}"], f"reference=FILE:{'a' * 195}…: cannot be read: File name too long"),
         (
             ["-m", "name=a,b"],
             "name=a,b: takes one value in a sweep, as the directories of points are not named after it",
@@ -153,6 +164,20 @@ def test_a_mistake_in_the_config_is_one_line_before_anything_is_made(
     assert ended == Ended(2, "", f"gptsweep: error: {line}\n")
     assert not jobs
     assert not list(tmp_path.iterdir())
+
+
+def test_a_working_directory_that_is_gone_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    try:
+        ended = run("seed=1")
+    finally:
+        os.chdir(tmp_path)
+    assert (ended.status, ended.out) == (2, "")
+    assert "this runs in a directory that is gone; cd to another" in ended.err
+    assert len(ended.err.splitlines()) == 1
 
 
 def test_a_run_says_where_its_results_are(run: Run, jobs: Jobs, tmp_path: Path) -> None:

@@ -169,6 +169,9 @@ def test_a_wrong_path_says_what_would_work(tmp_path: Path) -> None:
         read_sweep(tmp_path / "nowhere")
     with pytest.raises(ResultsError, match="holds no run yet"):
         read_sweep(tmp_path)
+    for wrong in (None, 5, b"sweep", ["sweep"]):
+        with pytest.raises(ResultsError, match="must be the path of a sweep"):
+            read_sweep(wrong)  # type: ignore[arg-type]
 
 
 def test_grouping_over_seeds_equals_the_mean_over_all_samples(sweep_dir: Path) -> None:

@@ -118,6 +118,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
         assert "names no file" in user_error(f"{kind}:")
         assert "line 3 is not UTF-8 (byte 10 of the file)" in user_error(f"{kind}:latin1")
         assert "cannot be read" in user_error(f"{kind}:a\0b")
+        assert "cannot be read: Could not determine home" in user_error(f"{kind}:~nobody-there/a")
+        assert "cannot be read: File name too long" in user_error(f"{kind}:{'a' * 5000}")
     assert "the file is empty" in user_error("FILE:empty")
     for kind in ("LINES", "JSONL"):
         assert "every line is blank" in user_error(f"{kind}:empty")

@@ -201,6 +201,9 @@ def test_independent_noise_tells_points_apart_and_common_noise_does_not(lm: LM) 
         ({"top_k": float("nan")}, ConfigError, "sampling.top_k=nan: must be a whole number, or null"),
         ({"top_k": pd.NA}, ConfigError, "must be a whole number, or null"),
         ({"top_k": 2**64}, ConfigError, "must be below 2**63"),
+        ({"top_k": 10**5000}, ConfigError, "sampling.top_k=a number of 16,610 bits: must be"),
+        ({"logit_bias": {10**5000: 1}}, ConfigError, "must map token ids"),
+        ({"stop": [10**5000]}, ConfigError, "must be a text, or several"),
         ({"num_samples": 2**63}, ConfigError, "below 2**31"),
         ({"max_new_tokens": 2**63}, ConfigError, "below 2**31"),
         ({"logit_bias": {2**63: 1}}, ConfigError, "must map token ids"),
@@ -238,6 +241,11 @@ def test_a_model_that_is_none_is_one_clear_line() -> None:
         gptsweep.load("gpt2-medum")
     with pytest.raises(ModelError, match="model=5: must be a directory"):
         gptsweep.load(5)  # type: ignore[arg-type]
+    for name in ("a" * 5000, "b" * 300 + "/c", "~nobody-there/model"):
+        with pytest.raises(ModelError, match=re.escape(name[:150])):
+            gptsweep.load(name)
+    with pytest.raises(ModelError, match=r"model\.out_dir=.*: cannot be read: File name too long"):
+        gptsweep.load(str(Path(gptsweep.__file__).parent), file="a" * 300)
     with pytest.raises(ModelError, match="lm=shakespeare: must be a loaded model"):
         gptsweep.sweep("shakespeare")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"device\.threads=two: must be a whole number, or null"):

@@ -6,6 +6,7 @@ points that failed or never started. Nothing that cannot be read is passed over 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -50,6 +51,9 @@ def read_sweep(path: str | Path, *more: str | Path) -> Sweep:
     Raises:
         ResultsError: a path is not there, or holds no point.
     """
+    for each in (path, *more):
+        if not isinstance(each, (str, os.PathLike)):
+            raise ResultsError("path", each, "must be the path of a sweep, a run, or a directory of them")
     roots = [Path(each) for each in (path, *more)]
     try:
         return assemble(found_points(roots))

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
+from ..errors import ModelError
+
 if TYPE_CHECKING:
     from ..records import ModelSource
     from .architecture import Architecture
@@ -40,7 +42,12 @@ def open_checkpoint(source: ModelSource) -> Checkpoint:
         ModelError: there is no such model, it cannot be fetched or read, or it has no architecture of `ARCHITECTURES`.
     """
     open_source = cast("Callable[[ModelSource], Checkpoint]", _imported(FORMATS[source.name]))
-    return open_source(source)
+    try:
+        return open_source(source)
+    except (OSError, RuntimeError) as error:  # a name that is too long, a home directory that is not known
+        places = {"resume": ("model.out_dir", source.out_dir), "hf": ("model.path", source.path)}
+        key, value = places.get(source.name, ("model", source.name))
+        raise ModelError(key, value, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _imported(entry: str) -> Any:
