@@ -93,14 +93,18 @@ def drop(stream: io.TextIOBase | Any) -> None:
 def get_logger(name: str) -> logging.Logger:
     """`logging.getLogger`, whose records are one line of visible text, tracebacks apart, whatever handler takes them."""
     logger = logging.getLogger(name)
-    if not any(isinstance(each, _Visible) for each in logger.filters):
-        logger.addFilter(_Visible())
+    if not any(isinstance(each, Visible) for each in logger.filters):
+        logger.addFilter(Visible())
     return logger
 
 
-class _Visible(logging.Filter):
+class Visible(logging.Filter):
+    """Lets a logger or a handler take lines of visible text alone: what a library logs of a user's settings, too."""
+
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = one_line(record.getMessage()), None
+        message = record.getMessage()
+        text = message.lstrip("\t")  # Hydra indents with them
+        record.msg, record.args = message[: len(message) - len(text)] + one_line(text), None
         if record.exc_info and record.exc_info[0] is not None:
             record.exc_text = visible("".join(traceback.format_exception(*record.exc_info)).rstrip())
         return True

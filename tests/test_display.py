@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_sweep import made_samples, write_point, write_sweep
+from sweeps import Run
 
 from gptsweep import review
 from gptsweep.display import get_logger, one_line, visible
@@ -131,3 +132,12 @@ def test_a_closed_or_full_output_is_no_traceback(tmp_path: Path, arguments: str,
     if "full" in redirections:
         assert "error: cannot write standard output: No space left on device" in ended.stderr
     assert ended.returncode == (2 if "=x" in arguments or "nowhere" in arguments or "full" in redirections else 0)
+
+
+def test_lines_of_hydra_show_no_control_characters_of_a_setting(run: Run) -> None:
+    small = ("sampling.num_samples=1", "sampling.max_new_tokens=1", "device=cpu", "name=x")
+    for launcher in ("basic", "fused"):
+        ended = run("-m", "start=a\u202eb\x1b]0;c\x07,d", f"hydra/launcher={launcher}", *small)
+        logs = "".join(path.read_text() for path in Path("outputs/sweeps/x").glob("*/*.log"))
+        assert not set("\u202e\x1b\x07") & set(ended.err + ended.out + logs)
+        assert launcher == "fused" or "\\u202e" in ended.err

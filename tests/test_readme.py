@@ -17,6 +17,7 @@ from model_files import TINY, random_gpt, save_hf, save_meta, save_nanogpt
 
 import gptsweep.__main__
 import gptsweep.review
+from gptsweep.analysis.metrics import METRICS
 from gptsweep.config import CONF_DIR, choices, point_from_config, register
 from gptsweep.engine.backend import windows_read
 from gptsweep.prompts import read_prompts
@@ -117,3 +118,11 @@ def test_an_example_on_the_embedded_model_takes_seconds(command: str, here: Path
 def test_a_program_of_the_readme_runs(program: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(program, "README.md", "exec"), {})
     assert capsys.readouterr().out.strip()
+
+
+def test_the_readme_defines_every_metric() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    defined = re.findall(r"^\| `(\w+)` \| (.*) \|$", text.split("| metric |")[1].split("\n\n")[0], re.MULTILINE)
+    assert dict(defined) == {
+        name: metric.meaning + (", in nats" if metric.unit == "nats" else "") for name, metric in METRICS.items()
+    }
