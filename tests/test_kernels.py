@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,34 @@ def test_the_package_holds_the_code_of_its_loops() -> None:
 def test_the_digest_covers_every_file_that_the_code_is_made_of() -> None:
     folder = Path(kernels.__file__).parent
     assert {*kernels.SOURCES} == {path.name for path in folder.glob("*.py")} - {"__init__.py", "runtime.py"}
+
+
+@pytest.mark.parametrize("change", ["none", "sources", "code", "kernels", "compiler"])
+def test_the_check_tells_an_archive_that_is_not_of_its_sources(change: str, tmp_path: Path) -> None:
+    """`.ci/run` has it compare the package's archive with one made anew, which takes too long here."""
+    other = tmp_path / "kernels.zip"
+    with zipfile.ZipFile(kernels.SHIPPED) as shipped, zipfile.ZipFile(other, "w") as archive:
+        digest, triple, compilers = shipped.comment.decode().split(maxsplit=2)
+        digest = "0" * 64 if change == "sources" else digest
+        archive.comment = f"{digest} {triple} {'numba 0' if change == 'compiler' else compilers}".encode()
+        for name in shipped.namelist()[change == "kernels" :]:
+            archive.writestr(name, shipped.read("store-float32" if change == "code" else name))
+    code = "import sys, pathlib, compile_kernels as c; print(c.difference(*map(pathlib.Path, sys.argv[1:])))"
+    scripts = Path(__file__).parents[1] / "scripts"  # in a process of its own: the script sets numba's processor
+    run = subprocess.run([sys.executable, "-c", code, other, kernels.SHIPPED], cwd=scripts, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    said = run.stdout.strip()
+    if change == "none":
+        assert not said
+    elif change == "compiler":
+        assert said == f"made for {triple} with numba 0, not {triple} with {compilers}: the code itself is not compared"
+    else:
+        found = {
+            "sources": "it was made of other sources",
+            "code": "LLVM's code of store-bfloat16 is another",
+            "kernels": "it has activate-bfloat16, ",
+        }
+        assert said.startswith(found[change])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

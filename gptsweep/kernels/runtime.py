@@ -72,13 +72,18 @@ def loops_digest() -> str:
     return hashlib.sha256(b"".join((Path(__file__).parent / name).read_bytes() for name in SOURCES)).hexdigest()
 
 
+def archive_key() -> str:
+    """What the package's archive has to be made of, and for."""
+    return f"{loops_digest()} {binding.get_process_triple()}"
+
+
 def _module(name: str, dtype: str) -> binding.ModuleRef:
     """LLVM's code of a kernel: the package's, where it is of these loops and for this system, else numba's of the loops."""
     try:
         with zipfile.ZipFile(SHIPPED) as shipped:
-            if shipped.comment == f"{loops_digest()} {binding.get_process_triple()}".encode():
+            if shipped.comment.decode().startswith(f"{archive_key()} "):
                 return binding.parse_bitcode(shipped.read(f"{name}-{dtype}"))
-    except (OSError, KeyError, zipfile.BadZipFile, RuntimeError) as error:  # RuntimeError: a newer LLVM made it
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile, RuntimeError) as error:  # RuntimeError: a newer LLVM made it
         log.debug("the package's kernels are not used: %s", error)
     from .codegen import module_of  # late: numba takes seconds for what is in the package for most
 
