@@ -95,7 +95,7 @@ def paged_attention_by_kernels(cache: KVCache, metadata: AttentionMetadata, stor
         store.set(**shape, pages=pages, offsets=offsets, chunk=16)
     # A thread's own: queries, what is mixed of values, scores and their sums, of some heads of a tile.
     scratch = 4 * HEADS * TILE * (2 * lanes + max_pages * PAGE + 1)
-    attend_kernel.set(**shape, pages=pages, offsets=offsets, tables=cache.block_tables, stores=alone, scratch=scratch)
+    attend_kernel.set(**shape, pages=pages, offsets=offsets, block_tables=cache.block_tables, stores=alone, scratch=scratch)
 
     def keep(tokens: Ints) -> None:
         attend_kernel.set(

@@ -100,7 +100,7 @@ class ModelRunner:
         records["position"][slots] = [len(running.token_ids) for running, _ in placed]
         for running, _ in placed:
             if running.adjustments is not None:
-                records["n_edits"][running.slot] = len(running.adjustments)
+                records["n_adjustments"][running.slot] = len(running.adjustments)
         self._sample_with_counter([running for running, _ in placed if running.stream.generator is None], logits, records)
         for running, _ in placed:
             if running.stream.generator is not None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..kernels.abi import BLOCK, EDIT, ROW
+from ..kernels.abi import ADJUSTMENT, BLOCK, ROW
 from ..records import SAMPLERS, Row, Sampling
 from .noise import gumbel, precise_dtype
 
@@ -43,14 +43,14 @@ def row_record(row: Row) -> tuple[Any, ...]:
 class LogitAdjustments:
     """What logit_bias and the penalties change in a row's logits, kept up to date as the row grows.
 
-    ``array`` holds `EDIT` records, the first ``len(self)`` of which are in use; ``capacity`` is how many of them the penalties
-    may need. Its memory stays where it is, as kernels are given its address.
+    ``array`` holds `ADJUSTMENT` records, the first ``len(self)`` of which are in use; ``capacity`` is how many of them the
+    penalties may need. Its memory stays where it is, as kernels are given its address.
     """
 
     def __init__(self, sampling: Sampling, prompt_ids: Iterable[int], capacity: int) -> None:
         self._penalises = sampling.penalises
         self._place: dict[int, int] = {}
-        self.array = np.zeros(len(sampling.logit_bias) + capacity, EDIT)
+        self.array = np.zeros(len(sampling.logit_bias) + capacity, ADJUSTMENT)
         for token, addend in sampling.logit_bias:
             self._record(token)["bias"] = addend
         if sampling.penalises:
@@ -87,7 +87,7 @@ def sample(
     Args:
         logits: ``[distinct, vocab_size]``, floating point; ``rows["logits_row"]`` says whose is whose.
         rows: `ROW` records.
-        adjustments: the row's `EDIT` records, or None.
+        adjustments: the row's `ADJUSTMENT` records, or None.
     """
     device, precise = logits.device, precise_dtype(logits.device)
 
@@ -126,7 +126,7 @@ def sample_by_kernel(
     Args:
         kernel: ``sample`` in the dtype of ``logits``.
         logits: ``[sequences, at least vocab_size]``.
-        rows: `ROW` records; their ``edits`` are the addresses of arrays that still live.
+        rows: `ROW` records; their ``adjustments`` are the addresses of arrays that still live.
         order: ``[rows]``, places in ``rows``; those with the same logits one after another.
         vocab_size: ids from here on are never sampled.
     """

@@ -262,7 +262,7 @@ class Scheduler:
         running = RunningRow(row, stream, slot, adjustments, stop_matcher, list(prefix.token_ids), sums)
         self.records[slot] = row_record(row)
         if adjustments is not None:
-            self.records["edits"][slot] = adjustments.array.ctypes.data
+            self.records["adjustments"][slot] = adjustments.array.ctypes.data
         self.running[slot] = running
         return running
 

@@ -19,7 +19,7 @@ COLUMNS = 64
 TILE_ROWS = 12
 """Rows that go through a layer together: as many as have their sums over half of `COLUMNS` in vector registers."""
 TILES_TOGETHER = 6
-"""Tiles of rows that a thread makes wide at once, and takes through one block of weights after another."""
+"""Tiles of rows that a thread widens at once, and takes through one block of weights after another."""
 SEGMENT = 4096
 """Numbers that ``rescale`` and ``activate`` work on at a time, so that a single long row keeps all threads busy."""
 NO_ACTIVATION, GELU, GELU_TANH = range(3)
@@ -30,7 +30,7 @@ BLOCK = 64
 _COUNTS = ("chunk", "scratch", "next_unit", "next_scratch")
 _ATTEND = (
     *("n_tokens", "n_kept", "width", "n_head", "head_lanes", "max_pages", "stores", *_COUNTS),
-    *("qkv", "keys", "values", "out", "pages", "offsets", "kept", "tables", "table_rows", "lengths"),
+    *("qkv", "keys", "values", "out", "pages", "offsets", "kept", "block_tables", "table_rows", "lengths"),
 )
 _LINEAR = ("n_rows", "n_in", "n_out", "summed", *_COUNTS, "x", "weight", "bias", "out")
 _QUANTISE = ("n_rows", "width", *_COUNTS, "x", "quantised", "scales")
@@ -51,7 +51,7 @@ TASKS = {
 }
 """The record of each kernel."""
 
-EDIT = np.dtype([("id", "i8"), ("bias", "f8"), ("seen", "i8"), ("count", "i8")])
+ADJUSTMENT = np.dtype([("id", "i8"), ("bias", "f8"), ("seen", "i8"), ("count", "i8")])
 """A token whose logit logit_bias or a penalty changes: ``seen`` in the prompt or completion, ``count`` in the completion."""
 
 ROW = np.dtype(
@@ -68,13 +68,13 @@ ROW = np.dtype(
         ("position", "i8"),
         ("sample_index", "i8"),
         ("prompt_index", "i8"),
-        ("edits", "i8"),
-        ("n_edits", "i8"),
+        ("adjustments", "i8"),
+        ("n_adjustments", "i8"),
         ("token", "i8"),
         ("logprob", "f8"),
         ("sampler_logprob", "f8"),
         ("entropy", "f8"),
     ]
 )
-"""One row's settings and, from ``token`` on, what was chosen. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off; ``edits`` is
-the address of an `EDIT` array; ``position`` counts the tokens of the completion so far."""
+"""One row's settings and, from ``token`` on, what was chosen. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off; ``adjustments``
+is the address of an `ADJUSTMENT` array; ``position`` counts the tokens of the completion so far."""

@@ -100,7 +100,7 @@ def _in_all_lanes(builder, pointer, at):
 
 
 def _add_product(builder, total, pointer, at, vector):
-    """``total += pointer[at] * vector``, rounded once: a sum is the same bits whoever's is made beside it."""
+    """``total += pointer[at] * vector``, rounded once (fma): its bits do not depend on the sums that are made beside it."""
     factors = _in_all_lanes(builder, pointer, at)
     fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(FLOATS, [FLOATS] * 3), f"llvm.fma.v{PAGE}f32")
     builder.store(builder.call(fma, [factors, vector, builder.load(total)]), total)
@@ -183,7 +183,7 @@ def _mix_by(tokens, heads):
 
 
 _FEWEST = 3
-"""Tokens that are read one by one in less time than it takes to read for a whole tile are fewer."""
+"""For fewer tokens than this, reading the pages for each of them takes less time than reading for a whole tile."""
 
 _score_one, _score_heads, _score_tile = _score_by(1, 1), _score_by(1, HEADS), _score_by(TILE, 1)
 _mix_one, _mix_heads, _mix_tile = _mix_by(1, 1), _mix_by(1, HEADS), _mix_by(TILE, 1)
@@ -191,15 +191,15 @@ _mix_one, _mix_heads, _mix_tile = _mix_by(1, 1), _mix_by(1, HEADS), _mix_by(TILE
 
 @compiled()
 def _page(task, tile, t, place):
-    """The page that token ``t`` of a tile sees at ``place`` of its table, or -1 where it sees none."""
+    """The page that token ``t`` of a tile sees at ``place`` of its block table, or -1 where it sees none."""
     if int64_at(task.lengths)[tile + t] <= place * PAGE:
         return -1
-    return np.int64(int32_at(task.tables)[int64_at(task.table_rows)[tile + t] * task.max_pages + place])
+    return np.int64(int32_at(task.block_tables)[int64_at(task.table_rows)[tile + t] * task.max_pages + place])
 
 
 @compiled()
 def _shared_places(task, tile, count):
-    """How many pages all ``count`` tokens of a tile see, from the first on; sequences that part share no page after."""
+    """How many leading pages all ``count`` tokens of a tile share. Sequences that differ in one page share no later one."""
     place = 0
     while True:
         page = _page(task, tile, 0, place)

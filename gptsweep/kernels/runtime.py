@@ -50,14 +50,14 @@ if importlib.util.find_spec("numba") is None:
 
 
 def machine() -> binding.TargetMachine:
-    """This machine, as LLVM sees it. Whoever runs code on it owns it, so there is a new one each time."""
+    """This machine, as LLVM sees it. An engine that runs code on it takes it over, so each call makes a new one."""
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     binding.initialize_native_asmparser()
     target = binding.Target.from_triple(binding.get_process_triple())
     cpu, features = binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
     if target.name.startswith("x86"):
-        features += ",-prefer-256-bit"  # LLVM fears for the clock of early processors with vectors of 512
+        features += ",-prefer-256-bit"  # LLVM avoids 512 bits: early processors lower their clock for them
     return target.create_target_machine(cpu=cpu, features=features, opt=3, reloc="pic", codemodel="jitdefault", jit=True)
 
 
@@ -171,7 +171,7 @@ def _openmp() -> ctypes.CDLL | None:
 
 
 class _Scratch(threading.local):
-    """Memory that kernels need while they run, one of each calling thread for all of them: the next finds it in the caches."""
+    """Memory that kernels need while they run: one block for each calling thread, shared by all kernels, so it stays cached."""
 
     def __init__(self) -> None:
         self.memory, self.address = np.empty(_LINE, np.uint8), 0
@@ -197,11 +197,11 @@ class Kernel:
         self.name = name
         fields = TASKS[name].names or ()
         self._places = {field: place for place, field in enumerate(fields)}
-        # Words of ctypes, not of numpy: a step sets a thousand, and numpy takes ten times as long. Two counters come last.
+        # An array of ctypes: a step sets a thousand fields, and numpy takes ten times as long. The two counters come last.
         self._task = (ctypes.c_int64 * (len(fields) + 2))()
         self._data = ctypes.addressof(self._task)
         self._arrays: dict[str, Any] = {}
-        self._in_use = threading.Lock()  # the record is of one call at a time, and other threads run during it
+        self._in_use = threading.Lock()  # the record belongs to one call at a time, and other threads run during a call
         self.set(next_unit=self._data + 8 * len(fields), next_scratch=self._data + 8 * len(fields) + 8)
         self._address, self._code = _loaded(name, str(dtype).removeprefix("torch."))
         self._serial = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._address)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, from_dtype
 
-from .abi import BLOCK, EDIT, ROW
+from .abi import ADJUSTMENT, BLOCK, ROW
 from .intrinsics import (
     FAST,
     compiled,
@@ -30,7 +30,7 @@ _LEAST = np.float32(-3e38)
 GUMBEL_MAX = 22.9
 """No noise is greater: -log(-log(u)) at the greatest u, 1 - 2**-33, is 22.87."""
 
-_row_at, _edit_at = pointer_to(from_dtype(ROW)), pointer_to(from_dtype(EDIT))
+_row_at, _adjustment_at = pointer_to(from_dtype(ROW)), pointer_to(from_dtype(ADJUSTMENT))
 
 
 @compiled()
@@ -278,24 +278,24 @@ def _gumbel_argmax(row, x, tops, vocab_size, words):
 
 
 @compiled()
-def _edit(row, x, tops):
+def _adjust(row, x, tops):
     """Apply logit_bias and the penalties to the few tokens they touch."""
-    edits = carray(_edit_at(row.edits), row.n_edits)
-    for i in range(row.n_edits):
-        edit = edits[i]
-        value = np.float64(x[edit.id]) + edit.bias
-        if edit.seen:
+    adjustments = carray(_adjustment_at(row.adjustments), row.n_adjustments)
+    for i in range(row.n_adjustments):
+        adjustment = adjustments[i]
+        value = np.float64(x[adjustment.id]) + adjustment.bias
+        if adjustment.seen:
             value = value * row.repetition_penalty if value < 0 else value / row.repetition_penalty
-        if edit.count:
-            value -= edit.count * row.frequency_penalty + row.presence_penalty
-        x[edit.id] = np.float32(value)
-        block = edit.id // BLOCK
+        if adjustment.count:
+            value -= adjustment.count * row.frequency_penalty + row.presence_penalty
+        x[adjustment.id] = np.float32(value)
+        block = adjustment.id // BLOCK
         tops[block] = greatest_of(x, block * BLOCK, BLOCK)
 
 
 @compiled()
 def _sample_one(row, x, tops, ids, weights, marks, words, vocab_size):
-    """The next token of a row from its edited logits, and its log-probability under the distribution sampled from."""
+    """The next token of a row from its adjusted logits, and its log-probability under the distribution sampled from."""
     greatest = greatest_of(tops, 0, _blocks(vocab_size))
     if row.temperature == 0:
         block = _first_block_with(tops, _blocks(vocab_size), greatest)
@@ -341,8 +341,8 @@ def _sample(task, logits):
                 greatest = _open(logits, row.logits_row * task.stride, vocab_size, x, tops)
                 mass, moment = _masses(x, vocab_size, greatest, np.float32(1))
                 opened = row.logits_row
-            if row.n_edits:
-                _edit(row, x, tops)
+            if row.n_adjustments:
+                _adjust(row, x, tops)
                 opened = -1
             token, row.sampler_logprob = _sample_one(row, x, tops, ids, weights, marks, words, vocab_size)
             row.token = token
