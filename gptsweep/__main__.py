@@ -14,15 +14,12 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial, partialmethod
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -37,6 +34,7 @@ from yaml import YAMLError
 from .config import CONF_DIR, GROUPS, choices, from_omegaconf, keys, meant, point_from_config, register, unknown_key
 from .display import STDOUT, drop, ready_streams, say, write_out
 from .errors import ConfigError, GptsweepError, Interrupted, ResultsError, SweepError, describe, shown
+from .multirun import hydra_internals
 from .multirun.compose import PointLoader, SweepLoader, for_some_models, is_basic_sweeper
 from .multirun.overrides import as_typed, how_to_quote, quoted
 from .multirun.sweep_files import (
@@ -182,18 +180,17 @@ class Report(Callback):
         say_where(config.hydra.sweep.dir)
 
 
-def get_mode(self: Hydra, config_name: str | None, overrides: list[str], typed: Sequence[str]) -> RunMode | None:
-    """`Hydra.get_mode`, but a mistake ends the command here, and a sweep that a file asks for reads text as a sweep does.
-
-    Hydra's swallows the error, composes a second time and meets it again: 0.1 s in which the user waits for one line.
+def get_mode(typed: Sequence[str], compose: hydra_internals.Compose, overrides: list[str]) -> RunMode | None:
+    """Hydra's mode, but a mistake ends the command here, and a sweep that a file asks for reads text as a sweep does.
 
     Args:
-        self: Hydra.
-        config_name: of the config to compose.
-        overrides: as Hydra reads them from ``sys.argv``; those of a sweep that a file asks for are changed in place.
         typed: the arguments as they were typed.
+        compose: composes the config of some overrides.
+        overrides: as Hydra reads them from ``sys.argv``; those of a sweep are changed in place.
+
+    Raises:
+        ConfigError, HydraException: a value is wrong, or an override cannot be composed.
     """
-    compose = partial(self.compose_config, config_name, run_mode=RunMode.MULTIRUN, validate_sweep_overrides=False)
     try:
         cfg = compose(overrides)
     except HydraException:
@@ -283,7 +280,7 @@ def check_sweep(config: DictConfig, loader: PointLoader) -> Point:
             swept[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
             check_directories(config, key, swept[key], override.get_value_string())
     if is_basic_sweeper(config):
-        return loader.plan(config, BasicSweeper.split_arguments(overrides, None)[0])[0].point
+        return loader.plan(config, hydra_internals.points_of(overrides))[0].point
     first = {key: line for key, (line, *_) in swept.items()}
     others = [first | {key: line} for key, (_, *lines) in swept.items() for line in lines]
     points = [point_from_config(loader.load_sweep_config(config, list(point.values()))) for point in (first, *others)]
@@ -349,7 +346,7 @@ def main() -> int:
         register()
         sys.argv = ["gptsweep", *settings_first(from_shell(arguments))]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors then, where it would print pages and exit
-        Hydra.get_mode = partialmethod(get_mode, typed=arguments)  # type: ignore[assignment]
+        hydra_internals.replace_get_mode(partial(get_mode, arguments))
         with ending_sweep():
             task()
         write_out("")
@@ -387,8 +384,7 @@ def main() -> int:
 
 def settings_first(arguments: list[str]) -> list[str]:
     """``arguments`` with the flags last: argparse takes no settings on both sides of a flag, as in ``name=x -m seed=1,2``."""
-    parser = get_args_parser()
-    settings = parser.parse_intermixed_args(arguments).overrides
+    settings = hydra_internals.settings_in(arguments)
     left = list(settings)
     flags = []
     for argument in arguments:

@@ -23,6 +23,7 @@ from gptsweep.engine import engine, torch_backend
 from gptsweep.engine.engine import Engine
 from gptsweep.records import Row
 from gptsweep.run import session
+from gptsweep.store import schema
 from gptsweep.store import writer as results
 
 SMALL = ("model=resume", "sampling.num_samples=2", "sampling.max_new_tokens=6", "quiet=true")
@@ -56,7 +57,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Row]:
 
 
 def table(sweep: Path) -> list[dict[str, str]]:
-    with (sweep / results.SWEEP).open(newline="") as file:
+    with (sweep / schema.SWEEP).open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -208,13 +209,13 @@ def test_the_table_says_what_is_on_disk_whatever_it_said_before(run: Run, place:
     sweep = place / "outputs/sweeps/n"
     whole = {row["directory"]: row for row in table(sweep)}
     one, two, three, four = sorted(whole)
-    text = (sweep / results.SWEEP).read_text().replace("complete", "missing")
+    text = (sweep / schema.SWEEP).read_text().replace("complete", "missing")
     lines = text.splitlines(keepends=True)
-    (sweep / results.SWEEP).write_text("".join(line for line in lines if one not in line))
-    (sweep / two / results.SUMMARY).write_text("rubbish")
-    (sweep / three / results.MANIFEST).unlink()
-    (sweep / four / results.SAMPLES).unlink()
-    (sweep / four / results.MANIFEST).unlink()
+    (sweep / schema.SWEEP).write_text("".join(line for line in lines if one not in line))
+    (sweep / two / schema.SUMMARY).write_text("rubbish")
+    (sweep / three / schema.MANIFEST).unlink()
+    (sweep / four / schema.SAMPLES).unlink()
+    (sweep / four / schema.MANIFEST).unlink()
     assert run("-m", "seed=5", *SMALL, "name=n").status == 0
     rows = {row["directory"]: row for row in table(sweep)}
     statuses = [rows[name]["status"] for name in (one, two, three, four)]
@@ -324,7 +325,7 @@ def test_a_sweep_beside_the_working_directory_is_one_batch(
         assert run("-m", "seed=1,2", *SMALL, "model.out_dir=../out", f"hydra.sweep.dir={where}").status == 0
         assert len(opened) == 1
         directories = [row["directory"] for row in table(place / "here" / where)]
-        assert all((place / "here" / where / name / results.MANIFEST).exists() for name in directories)
+        assert all((place / "here" / where / name / schema.MANIFEST).exists() for name in directories)
         assert {os.path.dirname(name) for name in directories} == {""}
 
 

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, OverrideType
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ..config import choices, keys, point_from_config, takes
 from ..errors import ConfigError
 from ..records import Point
+from .hydra_internals import ConfigLoaderImpl, apply_values, get_overrides_dirname, quick_loading
 from .run_job import JobConfig
 
 _BASES = 32
@@ -74,11 +74,13 @@ class PointLoader(ConfigLoaderImpl):
         """The config of one point, as Hydra's own loader composes it: to be read, until the next call."""
         return self._composed(master_config, of_its_model(sweep_overrides), None)
 
-    def load_job(self, master_config: DictConfig, overrides: Sequence[str], number: int) -> JobConfig:
+    def load_job(self, master_config: DictConfig, overrides: Sequence[str], number: int) -> DictConfig:
         """The config of one point with the job's number in it, to keep."""
         return deepcopy(self._composed(master_config, overrides, number))
 
-    def _composed(self, master_config: DictConfig, lines: Sequence[str], number: int | None) -> JobConfig:
+    def _composed(self, master_config: DictConfig, lines: Sequence[str], number: int | None) -> DictConfig:
+        if not quick_loading():
+            return self._composed_plainly(master_config, lines, number)
         overrides = [self._parse(line) for line in lines]
         alike = id(master_config), *((True, o.key_or_group) if _is_value(o) else (False, o.input_line) for o in overrides)
         base = self._bases.pop(alike, None)  # a wrong value leaves it half set, and out
@@ -91,6 +93,14 @@ class PointLoader(ConfigLoaderImpl):
         if len(self._bases) > _BASES:
             self._bases.popitem(last=False)
         return base.cfg
+
+    def _composed_plainly(self, master_config: DictConfig, lines: Sequence[str], number: int | None) -> DictConfig:
+        """As `_composed`, by Hydra's own loader alone."""
+        cfg = super().load_sweep_config(master_config, list(lines))
+        if number is not None:
+            with open_dict(cfg):
+                cfg.hydra.job.id = cfg.hydra.job.num = number
+        return cfg
 
     def plan(self, master_config: DictConfig, batch: Sequence[Sequence[str]], first_number: int = 0) -> list[Planned]:
         """Compose and check every point of a batch. What was planned before is not done again.
@@ -150,7 +160,7 @@ class _Base:
         }
         hydra = self.cfg.hydra
         if changed:
-            ConfigLoaderImpl._apply_overrides_to_config([o for o in overrides if o.key_or_group in changed], self.cfg)
+            apply_values([o for o in overrides if o.key_or_group in changed], self.cfg)
             self._overrides = list(overrides)
             named = [override for override in overrides if not override.is_hydra_override()]
             for place, override in enumerate(named):

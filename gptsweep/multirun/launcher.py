@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
@@ -25,7 +24,8 @@ from ..run.progress import Progress
 from ..store.sweep_table import SweepTable
 from ..store.unfinished import Unfinished
 from .compose import Planned, PointLoader, is_basic_sweeper
-from .run_job import Yaml, run_job_with
+from .hydra_internals import BasicLauncher, run_job_with
+from .run_job import Yaml
 from .sweep_files import write_report
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class FusedSweep:
             context.config_loader = PointLoader(context.config_loader)  # the sweeper's, too, from here on
         self.context, self.task_function, self.config = context, task_function, config
         self.loader = context.config_loader
-        self._run_job = run_job_with(Yaml())
+        self._run_job = run_job_with(Yaml().save)
         self.directory = Path(str(config.hydra.sweep.dir))
         self._executor: LocalExecutor | None = None
         self._table: SweepTable | None = None

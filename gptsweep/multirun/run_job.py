@@ -7,16 +7,12 @@ Python: three quarters of what a point of a sweep would cost apart from decoding
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 from copy import deepcopy
 from enum import Enum
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import yaml
-from hydra.core import utils
-from hydra.core.utils import JobReturn
 from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_omega_conf_dumper
 from omegaconf.base import Node
@@ -109,10 +105,3 @@ def _dumped(item: dict[Any, Any] | list[Any], depth: int) -> str:
         item = {"in": item}
     text: str = yaml.dump(item, default_flow_style=False, allow_unicode=True, sort_keys=False, Dumper=get_omega_conf_dumper())
     return text.split("\n", depth)[depth]
-
-
-def run_job_with(dump: Yaml) -> Callable[..., JobReturn]:
-    """`hydra.core.utils.run_job`, the same code, with another ``_save_config``; Hydra's own is left as it is."""
-    run_job = utils.run_job
-    known = run_job.__globals__ | {"_save_config": dump.save}
-    return FunctionType(run_job.__code__, known, run_job.__name__, run_job.__defaults__, run_job.__closure__)

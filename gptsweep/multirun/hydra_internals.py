@@ -1,0 +1,118 @@
+"""Hydra's private API: all of it that gptsweep uses.
+
+It saves time: Hydra composes each point of a sweep twice, copies its config five times and composes once more after a mistake.
+A Hydra whose internals are not as known here is used as it comes, by the plain way, which is slower and does the same.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core import utils
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from ..display import get_logger
+
+__all__ = ["BasicLauncher", "ConfigLoaderImpl", "get_overrides_dirname"]
+
+log = get_logger(__name__)
+
+Compose = Callable[[list[str]], DictConfig]
+"""Composes the config of some overrides."""
+
+_KNOWN: dict[str, tuple[Any, str, tuple[str, ...]]] = {
+    "ConfigLoaderImpl.load_sweep_config": (ConfigLoaderImpl, "load_sweep_config", ("self", "master_config", "sweep_overrides")),
+    "ConfigLoaderImpl._apply_overrides_to_config": (ConfigLoaderImpl, "_apply_overrides_to_config", ("overrides", "cfg")),
+    "Hydra.get_mode": (Hydra, "get_mode", ("self", "config_name", "overrides")),
+    "Hydra.compose_config": (
+        Hydra,
+        "compose_config",
+        ("self", "config_name", "overrides", "run_mode", "with_log_configuration", "from_shell", "validate_sweep_overrides"),
+    ),
+    "hydra.core.utils.run_job": (
+        utils,
+        "run_job",
+        ("task_function", "config", "job_dir_key", "job_subdir_key", "hydra_context", "configure_logging"),
+    ),
+    "hydra.core.utils._save_config": (utils, "_save_config", ("cfg", "filename", "output_dir")),
+}
+
+
+@cache
+def differing() -> frozenset[str]:
+    """The internals, by name, that take other arguments than the ones known here; if there are any, the log says so."""
+    names = {name for name, (owner, attribute, known) in _KNOWN.items() if _parameters(owner, attribute) != known}
+    if "_save_config" not in getattr(getattr(utils.run_job, "__code__", None), "co_names", ()):
+        names.add("hydra.core.utils.run_job")
+    if names:
+        log.info("this Hydra differs in %s; sweeps take the plain, slower way through it", ", ".join(sorted(names)))
+    return frozenset(names)
+
+
+def quick_loading() -> bool:
+    """Whether points of a sweep may share a composed config."""
+    return not differing() & {"ConfigLoaderImpl.load_sweep_config", "ConfigLoaderImpl._apply_overrides_to_config"}
+
+
+def _parameters(owner: Any, attribute: str) -> tuple[str, ...]:
+    found = getattr(owner, attribute, None)
+    return tuple(inspect.signature(found).parameters) if callable(found) else ()
+
+
+def apply_values(overrides: list[Override], cfg: DictConfig) -> None:
+    """Set plain values in a composed config, as composing it anew would."""
+    ConfigLoaderImpl._apply_overrides_to_config(overrides, cfg)
+
+
+def points_of(overrides: list[Override]) -> list[list[str]]:
+    """The points of a sweep, each as its overrides, in the order of Hydra's own sweeper."""
+    return BasicSweeper.split_arguments(overrides, None)[0]
+
+
+def settings_in(arguments: Sequence[str]) -> list[str]:
+    """What of a command line is no flag of Hydra's."""
+    return list(get_args_parser().parse_intermixed_args(list(arguments)).overrides)
+
+
+def replace_get_mode(mode_of: Callable[[Compose, list[str]], RunMode | None]) -> None:
+    """Let ``mode_of`` say in which mode Hydra runs; an error in it ends the command.
+
+    Hydra's own `get_mode` swallows the error, composes a second time and meets it again: 0.1 s in which the user waits for one
+    line. The plain way leaves it so.
+
+    Args:
+        mode_of: called with a function that composes, and the overrides, which it may change in place.
+    """
+
+    def get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> RunMode | None:
+        return mode_of(
+            lambda lines: self.compose_config(config_name, lines, RunMode.MULTIRUN, validate_sweep_overrides=False), overrides
+        )
+
+    if not differing() & {"Hydra.get_mode", "Hydra.compose_config"}:
+        Hydra.get_mode = get_mode  # type: ignore[method-assign]
+
+
+def run_job_with(save_config: Callable[[Any, str, Path], None]) -> Callable[..., JobReturn]:
+    """`hydra.core.utils.run_job`, the same code, with another ``_save_config``; Hydra's own is left as it is.
+
+    The plain way is Hydra's own function, and Hydra's own ``_save_config``.
+    """
+    run_job = utils.run_job
+    if differing() & {"hydra.core.utils.run_job", "hydra.core.utils._save_config"}:
+        return run_job
+    known = run_job.__globals__ | {"_save_config": save_config}
+    return FunctionType(run_job.__code__, known, run_job.__name__, run_job.__defaults__, run_job.__closure__)
