@@ -70,10 +70,12 @@ def parser() -> argparse.ArgumentParser:
         "--group", metavar="KEY[,KEY]", help="one row for each value of these settings, everything else together"
     )
     found.add_argument(
-        "--best", metavar="METRIC:min|max|reference", help="mark the best row, and those that cannot be told from it"
+        "--best",
+        metavar="METRIC:min|max|reference",
+        help="mark the best row, and those that the samples cannot distinguish from it",
     )
     found.add_argument(
-        "--reference", metavar="FILE:PATH", help="hold everything against a text, which later reviews show, too; null ends that"
+        "--reference", metavar="FILE:PATH", help="compare everything with a text; later reviews show it, too; null removes it"
     )
     found.add_argument("--model", metavar="NAME", help="with --reference: the model to score it with, if results name a path")
     found.add_argument("--diff", nargs=2, metavar="POINT", help="compare two points: row numbers, settings or directories")

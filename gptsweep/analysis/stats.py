@@ -17,7 +17,7 @@ and of exp(-R) it is exp(-R) * se(R), the delta method. Intervals of a differenc
 replacement and take percentiles (Efron and Tibshirani 1993, An Introduction to the Bootstrap, 13.3; Field and Welsh 2007,
 Bootstrapping Clustered Data).
 
-Pure functions on the frames that `frames.read_sweep` makes; `frames.Sweep.group` and `.compare` are their doors.
+Pure functions on the frames that `frames.read_sweep` makes; `frames.Sweep.group` and `.compare` call them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .metrics import METRICS, Text
 
 RESAMPLES = 2_000
 MIN_PAIRS = 6
-"""Below this many independent pairs no difference is told from chance: all of n having one sign by luck has p = 2 / 2^n."""
+"""With fewer independent pairs a difference may be chance: all of n having one sign by luck has p = 2 / 2^n."""
 MAX_BLOCKS = 4_000
 
 Floats = npt.NDArray[np.float64]

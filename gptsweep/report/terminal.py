@@ -214,7 +214,9 @@ def print_effects(console: Console, sweep: Sweep, names: Sequence[str]) -> None:
         columns.append(Column(f"{one_line(key)}\n{ends}", cells, justify="left"))
     console.print()
     print_in_parts(console, titles, columns)
-    note = "[95 % interval over pairs of the same prompt, seed and sample]; ≈ not to be told from none; ? too few pairs"
+    note = (
+        "[95 % interval over pairs of the same prompt, seed and sample]; ≈ not distinguishable from no change; ? too few pairs"
+    )
     console.print(Text(note, style="dim"))
 
 
@@ -268,7 +270,7 @@ def named(side: str | Mapping[str, Any]) -> str:
 
 
 def side_by_side(pair: Mapping[Any, Any], titles: Sequence[str]) -> Table:
-    """Two completions in columns: what they share is dim, where they part is marked, repetitions are folded."""
+    """Two completions in columns: what they share is dim, where they diverge is marked, repetitions are folded."""
     table = Table(box=box.SQUARE, expand=True, title_justify="left", title_style="dim",
                   title=f"prompt {pair['prompt_index']} · seed {pair['seed']} · sample {pair['sample_index']}")  # fmt: skip
     a, b = pair["completion_a"], pair["completion_b"]
@@ -280,7 +282,7 @@ def side_by_side(pair: Mapping[Any, Any], titles: Sequence[str]) -> Table:
 
 
 def forked(text: str, fork: int, same: bool) -> Text:
-    """A completion with the place marked where it parts from the other."""
+    """A completion with the place marked where it diverges from the other."""
     found = Text(folded(text[:fork]), style="dim")
     if same:
         return found.append("  (the same)", style="italic")

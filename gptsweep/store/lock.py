@@ -63,7 +63,7 @@ class DirectoryLock:
                 break
             file.close()
         self._file = file
-        with contextlib.suppress(OSError):  # only words for the other's error message; the disk may be full
+        with contextlib.suppress(OSError):  # it only names the holder in another process's error; the disk may be full
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
 

@@ -57,13 +57,13 @@ class Origins:
 
     def change(self) -> str:
         """In which ways samples from now on are made otherwise than those that are there; empty where none is known."""
-        told = {
+        differences = {
             f"{name} {_shown(part['made_by'][name])}, now {_shown(value)}": None
             for part in self.parts
             for name, value in (self.now or {}).items()
             if part["made_by"].get(name, value) != value
         }
-        return "; ".join(told)
+        return "; ".join(differences)
 
     @property
     def promise(self) -> bool:
