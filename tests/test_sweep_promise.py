@@ -10,7 +10,7 @@ import pytest
 import torch
 from sweeps import Run, samples_of, save_checkpoint
 
-from gptsweep.store import writer as results
+from gptsweep.store import schema
 
 SWEEP = (
     "model=resume",
@@ -62,4 +62,4 @@ def test_samples_are_the_same_bytes_however_a_sweep_is_run(run: Run, place: Path
     assert sweep("shuffled", points=SHUFFLED) == fused
     for number, point in enumerate(product(*SINGLE)):
         assert run("model=resume", *point, *REST, f"name={number}").status == 0
-        assert (place / "outputs/runs" / str(number) / results.SAMPLES).read_bytes() in fused.values()
+        assert (place / "outputs/runs" / str(number) / schema.SAMPLES).read_bytes() in fused.values()

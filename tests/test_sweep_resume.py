@@ -505,7 +505,7 @@ def test_a_sweep_killed_at_any_moment_goes_on_to_the_same_bytes(place: Path) -> 
 
 def test_a_full_disk_loses_nothing_that_was_finished(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("-m", "seed=1,2,3", *SMALL, "name=whole").status == 0
-    room, appended = [3], results._append
+    room, appended = [3], results.append
 
     def full(path: Path, data: bytes) -> int:
         room[0] -= 1
@@ -514,7 +514,7 @@ def test_a_full_disk_loses_nothing_that_was_finished(run: Run, place: Path, monk
         return appended(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(results, "_append", full)
+        patch.setattr(results, "append", full)
         ended = run("-m", "seed=1,2,3", *SMALL, "device.max_rows=1", "name=full")
     assert ended.status == 1
     assert "no space left on device; free some space and give the same command again" in ended.err
