@@ -45,7 +45,7 @@ class AttentionMetadata:
 def paged_attention(cache: KVCache, metadata: AttentionMetadata) -> Attend:
     """Attention of each token of ``metadata`` over its own past, in plain torch; in the last layer for kept tokens only.
 
-    Every token sums over as many positions as the longest in the pass, so its bits depend on its neighbours.
+    Every token sums over as many positions as the longest in the pass, so its bits depend on the batch.
     """
     device, dtype = cache.keys.device, cache.keys.dtype
     tables = torch.from_numpy(cache.block_tables).to(device)

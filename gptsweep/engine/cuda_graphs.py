@@ -1,6 +1,6 @@
-"""Decode steps of static shape, captured as CUDA graphs: launching the kernels of a step one by one takes longer than they run.
+"""Decode steps of static shape, captured as CUDA graphs, as launching a step's kernels one by one takes longer than they run.
 
-A step is padded to a power of two of sequences and of pages, so a few graphs serve a whole run.
+Sequences and pages of a step are padded to powers of two, so that a few graphs serve a whole run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .kv_cache import Ints, KVCache, pages_for
 _FEWEST_SEQUENCES = 8
 _FEWEST_PAGES = 4
 _WARM_UPS = 3
-"""Runs before a capture: libraries set up what they need, and compiled blocks are compiled."""
+"""Runs before a capture, in which libraries initialise and torch.compile compiles."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +41,7 @@ class DecodeSteps:
 
     Args:
         model: on its device, ready for inference.
-        cache: its keys and values. One page of it is taken, for what padding writes.
+        cache: the keys and values of its sequences. Padding writes to one page, which is taken from it.
     """
 
     def __init__(self, model: Model, cache: KVCache) -> None:

@@ -162,7 +162,7 @@ def _streams(rows: Iterable[Row], torch_stream: Callable[[int], torch.Generator]
 
 
 class Scheduler:
-    """Starts rows, tells which sequences to read, and appends sampled tokens. One lives until its rows end or memory runs out.
+    """Starts rows, decides which sequences the model reads, and appends sampled tokens.
 
     Args:
         waiting: the rows to decode.
