@@ -206,4 +206,6 @@ def _listed(name: str, values: Any) -> list[Any]:
     """
     if isinstance(values, (bytes, Mapping)) or not isinstance(values, Iterable):
         raise ConfigError(name, values, "must be one value, or a list of them")
+    if hasattr(values, "isna") and getattr(values, "ndim", 0) == 1:  # pandas': a frame shows None as a missing value
+        return [None if missing else value for value, missing in zip(values, values.isna(), strict=True)]
     return list(values)

@@ -278,6 +278,9 @@ def test_any_collection_is_swept_over(lm: LM) -> None:
         {"temperature": frame["temperature"].unique(), "top_k": pd.Index([5, 20]), "seed": {1: "", 2: ""}.keys()},
     ):
         pd.testing.assert_frame_equal(gptsweep.sweep(lm, **short, **values), frame)
+    some = gptsweep.sweep(lm, **short, top_k=[5, None])
+    for column in (some["top_k"], some["top_k"].astype("Int64").unique()):
+        pd.testing.assert_frame_equal(gptsweep.sweep(lm, **short, top_k=column), some)
     assert len(gptsweep.sweep(lm, **short, stop=[["a"], []], logit_bias=[{3: 1}, {}])) == 4
     assert len(gptsweep.sweep(lm, **short, stop=["a", "b"], logit_bias={3: 1})) == 1
     with pytest.raises(ConfigError, match=re.escape("sampling.temperature=[]: must be a number")):
