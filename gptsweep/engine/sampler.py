@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # numba has no wheel for some platforms
     from ..kernels.runtime import Kernel
 
 _SUMMED_AT_ONCE = 32768
-"""torch gives a part of a longer sum to each thread, so its bits would depend on how many there are."""
+"""torch splits longer sums among its threads, so their bits would depend on the number of threads."""
 
 
 _RECORDED = tuple((name, SAMPLERS[name].off) for name in ROW.names or () if name in SAMPLERS)
@@ -85,7 +85,7 @@ def sample(
     min_p; then argmax(logits / temperature + noise).
 
     Args:
-        logits: ``[distinct, vocab_size]``, floating point; ``rows["logits_row"]`` says whose is whose.
+        logits: ``[sequences, vocab_size]``, floating point; ``rows["logits_row"]`` is the index of a row's.
         rows: `ROW` records.
         adjustments: the row's `ADJUSTMENT` records, or None.
     """
@@ -156,9 +156,9 @@ def adjusted(x: Tensor, row: Any, adjustment: np.ndarray[Any, np.dtype[Any]]) ->
     value = x[ids].to(precise) + bias
     penalty = float(row["repetition_penalty"])
     value = torch.where(seen > 0, torch.where(value < 0, value * penalty, value / penalty), value)
-    # A flag is made a number first: a bool times a Python float is float32.
-    chosen = (count > 0).to(precise)
-    value = value - (count * float(row["frequency_penalty"]) + chosen * float(row["presence_penalty"]))
+    # Make the flag a number first: torch multiplies a bool by a Python float in float32.
+    present = (count > 0).to(precise)
+    value = value - (count * float(row["frequency_penalty"]) + present * float(row["presence_penalty"]))
     return x.index_put((ids,), value.float().to(x.dtype))
 
 
@@ -202,10 +202,10 @@ def summed(x: Tensor) -> Tensor:
 
 
 def stream_at(state: bytes) -> torch.Generator:
-    """A stream that goes on where another's state was taken.
+    """A random stream that continues from the state of another.
 
     Raises:
-        RuntimeError: the bytes are no such state.
+        RuntimeError: ``state`` is not the state of a torch generator.
     """
     generator = torch.Generator()
     generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
@@ -218,7 +218,7 @@ def nanogpt_sample(logits: Tensor, sampling: Sampling, generator: torch.Generato
     Args:
         logits: ``float32 [vocab_size]``, penalties applied; on the CPU, as the stream is: a seed means one text on any device.
         sampling: the row's settings; top_p and min_p, which nanoGPT does not have, come after top_k.
-        generator: the stream that the draws of all samples come from.
+        generator: the stream that all samples draw from in turn.
 
     Returns:
         The token, and its log-probability under the distribution drawn from.
