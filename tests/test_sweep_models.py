@@ -9,6 +9,7 @@ from sweeps import Run, samples_of, save_checkpoint
 
 import gptsweep
 from gptsweep.multirun.compose import for_some_models, of_its_model
+from gptsweep.run.progress import Progress
 
 SMALL = ("name=s", "quiet=true", "sampling.num_samples=1", "sampling.max_new_tokens=2", "start=a")
 
@@ -108,3 +109,21 @@ def test_a_sweep_over_models_works_wherever_it_is_asked_for(run: Run, how: str) 
     summary = gptsweep.read_sweep("outputs/sweeps/s").summary
     assert sorted(zip(summary["model"], summary["out_dir"].fillna(""), strict=True)) == [("resume", "a"), ("shakespeare", "")]
     assert list(summary["status"]) == ["complete", "complete"]
+
+
+def test_the_time_left_knows_of_models_that_are_not_open_yet(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    totals: list[tuple[int, int]] = []
+    update = Progress.update
+
+    def noted(self: Progress, **counts: int | None) -> None:
+        update(self, **counts)
+        totals.append((self._meter.tokens_total, self._meter.windows_total))
+
+    monkeypatch.setattr(Progress, "update", noted)
+    for seed, name in enumerate(["a", "b"]):
+        save_checkpoint(Path(name), seed)
+    small = ("name=s", "quiet=true", "sampling.num_samples=2", "sampling.max_new_tokens=20", "start=a")
+    ended = run("-m", "model=resume", "model.out_dir=a,b,nowhere", *small)
+    assert "done: 4/4 rows" in ended.err
+    assert {tokens for tokens, _ in totals if tokens} == {120}
+    assert totals[0][1] >= totals[-1][1] > 0

@@ -80,14 +80,19 @@ def run_jobs(
     groups: dict[tuple[ModelSource, DeviceSettings], list[Job]] = defaultdict(list)
     for job in jobs:
         groups[job.point.model, job.point.device].append(job)
-    done = _Done(points_total=len(jobs), groups=len(groups))
+    done = _Done(points_total=len(jobs))
+    for job in jobs:
+        done.look_ahead(job.point, 1)
     with Interruption() as interruption:
         for (source, device), group in groups.items():
+            for job in group:
+                done.look_ahead(job.point, -1)
             try:
                 model = executor.open(source, device)
             except Exception as error:  # of any kind: the other models' points go on
                 failure = mendable(error, "model", source.name)
                 yield from _without_model(group, failure, executor)
+                progress.update(rows_total=done.rows_total + done.rows_ahead)
                 continue
             yield from _Batch(model, executor, progress, done, interruption, unfinished).run(group)
             del model  # before the next is loaded: two need not fit
@@ -110,12 +115,18 @@ class _Done:
     """Counts over all groups of a run."""
 
     points_total: int
-    groups: int
     points: int = 0
     rows: int = 0
     rows_total: int = 0
     tokens: int = 0
     windows: int = 0
+    rows_ahead: int = 0
+    tokens_ahead: int = 0
+
+    def look_ahead(self, point: Point, times: int) -> None:
+        """Count what a point of a model that is not open yet will make, as if it had one prompt and nothing on disk."""
+        self.rows_ahead += times * point.sampling.num_samples
+        self.tokens_ahead += times * point.sampling.num_samples * point.sampling.max_new_tokens
 
 
 class _Batch:
@@ -301,9 +312,11 @@ class _Batch:
         self._flush()
         self.done.tokens = self.tokens_before + backend.tokens
         self.done.windows = self.windows_before + backend.windows
-        windows_total = self.windows_before + backend.windows_total
+        # Other models are taken to have as many windows a token as this one, until they are open.
+        ahead = self.done.tokens_ahead * backend.windows_total // max(backend.tokens_total, 1)
+        windows_total = self.windows_before + backend.windows_total + ahead
         self.progress.expect_windows(self.done.windows, windows_total, backend.window_seconds)
-        self._show(backend.rows_in_flight, self.tokens_before + backend.tokens_total if self.done.groups == 1 else None)
+        self._show(backend.rows_in_flight, self.tokens_before + backend.tokens_total + self.done.tokens_ahead)
         if self.progress.text_due and self.in_flight is not None:
             tasks, unfinished = self.in_flight
             for (place, key), prefix in itertools.islice(unfinished(), 1):
@@ -319,7 +332,7 @@ class _Batch:
     def _show(self, rows_in_flight: int, tokens_total: int | None = None) -> None:
         self.progress.update(
             rows_done=self.done.rows,
-            rows_total=self.done.rows_total,
+            rows_total=self.done.rows_total + self.done.rows_ahead,
             rows_in_flight=rows_in_flight,
             tokens=self.done.tokens,
             tokens_total=tokens_total,
