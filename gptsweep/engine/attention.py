@@ -134,12 +134,8 @@ def _side_by_side(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """
     tokens, n_head, head_size = queries.shape
     width = n_head * head_size
-    step, strides = width * queries.element_size(), (3 * width, head_size, 1)
-    first = queries.data_ptr()
-    if (
-        (keys.data_ptr(), values.data_ptr()) == (first + step, first + 2 * step)
-        and queries.stride() == keys.stride() == values.stride() == strides
-        and queries.untyped_storage().data_ptr() == values.untyped_storage().data_ptr()
-    ):
+    first, step, strides = queries.data_ptr(), width * queries.element_size(), (3 * width, head_size, 1)
+    adjacent = keys.data_ptr() == first + step and values.data_ptr() == first + 2 * step
+    if adjacent and queries.stride() == keys.stride() == values.stride() == strides:
         return queries.as_strided((tokens, 3 * width), (3 * width, 1))
     return torch.cat([queries.flatten(1), keys.flatten(1), values.flatten(1)], 1)

@@ -1,6 +1,6 @@
 """A model on disk: its shape, its tokenizer, and for each of its parameters the place of its bytes in a file.
 
-Formats end here: they find these three (`files`), `fit` holds the weights against the shape, `checkpoint_of` hashes them.
+A format (a module of `files`) finds these three. `fit` checks the weights against the shape; `checkpoint_of` hashes them.
 """
 
 from __future__ import annotations

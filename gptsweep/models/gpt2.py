@@ -120,7 +120,7 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of normalised tokens: views of one tensor, ``[..., n_head, head_size]`` each."""
-        queries, keys, values = self.c_attn(x).unflatten(-1, self.heads).unbind(-3)
+        queries, keys, values = self.c_attn(x).view(*x.shape[:-1], *self.heads).unbind(-3)
         return queries, keys, values
 
 
