@@ -585,7 +585,7 @@ def trained_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizers = pytest.importorskip("tokenizers")
     directory = tmp_path_factory.mktemp("vocabulary")
     tokenizer = tokenizers.ByteLevelBPETokenizer()
-    lines = (REPOSITORY / "gptsweep/model.py").read_text().split("\n")
+    lines = (REPOSITORY / "gptsweep/models/gpt2.py").read_text().split("\n")
     tokenizer.train_from_iterator(lines, vocab_size=600, special_tokens=["<|endoftext|>"], show_progress=False)
     tokenizer.save_model(str(directory))
     return directory

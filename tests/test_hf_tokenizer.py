@@ -52,7 +52,7 @@ TEXTS = [
 def trained() -> dict[str, Any]:
     """A small tokenizer.json, its end of text at 0 and its added tokens after the vocabulary."""
     tokenizer = tokenizers.ByteLevelBPETokenizer()
-    lines = (REPOSITORY / "gptsweep/model.py").read_text(encoding="utf-8").split("\n")
+    lines = (REPOSITORY / "gptsweep/models/gpt2.py").read_text(encoding="utf-8").split("\n")
     tokenizer.train_from_iterator(lines, vocab_size=400, special_tokens=[END], show_progress=False)
     added = [tokenizers.AddedToken(text, special=True, **({"normalized": False} | flags)) for text, flags in FLAGS.items()]
     tokenizer._tokenizer.add_tokens(added)
