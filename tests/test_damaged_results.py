@@ -146,3 +146,12 @@ def test_links_that_lead_round_in_circles_end_no_review(whole: Path, tmp_path: P
     shutil.copytree(whole, tmp_path / "sweep")
     (tmp_path / "sweep/loop").symlink_to(tmp_path / "sweep", target_is_directory=True)
     assert len(read_sweep(tmp_path / "sweep").samples) == 2 * len(SAMPLES)
+
+
+def test_a_config_whose_aliases_name_a_thousand_million_values_ends_no_review(whole: Path, tmp_path: Path) -> None:
+    sweep = shutil.copytree(whole, tmp_path / "sweep")
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True):
+        lines.append(f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]")
+    (sweep / "partial/.hydra/config.yaml").write_text("\n".join([*lines, "start: *i", "seed: *i"]))
+    assert len(read_sweep(sweep).samples) == 2 * len(SAMPLES)

@@ -22,15 +22,20 @@ def is_setting(value: object) -> bool:
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file of Hydra's holds; None where there is none, it is damaged, or larger than Hydra's are."""
+    """What a YAML file of Hydra's holds; None where there is none, it is damaged, larger than Hydra's are, or has aliases."""
     if path.parent.is_symlink():
         return None
     try:
         with open_inside(path) as file:
             text = file.read(MAX_YAML + 1)
-        return yaml.load(text, Loader=YAML_LOADER) if len(text) <= MAX_YAML else None
+        return yaml.load(text, Loader=YAML_LOADER) if len(text) <= MAX_YAML and not _has_aliases(text) else None
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None
+
+
+def _has_aliases(text: bytes) -> bool:
+    """Whether a node stands in several places. Hydra writes none, and a few lines of them name a thousand million values."""
+    return b"*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=YAML_LOADER))
 
 
 def configured(path: Path) -> dict[str, Any]:
