@@ -24,7 +24,7 @@ from gptsweep.analysis import metrics
 from gptsweep.analysis.frames import read_sweep
 from gptsweep.analysis.metrics import METRICS, Metric
 from gptsweep.analysis.summary import metric_reasons, text_metrics, token_mean
-from gptsweep.run.session import require_objective
+from gptsweep.multirun.point import require_objective
 
 WORDS = ["the", "king", "is", "dead", "long", "live", "the", "king", "and", "all", "his", "men", "who", "loved", "him", "so"]
 
