@@ -122,7 +122,7 @@ class KVCache:
 
     def fork(self, source: int, target: int, length: int) -> None:
         """Let the empty ``target`` begin with the first ``length`` positions of ``source``; they share the pages."""
-        count = -(-length // PAGE)
+        count = pages_for(length)
         self.block_tables[target, :count] = self.block_tables[source, :count]
         self.page_count[target] = count
         self._users[self.block_tables[source, :count]] += 1
