@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +64,8 @@ __all__ = sorted(_HOMES)
 def __getattr__(name: str) -> Any:
     # What needs torch or pandas is imported when it is first used: `--help` and a mistyped key must answer at once.
     if name == "__version__":
+        from importlib.metadata import version  # late: it takes a twentieth of the time of --help
+
         return version(__name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

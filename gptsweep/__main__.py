@@ -15,7 +15,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -341,7 +340,9 @@ def main() -> int:
             write_out(help_text())
             return 0
         if "--version" in arguments:
-            write_out(f"gptsweep {version('gptsweep')}\n")
+            from . import __version__  # late: looking it up takes a twentieth of the time of --help
+
+            write_out(f"gptsweep {__version__}\n")
             return 0
         register()
         sys.argv = ["gptsweep", *settings_first(from_shell(arguments))]
