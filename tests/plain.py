@@ -158,11 +158,13 @@ def probabilities(x: Sequence[float], sampling: Sampling) -> dict[int, float]:
         kth = sorted(kept.values(), reverse=True)[sampling.top_k - 1]
         kept = {token: value for token, value in kept.items() if value >= kth}
     if sampling.top_p is not None:
-        p, mass, nucleus = normalised(kept), 0.0, {}
+        # Weights, not probabilities: those of equal logits are 1, so a mass of exactly top_p is met exactly.
+        greatest, mass, nucleus = max(kept.values()), 0.0, {}
+        weights = {token: math.exp(value - greatest) for token, value in kept.items()}
         for token in sorted(kept, key=lambda token: (-kept[token], token)):
-            if mass < sampling.top_p:
+            if mass < sampling.top_p * math.fsum(weights.values()):
                 nucleus[token] = kept[token]
-            mass += p[token]
+            mass += weights[token]
         kept = nucleus
     if sampling.min_p is not None:
         p = normalised(kept)
