@@ -161,6 +161,8 @@ class Sampler:
         sentence: what the README says of it.
         off: what stands for None in the kernels' `ROW` record, which has a field of the sampler's name.
         recorded: False: the record has no such field.
+        truncates: whether it takes tokens out of the choice. The samplers that do and are on name the family of a point in a
+            comparison of samplers; of several settings of one sampler only the one that switches it on is declared so.
     """
 
     order: int
@@ -169,6 +171,11 @@ class Sampler:
     sentence: str
     off: float | None = None
     recorded: bool = True
+    truncates: bool = False
+
+    def is_on(self, value: object) -> bool:
+        """Whether it does anything at this value of its setting: one that is neither neutral nor stands for that."""
+        return value is not None and value != self.neutral and value != self.off
 
 
 def _sampler(**declaration: Any) -> dict[str, Sampler]:
@@ -205,6 +212,7 @@ class Sampling:
             order=6,
             neutral=None,
             off=0,
+            truncates=True,
             checks=(
                 (lambda k: k is None or k >= 1, "must be at least 1, or null to switch it off"),
                 (lambda k: k is None or k < 2**63, "must be below 2**63; null switches it off"),
@@ -218,6 +226,7 @@ class Sampling:
             order=7,
             neutral=None,
             off=1.0,
+            truncates=True,
             checks=((lambda p: p is None or 0 < p <= 1, "must be above 0 and at most 1, or null to switch it off"),),
             sentence="after temperature and top_k: the fewest likeliest tokens that hold this probability together",
         ),
@@ -228,6 +237,7 @@ class Sampling:
             order=8,
             neutral=None,
             off=0.0,
+            truncates=True,
             checks=((lambda p: p is None or 0 <= p <= 1, "must be from 0 to 1, or null to switch it off"),),
             sentence="last: tokens at least this likely relative to the likeliest",
         ),

@@ -68,3 +68,12 @@ def test_a_sampler_that_is_not_neutral_is_used(name: str, value: object) -> None
     sampling = Sampling(**NEUTRAL | {name: value})  # type: ignore[arg-type]
     assert [sampler for sampler in SAMPLERS if sampling.uses(sampler)] == [name]
     assert sampling.penalises == name.endswith("_penalty")
+
+
+def test_a_truncation_at_a_value_that_keeps_every_token_is_off() -> None:
+    truncations = {name: sampler for name, sampler in SAMPLERS.items() if sampler.truncates}
+    assert {"top_k", "top_p", "min_p"} <= set(truncations)
+    assert not any(sampler.is_on(value) for sampler in truncations.values() for value in (sampler.neutral, sampler.off, None))
+    assert SAMPLERS["min_p"].is_on(0.05)
+    assert SAMPLERS["top_k"].is_on(1)
+    assert not SAMPLERS["top_p"].is_on(np.float64(1))
