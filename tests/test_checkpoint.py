@@ -527,7 +527,7 @@ def test_heads_for_other_purposes_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"model_type": "llama"}, "names the architecture 'llama'"),
+        ({"model_type": "mamba"}, "names the architecture 'mamba'"),
         ({"model_type": None}, "names the architecture None"),
         ({"scale_attn_weights": "no"}, "scale_attn_weights='no', which is neither true nor false"),
         ({"add_cross_attention": True}, "add_cross_attention=True"),

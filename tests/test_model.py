@@ -15,6 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gptsweep.engine.attention import AttentionMetadata, paged_attention, paged_attention_by_kernels
 from gptsweep.engine.kv_cache import KVCache, Span
 from gptsweep.kernels import runtime as kernels
+from gptsweep.models.architecture import Architecture, Config
 from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.models.linear import pack
 
@@ -45,7 +46,7 @@ def reference(model: GPT) -> GPT2LMHeadModel:
     return theirs
 
 
-def ids_for(config: GPTConfig, *lengths: int) -> list[Tensor]:
+def ids_for(config: Config, *lengths: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
     return [torch.randint(config.vocab_size, (n,), generator=generator) for n in lengths]
 
@@ -71,7 +72,7 @@ def in_pieces(_cache: KVCache, sequences: list[Tensor]) -> list[list[Span]]:
 
 @torch.inference_mode()
 def cached_logits(
-    model: GPT, sequences: list[Tensor], passes: Callable[..., list[list[Span]]], use_kernels: bool
+    model: Architecture, sequences: list[Tensor], passes: Callable[..., list[list[Span]]], use_kernels: bool
 ) -> list[dict[int, Tensor]]:
     """Logits by position, of the last token of every span, for every sequence."""
     cache = KVCache(

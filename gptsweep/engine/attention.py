@@ -63,13 +63,23 @@ def paged_attention(cache: KVCache, metadata: AttentionMetadata) -> Attend:
             length = int(metadata.positions[tokens].max()) + 1
             seen = tables[metadata.block_tables[tokens], : -(-length // PAGE)].long()
             k, v = (read[:, :, :length] for read in cache.read(layer, seen))
-            past = torch.arange(length, device=device) <= torch.from_numpy(metadata.positions[tokens]).to(device)[:, None]
-            mask = past[:, None, None]
+            own = torch.from_numpy(metadata.positions[tokens]).to(device)[:, None]
+            mask = seen_by(own, length, cache.windows[layer])[:, None, None]
             mixed = F.scaled_dot_product_attention(q[tokens][:, :, None], k, v, attn_mask=mask, enable_gqa=grouped)
             out[some] = mixed.flatten(1).to(queries.dtype)
         return out
 
     return attend
+
+
+def seen_by(positions: Tensor, length: int, window: int | None) -> Tensor:
+    """Which of the positions below ``length`` tokens at ``positions [tokens, 1]`` see: ``bool [tokens, length]``.
+
+    ``window``: only so many, their own included.
+    """
+    others = torch.arange(length, device=positions.device)
+    past = others <= positions
+    return past if window is None else past & (others > positions - window)
 
 
 def paged_attention_by_kernels(cache: KVCache, metadata: AttentionMetadata, store: Kernel, attend_kernel: Kernel) -> Attend:

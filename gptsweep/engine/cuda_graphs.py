@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..kernels.abi import PAGE
 from ..models.architecture import Model
-from .attention import AttentionMetadata
+from .attention import AttentionMetadata, seen_by
 from .kv_cache import Ints, KVCache, pages_for
 
 _FEWEST_SEQUENCES = 8
@@ -98,13 +98,14 @@ class DecodeSteps:
         page = tables.gather(1, (positions // PAGE)[:, None])[:, 0]
         offset = positions % PAGE
         length = tables.shape[1] * PAGE
-        past = (torch.arange(length, device=self.device) <= positions[:, None])[:, None, None]
+        masks = {window: seen_by(positions[:, None], length, window)[:, None, None] for window in set(self.cache.windows)}
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             self.cache.write(layer, keys, values, page, offset)
             q, (k, v) = queries.to(self.cache.keys.dtype)[:, :, None], self.cache.read(layer, tables)
             grouped = queries.shape[1] != self.cache.n_kv_heads
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=past, enable_gqa=grouped)
+            mask = masks[self.cache.windows[layer]]
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
             return mixed.flatten(1).to(queries.dtype)
 
         return self.model.hidden(ids, positions, attend)

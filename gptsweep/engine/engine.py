@@ -61,7 +61,8 @@ class Engine:
         self.stop_matcher = stop_matcher
         self.device = model.embedding.device
         self.dtype = model.embedding.dtype
-        has_kernels = HAS_KERNELS and self.device.type == "cpu" and model.n_kv_heads == model.n_head
+        plain_heads = model.n_kv_heads == model.n_head and not any(model.windows)
+        has_kernels = HAS_KERNELS and self.device.type == "cpu" and plain_heads
         self.use_kernels = use_kernels and has_kernels
         self.use_graphs = self.device.type == "cuda"
         self.promise = self.use_kernels and row_invariant(model)
@@ -118,6 +119,7 @@ class Engine:
         # Without a block size no row is as long as this when it is read, for its last token never is.
         block_size = self.model.block_size or workload.row_tokens
         longest = min(block_size, workload.row_tokens)
+        self.model.reserve(longest)
         max_cached_prompts = min(_MOST_CACHED_PROMPTS, workload.rows)
         row_pages = pages_for(longest)
         prompt_pages = pages_for(min(block_size, workload.prompt_tokens))

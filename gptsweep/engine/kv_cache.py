@@ -40,6 +40,7 @@ class KVCache:
         device: where they are.
 
     Attributes:
+        windows: for each layer how many positions a token sees, itself included; None: all.
         keys, values: ``[layers, pages, heads, PAGE, padded head size]``; kernels lay a page out in their own way.
         block_tables: ``int32 [n_block_tables, pages of the longest sequence]``, pages by position.
         page_count: ``int64 [n_block_tables]``, how many of them are in use.
@@ -56,6 +57,7 @@ class KVCache:
         device: torch.device,
     ) -> None:
         self.n_layer, self.n_kv_heads, self.head_size = shape.n_layer, shape.n_kv_heads, shape.head_size
+        self.windows = tuple(shape.windows)
         # The head size is padded for kernels, which read whole vectors.
         pools = (self.n_layer, n_pages, self.n_kv_heads, PAGE, PAGE * pages_for(self.head_size))
         # Zeros: plain attention multiplies what lies beyond a sequence's end by 0, and NaN times 0 is NaN.

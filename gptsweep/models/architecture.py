@@ -6,7 +6,7 @@ An architecture is one file with a subclass of `Architecture`, and one line in `
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from .files.weights import StoredTensor
+from .files.weights import Stored, StoredTensor
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """``attend(layer, queries, keys, values) -> [..., n_head * head_size]``: how tokens of one layer see one another and the past.
@@ -49,6 +49,9 @@ class CacheShape(Protocol):
     def n_kv_heads(self) -> int: ...
     @property
     def head_size(self) -> int: ...
+    @property
+    def windows(self) -> Sequence[int | None]:
+        """For each layer how many positions a token sees, itself included; None: all."""
 
 
 class LinearLayer(NamedTuple):
@@ -72,6 +75,9 @@ class Model(CacheShape, Protocol):
     @property
     def embedding(self) -> Tensor:
         """``[vocab_size, n_embd]``; its device and dtype are the model's."""
+
+    def reserve(self, n_positions: int) -> None:
+        """Prepare for positions below ``n_positions``: must be called before `hidden` reads one."""
 
     def hidden(self, ids: Tensor, positions: Tensor, attend: Attend, keep: Tensor | None = None) -> Tensor:
         """The residual stream after the last block, normalised; float32 throughout.
@@ -148,6 +154,13 @@ class Architecture(nn.Module, ABC):
         return self.config.vocab_size
 
     @property
+    def windows(self) -> Sequence[int | None]:
+        return (None,) * self.n_layer
+
+    def reserve(self, n_positions: int) -> None:
+        return None
+
+    @property
     def embedding(self) -> Tensor:
         return self.get_parameter(self.EMBEDDING)
 
@@ -169,14 +182,20 @@ class Architecture(nn.Module, ABC):
         time = ids.shape[-1]
         if self.block_size is not None and time > self.block_size:
             raise ValueError(f"ids has {time} tokens a row, more than the model's block_size, {self.block_size}")
+        self.reserve(time)
         positions = torch.arange(time, device=ids.device)
         return self.logits(self.hidden(ids, positions, self.attend_within))
 
-    def attend_within(self, _layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def attend_within(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Causal attention inside each row: ``[batch, time, n_head, head_size] -> [batch, time, n_head * head_size]``."""
-        q, k, v = (heads.transpose(-2, -3) for heads in (queries, keys, values))
+        q, k, v = (heads.to(values.dtype).transpose(-2, -3) for heads in (queries, keys, values))
+        window, time = self.windows[layer], queries.shape[-3]
+        seen: dict[str, Any] = {"is_causal": True}
+        if window is not None and window < time:
+            ones = torch.ones(time, time, dtype=torch.bool, device=q.device)
+            seen = {"attn_mask": ones.tril() & ones.triu(1 - window)}
         grouped = self.n_kv_heads != self.n_head
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).transpose(-2, -3).flatten(-2)
+        return F.scaled_dot_product_attention(q, k, v, **seen, enable_gqa=grouped).transpose(-2, -3).flatten(-2)
 
     # -- how files describe it ---------------------------------------------------------------------------------------------
 
@@ -195,9 +214,20 @@ class Architecture(nn.Module, ABC):
 
     @classmethod
     def weights_from_hf(
-        cls, stored: Mapping[str, StoredTensor], settings: Mapping[str, Any], config: Any
-    ) -> dict[str, StoredTensor]:
-        """Weights as `transformers` saves them, in this architecture's layout; they may be too many, too few or misshapen."""
+        cls,
+        stored: Mapping[str, StoredTensor],
+        settings: Mapping[str, Any],
+        config: Any,
+        wrong: Callable[[str], ModelError],
+    ) -> dict[str, Stored]:
+        """Weights as `transformers` saves them, in this architecture's layout; they may be too many, too few or misshapen.
+
+        Args:
+            stored: by the names that `own_name` gives.
+            settings: what ``config.json`` holds.
+            config: the shape that it describes.
+            wrong: makes the error for weights that cannot be put together.
+        """
         return dict(stored)
 
     @classmethod

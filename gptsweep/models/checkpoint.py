@@ -6,6 +6,7 @@ A format (a module of `files`) finds these three. `fit` checks the weights again
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -21,7 +22,7 @@ from ..display import get_logger
 from ..errors import ModelError
 from .architecture import Architecture, Config
 from .files.tokenizers import Tokenizer
-from .files.weights import StoredTensor
+from .files.weights import Stored, StoredTensor, parts_of
 
 log = get_logger(__name__)
 
@@ -40,7 +41,7 @@ class Checkpoint:
     config: Config
     tokenizer: Tokenizer
     fingerprint: str
-    weights: Mapping[str, StoredTensor]
+    weights: Mapping[str, Stored]
 
 
 def load_weights(checkpoint: Checkpoint, model: Architecture, dtype: torch.dtype) -> None:
@@ -53,14 +54,18 @@ def load_weights(checkpoint: Checkpoint, model: Architecture, dtype: torch.dtype
         ModelError: the files have changed since the checkpoint was opened.
     """
     # One buffer for all: a buffer for each would leave holes between the parameters that the allocator cannot give back.
-    scratch = torch.empty(max(stored.nbytes for stored in checkpoint.weights.values()), dtype=torch.uint8)
+    parts = itertools.chain.from_iterable(map(parts_of, checkpoint.weights.values()))
+    scratch = torch.empty(max(part.nbytes for part in parts), dtype=torch.uint8)
     for name, stored in checkpoint.weights.items():
         module, _, leaf = name.rpartition(".")
-        kept = torch.float32 if model.stays_float32(name) else dtype
-        values = stored.read(scratch)
-        weight = torch.empty(stored.shape, dtype=kept).copy_(values)
-        if stored.scale != 1:
-            weight[: stored.scaled_rows] = values[: stored.scaled_rows].float() * stored.scale
+        weight = torch.empty(stored.shape, dtype=torch.float32 if model.stays_float32(name) else dtype)
+        rows = 0
+        for part in parts_of(stored):
+            values = part.read(scratch)
+            weight[rows : rows + part.shape[0]] = values
+            if part.scale != 1:
+                weight[rows : rows + part.scaled_rows] = values[: part.scaled_rows].float() * part.scale
+            rows += part.shape[0]
         setattr(model.get_submodule(module), leaf, nn.Parameter(weight, requires_grad=False))
     if checkpoint.config.tied_head:
         module, _, leaf = model.HEAD.rpartition(".")
@@ -93,8 +98,8 @@ def by_name(
 
 
 def fit(
-    architecture: type[Architecture], config: Config, stored: Mapping[str, StoredTensor], key: str, value: str
-) -> dict[str, StoredTensor]:
+    architecture: type[Architecture], config: Config, stored: Mapping[str, Stored], key: str, value: str
+) -> dict[str, Stored]:
     """Those of ``stored`` that ``architecture(config)`` has, the head always among them.
 
     Raises:
@@ -123,7 +128,7 @@ def fit(
                 raise wrong(f"the weight {name} is stored as {weights[name].dtype}; quantised weights cannot be loaded")
 
     # A tensor may be a view that repeats a few numbers as often as it likes.
-    places = {replace(place, scale=1.0) for place in stored.values()}
+    places = {replace(part, scale=1.0) for weight in stored.values() for part in parts_of(weight)}
     whole = sum(math.prod(place.shape) * place.dtype.itemsize for place in places)
     if whole > (held := sum(file.size for file in {place.file for place in places})):
         raise wrong(f"its weights would take {whole:,} bytes, and the file holds {held:,}")
@@ -147,7 +152,7 @@ def checkpoint_of(
     architecture: type[Architecture],
     config: Config,
     tokenizer: Tokenizer,
-    fitting: Mapping[str, StoredTensor],
+    fitting: Mapping[str, Stored],
     key: str,
     value: str,
 ) -> Checkpoint:
@@ -156,14 +161,18 @@ def checkpoint_of(
     if tokenizer.vocab_size > config.vocab_size:
         has = f"the tokenizer has {tokenizer.vocab_size} tokens and the model's embedding {config.vocab_size} rows"
         raise ModelError(key, value, f"{has}; it belongs to another model")
-    places = list(dict.fromkeys(weights.values()))
+    places = list(dict.fromkeys(itertools.chain.from_iterable(map(parts_of, weights.values()))))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         digests = dict(zip(places, pool.map(StoredTensor.sha256, places), strict=True))
-    content = {
-        name: (str(weight.dtype), weight.shape, weight.stride, digests[weight], *([scale] if scale != 1 else []))
-        for name, weight in weights.items()
-        for scale in [weight.scale]
-    }
+
+    def hashed(part: StoredTensor) -> list[object]:
+        scale = [] if part.scale == 1 else [part.scale]
+        return [str(part.dtype), part.shape, part.stride, digests[part], *scale]
+
+    content: dict[str, list[object]] = {}
+    for name, weight in weights.items():
+        parts = [hashed(part) for part in parts_of(weight)]
+        content[name] = parts[0] if len(parts) == 1 else [*parts]
     head = architecture.HEAD
     tied = content[head] == content[architecture.EMBEDDING]
     if tied:

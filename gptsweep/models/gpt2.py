@@ -10,8 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,24 +18,10 @@ from torch import Tensor, nn
 
 from ..errors import ModelError, brief
 from .architecture import Architecture, Attend, LinearLayer, is_size
-from .files.weights import StoredTensor
+from .files.weights import Stored, StoredTensor
+from .hf_settings import HF_ACTIVATIONS
+from .layers import ACTIVATIONS, Activation, Embedding, Linear
 from .nanogpt_stream import nanogpt_stream
-
-Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu", "tanh"]
-_HF_ACTIVATIONS: Mapping[str, Activation] = {
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_accurate": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_python_tanh": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "quick_gelu": "quick_gelu",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-    "tanh": "tanh",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +61,11 @@ class GPTConfig:
         return self.n_head
 
     @property
+    def windows(self) -> tuple[None, ...]:
+        """Every token sees all positions before it."""
+        return (None,) * self.n_layer
+
+    @property
     def n_hidden(self) -> int:
         """Width of the feed-forward layer: ``n_inner``, or ``4 * n_embd``."""
         return self.n_inner or 4 * self.n_embd
@@ -94,21 +84,6 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
 
 
-class Linear(nn.Linear):
-    """A linear layer that takes its input in any dtype and computes in its weight's."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
-
-
-class Embedding(nn.Embedding):
-    """An embedding that draws nothing on the meta device, where the draw would cost 1.5 s (it imports torch._dynamo)."""
-
-    def reset_parameters(self) -> None:
-        if not self.weight.is_meta:
-            super().reset_parameters()
-
-
 class Attention(nn.Module):
     """The projections around self-attention; who sees whom is the caller's `Attend`."""
 
@@ -124,30 +99,13 @@ class Attention(nn.Module):
         return queries, keys, values
 
 
-class QuickGELU(nn.Module):
-    """The approximation of GELU by a logistic function."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
-
-
-_ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
-    "gelu": nn.GELU,
-    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
-    "quick_gelu": QuickGELU,
-    "relu": nn.ReLU,
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-}
-
-
 class MLP(nn.Module):
     """The feed-forward layer."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.c_fc: nn.Module = Linear(config.n_embd, config.n_hidden, bias=config.bias)
-        self.gelu: nn.Module = _ACTIVATIONS[config.activation]()
+        self.gelu: nn.Module = ACTIVATIONS[config.activation]()
         self.c_proj: nn.Module = Linear(config.n_hidden, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -290,8 +248,8 @@ class GPT(Architecture):
             if not isinstance(settings.get(name, True), bool):
                 raise wrong(f"its config.json has {name}={brief(settings[name])}, which is neither true nor false")
         activation = settings.get("activation_function", "gelu_new")
-        if activation not in list(_HF_ACTIVATIONS):  # a list, for a damaged config may hold what has no hash
-            raise wrong(f"its activation_function is {brief(activation)}; gptsweep runs {', '.join(_HF_ACTIVATIONS)}")
+        if activation not in list(HF_ACTIVATIONS):  # a list, for a damaged config may hold what has no hash
+            raise wrong(f"its activation_function is {brief(activation)}; gptsweep runs {', '.join(HF_ACTIVATIONS)}")
         names = {"vocab_size": "vocab_size", "n_positions": "block_size", "n_layer": "n_layer", "n_head": "n_head"}
         names |= {"n_embd": "n_embd", "n_inner": "n_inner"}
         shape = {ours: settings[theirs] for theirs, ours in names.items() if settings.get(theirs) is not None}
@@ -304,7 +262,7 @@ class GPT(Architecture):
             return GPTConfig(
                 **shape,
                 tied_head=settings.get("tie_word_embeddings", True),
-                activation=_HF_ACTIVATIONS[activation],
+                activation=HF_ACTIVATIONS[activation],
                 layer_norm_epsilon=float(epsilon),
             )
         except (TypeError, ValueError) as error:
@@ -312,17 +270,21 @@ class GPT(Architecture):
 
     @classmethod
     def weights_from_hf(
-        cls, stored: Mapping[str, StoredTensor], settings: Mapping[str, Any], config: GPTConfig
-    ) -> dict[str, StoredTensor]:
+        cls,
+        stored: Mapping[str, StoredTensor],
+        settings: Mapping[str, Any],
+        config: GPTConfig,
+        wrong: Callable[[str], ModelError],
+    ) -> dict[str, Stored]:
         """Transposed back from transformers' ``Conv1D``; a scale of the attention's own is put into the queries instead."""
-        weights = dict(stored)
+        weights: dict[str, Stored] = {}
         for name, tensor in stored.items():
-            if re.search(r"\.c_(attn|proj|fc)\.weight$", name):
-                weights[name] = tensor.transposed()
+            own = tensor.transposed() if re.search(r"\.c_(attn|proj|fc)\.weight$", name) else tensor
             if layer := re.fullmatch(r"transformer\.h\.(\d{1,9})\.attn\.c_attn\.(weight|bias)", name):
                 scale = 1.0 if settings.get("scale_attn_weights", True) else math.sqrt(config.head_size)
                 scale /= int(layer[1]) + 1 if settings.get("scale_attn_by_inverse_layer_idx", False) else 1
-                weights[name] = replace(weights[name], scale=scale, scaled_rows=config.n_embd)
+                own = replace(own, scale=scale, scaled_rows=config.n_embd)
+            weights[name] = own
         return weights
 
     @classmethod

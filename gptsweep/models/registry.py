@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 ARCHITECTURES = {
     "gpt2": "gptsweep.models.gpt2:GPT",
+    "llama": "gptsweep.models.llama:Llama",
 }
 """Subclasses of `Architecture`, by the ``model_type`` of a Hugging Face ``config.json``."""
 

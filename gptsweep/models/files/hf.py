@@ -71,9 +71,10 @@ def open_hf(files: ModelFiles, tokenizer: Tokenizer | None = None) -> Checkpoint
         raise files.absent("config.json")
     settings = _json(path, files)
     architecture = _architecture(settings, files)
-    config = architecture.config_from_hf(settings, partial(ModelError, files.key, files.value))
+    wrong = partial(ModelError, files.key, files.value)
+    config = architecture.config_from_hf(settings, wrong)
     named = by_name(_tensors(files), architecture.own_name, files.key, files.value)
-    stored = architecture.weights_from_hf(named, settings, config)
+    stored = architecture.weights_from_hf(named, settings, config, wrong)
     fitting = fit(architecture, config, stored, files.key, files.value)
     tokenizer = tokenizer or _tokenizer(settings, config.vocab_size, files)
     return checkpoint_of(architecture, config, tokenizer, fitting, files.key, files.value)
@@ -82,8 +83,9 @@ def open_hf(files: ModelFiles, tokenizer: Tokenizer | None = None) -> Checkpoint
 def _architecture(settings: Any, files: ModelFiles) -> type[Architecture]:
     kind = settings.get("model_type") if isinstance(settings, dict) else None
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
-        runs = " or ".join(f"'{name}'" for name in ARCHITECTURES)
-        what = f"its config.json names the architecture {brief(kind)}; gptsweep runs model_type {runs} (GPT-2, distilgpt2, …)"
+        *others, last = (f"'{name}'" for name in ARCHITECTURES)
+        runs = f"{', '.join(others)} or {last}"
+        what = f"its config.json names the architecture {brief(kind)}; gptsweep runs model_type {runs}"
         raise ModelError(files.key, files.value, what)
     return architecture_of(kind)
 

@@ -152,6 +152,35 @@ class StoredTensor:
         return digest.hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """A weight that files hold in several, one under another: queries, keys and values, say.
+
+    ``parts`` have one dtype, and one shape but for the first dimension.
+    """
+
+    parts: tuple[StoredTensor, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As stored."""
+        return self.parts[0].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole."""
+        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
+
+
+Stored = StoredTensor | Stacked
+"""Where a weight is stored."""
+
+
+def parts_of(stored: Stored) -> tuple[StoredTensor, ...]:
+    """The tensors that a weight is made of, one under another."""
+    return stored.parts if isinstance(stored, Stacked) else (stored,)
+
+
 def read_safetensors(path: Path, key: str, value: str) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """The tensors of a safetensors file by name, and its metadata; nothing but the header is read.
 

@@ -1,0 +1,199 @@
+"""The layers that architectures are made of: normalisations, rotary positions, attention's projections, feed-forward layers.
+
+Each is described by data, so that a family of models is a choice of values. Linear layers compute in their weight's dtype;
+everything between them is float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared", "silu", "tanh"]
+
+
+class Linear(nn.Linear):
+    """A linear layer that takes its input in any dtype and computes in its weight's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+
+class Embedding(nn.Embedding):
+    """An embedding that draws nothing on the meta device, where the draw would cost 1.5 s (it imports torch._dynamo)."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
+# -- activations -------------------------------------------------------------------------------------------------------------
+
+
+class QuickGELU(nn.Module):
+    """The approximation of GELU by a logistic function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class SquaredReLU(nn.Module):
+    """``max(x, 0) ** 2`` (So et al., 2021, "Primer")."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x).square()
+
+
+class Gated(nn.Module):
+    """``activation(gate) * up`` of ``[..., 2 * width]``, the gate first; with SiLU it is SwiGLU (Shazeer, 2020)."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = x.float().chunk(2, -1)
+        return cast(Tensor, self.activation(gate) * up)
+
+
+ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+    "quick_gelu": QuickGELU,
+    "relu": nn.ReLU,
+    "relu_squared": SquaredReLU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
+
+
+# -- normalisations ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormConfig:
+    """A normalisation: of the root mean square, or of mean and variance; with a learned weight, and a bias, or without."""
+
+    kind: Literal["rms", "layer"]
+    epsilon: float
+    weight: bool = True
+    bias: bool = False
+
+
+class Norm(nn.Module):
+    """A normalisation of the last dimension, in float32 whatever the linear layers' dtype."""
+
+    def __init__(self, config: NormConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.width = width
+        self.weight = nn.Parameter(torch.ones(width)) if config.weight else None
+        self.bias = nn.Parameter(torch.zeros(width)) if config.bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.float()
+        if self.config.kind == "layer":
+            return F.layer_norm(x, (self.width,), self.weight, self.bias, self.config.epsilon)
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.config.epsilon)
+        x = x if self.weight is None else x * self.weight
+        return x if self.bias is None else x + self.bias
+
+
+# -- rotary positions --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Llama3Scaling:
+    """Llama 3.1's: long waves are stretched by ``factor``, short ones stay, those between are mixed."""
+
+    factor: float
+    low: float
+    high: float
+    trained: int
+
+    def frequencies(self, plain: Tensor) -> Tensor:
+        """``float32 [size / 2]`` from those of plain rotary positions."""
+        waves = 2 * math.pi / plain
+        share = (self.trained / waves - self.low) / (self.high - self.low)
+        mixed = (1 - share) * plain / self.factor + share * plain
+        stretched = torch.where(waves > self.trained / self.low, plain / self.factor, mixed)
+        return torch.where(waves < self.trained / self.high, plain, stretched)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearScaling:
+    """All waves are stretched by ``factor``."""
+
+    factor: float
+
+    def frequencies(self, plain: Tensor) -> Tensor:
+        """``float32 [size / 2]`` from those of plain rotary positions."""
+        return plain / self.factor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RotaryConfig:
+    """Rotary positions (Su et al., 2021): the first ``size`` numbers of a head are turned, two by two, by angles.
+
+    The two that are turned together are ``size / 2`` apart, or with ``pairs`` beside one another.
+    """
+
+    size: int
+    base: float = 10_000.0
+    pairs: bool = False
+    scaling: Llama3Scaling | LinearScaling | None = None
+
+    def frequencies(self) -> Tensor:
+        """``float32 [size / 2]``: by how much a position turns more than the one before it."""
+        # In float32, as transformers does: at a late position a rounding of the frequency is seen in the angle.
+        plain = 1.0 / (self.base ** (torch.arange(0, self.size, 2, dtype=torch.float32) / self.size))
+        return plain if self.scaling is None else self.scaling.frequencies(plain)
+
+
+Turns = tuple[Tensor, Tensor]
+"""Cosines and sines of the angles of some tokens: ``float32 [..., 1, size / 2]`` each, to be held against heads."""
+
+
+class Rotary:
+    """The angles of rotary positions, and how they turn queries and keys.
+
+    Cosines and sines stand in tables, so that a position has the same bits in every pass.
+    """
+
+    def __init__(self, config: RotaryConfig) -> None:
+        self.config = config
+        self.tables = torch.empty(2, 0, config.size // 2)
+
+    @torch.inference_mode(False)
+    def reserve(self, n_positions: int, device: torch.device) -> None:
+        """Make the tables long enough for ``n_positions``."""
+        if self.tables.shape[1] >= n_positions and self.tables.device == device:
+            return
+        with torch.device("cpu"):
+            angles = torch.arange(n_positions, dtype=torch.float32)[:, None] * self.config.frequencies()
+            # In float64, and rounded: then the bits do not depend on how a vector of them is cut up.
+            self.tables = torch.stack([angles.double().cos(), angles.double().sin()]).float().to(device)
+
+    def at(self, positions: Tensor) -> Turns:
+        """The angles at ``int64 [...]``, each below what was reserved."""
+        return self.tables[0][positions].unsqueeze(-2), self.tables[1][positions].unsqueeze(-2)
+
+    def turn(self, heads: Tensor, turns: Turns) -> Tensor:
+        """Queries or keys ``[..., heads, head_size]``, turned, in float32."""
+        cos, sin = turns
+        heads = heads.float()
+        turned, rest = heads[..., : self.config.size], heads[..., self.config.size :]
+        if self.config.pairs:
+            a, b = turned.view(*turned.shape[:-1], -1, 2).unbind(-1)
+            turned = torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
+        else:
+            a, b = turned.chunk(2, -1)
+            turned = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+        return turned if not rest.shape[-1] else torch.cat([turned, rest], -1)
