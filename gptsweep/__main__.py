@@ -33,6 +33,7 @@ from yaml import YAMLError
 from .config import CONF_DIR, GROUPS, choices, from_omegaconf, keys, meant, point_from_config, register, unknown_key
 from .display import STDOUT, drop, ready_streams, say, write_out
 from .errors import ConfigError, GptsweepError, Interrupted, ResultsError, SweepError, describe, shown
+from .models.registry import require_some
 from .multirun import hydra_internals
 from .multirun.compose import PointLoader, SweepLoader, for_some_models, is_basic_sweeper
 from .multirun.overrides import as_typed, how_to_quote, quoted
@@ -47,6 +48,7 @@ from .multirun.sweep_files import (
 )
 from .prompts import read_reference
 from .records import Point
+from .store.schema import MANIFEST, SWEEP
 
 PROGRAM = sys.argv[0]
 LISTED = 20
@@ -126,10 +128,13 @@ class Report(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
-            point_from_config(config)
+            point = point_from_config(config)
             if config.reference is not None:
                 read_reference(config.reference)
-            require_no_sweep(Path(os.path.abspath(config.hydra.run.dir)).parent)
+            directory = Path(os.path.abspath(config.hydra.run.dir))
+            require_no_sweep(directory.parent)
+            if not os.path.lexists(directory / MANIFEST):  # else what it holds may need no model
+                require_some([point.model])
         except Exception as error:
             raise Refused(error) from error
 
@@ -141,8 +146,10 @@ class Report(Callback):
             ready_params(config)
             if config.reference is not None:
                 read_reference(config.reference)
-            first = check_sweep(config, loader)
+            points = check_sweep(config, loader)
             directory = Path(os.path.abspath(config.hydra.sweep.dir))
+            if not os.path.lexists(directory / SWEEP):  # else what it holds may need no model
+                require_some({point.model: None for point in points})
             at_end = score = None
             if "FusedLauncher" in config.hydra.launcher._target_:
                 hydra.config_loader = loader  # it knows the points now
@@ -152,7 +159,7 @@ class Report(Callback):
                 hydra.config_loader = SweepLoader(hydra.config_loader.get_search_path())
                 at_end = partial(finish_sweep, directory, loader.planned, show_rows=not config.quiet)
                 if config.reference is not None:
-                    score = partial(score_reference, directory, config.reference, first)
+                    score = partial(score_reference, directory, config.reference, points[0])
             begin_sweep(directory, at_end, score)
         except Exception as error:
             raise Refused(error) from error
@@ -254,8 +261,8 @@ def from_here(path: str) -> Path:
     return whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else whole
 
 
-def check_sweep(config: DictConfig, loader: PointLoader) -> Point:
-    """Refuse a sweep with a wrong value before anything is made for it; its first point.
+def check_sweep(config: DictConfig, loader: PointLoader) -> list[Point]:
+    """Refuse a sweep with a wrong value before anything is made for it; its points as far as they are known, one at least.
 
     With Hydra's own sweeper, every point is composed. With another, which chooses points as it goes, the first is, and then
     every other value of a swept key in its place.
@@ -279,11 +286,10 @@ def check_sweep(config: DictConfig, loader: PointLoader) -> Point:
             swept[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
             check_directories(config, key, swept[key], override.get_value_string())
     if is_basic_sweeper(config):
-        return loader.plan(config, hydra_internals.points_of(overrides))[0].point
+        return [planned.point for planned in loader.plan(config, hydra_internals.points_of(overrides))]
     first = {key: line for key, (line, *_) in swept.items()}
     others = [first | {key: line} for key, (_, *lines) in swept.items() for line in lines]
-    points = [point_from_config(loader.load_sweep_config(config, list(point.values()))) for point in (first, *others)]
-    return points[0]
+    return [point_from_config(loader.load_sweep_config(config, list(point.values()))) for point in (first, *others)]
 
 
 def score_reference(directory: Path, source: str, point: Point) -> None:

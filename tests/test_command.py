@@ -299,11 +299,20 @@ def test_a_strange_prompt_of_a_sweep_needs_quotes_only_where_it_holds_a_comma(ru
     assert {cfg.start for cfg, _ in jobs} == {"Hello, world!"}
 
 
+@pytest.fixture
+def checkpoint(run: Run) -> None:
+    """Something in the default ``out_dir``, for jobs that do not look into it."""
+    Path("out").mkdir()
+    Path("out", "ckpt.pt").touch()
+
+
+@pytest.mark.usefixtures("checkpoint")
 def test_an_error_of_the_run_is_one_line(run: Run, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     fails(monkeypatch, ModelError("model.out_dir", "out", "no such directory"))
     assert run("model=resume") == Ended(2, "", "gptsweep: error: model.out_dir=out: no such directory\n")
 
 
+@pytest.mark.usefixtures("checkpoint")
 def test_a_sweep_ends_with_the_points_that_failed_and_the_command_that_retries_them(
     run: Run, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,6 +373,31 @@ print("LOADED", sorted({"torch", "pandas", "numpy", "numba"} & sys.modules.keys(
     )
     assert ended.stdout.splitlines()[-1] == "LOADED []", ended.stderr
     assert len(ended.stderr.splitlines()) == 3
+
+
+def test_a_model_that_is_not_there_is_said_before_torch_is_imported(tmp_path: Path) -> None:
+    program = """
+import sys
+from gptsweep.__main__ import main
+for line in ("model=gpt2", "model=hf model.path=some/repo", "-m model=gpt2,gpt2-xl seed=1,2", "model=resume"):
+    sys.argv = ["gptsweep", *line.split()]
+    print(main())
+print("LOADED", sorted({"torch", "pandas", "numpy", "numba", "tiktoken", "transformers"} & sys.modules.keys()))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.stdout.split() == ["2", "2", "2", "2", "LOADED", "[]"], ended.stderr
+    gpt2, hf, sweep, resume = ended.stderr.splitlines()
+    assert gpt2 == sweep
+    assert "model=gpt2: config.json of openai-community/gpt2 is not in the cache and HF_HUB_OFFLINE is set" in gpt2
+    assert "model.path=some/repo: config.json of some/repo is not in the cache" in hf
+    assert "model.out_dir=out: no such directory" in resume
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_the_module_ends_with_the_status_of_a_mistake(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 from model_files import TINY, random_gpt, save_hf
 
-from gptsweep.models.files.hf import LocalFiles, open_hf
+from gptsweep.models.files.hf import open_hf
+from gptsweep.models.files.places import LocalFiles
 from gptsweep.models.files.tokenizers import GPT2Tokenizer
 
 REPOSITORY = Path(__file__).parent.parent

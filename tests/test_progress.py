@@ -348,7 +348,7 @@ def test_a_narrow_terminal_has_fewer_counts_beside_the_bar_but_whole_ones(monkey
         (2, ("sampling.logit_bias={999:1}",)),
         (2, ("device.name=cuda:99",)),
         (2, ("model=hf", "model.path=./nowhere")),
-        (1, ("-m", "seed=1,2", "model=resume", "model.out_dir=nowhere")),
+        (2, ("-m", "seed=1,2", "model=resume", "model.out_dir=nowhere")),
         (1, ("-m", "seed=1,2", "start=é")),
         (2, ("-m", "seed=1,2", "start=é", "hydra/launcher=basic")),
     ],

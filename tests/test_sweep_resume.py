@@ -371,6 +371,8 @@ def test_a_point_that_fails_leaves_the_others_alone(run: Run, place: Path) -> No
 
 
 def test_a_sweep_without_a_name_says_under_which_name_to_retry(run: Run, place: Path) -> None:
+    (place / "none").mkdir()
+    (place / "none/ckpt.pt").touch()
     last = run("-m", "model=resume", "model.out_dir=none", "seed=1,2").err.splitlines()[-1]
     [directory] = place.glob("outputs/sweeps/*")
     assert last.endswith(f"python -m gptsweep -m model=resume model.out_dir=none seed=1,2 name={directory.name}")

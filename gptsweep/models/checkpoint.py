@@ -21,12 +21,11 @@ from torch import nn
 from ..display import get_logger
 from ..errors import ModelError
 from .architecture import Architecture, Config
+from .files.places import MERGE
 from .files.tokenizers import Tokenizer
 from .files.weights import Stored, StoredTensor, parts_of
 
 log = get_logger(__name__)
-
-MERGE = "merge it with peft's model.merge_and_unload(), then save_pretrained(DIR)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,9 @@ Each stands as ``module:attribute``, and is imported when a model needs it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from .architecture import Architecture
     from .checkpoint import Checkpoint
 
+_GPT2S = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+
 ARCHITECTURES = {
     "gpt2": "gptsweep.models.gpt2:GPT",
     "llama": "gptsweep.models.llama:Llama",
@@ -25,15 +29,42 @@ ARCHITECTURES = {
 FORMATS = {
     "shakespeare": "gptsweep.models.files.embedded:open_source",
     "resume": "gptsweep.models.files.nanogpt:open_source",
-    "hf": "gptsweep.models.files.hub:open_path",
-    **dict.fromkeys(("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"), "gptsweep.models.files.hub:open_gpt2"),
+    **dict.fromkeys(("hf", *_GPT2S), "gptsweep.models.files.hf:open_source"),
 }
 """Functions from a `ModelSource` to a `Checkpoint`, by the name that a user gives: ``model=NAME``."""
+
+PLACES = {
+    "resume": "gptsweep.models.files.places:find_nanogpt",
+    **dict.fromkeys(("hf", *_GPT2S), "gptsweep.models.files.places:find_hf"),
+}
+"""For formats whose files may be missing: functions that see, without torch, that a model's first file is there."""
 
 
 def architecture_of(model_type: str) -> type[Architecture]:
     """The class of an entry of `ARCHITECTURES`."""
     return cast("type[Architecture]", _imported(ARCHITECTURES[model_type]))
+
+
+def require_some(sources: Collection[ModelSource]) -> None:
+    """See, without importing torch, that one of the models at least is there. All are looked for at once.
+
+    Raises:
+        ModelError: none is; the error of the first.
+    """
+    with ThreadPoolExecutor() as pool:
+        errors = list(pool.map(_missing, sources))
+    if errors and all(errors):
+        raise next(filter(None, errors))
+
+
+def _missing(source: ModelSource) -> ModelError | None:
+    if source.name in PLACES:
+        try:
+            with _readable(source):
+                _imported(PLACES[source.name])(source)
+        except ModelError as error:
+            return error
+    return None
 
 
 def open_checkpoint(source: ModelSource) -> Checkpoint:
@@ -43,8 +74,14 @@ def open_checkpoint(source: ModelSource) -> Checkpoint:
         ModelError: there is no such model, it cannot be fetched or read, or it has no architecture of `ARCHITECTURES`.
     """
     open_source = cast("Callable[[ModelSource], Checkpoint]", _imported(FORMATS[source.name]))
-    try:
+    with _readable(source):
         return open_source(source)
+
+
+@contextmanager
+def _readable(source: ModelSource) -> Iterator[None]:
+    try:
+        yield
     except (OSError, RuntimeError) as error:  # a name that is too long, a home directory that is not known
         places = {"resume": ("model.out_dir", source.out_dir), "hf": ("model.path", source.path)}
         key, value = places.get(source.name, ("model", source.name))

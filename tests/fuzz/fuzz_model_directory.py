@@ -16,7 +16,8 @@ from driver import instrumented, run, tell
 with instrumented():
     from gptsweep.errors import GptsweepError
     from gptsweep.models.checkpoint import load_weights
-    from gptsweep.models.files.hf import LocalFiles, open_hf
+    from gptsweep.models.files.hf import open_hf
+    from gptsweep.models.files.places import LocalFiles
     from gptsweep.models.gpt2 import GPT, GPTConfig
 from model_files import hf_settings, random_gpt, save_hf
 

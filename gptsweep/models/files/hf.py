@@ -6,15 +6,17 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ...display import get_logger
 from ...errors import ModelError, brief
 from ...files import JSON_BYTES, read_json
+from ...records import ModelSource
 from ..architecture import Architecture
-from ..checkpoint import MERGE, Checkpoint, by_name, checkpoint_of, fit
+from ..checkpoint import Checkpoint, by_name, checkpoint_of, fit
 from ..registry import ARCHITECTURES, architecture_of
 from .pickles import mapping_of
+from .places import ModelFiles, config_of, files_of
 from .tokenizers import GPT2Tokenizer, Tokenizer, read_hf_tokenizer
 from .weights import StoredTensor, TorchFile, read_safetensors
 
@@ -24,39 +26,9 @@ GPT2_PADDED_VOCAB = 50304
 """GPT-2's 50,257 tokens rounded up to a multiple of 64, as nanoGPT pads its embedding."""
 
 
-class ModelFiles(Protocol):
-    """The files of a Hugging Face model; ``key`` and ``value`` name it in errors.
-
-    ``unreachable``: why the place where they are kept could not be asked for a file, None as long as it could.
-    """
-
-    key: str
-    value: str
-    unreachable: str | None
-
-    def find(self, name: str) -> Path | None:
-        """The path of a file of the model, None where it has none of that name."""
-        ...
-
-    def absent(self, what: str) -> ModelError:
-        """The error that says that ``what`` is needed and not there."""
-        ...
-
-
-class LocalFiles:
-    """The model's files in a directory."""
-
-    def __init__(self, directory: Path, key: str, value: str) -> None:
-        self.key, self.value = key, value
-        self.unreachable: str | None = None
-        self._directory = directory
-
-    def find(self, name: str) -> Path | None:
-        path = self._directory / name
-        return path if path.is_file() else None
-
-    def absent(self, what: str) -> ModelError:
-        return ModelError(self.key, self.value, f"the directory has no {what}")
+def open_source(source: ModelSource) -> Checkpoint:
+    """``model=hf``, GPT-2 and its larger sisters."""
+    return open_hf(files_of(source), None if source.name == "hf" else GPT2Tokenizer())
 
 
 def open_hf(files: ModelFiles, tokenizer: Tokenizer | None = None) -> Checkpoint:
@@ -65,11 +37,7 @@ def open_hf(files: ModelFiles, tokenizer: Tokenizer | None = None) -> Checkpoint
     Raises:
         ModelError: a file is missing or damaged, or `ARCHITECTURES` does not have the model's.
     """
-    if (path := files.find("config.json")) is None:
-        if files.find("adapter_config.json") is not None:
-            raise ModelError(files.key, files.value, f"is an adapter of PEFT without its model; {MERGE}")
-        raise files.absent("config.json")
-    settings = _json(path, files)
+    settings = _json(config_of(files), files)
     architecture = _architecture(settings, files)
     wrong = partial(ModelError, files.key, files.value)
     config = architecture.config_from_hf(settings, wrong)

@@ -1,9 +1,8 @@
-"""Models by name or path: the files of a Hugging Face model in a directory here, or on the hub."""
+"""The files of a model on the Hugging Face hub, through the hub library and its cache."""
 
 from __future__ import annotations
 
 import os
-import re
 import socket
 import threading
 import time
@@ -13,36 +12,14 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from ...errors import ModelError
-from ...records import ModelSource
-from ..checkpoint import Checkpoint
-from .hf import LocalFiles, ModelFiles, open_hf
-from .tokenizers import GPT2Tokenizer
 
 HUB_OWNER = "openai-community"
 
-PROBE_SECONDS = 2.0
-"""How long to try for a first connection to the hub."""
+PROBE_SECONDS = 1.5
+"""How long to wait for a first connection to the hub."""
 
-
-def open_path(source: ModelSource) -> Checkpoint:
-    """``model=hf``: a directory, or a model on the hub."""
-    return open_hf(_files_at(source.path or ""))
-
-
-def open_gpt2(source: ModelSource) -> Checkpoint:
-    """``model=gpt2`` and its larger sisters, from the hub."""
-    return open_hf(HubFiles(_cached_name(source.name), "model", source.name), GPT2Tokenizer())
-
-
-def _files_at(path: str) -> ModelFiles:
-    directory = Path(path).expanduser()
-    if directory.is_dir():
-        return LocalFiles(directory, "model.path", path)
-    if directory.exists():
-        raise ModelError("model.path", path, "is a file; give the directory that holds config.json and the safetensors")
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):
-        raise ModelError("model.path", path, f"no such directory in {Path.cwd()}, and not a hub id such as {HUB_OWNER}/gpt2")
-    return HubFiles(path, "model.path", path)
+REFUSED_SECONDS = 1.0
+"""How long to try again where the connection is refused, or the hub's name unknown."""
 
 
 class HubFiles:
@@ -52,10 +29,10 @@ class HubFiles:
         self.key, self.value = key, value
         self.unreachable: str | None = None
         self._repo = repo
-        self._hub = _hub()
-        constants = self._hub.constants
         # The library tries five times with longer and longer waits: right for a hub that stumbles, half a minute for none.
-        self._down = None if constants.HF_HUB_OFFLINE else _no_connection(constants.ENDPOINT)
+        probe = _Probe(_constants())
+        self._hub = _hub()
+        self._down = probe.failure()
 
     def find(self, name: str) -> Path | None:
         errors = self._hub.errors
@@ -100,39 +77,54 @@ class HubFiles:
         return ModelError(self.key, self.value, what)
 
 
-def _no_connection(endpoint: str) -> str | None:
-    """Why no connection to ``endpoint`` can be made within two seconds; None where one can, or a proxy stands between."""
-    url = urlsplit(endpoint)
-    host, port = url.hostname or "", url.port or (80 if url.scheme == "http" else 443)
-    if getproxies().get(url.scheme) and not proxy_bypass(host):
-        return None
-    found: list[str | None] = []
+class _Probe:
+    """A try to connect to the hub, made in the background while its library is imported."""
 
-    def connect() -> None:
-        until = time.monotonic() + PROBE_SECONDS
-        while not found:
+    def __init__(self, constants: Any) -> None:
+        url = urlsplit(constants.ENDPOINT)
+        self._host, self._port = url.hostname or "", url.port or (80 if url.scheme == "http" else 443)
+        self._until = time.monotonic() + PROBE_SECONDS
+        self._found: list[str | None] = []
+        if constants.HF_HUB_OFFLINE or (getproxies().get(url.scheme) and not proxy_bypass(self._host)):
+            self._found.append(None)
+        # Looking a name up knows no time limit, so that the thread may outlive the wait for it.
+        self._thread = threading.Thread(target=self._connect, daemon=True)
+        self._thread.start()
+
+    def failure(self) -> str | None:
+        """Why no connection can be made; None where one can, a proxy stands between, or none is wanted."""
+        self._thread.join(max(0.0, self._until - time.monotonic()))
+        return self._found[0] if self._found else "no answer"
+
+    def _connect(self) -> None:
+        last_try = time.monotonic() + REFUSED_SECONDS
+        while not self._found:
             try:
-                with socket.create_connection((host, port), timeout=PROBE_SECONDS):
-                    found.append(None)
+                with socket.create_connection((self._host, self._port), timeout=PROBE_SECONDS):
+                    self._found.append(None)
             except OSError as error:
-                if time.monotonic() + 0.2 > until:
-                    found.append(f"{type(error).__name__}: {error}")
+                if time.monotonic() >= last_try:
+                    self._found.append(f"{type(error).__name__}: {error}")
                 else:
                     threading.Event().wait(0.2)
 
-    thread = threading.Thread(target=connect, daemon=True)  # looking a name up knows no time limit
-    thread.start()
-    thread.join(PROBE_SECONDS)
-    return found[0] if found else "no answer"
+
+def _constants() -> Any:
+    """The settings of the hub library, which it reads from the environment at import; its telemetry is off."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # Imported late: only models from the hub need it.
+    import huggingface_hub.constants
+
+    return huggingface_hub.constants
 
 
 def _hub() -> Any:
-    """The hub library, with its telemetry off."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    # Imported late: it costs a quarter of a second that only models from the hub need, and reads its settings at import.
+    """The hub library."""
+    _constants()
+    # Imported late: it costs half a second that only models from the hub need.
     import huggingface_hub
-    import huggingface_hub.constants
     import huggingface_hub.errors
+    import huggingface_hub.file_download
 
     return huggingface_hub
 
@@ -144,7 +136,7 @@ def _cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".strip().splitlines()[0].removesuffix(": ")
 
 
-def _cached_name(name: str) -> str:
+def cached_name(name: str) -> str:
     """Hub id of one of OpenAI's models. nanoGPT fetches them by their old ids, and what is cached so is not fetched again."""
     cached = _hub().try_to_load_from_cache
     current = f"{HUB_OWNER}/{name}"

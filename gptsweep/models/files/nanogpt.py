@@ -15,6 +15,7 @@ from ..checkpoint import Checkpoint, by_name, checkpoint_of, fit
 from ..gpt2 import GPT, GPTConfig
 from .meta import read_meta
 from .pickles import mapping_of
+from .places import nanogpt_file
 from .tokenizers import CharTokenizer, GPT2Tokenizer
 from .weights import TorchFile
 
@@ -40,10 +41,7 @@ def open_nanogpt(out_dir: str, meta: str | None = None, name: str = NANOGPT_FILE
         name: the checkpoint's file in ``out_dir``.
     """
     key = "model.out_dir"
-    directory = Path(out_dir).expanduser()
-    path = directory / name
-    if not path.exists():
-        raise _no_checkpoint(directory, out_dir, name)
+    path = nanogpt_file(out_dir, name)
     file = TorchFile(path, key, out_dir)
     contents = mapping_of(file.contents) or {}
     weights = mapping_of(contents.get("model"))
@@ -52,23 +50,8 @@ def open_nanogpt(out_dir: str, meta: str | None = None, name: str = NANOGPT_FILE
     config = _config(contents["model_args"], path.name, key, out_dir)
     fitting = fit(GPT, config, by_name(file.tensors(weights), GPT.own_name, key, out_dir), key, out_dir)
     training = mapping_of(contents.get("config")) or {}
-    tokenizer = _tokenizer(directory, training, meta, config, out_dir)
+    tokenizer = _tokenizer(path.parent, training, meta, config, out_dir)
     return checkpoint_of(GPT, config, tokenizer, fitting, key, out_dir)
-
-
-def _no_checkpoint(directory: Path, out_dir: str, name: str) -> ModelError:
-    if directory.is_dir():
-        if beside := sorted(found.name for found in directory.glob("*.pt")):
-            more = f" and {len(beside) - 5} more" if len(beside) > 5 else ""
-            return ModelError("model.file", name, f"is not in {out_dir}; there: {', '.join(beside[:5])}{more}")
-        if name != NANOGPT_FILE:
-            return ModelError("model.file", name, f"is not in {out_dir}, nor is any other *.pt")
-    others = sorted(str(found.parent) for found in Path().glob(f"*/{NANOGPT_FILE}"))
-    hint = f"; there is one in {', '.join(others[:5])}" if others else "; give the out_dir of nanoGPT's train.py"
-    if directory.is_dir():
-        return ModelError("model.out_dir", out_dir, f"there is no {NANOGPT_FILE} in this directory{hint}")
-    missing = "is a file, not a directory" if directory.exists() else f"no such directory in {Path.cwd()}"
-    return ModelError("model.out_dir", out_dir, f"{missing}{hint}")
 
 
 def _config(saved: Any, name: str, key: str, value: str) -> GPTConfig:
