@@ -1,4 +1,4 @@
-"""What a busy core costs: the same work with OpenMP's waiting as torch has it, as here, passive, and on one thread.
+"""What a busy core costs: the same work on torch's threads as they are, as here, passive, and on one thread.
 
     python benchmarks/shared_machine.py [--busy 1] [--repeats 7] [--dtype float32] [--spin 300 3000 10000]
 
@@ -6,7 +6,7 @@ Each way is a process of its own, started once; they take turns, first on the ma
 processes that do nothing but keep a core. `small` is the embedded model with 10 rows, many short parallel regions a step;
 `large` is a grid of 256 rows of GPT-2's shape with random weights. Ratios are of the fastest turns, so that what else runs on
 the machine tells less; the first part wants a machine that does nothing else, and the load before it is printed.
-``--spin`` tries other values of GOMP_SPINCOUNT.
+``--spin`` tries other values of GOMP_SPINCOUNT. Only `gptsweep's` and those have their number of threads follow the free cores.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from functools import cache
 
 import gptsweep  # before torch, which is imported below: it says how OpenMP's threads wait
 
+ALL = {"OMP_NUM_THREADS": str(os.cpu_count())}
 WAYS = {
-    "torch's default": {"GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "200"},
+    "torch's default": ALL | {"GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "200"},
     "gptsweep's": {},
-    "passive": {"OMP_WAIT_POLICY": "passive"},
+    "short spin": ALL | {"GOMP_SPINCOUNT": "1000"},
+    "passive": ALL | {"OMP_WAIT_POLICY": "passive"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
 SETTINGS = {name for way in WAYS.values() for name in way} | {"MKL_NUM_THREADS", "KMP_LIBRARY"}
@@ -39,6 +41,8 @@ def serve(dtype: str) -> None:
     from shapes import grid, random_model
 
     from gptsweep.engine.engine import Engine
+    from gptsweep.models.loading import set_threads
+    from gptsweep.records import DeviceSettings
 
     @cache
     def small() -> gptsweep.LM:
@@ -46,7 +50,8 @@ def serve(dtype: str) -> None:
 
     @cache
     def large() -> Engine:
-        return Engine(random_model("gpt2", dtype), vocab_size=50257)
+        free_cores = set_threads(DeviceSettings(name="cpu"))
+        return Engine(random_model("gpt2", dtype), vocab_size=50257, free_cores=free_cores)
 
     works: dict[str, Callable[[], object]] = {
         "small": lambda: small().generate("\n", num_samples=10, max_new_tokens=40),

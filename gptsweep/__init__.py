@@ -8,7 +8,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .threads import wait_briefly
+from .threads import choose_wait
 
 if TYPE_CHECKING:
     from .analysis.frames import Sweep as Sweep
@@ -48,7 +48,7 @@ class _SettingsBeside:
 
 sys.meta_path.append(_SettingsBeside)
 
-wait_briefly()  # before anything imports torch
+choose_wait()  # before anything imports torch
 
 _HOMES = {
     **dict.fromkeys(("GptsweepError", "ConfigError", "ModelError", "PromptError", "DeviceError", "ResultsError"), "errors"),

@@ -96,7 +96,7 @@ def load(
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``, ``int8``.
         compile: whether to use `torch.compile`.
-        threads: CPU threads; None is torch's own.
+        threads: CPU threads; None is torch's own number, or fewer where other processes leave fewer cores.
         max_rows: rows decoded together; None plans from memory.
         meta: path of the ``meta.pkl`` of a nanoGPT checkpoint, where it is not found by itself; ``gpt2`` is GPT-2's encoding.
         file: the checkpoint in a nanoGPT ``out_dir``, where it is not ``ckpt.pt``.

@@ -1,8 +1,9 @@
 """The threads that torch computes with on a CPU: how many, and how long they wait awake for work.
 
-Between two parallel regions, of which a decode step has hundreds, OpenMP's threads spin before they sleep. GNU's spin for
-milliseconds: where another process wants the core, each region then waits for a thread that the system has taken off it. A
-spin of microseconds is as fast on an idle machine and gives the core away on a shared one (`benchmarks/shared_machine.py`).
+A decode step has hundreds of parallel regions, and each ends when the last thread does. Where another process has taken a core,
+every region waits for a thread that the system has put aside, and two threads are many times slower than one. So the number
+follows the cores that other processes leave (`free_cores.py`). Between two regions OpenMP's threads spin before they sleep,
+as waking one takes long on a virtual machine; how long is chosen for an idle machine (`benchmarks/shared_machine.py`).
 """
 
 from __future__ import annotations
@@ -14,22 +15,17 @@ from pathlib import Path
 
 from .control_groups import control_groups
 
-SHORT_WAIT = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
+WAIT = {"GOMP_SPINCOUNT": "50000", "KMP_BLOCKTIME": "1"}
 """For GNU's OpenMP, which torch has on Linux, turns of a loop; for LLVM's and Intel's, milliseconds."""
-CHOICES = (*SHORT_WAIT, "OMP_WAIT_POLICY", "KMP_LIBRARY")
+CHOICES = (*WAIT, "OMP_WAIT_POLICY", "KMP_LIBRARY")
 """Variables by which users choose for themselves."""
 COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def wait_briefly() -> None:
-    """Choose `SHORT_WAIT`, unless the user chose, or it is too late: OpenMP reads the variables when torch is imported."""
-    if not wait_is_chosen() and "torch" not in sys.modules:
-        os.environ.update(SHORT_WAIT)
-
-
-def wait_is_chosen() -> bool:
-    """Whether a variable says how OpenMP's threads wait."""
-    return any(name in os.environ for name in CHOICES)
+def choose_wait() -> None:
+    """Choose `WAIT`, unless the user chose, or it is too late: OpenMP reads the variables when torch is imported."""
+    if "torch" not in sys.modules and not any(name in os.environ for name in CHOICES):
+        os.environ.update(WAIT)
 
 
 def own_count(root: Path = Path("/")) -> int | None:

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock, patch
 
 import numpy as np
 import plain
@@ -25,6 +26,7 @@ from gptsweep.engine.engine import Engine
 from gptsweep.engine.kv_cache import KVCache, Span
 from gptsweep.engine.scheduler import Scheduler
 from gptsweep.errors import ModelError
+from gptsweep.free_cores import FreeCores
 from gptsweep.kernels.abi import PAGE
 from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.models.linear import Int8Linear, PackedLinear, can_pack, pack
@@ -173,6 +175,22 @@ def test_two_threads_give_the_bits_of_one(dtype: str) -> None:
     one = run(engine_of(dtype), rows)
     torch.set_num_threads(2)
     assert run(engine_of(dtype), rows) == one
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_number_of_threads_that_changes_between_steps_changes_no_bit_and_is_put_back() -> None:
+    torch.set_num_threads(2)
+    rows = [row(POOL[i % len(POOL)], sample_index=i) for i in range(9)]
+    whole = run(engine_of(), rows)
+    free_cores = Mock(spec=FreeCores, count=Mock(side_effect=itertools.cycle([2, 1])))
+    seen = set()
+    model = model_in("float32")
+    logits = model.logits
+    engine = Engine(model, vocab_size=VOCAB, free_cores=free_cores)
+    with patch.object(model, "logits", side_effect=lambda hidden: (seen.add(torch.get_num_threads()), logits(hidden))[1]):
+        assert run(engine, rows) == whole
+    assert seen == {1, 2}
+    assert torch.get_num_threads() == 2
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +16,10 @@ import pytest
 import torch
 
 from gptsweep import memory, threads
+from gptsweep.free_cores import CoreTimes, FreeCores, core_times
 from gptsweep.kernels import runtime as kernels
 from gptsweep.models import loading
+from gptsweep.records import DeviceSettings
 
 CHOSEN = """
 import json, os, sys
@@ -36,10 +40,10 @@ def torch_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "torch")
 
 
-def test_whoever_imports_the_package_first_has_threads_that_wait_briefly() -> None:
+def test_whoever_imports_the_package_first_has_threads_that_wait_as_is_best() -> None:
     place = {"PYTHONPATH": str(Path(threads.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", CHOSEN], env=os.environ | place, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1", "OMP_WAIT_POLICY": None}
+    assert json.loads(done.stdout) == threads.WAIT | {"OMP_WAIT_POLICY": None}
 
 
 @pytest.mark.usefixtures("torch_not_imported")
@@ -49,23 +53,13 @@ def test_whoever_imports_the_package_first_has_threads_that_wait_briefly() -> No
 def test_what_the_user_chose_stands(chosen: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in chosen.items():
         monkeypatch.setenv(name, value)
-    threads.wait_briefly()
+    threads.choose_wait()
     assert {name: os.environ[name] for name in threads.CHOICES if name in os.environ} == chosen
 
 
-def test_where_torch_came_first_nothing_is_pretended_and_the_log_says_what_helps(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO")
-    loading._say_how_threads_wait.cache_clear()
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(loading, "own_count", lambda: 2)
-    threads.wait_briefly()
-    assert not threads.wait_is_chosen()
-    for _ in range(2):
-        loading.set_threads(None)
-    (message,) = caplog.messages
-    assert "import gptsweep first, set GOMP_SPINCOUNT=1000 KMP_BLOCKTIME=1 in the environment, or use one thread" in message
+def test_where_torch_came_first_nothing_is_pretended() -> None:
+    threads.choose_wait()
+    assert not any(name in os.environ for name in threads.CHOICES)
 
 
 @pytest.mark.usefixtures("threads")
@@ -151,8 +145,60 @@ def test_torch_is_given_fewer_threads_never_more_unless_asked(
     counts: list[int], monkeypatch: pytest.MonkeyPatch, own: int | None, asked: int | None, given: list[int]
 ) -> None:
     monkeypatch.setattr(loading, "own_count", lambda: own)
-    loading.set_threads(asked)
+    free_cores = loading.set_threads(DeviceSettings(threads=asked))
     assert counts == given
+    assert (free_cores is not None) == (own is not None and asked is None)
+
+
+def test_a_compiled_model_keeps_the_threads_it_was_compiled_for() -> None:
+    assert loading.set_threads(DeviceSettings(compile=True)) is None
+
+
+class Machine:
+    """What is read of a machine whose ``cores`` other processes take ``taken`` of, while this one computes."""
+
+    def __init__(self, cores: int) -> None:
+        self.cores, self.taken, self.last = cores, 0.0, CoreTimes(time.perf_counter(), cores, 50.0, 20.0)
+
+    def read(self) -> CoreTimes:
+        now = time.perf_counter()
+        seconds = now - self.last.now
+        own = min(2.0, self.cores - self.taken) * seconds
+        self.last = CoreTimes(now, self.cores, self.last.busy + own + self.taken * seconds, self.last.own + own)
+        return self.last
+
+
+@pytest.mark.parametrize(
+    ("cores", "most", "taken", "count"),
+    [(2, 2, 0, 2), (2, 2, 0.4, 2), (2, 2, 0.7, 1), (2, 2, 2, 1), (8, 8, 3, 5), (8, 8, 8, 2), (64, 2, 32, 2), (64, 2, 63, 1)],
+)
+def test_a_step_computes_with_the_cores_that_others_leave(
+    cores: int, most: int, taken: float, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FreeCores, "WINDOW", 0.0)
+    machine = Machine(cores)
+    free_cores = FreeCores(most, machine.read)
+    machine.taken = taken
+    assert free_cores.count() == count
+    machine.taken = 0
+    assert free_cores.count() == most
+
+
+def test_cores_are_measured_over_a_while_not_at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FreeCores, "WINDOW", math.inf)
+    machine = Machine(2)
+    free_cores = FreeCores(2, machine.read)
+    machine.taken = 2
+    assert free_cores.count() == 2
+
+
+def test_work_of_others_counts_and_ones_own_does_not() -> None:
+    begin = core_times()
+    while time.process_time() < begin.own + 0.1:
+        pass
+    end = core_times()
+    assert end.busy - begin.busy >= end.own - begin.own - 0.05
+    assert end.cores == len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else end.cores >= 1
 
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,7 @@ from functools import partial
 import torch
 
 from ..display import get_logger
+from ..free_cores import FreeCores
 from ..kernels.abi import PAGE
 from ..memory import host_memory
 from ..models.architecture import Model
@@ -44,6 +46,7 @@ class Engine:
         stop_matcher: makes, from stop strings, a function that is called with each new token id of a sample and says whether
             one of them is now complete. Without it no row may have stop strings.
         use_kernels: False computes in plain torch on a CPU, too.
+        free_cores: says how many threads a step computes with; None: as many as torch has.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Engine:
         max_rows: int | None = None,
         stop_matcher: NewStopMatcher = no_stop_strings,
         use_kernels: bool = True,
+        free_cores: FreeCores | None = None,
     ) -> None:
         self.model = model
         self.vocab_size = vocab_size
@@ -66,6 +70,7 @@ class Engine:
         self.use_kernels = use_kernels and has_kernels
         self.use_graphs = self.device.type == "cuda"
         self.promise = self.use_kernels and row_invariant(model)
+        self._free_cores = free_cores
         self._measured_window: float | None = None
 
     def run(self, rows: Iterable[Row], workload: Workload | None = None, on_step: OnStep | None = None) -> Iterator[Completion]:
@@ -97,7 +102,7 @@ class Engine:
                 scheduler, runner = self._set_up(waiting, workload, max_rows, progress)
                 progress.unfinished = partial(unfinished, waiting, scheduler.running)
                 while scheduler.busy:
-                    with torch.inference_mode():
+                    with torch.inference_mode(), self._threads():
                         sequences = scheduler.schedule()
                         runner.forward_and_sample(sequences, scheduler.records)
                         finished = scheduler.postprocess()
@@ -111,6 +116,20 @@ class Engine:
                 log.warning("out of memory: going on with %d rows at a time", max_rows)
                 if scheduler is not None:
                     scheduler.requeue()
+
+    @contextlib.contextmanager
+    def _threads(self) -> Iterator[None]:
+        """Let a step compute with as many threads as there are free cores; what the caller does between steps is left alone."""
+        usual = torch.get_num_threads()
+        count = usual if self._free_cores is None else min(usual, self._free_cores.count())
+        if count == usual:
+            yield
+            return
+        torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(usual)
 
     def _set_up(
         self, waiting: WaitingQueue, workload: Workload, max_rows: int, progress: BackendProgress

@@ -44,6 +44,7 @@ class TorchBackend:
             vocab_size=tokenizer.vocab_size,
             max_rows=max_rows,
             stop_matcher=partial(stop_matcher, tokenizer),
+            free_cores=loaded.free_cores,
         )
         self.vocab_size = tokenizer.vocab_size
         self.block_size: int | None = loaded.model.block_size

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 
 from ..display import get_logger
 from ..errors import DeviceError
+from ..free_cores import FreeCores
 from ..records import DeviceSettings, ModelSource
-from ..threads import SHORT_WAIT, own_count, wait_is_chosen
+from ..threads import own_count
 from .architecture import Architecture
 from .checkpoint import load_weights
 from .files.tokenizers import Tokenizer
@@ -27,7 +27,8 @@ class LoadedModel:
     """A model ready for inference, and its tokenizer.
 
     ``fingerprint`` is that of its `Checkpoint`; ``dtype`` is resolved, never ``auto``. ``arithmetic`` is what the layers
-    compute in, as `point_id` takes it: ``dtype``, or ``int8 in halves`` (see `multiplies_in_halves`).
+    compute in, as `point_id` takes it: ``dtype``, or ``int8 in halves`` (see `multiplies_in_halves`). ``free_cores`` says how
+    many threads to compute with; None: with as many as torch has.
     """
 
     model: Architecture
@@ -36,6 +37,7 @@ class LoadedModel:
     device: torch.device
     dtype: str
     arithmetic: str
+    free_cores: FreeCores | None = None
 
 
 def load_model(source: ModelSource, settings: DeviceSettings) -> LoadedModel:
@@ -47,7 +49,7 @@ def load_model(source: ModelSource, settings: DeviceSettings) -> LoadedModel:
     """
     device = resolve_device(settings.name)
     dtype = resolve_dtype(settings.dtype, device)
-    set_threads(settings.threads)
+    free_cores = set_threads(settings)
     checkpoint = open_checkpoint(source)
     with torch.device("meta"):
         model = checkpoint.architecture(checkpoint.config)
@@ -73,6 +75,7 @@ def load_model(source: ModelSource, settings: DeviceSettings) -> LoadedModel:
         device=device,
         dtype=dtype,
         arithmetic=arithmetic,
+        free_cores=free_cores if device.type == "cpu" else None,
     )
 
 
@@ -82,24 +85,23 @@ def layer_kinds(model: torch.nn.Module) -> list[str]:
     return sorted(name for name in names if name.endswith("Linear"))
 
 
-def set_threads(count: int | None) -> None:
-    """Let torch compute with ``count`` threads; None: with its own number, or fewer where this process may use fewer cores."""
+def set_threads(settings: DeviceSettings) -> FreeCores | None:
+    """Let torch compute with ``device.threads``, or its own number, or fewer where this process may use fewer cores.
+
+    Returns:
+        What says how many of these to use, step by step; None where the user chose a number. A compiled model has none: it is
+        compiled for a number of threads.
+    """
     own = own_count()
-    if count is not None:
-        torch.set_num_threads(count)
-    elif own is not None and own < torch.get_num_threads():
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+        return None
+    if own is None:
+        return None
+    if own < torch.get_num_threads():
         torch.set_num_threads(own)
-    if torch.get_num_threads() > 1 and not wait_is_chosen():
-        _say_how_threads_wait()
-
-
-@cache
-def _say_how_threads_wait() -> None:
-    settings = " ".join(f"{name}={value}" for name, value in SHORT_WAIT.items())
-    log.info(
-        "torch was imported before gptsweep, and its threads stay awake while they wait, which is slow beside other work; "
-        "import gptsweep first, set %s in the environment, or use one thread", settings,
-    )  # fmt: skip
+    most = torch.get_num_threads()
+    return FreeCores(most) if most > 1 and not settings.compile else None
 
 
 def resolve_device(name: str) -> torch.device:
