@@ -20,6 +20,7 @@ from made_sweep import VOCABULARY, made_samples, write_point, write_report, writ
 from gptsweep.analysis import frames
 from gptsweep.analysis.frames import read_sweep
 from gptsweep.analysis.reference import Reference
+from gptsweep.display import UNSAFE
 from gptsweep.report import data as report_data
 from gptsweep.report import page
 
@@ -253,6 +254,29 @@ def test_text_is_shown_as_text_whatever_it_holds(browser: Any, tmp_path: Path) -
         assert seen.locator(".text b").count() == 0
         assert "&amp;" in text
         assert seen.evaluate("document.querySelectorAll('script').length") == 2
+
+
+def test_no_name_or_problem_hides_or_reorders_what_stands_beside_it(browser: Any, tmp_path: Path) -> None:
+    odd = "\u202eright\u2066\u200b\U000e0041\x9b"
+    root = tmp_path / f"night{odd}"
+    for number, (out_dir, temperature) in enumerate(itertools.product((f"a{odd}", f"b{odd}"), (0.5, 1.0))):
+        samples = made_samples(temperature=temperature, top_k=5, seed=1, model=f"m{odd}", num_samples=2)
+        write_point(root / f"{number}", samples, model=f"m{odd}", out_dir=out_dir)
+    (root / "sweep.csv").write_text(f"temperature,top_k,seed,status,error,directory\n2,5,1,failed,boom{odd},nowhere\n")
+    everything = """() => [document.title, document.body.textContent.replace(document.getElementById("data").textContent, ""),
+        ...[...document.querySelectorAll("*")].flatMap((node) => [...node.attributes].map((each) => each.value))].join(" ")"""
+    with Visit(browser, write_report(root).rename(tmp_path / "report.html"), "#points=0,1,2,3") as seen:
+        seen.locator("#curve .dot").first.hover(force=True)
+        for select in seen.locator(".column select").all():
+            select.focus()
+        text = seen.evaluate(everything)
+        assert not re.search(f"[{UNSAFE}]", text)
+        shown = r"\u202eright\u2066\u200b\u{e0041}\u009b"
+        assert seen.locator("h1").inner_text() == f"night{shown}"
+        assert f"m{shown}" in seen.locator("#facts").text_content()
+        assert f"boom{shown}" in seen.locator("#problems").text_content()
+        for place in (".heat tbody", "#effects", ".points", ".column header"):
+            assert shown in seen.locator(place).first.inner_text() + seen.locator(place).first.inner_html(), place
 
 
 def test_the_first_difference_is_marked_and_repeats_are_folded(browser: Any, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..analysis.frames import Sweep
 from ..analysis.reference import Reference
+from ..display import UNSAFE, one_line
 from .data import page_data
 
 __all__ = ["page", "page_data", "report"]
@@ -32,7 +33,9 @@ def page(data: dict[str, Any]) -> str:
     """The page around its data. Nothing in ``data`` can end the script element it stands in."""
     assets = resources.files(__package__)
     parts = {name: (assets / f"page.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
-    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    # In a pattern of JavaScript, code points of more than four digits stand in braces.
+    unsafe = re.sub(r"\\U000([0-9a-f]{5})", r"\\u{\1}", UNSAFE)
+    text = json.dumps(data | {"unsafe": unsafe}, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     parts["data"] = text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-    parts["title"] = str(data["title"]).replace("&", "&amp;").replace("<", "&lt;")
+    parts["title"] = one_line(str(data["title"])).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"\{\{(css|js|data|title)\}\}", lambda match: parts[match[1]], parts["html"])

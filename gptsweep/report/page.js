@@ -11,7 +11,16 @@ const withText = new Set(samples.group), readable = every.filter((g) => withText
 
 /* ---------- small tools ---------- */
 
-/** An element: tag, attributes (on… are listeners, true means present), children (text is always text). */
+/** Characters that cannot be seen, or that would reorder the text. */
+const ODD = new RegExp(`[${data.unsafe}]`, "gu");
+/** Text as it may be shown: names, labels and problems come from strangers. Samples alone go through `write` instead. */
+const visible = (text) => text.replace(ODD, (odd) => {
+  const code = odd.codePointAt(0).toString(16);
+  return code.length > 4 ? `\\u{${code}}` : "\\u" + code.padStart(4, "0");
+});
+const safe = (child) => (typeof child === "string" ? visible(child) : child);
+
+/** An element: tag, attributes (on… are listeners, true means present), children (text is always text, and visible). */
 function el(tag, attributes = {}, ...children) {
   const svg = ["svg", "g", "path", "line", "circle", "text", "rect", "title"].includes(tag);
   const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
@@ -19,12 +28,12 @@ function el(tag, attributes = {}, ...children) {
     if (value === null || value === undefined || value === false) continue;
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (name === "style") for (const [property, setting] of Object.entries(value)) node.style.setProperty(property, setting);
-    else node.setAttribute(name, value === true ? "" : value);
+    else node.setAttribute(name, value === true ? "" : name === "value" ? value : safe(value));
   }
-  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false).map(safe));
   return node;
 }
-const fill = (node, ...children) => node.replaceChildren(...children.flat(Infinity).filter(Boolean));
+const fill = (node, ...children) => node.replaceChildren(...children.flat(Infinity).filter(Boolean).map(safe));
 const least = (all) => all.reduce((p, q) => Math.min(p, q), Infinity), most = (all) => all.reduce((p, q) => Math.max(p, q), -Infinity);
 const plural = (n, one, more = one + "s") => `${n.toLocaleString("en")} ${n === 1 ? one : more}`;
 
@@ -213,12 +222,12 @@ const reference = (name) => (data.reference && data.reference[name] !== undefine
 
 function drawHead() {
   const { facts } = data, bold = (text) => el("b", {}, text);
-  $("title").textContent = data.title;
+  fill($("title"), data.title);
   const bits = [bold(plural(facts.points, "point")), bold(plural(data.total, "sample")), plural(facts.tokens, "token")];
   if (facts.seeds > 1) bits.push(plural(facts.seeds, "seed"));
   if (facts.prompts > 1) bits.push(plural(facts.prompts, "prompt"));
   if (facts.models.length) bits.push(facts.models.join(", "));
-  $("facts").append(...bits.flatMap((bit, i) => (i ? [" · ", bit] : [bit])));
+  fill($("facts"), bits.flatMap((bit, i) => (i ? [" · ", bit] : [bit])));
   const open = ["partial", "failed", "missing"].filter((status) => facts.statuses[status]);
   const lines = [...data.problems];
   if (open.length || lines.length) {
@@ -318,7 +327,7 @@ function drawAxes() {
 }
 
 /** What is under the pointer or the focus, in words below the charts. */
-function read(text) { $("read").textContent = text; }
+function read(text) { fill($("read"), text); }
 
 function heatColour(share) {
   return share < 0.5 ? `color-mix(in oklab, var(--heat1) ${(share * 200).toFixed(1)}%, var(--heat0))`
@@ -684,8 +693,7 @@ function drawPoints() {
 
 /* ---------- samples ---------- */
 
-/** Characters that cannot be seen or that would reorder the text are named instead. */
-const ODD = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
+/** What odd characters are called in samples; others by their number. */
 const NAMES = { "\0": "NUL", "\u001b": "ESC", "\r": "CR", "\u2028": "LS", "\u2029": "PS", "\u200e": "LRM", "\u200f": "RLM", "\u202a": "LRE", "\u202b": "RLE",
   "\u202c": "PDF", "\u202d": "LRO", "\u202e": "RLO", "\u2066": "LRI", "\u2067": "RLI", "\u2068": "FSI", "\u2069": "PDI", "\ufeff": "BOM", "\u200b": "ZWSP" };
 
@@ -703,7 +711,7 @@ function write(node, text, find = state.find.toLowerCase()) {
   let from = 0;
   for (const match of text.matchAll(ODD)) {
     plain(text.slice(from, match.index));
-    const code = "U+" + match[0].charCodeAt(0).toString(16).toUpperCase().padStart(4, "0");
+    const code = "U+" + match[0].codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
     node.append(el("span", { class: "odd", title: code }, NAMES[match[0]] || code));
     from = match.index + match[0].length;
   }
