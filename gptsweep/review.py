@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,7 +26,7 @@ from .analysis.row_filter import where
 from .display import STDOUT, drop, one_line, ready_streams, say
 from .errors import GptsweepError, ResultsError
 from .report import report
-from .report.terminal import default_metrics, keys_of, print_difference, print_sweep, settings_of_row
+from .report.terminal import default_metrics, keys_of, print_difference, print_samplers, print_sweep, settings_of_row
 from .run.reference import maker_name, update_reference
 from .run.rows import OpenModel
 from .store.csv_files import csv_bytes
@@ -39,6 +40,7 @@ EXAMPLES = """examples:
   python -m gptsweep.review outputs/sweeps/night --where "temperature < 1 and top_k == 50" --group temperature
   python -m gptsweep.review outputs/sweeps/night --best self_bleu_4:min
   python -m gptsweep.review outputs/sweeps/night --diff temperature=0.5,top_k=50 temperature=1.0,top_k=50
+  python -m gptsweep.review outputs/sweeps/night --samplers --metric seq_rep_4:min
   python -m gptsweep.review outputs/sweeps/night --format csv > night.csv
 """
 
@@ -59,7 +61,9 @@ def parser() -> argparse.ArgumentParser:
         epilog=f"{EXAMPLES}\nmetrics: {known}", formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     found.add_argument("path", nargs="+", type=Path, help="a sweep, a run, or a directory of them")
-    found.add_argument("--metric", action="append", metavar="NAME[,NAME]", help="the metrics to show")
+    found.add_argument(
+        "--metric", action="append", metavar="NAME[,NAME]", help="the metrics to show; with --samplers NAME:min|max|reference"
+    )
     found.add_argument(
         "--sort", metavar="NAME", help="sort by a metric or a setting; a minus in front, --sort -NAME, turns it round"
     )
@@ -73,6 +77,15 @@ def parser() -> argparse.ArgumentParser:
         "--best",
         metavar="METRIC:min|max|reference",
         help="mark the best row, and those that the samples cannot distinguish from it",
+    )
+    found.add_argument(
+        "--samplers", action="store_true",
+        help="compare families of samplers, each tuned equally long: the expected best of n settings, by the metric",
+    )  # fmt: skip
+    found.add_argument(
+        "--by",
+        metavar="KEY[,KEY]",
+        help="with --samplers: a family is the points that agree in these settings, not in samplers",
     )
     found.add_argument(
         "--reference", metavar="FILE:PATH", help="compare everything with a text; later reviews show it, too; null removes it"
@@ -124,12 +137,16 @@ def review(options: argparse.Namespace, console: Console | None = None) -> None:
     sweep = whole.only(where(whole.summary, options.where)) if options.where else whole
     if sweep.summary.empty:
         raise ResultsError("where", options.where, f"holds for none of the {len(whole.summary)} points")
+    if options.samplers:
+        review_samplers(options, whole, sweep, console)
+        return
+    if options.by:
+        raise ResultsError("by", options.by, "goes with --samplers")
     names = chosen_metrics(sweep, options.metric)
     rows = sorted_rows(sweep.group(options.group.split(",") if options.group else None), options.sort)
     text = reference_of(options, whole)
     reference = text.metrics if text else None
-    form = options.format or ("table" if sys.stdout.isatty() else "csv")
-    console = console or Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 160)
+    form, console = format_of(options), console or plain_console()
     if options.diff:
         a, b = (choice(text, sweep, rows) for text in options.diff)
         difference = sweep.compare(a, b)
@@ -145,8 +162,7 @@ def review(options: argparse.Namespace, console: Console | None = None) -> None:
         if options.best:
             rows["verdict"] = verdicts(sweep, rows, options.best, reference)[1]
         write_frame(flat(rows, names, reference), form)
-    for problem in (*whole.problems, *whole.failures(), *([text.note] if text and text.note else [])):
-        say(f"gptsweep.review: {problem}", error=True)
+    say_problems(whole, text)
     if options.plots:
         from .report.plots import write_plots  # matplotlib is an optional dependency
 
@@ -154,6 +170,52 @@ def review(options: argparse.Namespace, console: Console | None = None) -> None:
             say(str(path), error=True)
     if not options.no_report and len(options.path) == 1:
         bring_up_to_date(options.path[0], whole, text)
+
+
+def review_samplers(options: argparse.Namespace, whole: Sweep, sweep: Sweep, console: Console | None) -> None:
+    """``--samplers``: the comparison by each metric that is named, here and on the page.
+
+    Raises:
+        GptsweepError: as `review`.
+    """
+    for other in ("diff", "best", "group", "sort", "plots"):
+        if given := getattr(options, other):
+            raise ResultsError(other, str(given), "does not go with --samplers")
+    names = [name for each in options.metric or () for name in each.split(",") if name]
+    if not names:
+        raise ResultsError("metric", None, "say what is best: --samplers --metric NAME:min, NAME:max or NAME:reference")
+    text = reference_of(options, whole)
+    by = options.by.split(",") if options.by else None
+    found = [sweep.compare_samplers(name, by, reference=text.metrics if text else None) for name in names]
+    if options.where:
+        found = [replace(each, notes=(*each.notes, f"only points for which {options.where}")) for each in found]
+    if format_of(options) == "table":
+        console = console or plain_console()
+        for each in found:
+            print_samplers(console, each)
+    else:
+        write_frame(pd.concat([each.table.assign(metric=str(each.aim)) for each in found]), format_of(options))
+        for each in found:
+            say(f"gptsweep.review: {each.sentence}", error=True)
+    say_problems(whole, text)
+    if not options.no_report and len(options.path) == 1:
+        bring_up_to_date(options.path[0], whole, text)
+
+
+def format_of(options: argparse.Namespace) -> str:
+    """``table``, ``csv`` or ``json``."""
+    return str(options.format or ("table" if sys.stdout.isatty() else "csv"))
+
+
+def plain_console() -> Console:
+    """Standard output; a pipe is as wide as a large terminal."""
+    return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 160)
+
+
+def say_problems(sweep: Sweep, reference: Reference | None) -> None:
+    """What could not be read, what failed, and where a reference text is too short."""
+    for problem in (*sweep.problems, *sweep.failures(), *([reference.note] if reference and reference.note else [])):
+        say(f"gptsweep.review: {problem}", error=True)
 
 
 def reference_of(options: argparse.Namespace, sweep: Sweep) -> Reference | None:

@@ -31,6 +31,7 @@ from ..store.schema import ABOUT, COUNTS, MEANS, SAMPLE_KEY, SWEEP
 from . import stats as compare
 from .columns import Columns, ordered, spread_columns, typed
 from .metrics import METRICS
+from .samplers import Aim, SamplerComparison, compare_samplers
 from .summary import metric_reasons, summary_of
 
 if TYPE_CHECKING:
@@ -232,6 +233,35 @@ class Sweep:
         """What a swept setting does: `compare` from its lowest value to its highest, an unset one counting as highest."""
         values = ordered(self.summary[key])
         return self.compare({key: values[0]}, {key: values[-1]})
+
+    def compare_samplers(
+        self, metric: str, by: Sequence[str] | None = None, *, reference: Mapping[str, float | None] | None = None
+    ) -> SamplerComparison:
+        """Which family of samplers is ahead when each is tuned equally long: the expected best of n tried settings.
+
+        Settings (points that differ in more than the seed) are grouped by which samplers truncate, and the expected best of n
+        = 1 to N of each family is found: exactly, without replacement, chosen on one half of the prompts or samples and scored
+        on the other. Formulas and sources: the module `budgets`.
+
+        Args:
+            metric: ``METRIC:min``, ``METRIC:max`` or ``METRIC:reference`` (nearest to the reference text).
+            by: settings whose values make a family, in place of the samplers that truncate.
+            reference: the metrics of a reference text, as `Reference` has them.
+
+        Raises:
+            ResultsError: a name is wrong, or there is one family only.
+        """
+        aim = Aim.of(metric, reference)
+        for key in by or ():
+            if key not in self.settings:
+                raise ResultsError("by", key, f"is not a setting here; swept are {', '.join(self.swept) or 'none'}")
+        order = np.argsort(-self.summary["num_samples"].to_numpy(), kind="stable")
+        whole = self.summary.iloc[order]
+        points = whole[~pd.Series(compare.identities(whole), whole.index).duplicated()].sort_index()
+        keys = [key for key in self.swept if key != "seed" or key in (by or ())]
+        setting = compare.places_of(points[keys]) if keys else np.zeros(len(points), dtype=np.int64)
+        samples = self.measured(points) if METRICS[aim.metric].per == "sample" else None
+        return compare_samplers(aim, points, samples, setting, by)
 
     def only(self, chosen: npt.NDArray[np.bool_]) -> Sweep:
         """The sweep with these points alone; their labels stay."""

@@ -22,12 +22,15 @@ from rich.text import Text
 from ..analysis.columns import label, ordered, plain
 from ..analysis.frames import Sweep
 from ..analysis.metrics import METRICS
+from ..analysis.samplers import SamplerComparison
 from ..display import one_line, visible
 from ..store.schema import SAMPLE_KEY, STATUSES
 from .tables import FEWEST, Column, fitting, print_blocks, print_in_parts, print_table
 
 FIRST_ROWS = 8
 """Rows shown at the end of a sweep."""
+MAX_BUDGETS = 10
+"""Budgets of a comparison of samplers that are shown: with more settings a few of them, evenly on a logarithmic scale."""
 MAX_ROWS = 200
 """Rows of a table on the terminal; CSV and JSON have all."""
 
@@ -235,6 +238,37 @@ def change(row: Mapping[Any, Any], name: str) -> Text:
     if math.isfinite(low):
         text.append(f" [{like(name, low, difference)}, {like(name, high, difference)}]", style="dim")
     return text
+
+
+def print_samplers(console: Console, found: SamplerComparison) -> None:
+    """A comparison of samplers: the sentence, then a row for each budget and a column for each family."""
+    console.print(Text(one_line(found.sentence), style="bold"))
+    for note in found.notes:
+        console.print(Text(one_line(note), style="dim"))
+    console.print()
+    name, most = found.aim.metric, max(found.settings)
+    budgets = sorted(
+        {round(most**share) for share in np.linspace(0, 1, MAX_BUDGETS)} if most > MAX_BUDGETS else range(1, most + 1)
+    )
+    cells: dict[tuple[str, int], Text] = {}
+    for row in found.table.to_dict("records"):
+        leads = found.leader(row["budget"] - 1) == found.families.index(row["family"])
+        value, low, high = (row[f"held_out{end}"] for end in ("", "_low", "_high"))
+        cell = Text(("★ " if leads else "") + number(name, value), style="bold green" if leads else "")
+        if math.isfinite(low):
+            cell.append(f" [{like(name, low, value)}, {like(name, high, value)}]", style="dim")
+        cells[row["family"], row["budget"]] = cell.append(f" ({number(name, row['same_samples'])})", style="dim")
+    columns = [
+        Column(f"{one_line(family)}\n{count} {'setting' if count == 1 else 'settings'}",
+               [cells.get((family, budget), Text("–")) for budget in budgets])
+        for family, count in zip(found.families, found.settings, strict=True)
+    ]  # fmt: skip
+    print_in_parts(console, Column("settings\ntried", [Text(str(budget)) for budget in budgets]), columns)
+    what = "distance from the reference text" if found.aim.target is not None else METRICS[name].label
+    console.print(Text(
+        f"{what} expected of the best of so many settings, chosen on one half of the {found.halved} and scored on the other "
+        "[95 % interval over prompts and samples] (chosen and scored on the same, which flatters it). "
+        "★ ahead of every other family", style="dim"))  # fmt: skip
 
 
 def print_difference(console: Console, sweep: Sweep, difference: pd.DataFrame, sides: Sequence[Any], most: int) -> None:

@@ -1,0 +1,315 @@
+"""Families of samplers, compared at equal tuning budget: which points make a family, and what `budgets` says of them in words.
+
+A family is the settings of a sweep in which the same samplers truncate, as their declarations in `records.SAMPLERS` say, or
+settings that agree in keys of the user's choice. What else differs in a family is what was tuned.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+
+from ..errors import ResultsError
+from ..records import SAMPLERS
+from ..store.schema import SAMPLE_KEY
+from .budgets import Comparison, Scores, compare_families
+from .columns import label, plain
+from .metrics import METRICS
+from .stats import Floats, Ints, places_of, seeds_of
+
+Direction = Literal["min", "max", "reference"]
+MIN_HALVED = 12
+"""Prompts that are halved where there are as many; with fewer, samples are."""
+MAX_CLUSTERS = 400
+"""Clusters beyond are taken together, so that the cost stays bounded: they are independent, so any blocks of them are, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What is best: ``metric`` at its lowest, at its highest, or nearest to ``target``, which a reference text has."""
+
+    metric: str
+    direction: Direction
+    target: float | None = None
+
+    @classmethod
+    def of(cls, text: str, reference: Mapping[str, float | None] | None = None) -> Aim:
+        """From ``METRIC:min``, ``METRIC:max`` or ``METRIC:reference``; without a direction the metric's usual one.
+
+        Args:
+            text: as it is typed.
+            reference: the metrics of a reference text.
+
+        Raises:
+            ResultsError: there is no such metric, it has no usual direction, or the reference text has none.
+        """
+        name, _, direction = text.rpartition(":")
+        if direction not in get_args(Direction):
+            name, direction = text, ""
+        if name not in METRICS:
+            raise ResultsError("metric", name, f"must be one of {', '.join(METRICS)}")
+        direction = direction or {"lower": "min", "higher": "max"}.get(METRICS[name].direction, "")
+        if not direction:
+            raise ResultsError("metric", text, f"no metric is best by itself: say {name}:min, {name}:max or {name}:reference")
+        target = (reference or {}).get(name) if direction == "reference" else None
+        if direction == "reference" and (target is None or not math.isfinite(target)):
+            wanted = "there is no reference text with this metric; give one with --reference FILE:path"
+            raise ResultsError("metric", text, wanted)
+        return cls(name, direction, target)  # type: ignore[arg-type]
+
+    def score(self, ratio: Floats) -> Floats:
+        """Ratios, whose negative exponential some metrics are, as scores: higher is better."""
+        values = np.exp(-ratio) if METRICS[self.metric].exponential else ratio
+        if self.target is not None:
+            return np.asarray(-np.abs(values - self.target))
+        return values if self.direction == "max" else -values
+
+    def shown(self, score: float) -> float:
+        """A score as people read it: a value of the metric, or its distance from the target; none beyond what there can be."""
+        value = score if self.direction == "max" else -score
+        if self.target is not None or METRICS[self.metric].unit == "share":
+            value = max(value, 0.0) + 0.0  # no -0
+        return min(value, 1.0) if METRICS[self.metric].unit == "share" else value
+
+    def __str__(self) -> str:
+        what = METRICS[self.metric].label
+        if self.target is not None:
+            return f"{what} nearest to the reference text's {self.target:.4g}"
+        return f"{'highest' if self.direction == 'max' else 'lowest'} {what}"
+
+
+@dataclass(frozen=True, eq=False)
+class SamplerComparison:
+    """What `Sweep.compare_samplers` found.
+
+    ``families`` are names; family i tried ``settings[i]`` different settings. ``table`` and ``sentence`` say the result,
+    ``comparison`` has it as arrays, in scores: higher is better. ``halved``: prompts, samples or seeds. ``notes`` say what was
+    left out.
+    """
+
+    aim: Aim
+    families: tuple[str, ...]
+    settings: tuple[int, ...]
+    comparison: Comparison
+    halved: str
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """A row a family and budget.
+
+        ``family``, ``settings`` (how many it tried), ``budget`` (n), ``held_out``: the expected best of n settings, chosen on
+        one half and scored on the other, ``same_samples``: chosen and scored on the same; each with ``_low`` and ``_high``, a
+        95 % interval over prompts and samples. In the metric's units; distances for ``:reference``. ``ahead_of`` names the
+        families it is ahead of at this budget.
+        """
+        rows = []
+        for at, (name, count) in enumerate(zip(self.families, self.settings, strict=True)):
+            for place in range(count):
+                row: dict[str, Any] = {"family": name, "settings": count, "budget": place + 1}
+                for column, curves in (("held_out", self.comparison.held_out), ("same_samples", self.comparison.same)):
+                    low, high = sorted(self.aim.shown(float(end[place])) for end in (curves[at].low, curves[at].high))
+                    mean = self.aim.shown(float(curves[at].mean[place]))
+                    row |= {column: mean, f"{column}_low": low, f"{column}_high": high}
+                beaten = [other for other in range(len(self.families)) if self.leads(at, other, place)]
+                rows.append(row | {"ahead_of": ", ".join(self.families[other] for other in beaten)})
+        return pd.DataFrame(rows)
+
+    @cached_property
+    def differences(self) -> pd.DataFrame:
+        """A row a pair of families and budget.
+
+        ``a``, ``b``, ``budget``, ``difference`` (held-out scores, positive where ``a`` is better), ``margin`` (what it must
+        exceed, for 95 % over all rows together), ``ahead`` and ``ahead_here``: 1 where ``a`` is ahead, -1 where ``b`` is, else
+        0; ``ahead_here`` is of the settings that were tried, ``ahead`` of their families.
+        """
+        parts = [
+            pd.DataFrame({
+                "a": self.families[each.a], "b": self.families[each.b], "budget": np.arange(1, len(each.difference) + 1),
+                "difference": each.difference, "margin": each.margin, "ahead": each.ahead, "ahead_here": each.ahead_here,
+            })
+            for each in self.comparison.contrasts
+        ]  # fmt: skip
+        columns = ["a", "b", "budget", "difference", "margin", "ahead", "ahead_here"]
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+    def leads(self, a: int, b: int, place: int, *, here: bool = False) -> bool:
+        """Whether family ``a`` is ahead of ``b`` at budget ``place`` + 1; ``here``: with the settings that were tried."""
+        for each in self.comparison.contrasts:
+            if {each.a, each.b} == {a, b} and place < len(each.ahead):
+                return bool((each.ahead_here if here else each.ahead)[place] == (1 if each.a == a else -1))
+        return False
+
+    def leader(self, place: int, *, here: bool = False) -> int | None:
+        """The family that is ahead of every other one that tried ``place`` + 1 settings; None where there is none."""
+        there = [at for at, count in enumerate(self.settings) if count > place]
+        for at in there if len(there) > 1 else []:
+            if all(self.leads(at, other, place, here=here) for other in there if other != at):
+                return at
+        return None
+
+    @property
+    def budgets(self) -> int:
+        """The greatest budget at which there is something to compare: that of the second largest family."""
+        return sorted(self.settings)[-2]
+
+    @property
+    def sentence(self) -> str:
+        """Who is ahead at which budget, or that the data cannot tell, and for how many comparisons that holds."""
+        if self.comparison.reason:
+            return f"By {self.aim}, the data cannot tell which family is ahead: {self.comparison.reason}."
+        leaders, here = (self.claims(here=each) for each in (False, True))
+        if leaders:
+            rest = "" if sum(map(len, leaders.values())) == self.budgets else "; at other budgets the data cannot tell"
+            said = f"By {self.aim}, {self.said(leaders)}{rest}."
+        else:
+            said = f"By {self.aim}, the data cannot tell which family is ahead, at any budget{upto(self.budgets)}."
+            if pairs := self.pair_claims():
+                said += f" It can tell that {pairs}."
+            elif here:
+                said += f" Of the settings tried here, {self.said(here)}; but others of the same families may turn that round."
+        count = len(self.comparison.contrasts)
+        compared = f"{count} pairs of families" if count > 1 else "one pair of families"
+        budgets = f"{self.budgets} {'budget' if self.budgets == 1 else 'budgets'}"
+        return f"{said} Compared: {compared} at {budgets}, 95 % for all together."
+
+    def claims(self, *, here: bool) -> dict[int, list[int]]:
+        """The budgets at which a family is ahead of all others, by family."""
+        found: dict[int, list[int]] = {}
+        for place in range(self.budgets):
+            if (at := self.leader(place, here=here)) is not None:
+                found.setdefault(at, []).append(place + 1)
+        return found
+
+    def said(self, claims: dict[int, list[int]]) -> str:
+        """`claims` in words."""
+        others = len(self.families) - 1
+        parts = []
+        for at, budgets in claims.items():
+            rest = [name for other, name in enumerate(self.families) if other != at]
+            of = listed(rest) if others <= 3 else "every other family"
+            parts.append(f"{self.families[at]} is ahead of {of} with {ranges(budgets)} tried")
+        return "; ".join(parts)
+
+    def pair_claims(self) -> str:
+        """Which families are ahead of which others, where none is ahead of all."""
+        found = []
+        for a, b in itertools.permutations(range(len(self.families)), 2):
+            budgets = [place + 1 for place in range(min(self.settings[a], self.settings[b])) if self.leads(a, b, place)]
+            if budgets:
+                found.append(f"{self.families[a]} is ahead of {self.families[b]} with {ranges(budgets)} tried")
+        shown = found[:3]
+        return "; ".join(shown) + (f"; and {len(found) - 3} more pairs differ" if len(found) > 3 else "")
+
+
+def upto(most: int) -> str:
+    """The budgets there are."""
+    return f" from 1 to {most} tried settings" if most > 1 else ""
+
+
+def ranges(budgets: Sequence[int]) -> str:
+    """Ascending budgets in words: ``2 to 4 and 7 settings``."""
+    runs: list[list[int]] = []
+    for each in budgets:
+        if runs and runs[-1][-1] == each - 1:
+            runs[-1].append(each)
+        else:
+            runs.append([each])
+    said = listed([part for run in runs for part in (map(str, run) if len(run) < 3 else [f"{run[0]} to {run[-1]}"])])
+    return f"{said} {'setting' if list(budgets) == [1] else 'settings'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as a sentence lists them."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def family_of(row: dict[Any, Any], by: Sequence[str] | None) -> tuple[tuple[int, ...], str]:
+    """The family of a setting, the truncations that are on or its values of ``by``, and what it is ordered by: as declared."""
+    if by is not None:
+        return (), ", ".join(f"{key}={label(plain(row[key]))}" for key in by)
+    truncations = [name for name, sampler in SAMPLERS.items() if sampler.truncates]
+    on = [name for name in truncations if name in row and SAMPLERS[name].is_on(plain(row[name]))]
+    return (len(on), *map(truncations.index, on)), " + ".join(on) or "no truncation"
+
+
+def compare_samplers(
+    aim: Aim, points: pd.DataFrame, samples: pd.DataFrame | None, setting: Ints, by: Sequence[str] | None
+) -> SamplerComparison:
+    """`Sweep.compare_samplers`.
+
+    Args:
+        aim: what is best.
+        points: rows of ``Sweep.summary``, no copies among them.
+        samples: of a metric per sample, `Sweep.measured` of these points, no copies among them; None for a metric per point.
+        setting: [points], equal for points that differ in nothing but the seed.
+        by: the keys whose values make a family; None: which samplers truncate.
+
+    Raises:
+        ResultsError: there are not two families with a value of the metric.
+    """
+    name = aim.metric
+    if samples is None:
+        values = points[name].to_numpy(float)
+        num, den = np.nan_to_num(values), (~np.isnan(values)).astype(float)
+        at, cluster, prompt = setting, seeds_of(points), np.zeros(len(points), dtype=np.int64)
+    else:
+        num, den = (samples[f"{name}/{part}"].to_numpy(float) for part in ("num", "den"))
+        at = samples["point"].map(dict(zip(points.index, setting, strict=True))).to_numpy(np.int64)
+        cluster, prompt = places_of(samples[[*SAMPLE_KEY, "noise_of"]]), samples["prompt_index"].to_numpy(np.int64)
+    have = den > 0
+    num, den, at, cluster, prompt = (each[have] for each in (num, den, at, cluster, prompt))
+    known, place = np.unique(at, return_inverse=True)
+    rows = points.assign(setting=setting).drop_duplicates("setting").set_index("setting")
+    found = [family_of(rows.loc[each].to_dict(), by) for each in known.tolist()]
+    names = [name for _, name in found]
+    families = [name for _, name in sorted(dict.fromkeys(found), key=lambda each: each[0])]
+    if len(families) < 2:
+        what = listed(by) if by else "the truncations that are on"
+        there = f"there is one family here, {families[0]}" if families else "no point has this metric"
+        raise ResultsError("samplers", name, f"{there}: families are points that agree in {what}; --by KEY takes other keys")
+    family = np.array([families.index(each) for each in names], dtype=np.int64)
+    prompts = len(np.unique(prompt))
+    cluster, unit = blocks(cluster, prompt, by_prompt=prompts >= MIN_HALVED)
+    size = len(unit)
+    sums = [np.zeros((len(known), size)), np.zeros((len(known), size))]
+    for total, each in zip(sums, (num, den), strict=True):
+        np.add.at(total, (place, cluster), each)
+    left_out = len(rows) - len(known)
+    notes = [f"{left_out} settings have no value of {METRICS[name].label} and are left out"] if left_out else []
+    halved = "prompts" if prompts >= MIN_HALVED else "samples" if samples is not None else "seeds"
+    counts = tuple(np.bincount(family, minlength=len(families)).tolist())
+    compared = compare_families(Scores(sums[0], sums[1], unit, aim.score), family)
+    return SamplerComparison(aim, tuple(families), counts, compared, halved, tuple(notes))
+
+
+def blocks(cluster: Ints, prompt: Ints, *, by_prompt: bool) -> tuple[Ints, Ints]:
+    """Clusters as at most `MAX_CLUSTERS` blocks of them.
+
+    Args:
+        cluster: [n], the cluster of each row.
+        prompt: [n], its prompt.
+        by_prompt: whether halves are of prompts, so that no block may hold several, unless there are too many.
+
+    Returns:
+        [n], the block of each row, from 0; and [blocks], what stays in one half.
+    """
+    prompts, of_prompt = np.unique(prompt, return_inverse=True)
+    if not by_prompt:
+        _, block = np.unique(cluster, return_inverse=True)
+        block %= MAX_CLUSTERS
+        return block, np.arange(block.max(initial=-1) + 1)
+    of_prompt %= MAX_CLUSTERS
+    each = max(1, MAX_CLUSTERS // len(prompts))
+    pairs, pair = np.unique(of_prompt * (cluster.max(initial=0) + 1) + cluster, return_inverse=True)
+    owner = pairs // (cluster.max(initial=0) + 1)
+    within = np.arange(len(pairs)) - np.searchsorted(owner, owner)
+    found, block = np.unique(owner * each + within % each, return_inverse=True)
+    return block[pair], found // each
