@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from .architecture import Architecture, Attend, LinearLayer
 from .files.weights import Stacked, Stored, StoredTensor
+from .hf_settings import HFSettings
 from .layers import ACTIVATIONS, Activation, Embedding, Gated, Linear, Norm, NormConfig, Rotary, RotaryConfig, Turns
 
 
@@ -164,6 +165,8 @@ class Decoder(Architecture):
     EMBEDDING = "embed.weight"
     HEAD = "head.weight"
 
+    DEFAULTS: ClassVar[Mapping[str, Any]]
+    """What transformers takes for settings that a ``config.json`` of the family leaves out."""
     LAYERS: ClassVar[str] = "layers."
     """What names of stored weights begin with in a layer, before its number."""
     OUTSIDE: ClassVar[Mapping[str, str]]
@@ -260,8 +263,19 @@ class Decoder(Architecture):
     # -- how files describe it ---------------------------------------------------------------------------------------------
 
     @classmethod
+    def config_from_hf(cls, settings: Mapping[str, Any], wrong: Callable[[str], ModelError]) -> DecoderConfig:
+        hf = HFSettings(settings, cls.DEFAULTS, wrong)
+        try:
+            config = cls.config_of(hf)
+        except (ValueError, ArithmeticError) as error:
+            raise wrong(f"its config.json cannot be ({error})") from error
+        hf.finish()
+        return config
+
+    @classmethod
     @abstractmethod
-    def config_from_hf(cls, settings: Mapping[str, Any], wrong: Callable[[str], ModelError]) -> DecoderConfig: ...
+    def config_of(cls, hf: HFSettings) -> DecoderConfig:
+        """The shape that a ``config.json`` of the family describes."""
 
     @classmethod
     def weights_from_hf(

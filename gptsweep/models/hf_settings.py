@@ -5,11 +5,15 @@ Both spellings are known: ``rope_theta`` and ``rope_scaling`` beside one another
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ..display import get_logger
 from ..errors import ModelError, brief
-from .layers import Activation, LinearScaling, Llama3Scaling, RotaryConfig
+from .layers import Activation, LinearScaling, Llama3Scaling, RotaryConfig, YarnScaling
+
+log = get_logger(__name__)
 
 MOST_LAYERS = 10_000
 """A config that names more than this is damaged; what stands for each layer is not to fill the memory."""
@@ -37,98 +41,196 @@ class HFSettings:
 
     Args:
         settings: the file's contents.
+        defaults: what transformers takes for settings that a file of this type leaves out; null counts as a value.
         wrong: makes the error for what it says.
     """
 
-    def __init__(self, settings: Mapping[str, Any], wrong: Callable[[str], ModelError]) -> None:
-        self._settings, self._wrong = settings, wrong
-        self._read: set[str] = set()
+    def __init__(self, settings: Mapping[str, Any], defaults: Mapping[str, Any], wrong: Callable[[str], ModelError]) -> None:
+        self._settings, self._defaults, self._wrong = settings, defaults, wrong
+        self._read = {"model_type"}
 
     def get(self, name: str) -> Any:
-        """The value of a setting; None where there is none."""
+        """The value of a setting, None where there is none."""
         self._read.add(name)
-        return self._settings.get(name)
+        return self._settings.get(name, self._defaults.get(name))
 
     def refuse(self, name: str, what: str) -> ModelError:
         """The error for the value of a setting."""
-        return self._wrong(f"its config.json has {name}={brief(self._settings.get(name))}, {what}")
+        return self._wrong(f"its config.json has {name}={brief(self.get(name))}, {what}")
 
-    def size(self, name: str, default: int | None = None, most: int = 2**31 - 1) -> int:
-        """A whole number from 1."""
+    def size(self, name: str, null: int | None = None, most: int = 2**31 - 1) -> int:
+        """A whole number from 1; ``null`` is what null stands for."""
         value = self.get(name)
-        value = default if value is None else value
+        value = null if value is None else value
         if type(value) is not int or not 1 <= value <= most:
             raise self.refuse(name, f"which is not a whole number from 1 to {most:,}")
         return value
 
-    def number(self, name: str, default: float | None = None) -> float:
+    def number(self, name: str) -> float:
         """A number, not below 0."""
-        value: Any = self.get(name)
-        value = default if value is None else value
+        value = self.get(name)
         if not is_number(value):
             raise self.refuse(name, "which is not a number from 0")
         return float(value)
 
-    def flag(self, name: str, default: bool) -> bool:
+    def flag(self, name: str) -> bool:
         """True or false."""
         value = self.get(name)
-        value = default if value is None else value
         if not isinstance(value, bool):
             raise self.refuse(name, "which is neither true nor false")
         return value
 
-    def activation(self, name: str, default: str) -> Activation:
+    def activation(self, name: str) -> Activation:
         """An activation, by transformers' name."""
         value = self.get(name)
-        value = default if value is None else value
         if value not in list(HF_ACTIVATIONS):  # a list, for a damaged config may hold what has no hash
             raise self.refuse(name, f"and gptsweep runs {', '.join(HF_ACTIVATIONS)}")
         return HF_ACTIVATIONS[value]
 
-    def neutral(self, name: str, *usual: object) -> None:
-        """Refuse a setting whose value is none of ``usual``, as nothing here honours it."""
-        if self.get(name) is not None and not any(type(self.get(name)) is type(u) and self.get(name) == u for u in usual):
-            raise self.refuse(name, "which gptsweep does not run")
+    def windows(self, window: int | None, usual: Sequence[bool]) -> tuple[int | None, ...]:
+        """How many positions the tokens of each layer see.
 
-    def rotary(self, head_size: int, *, base: float = 10_000.0, share: float = 1.0) -> RotaryConfig:
-        """Rotary positions, in either spelling; ``base`` and ``share``, of a head, where the file names none."""
-        rope = self.get("rope_parameters") or self.get("rope_scaling") or {}
-        name = "rope_parameters" if self.get("rope_parameters") else "rope_scaling"
+        Args:
+            window: of the layers that have one; None: none may.
+            usual: for each layer whether it has one, where ``layer_types`` does not say.
+        """
+        kinds = self.get("layer_types")
+        if kinds is None:
+            kinds = ["sliding_attention" if window is not None and slides else "full_attention" for slides in usual]
+        known = isinstance(kinds, list) and all(kind in ("sliding_attention", "full_attention") for kind in kinds)
+        if not known or len(kinds) != len(usual):
+            raise self.refuse("layer_types", "which is not full_attention or sliding_attention for each layer")
+        if window is None and "sliding_attention" in kinds:
+            raise self.refuse("layer_types", "and no sliding_window in use")
+        return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+    def rotary(
+        self, head_size: int, *, theta: str = "rope_theta", share: str = "partial_rotary_factor", partial: bool = False
+    ) -> RotaryConfig:
+        """Rotary positions, in either spelling.
+
+        Args:
+            head_size: of queries and keys.
+            theta, share: what the older spelling calls the base, and the share of a head that is turned.
+            partial: whether the type can turn a share of a head.
+        """
+        name = "rope_scaling" if self.get("rope_scaling") else "rope_parameters"
+        rope = self.get(name) or {}
         kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else None
-        base = self.number("rope_theta", base)
-        share = self.number("partial_rotary_factor", share)
         if not isinstance(kind, str) or kind not in _ROPE_KEYS:
             raise self.refuse(name, f"and gptsweep runs the kinds {', '.join(_ROPE_KEYS)}")
-        if strange := set(rope) - {"rope_type", "type", "rope_theta", "partial_rotary_factor"} - set(_ROPE_KEYS[kind]):
-            raise self.refuse(name, f"in which gptsweep does not run {min(map(str, strange))[:80]}")
+        strange = set(rope) - {"rope_type", "type", "rope_theta", "partial_rotary_factor"} - set(_ROPE_KEYS[kind])
+        if set_to := sorted(str(key)[:80] for key in strange if rope[key] is not None):
+            raise self.refuse(name, f"in which gptsweep does not run {set_to[0]}")
 
-        def value(key: str, usual: float | None = None) -> float:
+        def value(key: str, usual: object = None, zero: bool = False) -> float:
             number: Any = rope.get(key)
             number = usual if number is None else number
-            if not is_number(number):
-                raise self.refuse(name, f"in which {key} is not a number from 0")
+            if not is_number(number) or not (number or zero):
+                raise self.refuse(name, f"in which {key} is not a number above 0")
             return float(number)
 
-        base, share = value("rope_theta", base), value("partial_rotary_factor", share)
-        scaling: Llama3Scaling | LinearScaling | None = None
+        base, turned = value("rope_theta", self.get(theta)), value("partial_rotary_factor", self.get(share))
+        if turned > 1 or (turned < 1 and not partial):
+            raise self._wrong(f"its config.json turns {turned} of a head ({share}), which gptsweep does not run")
+        # Given outside, it counts more.
+        trained = self.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
+        trained = self.get("max_position_embeddings") if trained is None else trained
+        if not is_number(trained) or not trained:
+            raise self.refuse(name, "in which original_max_position_embeddings is not a number above 0")
+        scaling: Llama3Scaling | LinearScaling | YarnScaling | None = None
         if kind == "linear":
             scaling = LinearScaling(factor=value("factor"))
         elif kind == "llama3":
-            scaling = Llama3Scaling(
-                factor=value("factor"),
-                low=value("low_freq_factor"),
-                high=value("high_freq_factor"),
-                trained=int(value("original_max_position_embeddings")),
+            low, high = value("low_freq_factor"), value("high_freq_factor")
+            if low >= high:
+                raise self.refuse(name, "in which low_freq_factor is not below high_freq_factor")
+            scaling = Llama3Scaling(factor=value("factor"), low=low, high=high, trained=float(trained))
+        elif kind == "yarn":
+            factor = value("factor", self.get("max_position_embeddings") / trained)
+            truncate = rope.get("truncate")
+            if truncate not in (None, True, False):
+                raise self.refuse(name, "in which truncate is neither true nor false")
+            amplitude = yarn_amplitude(factor)
+            if rope.get("mscale") and rope.get("mscale_all_dim"):
+                amplitude = yarn_amplitude(factor, value("mscale")) / yarn_amplitude(factor, value("mscale_all_dim"))
+            scaling = YarnScaling(
+                factor=factor,
+                trained=float(trained),
+                fast=value("beta_fast", 32.0),
+                slow=value("beta_slow", 1.0),
+                truncate=truncate is not False,
+                amplitude=value("attention_factor", amplitude),
             )
-        return RotaryConfig(size=int(head_size * share), base=base, scaling=scaling)
+        return RotaryConfig(size=int(head_size * turned), base=base, scaling=scaling)
+
+    def finish(self) -> None:
+        """See to the settings that nobody has read.
+
+        Raises:
+            ModelError: one changes the arithmetic of some model.
+        """
+        for name in (name for name in self._settings if name not in self._read):
+            value = self._settings[name]
+            if value is None or value is False or value == []:
+                continue
+            if name in _ARITHMETIC:
+                raise self.refuse(name, "which gptsweep does not run for this type")
+            if name not in _WITHOUT_EFFECT and not name.startswith("_"):
+                log.info("config.json has %s, which is not known; transformers does without it, too", brief(name))
+
+
+def yarn_amplitude(factor: float, scale: float = 1.0) -> float:
+    """By what YaRN multiplies cosines and sines."""
+    return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 _ROPE_KEYS: Mapping[str, Sequence[str]] = {
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": (
+        *("factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"),
+        *("mscale", "mscale_all_dim", "truncate"),
+    ),
 }
 """The kinds of scaling of rotary positions, and what each takes."""
+
+_ARITHMETIC = frozenset(
+    (
+        # of other types in transformers, and of old or forked files of the known ones
+        *("add_cross_attention", "alibi", "attention_bias", "attention_chunk_size", "attention_multiplier", "attention_sinks"),
+        *(
+            "attn_logit_softcapping",
+            "attn_temperature_tuning",
+            "clip_qkv",
+            "cross_attention_hidden_size",
+            "decoder_sparse_step",
+        ),
+        *("dim_model_base", "embedding_multiplier", "final_logit_softcapping", "head_dim", "is_encoder_decoder", "layer_types"),
+        *("lm_head_multiplier", "logit_scale", "logits_scaling", "mlp_bias", "mlp_only_layers", "moe_intermediate_size"),
+        *("n_routed_experts", "no_rope_layers", "norm_type", "num_experts", "num_experts_per_tok", "num_key_value_heads"),
+        *("num_local_experts", "parallel_attn", "partial_rotary_factor", "post_norm", "pruned_heads", "qk_layernorm"),
+        *("qk_norm", "qkv_bias", "quantization_config", "query_pre_attn_scalar", "residual_multiplier", "rope_interleaved"),
+        *("rope_local_base_freq", "rope_scaling", "rotary_dim", "rotary_pct", "rotary_percentage", "scale_attn_weights"),
+        *("scale_depth", "scale_emb", "scale_embedding", "scale_embeddings", "sliding_window", "sliding_window_pattern"),
+        *("tie_encoder_decoder", "use_alibi", "use_attention_sinks", "use_bias", "use_mrope", "use_parallel_residual"),
+        *("use_qk_norm", "use_qkv_bias", "use_sliding_window"),
+    )
+)
+"""Settings that change the arithmetic of some model: not ignored by one that does not have them."""
+
+_WITHOUT_EFFECT = frozenset(
+    (
+        *("architectures", "attention_dropout", "auto_map", "bos_token_id", "chunk_size_feed_forward", "classifier_dropout"),
+        *("decoder_start_token_id", "dtype", "eos_token_id", "finetuning_task", "gradient_checkpointing", "hidden_dropout"),
+        *("id2label", "initializer_range", "is_decoder", "is_llama_config", "label2id", "max_window_layers"),
+        *("no_rope_layer_interval", "output_attentions", "output_hidden_states", "pad_token_id", "prefix", "pretraining_tp"),
+        *("problem_type", "return_dict", "sep_token_id", "task_specific_params", "tokenizer_class", "torch_dtype"),
+        *("torchscript", "transformers.js_config", "transformers_version", "use_cache"),
+    )
+)
+"""Settings of training, of other tasks, of the tokenizer, of files."""
 
 
 def is_number(value: object) -> bool:

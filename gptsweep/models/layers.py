@@ -110,15 +110,32 @@ class Norm(nn.Module):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LinearScaling:
+    """All waves are stretched by ``factor``."""
+
+    factor: float
+    amplitude: float = 1.0
+
+    def frequencies(self, plain: Tensor, base: float) -> Tensor:
+        """``float32 [size / 2]`` from those of plain rotary positions."""
+        return plain / self.factor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Llama3Scaling:
-    """Llama 3.1's: long waves are stretched by ``factor``, short ones stay, those between are mixed."""
+    """Llama 3.1's: waves too long to be seen whole in ``trained`` positions are stretched by ``factor``, short ones stay.
+
+    A wave is long if it goes into ``trained`` fewer than ``low`` times, short if more than ``high`` times; between them the
+    two are mixed.
+    """
 
     factor: float
     low: float
     high: float
-    trained: int
+    trained: float
+    amplitude: float = 1.0
 
-    def frequencies(self, plain: Tensor) -> Tensor:
+    def frequencies(self, plain: Tensor, base: float) -> Tensor:
         """``float32 [size / 2]`` from those of plain rotary positions."""
         waves = 2 * math.pi / plain
         share = (self.trained / waves - self.low) / (self.high - self.low)
@@ -128,14 +145,32 @@ class Llama3Scaling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LinearScaling:
-    """All waves are stretched by ``factor``."""
+class YarnScaling:
+    """YaRN (Peng et al., 2023): as Llama 3.1's, but mixed by the place in the head, between waves that go ``fast`` and
+    ``slow`` times into ``trained``; cosines and sines are multiplied by ``amplitude``.
+    """
 
     factor: float
+    trained: float
+    fast: float
+    slow: float
+    truncate: bool
+    amplitude: float
 
-    def frequencies(self, plain: Tensor) -> Tensor:
+    def frequencies(self, plain: Tensor, base: float) -> Tensor:
         """``float32 [size / 2]`` from those of plain rotary positions."""
-        return plain / self.factor
+        size = 2 * len(plain)
+
+        def place(turns: float) -> float:
+            return size * math.log(self.trained / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+        first, last = place(self.fast), place(self.slow)
+        if self.truncate:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, size - 1)
+        ramp = (torch.arange(len(plain), dtype=torch.float32) - first) / (last - first or 0.001)
+        stretched = ramp.clamp(0, 1)
+        return plain / self.factor * stretched + plain * (1 - stretched)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,13 +183,13 @@ class RotaryConfig:
     size: int
     base: float = 10_000.0
     pairs: bool = False
-    scaling: Llama3Scaling | LinearScaling | None = None
+    scaling: LinearScaling | Llama3Scaling | YarnScaling | None = None
 
     def frequencies(self) -> Tensor:
         """``float32 [size / 2]``: by how much a position turns more than the one before it."""
         # In float32, as transformers does: at a late position a rounding of the frequency is seen in the angle.
         plain = 1.0 / (self.base ** (torch.arange(0, self.size, 2, dtype=torch.float32) / self.size))
-        return plain if self.scaling is None else self.scaling.frequencies(plain)
+        return plain if self.scaling is None else self.scaling.frequencies(plain, self.base)
 
 
 Turns = tuple[Tensor, Tensor]
@@ -179,7 +214,8 @@ class Rotary:
         with torch.device("cpu"):
             angles = torch.arange(n_positions, dtype=torch.float32)[:, None] * self.config.frequencies()
             # In float64, and rounded: then the bits do not depend on how a vector of them is cut up.
-            self.tables = torch.stack([angles.double().cos(), angles.double().sin()]).float().to(device)
+            amplitude = 1.0 if self.config.scaling is None else self.config.scaling.amplitude
+            self.tables = (torch.stack([angles.double().cos(), angles.double().sin()]).float() * amplitude).to(device)
 
     def at(self, positions: Tensor) -> Turns:
         """The angles at ``int64 [...]``, each below what was reserved."""

@@ -22,7 +22,13 @@ _GPT2S = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 ARCHITECTURES = {
     "gpt2": "gptsweep.models.gpt2:GPT",
+    "gpt_neox": "gptsweep.models.gpt_neox:GPTNeoX",
     "llama": "gptsweep.models.llama:Llama",
+    "mistral": "gptsweep.models.mistral:Mistral",
+    "olmo2": "gptsweep.models.olmo2:Olmo2",
+    "qwen2": "gptsweep.models.qwen:Qwen2",
+    "qwen3": "gptsweep.models.qwen:Qwen3",
+    "smollm3": "gptsweep.models.smollm3:SmolLM3",
 }
 """Subclasses of `Architecture`, by the ``model_type`` of a Hugging Face ``config.json``."""
 

@@ -128,6 +128,11 @@ class StoredTensor:
         """The same bytes, with the dimensions in reverse order."""
         return replace(self, shape=self.shape[::-1], stride=self.stride[::-1])
 
+    def rows(self, begin: int, end: int) -> StoredTensor:
+        """The part of it that begins at one row, and ends before another."""
+        offset = self.offset + begin * self.stride[0] * self.dtype.itemsize
+        return replace(self, offset=offset, shape=(end - begin, *self.shape[1:]))
+
     def read(self, scratch: Tensor) -> Tensor:
         """The tensor in its stored dtype and layout, on top of ``scratch``, ``uint8 [at least nbytes]``."""
         flat = scratch[: self.nbytes]
