@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: each process has a core; tests of threads set their count
 
 import gptsweep  # noqa: F401  before torch: beside other work, tests whose threads spin take many times as long
 
@@ -24,8 +28,25 @@ settings.register_profile("gptsweep", deadline=None, suppress_health_check=[Heal
 settings.load_profile("gptsweep")
 
 
+PROCESSES = 2
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """The whole suite runs in two processes, where pytest-xdist is there: many tests wait for a process or compute on one core.
+
+    A file or a test that is named runs in one, which starts faster and stops in a debugger; ``-n`` decides otherwise.
+    """
+    option = config.option
+    whole = config.args == config.getini("testpaths") and "PYTEST_XDIST_WORKER" not in os.environ
+    if whole and not option.usepdb and getattr(option, "numprocesses", 0) is None:
+        option.numprocesses = PROCESSES
+        option.dist = "worksteal"  # files stay together, and so do the fixtures of a module, until a process has nothing to do
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """What lies in the caches of whoever runs the tests, or in the variables of Hydra and the hub, decides nothing."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # started in the background of a shell, they would ignore Ctrl-C
     caches = tempfile.TemporaryDirectory(prefix="gptsweep-tests-", ignore_cleanup_errors=True)
     config.add_cleanup(caches.cleanup)
     os.environ |= {"XDG_CACHE_HOME": caches.name, "HF_HOME": f"{caches.name}/huggingface"}
