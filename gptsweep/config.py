@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -73,25 +73,22 @@ class DeviceConfig:
     max_rows: int | None = MISSING
 
 
-@dataclass
-class SamplingConfig:
-    """The group ``sampling``."""
+def sampling_schema(kind: type[Sampling]) -> Any:
+    """The group ``sampling``: each setting of ``kind``, with the type in which it is typed."""
+    entries: list[tuple[str, Any, Any]] = []
+    for name, hint in get_type_hints(kind).items():
+        typed = _TYPED.get(hint, hint)
+        container = getattr(typed, "__origin__", None)
+        entries.append((name, typed, field(default_factory=container) if container in (dict, list) else field(default=MISSING)))
+    return make_dataclass("SamplingConfig", entries)
 
-    num_samples: int = MISSING
-    max_new_tokens: int = MISSING
-    temperature: float = MISSING
-    top_k: int | None = MISSING
-    top_p: float | None = MISSING
-    min_p: float | None = MISSING
-    repetition_penalty: float = MISSING
-    presence_penalty: float = MISSING
-    frequency_penalty: float = MISSING
-    logit_bias: dict[int, float] = field(default_factory=dict)
-    stop: list[Any] = field(default_factory=list)  # of strings; OmegaConf would make "1000.0" of 1e3
-    stop_at_eot: bool = MISSING
-    overflow: str = MISSING
-    rng: str = MISSING
-    noise: str = MISSING
+
+_TYPED: dict[Any, Any] = {
+    tuple[tuple[int, float], ...]: dict[int, float],
+    tuple[str, ...]: list[Any],  # of strings; OmegaConf would make "1000.0" of 1e3
+}
+"""The type of a key whose value the records hold in another."""
+SamplingConfig = sampling_schema(Sampling)
 
 
 @dataclass
@@ -100,7 +97,7 @@ class Config:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)  # type: ignore[valid-type]  # made above
     start: str = MISSING
     seed: int = MISSING
     name: str = MISSING
@@ -206,8 +203,8 @@ def point_dir(override_dirname: str) -> str:
 def point_from_config(cfg: DictConfig) -> Point:
     """The frozen `Point` that ``cfg`` describes, with or without Hydra's own ``hydra`` node in it.
 
-    In ``start`` (unless it names a file) and ``sampling.stop``, a backslash with n, r, t or another backslash stands for the
-    character, as neither a shell nor Hydra reads it so.
+    In ``start`` (unless it names a file) and in lists of texts such as ``sampling.stop``, a backslash with n, r, t or another
+    backslash stands for the character, as neither a shell nor Hydra reads it so.
 
     Raises:
         ConfigError: a name, type or range is wrong; one line with the key, the value and what would work.
@@ -220,19 +217,24 @@ def point_from_config(cfg: DictConfig) -> Point:
         name,
         "must be one directory name of at most 200 bytes; hydra.run.dir and hydra.sweep.dir take a whole path",
     )
-    bias = tuple(sorted(sampling.pop("logit_bias").items()))
-    for text in sampling["stop"]:
-        if isinstance(text, (bool, int, float)):
-            raise ConfigError("sampling.stop", sampling["stop"], f"{_told(text)} is {_KINDS[type(text)]}; put it in quotes")
-        require(isinstance(text, str), "sampling.stop", sampling["stop"], f"must be {_EXAMPLES[list[Any]]}")
-    stop = tuple(unescaped(text) for text in sampling.pop("stop"))
+    for setting, given in sampling.items():
+        if list_of_text(f"sampling.{setting}"):
+            sampling[setting] = _texts_typed(f"sampling.{setting}", given)
     return Point(
         model=ModelSource(**values["model"]),
         device=DeviceSettings(**values["device"]),
-        sampling=Sampling(**sampling, logit_bias=bias, stop=stop),
+        sampling=Sampling(**sampling),
         start=start if start.startswith(FILE_PREFIXES) else unescaped(start),
         seed=values["seed"],
     )
+
+
+def _texts_typed(key: str, given: list[Any]) -> tuple[str, ...]:
+    for text in given:
+        if isinstance(text, (bool, int, float)):
+            raise ConfigError(key, given, f"{_told(text)} is {_KINDS[type(text)]}; put it in quotes")
+        require(isinstance(text, str), key, given, f"must be {_EXAMPLES[list[Any]]}")
+    return tuple(map(unescaped, given))
 
 
 def _plain_values(cfg: DictConfig) -> dict[str, Any]:

@@ -9,17 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache
+from functools import cache, lru_cache
 from numbers import Real
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_type_hints
 
 from .errors import ConfigError, PromptError
 
+_T = TypeVar("_T")
+
 SCHEMA_VERSION = 1
+"""The format of lines and manifests. Raised when a field changes its meaning or goes, not when one is added."""
 ENGINE_VERSION = 3
-"""Raised whenever the same point would give other tokens than before: it is part of every `point_id`."""
+"""The arithmetic: raised when the same point gives other tokens than before, as each `point_id` holds it. A new setting leaves
+both versions: ids and lines name it only where it is not neutral."""
 
 MODELS = ("shakespeare", "resume", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "hf")
 NANOGPT_FILE = "ckpt.pt"
@@ -148,29 +153,37 @@ class DeviceSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampler:
-    """The declaration of a sampler: a setting that changes logits. It is the metadata of its field in `Sampling`.
+    """The declaration of a sampler's setting: the metadata of its field in `Sampling`.
 
-    Validation, the kernels' record and the README's row follow from it. A `point_id` still hashes every setting, neutral or
-    not, as 0.1 did; once a setting is added, ids will hash the samplers that are not `neutral` and every setting of 0.1, so
-    that a new sampler changes no id of a sweep that does not use it.
+    The config's schema, validation, the kernels' record, the README's row and what a `point_id` hashes follow from it. A
+    sampler is one *step* of sampling, named like its setting where it has only one; `engine.chain` has the function of
+    each step, on all rows at once.
 
     Args:
-        order: samplers are applied in ascending order.
-        neutral: the value that changes no logit.
+        place: where the step stands among the others; steps are applied in ascending order.
+        neutral: the value that changes nothing: the default of a setting that 0.1 did not have.
         checks: each a condition on the value, and the end of the error if it does not hold.
         sentence: what the README says of it.
-        off: what stands for None in the kernels' `ROW` record, which has a field of the sampler's name.
-        recorded: False: the record has no such field.
+        step: the step that the setting belongs to; empty: its own name.
+        switches: whether a value that is not neutral switches the step on. False: it only says how the step works.
+        adjusts: whether the step changes the logits of some tokens, as it does for greedy rows too. False: it says which
+            tokens are left, and how likely.
+        kernel: the NumPy type of the setting's field in the kernels' `ROW` record; empty: the kernel has it from elsewhere;
+            None: the kernel does not have the step, and rows that use it are sampled by the plain chain.
+        off: what stands for None in that record.
         truncates: whether it takes tokens out of the choice. The samplers that do and are on name the family of a point in a
             comparison of samplers; of several settings of one sampler only the one that switches it on is declared so.
     """
 
-    order: int
+    place: int
     neutral: object
     checks: tuple[tuple[Callable[[Any], bool], str], ...]
     sentence: str
+    step: str = ""
+    switches: bool = True
+    adjusts: bool = False
+    kernel: str | None = None
     off: float | None = None
-    recorded: bool = True
     truncates: bool = False
 
     def is_on(self, value: object) -> bool:
@@ -178,7 +191,7 @@ class Sampler:
         return value is not None and value != self.neutral and value != self.off
 
 
-def _sampler(**declaration: Any) -> dict[str, Sampler]:
+def sampler(**declaration: Any) -> dict[str, Sampler]:
     """The metadata of a sampler's field."""
     return {"sampler": Sampler(**declaration)}
 
@@ -190,27 +203,29 @@ _ADDEND = (lambda value: abs(value) <= _GREATEST_ADDEND, "must be from -1e30 to 
 class Sampling:
     """How the next token is chosen, and when a sample ends: the config group ``sampling``.
 
-    The order of operations on the logits is logit_bias, repetition, frequency and presence penalty, temperature, top_k,
-    top_p, min_p. ``logit_bias`` holds ``(token id, addend)`` pairs by ascending id, and may be given as a mapping; ``stop`` may
-    be given as one text, or as any collection of texts.
+    The steps of sampling come in the order of their places: logit_bias, repetition, frequency and presence penalty,
+    temperature, top_k, top_p, min_p. ``logit_bias`` holds ``(token id, addend)`` pairs by ascending id, and may be given as a
+    mapping; ``stop`` may be given as one text, or as any collection of texts.
     """
 
     num_samples: int = 10
     max_new_tokens: int = 500
     temperature: float = field(
         default=0.8,
-        metadata=_sampler(
-            order=5,
+        metadata=sampler(
+            place=300,
             neutral=1.0,
+            kernel="f8",
             checks=((lambda t: t == 0 or 1e-6 <= t < math.inf, "must be 0 (greedy) or a positive number, at least 1e-6"),),
             sentence="0 is greedy",
         ),
     )
     top_k: int | None = field(
         default=200,
-        metadata=_sampler(
-            order=6,
+        metadata=sampler(
+            place=400,
             neutral=None,
+            kernel="i8",
             off=0,
             truncates=True,
             checks=(
@@ -222,9 +237,10 @@ class Sampling:
     )
     top_p: float | None = field(
         default=None,
-        metadata=_sampler(
-            order=7,
+        metadata=sampler(
+            place=500,
             neutral=None,
+            kernel="f8",
             off=1.0,
             truncates=True,
             checks=((lambda p: p is None or 0 < p <= 1, "must be above 0 and at most 1, or null to switch it off"),),
@@ -233,9 +249,10 @@ class Sampling:
     )
     min_p: float | None = field(
         default=None,
-        metadata=_sampler(
-            order=8,
+        metadata=sampler(
+            place=600,
             neutral=None,
+            kernel="f8",
             off=0.0,
             truncates=True,
             checks=((lambda p: p is None or 0 <= p <= 1, "must be from 0 to 1, or null to switch it off"),),
@@ -244,27 +261,47 @@ class Sampling:
     )
     repetition_penalty: float = field(
         default=1.0,
-        metadata=_sampler(
-            order=2,
+        metadata=sampler(
+            place=200,
+            step="penalties",
             neutral=1.0,
+            adjusts=True,
+            kernel="f8",
             checks=((lambda penalty: 1e-6 <= penalty <= 1e6, "must be from 1e-6 to 1e6; 1.0 switches it off"),),
             sentence="Hugging Face's: over prompt and completion",
         ),
     )
     presence_penalty: float = field(
         default=0.0,
-        metadata=_sampler(order=4, neutral=0.0, checks=(_ADDEND,), sentence="vLLM's: over the completion, once a token"),
+        metadata=sampler(
+            place=200,
+            step="penalties",
+            neutral=0.0,
+            adjusts=True,
+            kernel="f8",
+            checks=(_ADDEND,),
+            sentence="vLLM's: over the completion, once a token",
+        ),
     )
     frequency_penalty: float = field(
         default=0.0,
-        metadata=_sampler(order=3, neutral=0.0, checks=(_ADDEND,), sentence="vLLM's: over the completion, a count at a time"),
+        metadata=sampler(
+            place=200,
+            step="penalties",
+            neutral=0.0,
+            adjusts=True,
+            kernel="f8",
+            checks=(_ADDEND,),
+            sentence="vLLM's: over the completion, a count at a time",
+        ),
     )
     logit_bias: tuple[tuple[int, float], ...] = field(
         default=(),
-        metadata=_sampler(
-            order=1,
+        metadata=sampler(
+            place=100,
             neutral=(),
-            recorded=False,
+            adjusts=True,
+            kernel="",
             checks=(
                 (
                     lambda bias: all(0 <= token < _LIMIT and abs(addend) <= _GREATEST_ADDEND for token, addend in bias),
@@ -290,8 +327,8 @@ class Sampling:
         object.__setattr__(self, "stop", _texts("sampling.stop", self.stop))
         for name in ("num_samples", "max_new_tokens"):
             check(1 <= getattr(self, name) < _LIMIT, name, "must be at least 1 and below 2**31")
-        for name, sampler in SAMPLERS.items():
-            for holds, wanted in sampler.checks:
+        for name, declared in samplers_of(type(self)).items():
+            for holds, wanted in declared.checks:
                 check(holds(getattr(self, name)), name, wanted)
         check(all(self.stop), "stop", "holds an empty string, which would stop every sample at once")
         one_of("sampling.overflow", self.overflow, OVERFLOWS)
@@ -301,20 +338,79 @@ class Sampling:
     @property
     def penalises(self) -> bool:
         """Whether the logits depend on which tokens came before."""
-        return any(map(self.uses, ("repetition_penalty", "presence_penalty", "frequency_penalty")))
+        return "penalties" in active_steps(self)
 
-    def uses(self, sampler: str) -> bool:
-        """Whether a sampler, by name, is not neutral."""
-        return bool(getattr(self, sampler) != SAMPLERS[sampler].neutral)
+    def uses(self, setting: str) -> bool:
+        """Whether a sampler's setting, by name, is not neutral."""
+        return bool(getattr(self, setting) != samplers_of(type(self))[setting].neutral)
 
     def as_json(self) -> dict[str, Any]:
-        """Settings by name as JSON and pandas hold them, without ``num_samples``, which decides no token."""
-        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "num_samples"}
-        return settings | {"logit_bias": {str(token): addend for token, addend in self.logit_bias}, "stop": list(self.stop)}
+        """Settings by name as JSON and pandas hold them: all of 0.1, and others where they are not neutral.
+
+        ``num_samples``, which decides no token, is left out.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "num_samples"}
+        neutral = neutral_settings(type(self))
+        return {
+            name: _as_json(name, value) for name, value in values.items() if name in SETTINGS_OF_0_1 or value != neutral[name]
+        }
 
 
-SAMPLERS: dict[str, Sampler] = {f.name: f.metadata["sampler"] for f in fields(Sampling) if "sampler" in f.metadata}
-"""The samplers by the name of their setting."""
+SETTINGS_OF_0_1 = (
+    *("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty"),
+    *("frequency_penalty", "logit_bias", "stop", "stop_at_eot", "overflow", "rng", "noise"),
+)
+"""What every line of samples and every `point_id` names. A setting added since then is named where it is not neutral."""
+
+
+def _cached(function: Callable[[type[Sampling]], _T]) -> Callable[[type[Sampling]], _T]:
+    """`cache` for functions of a class: mypy takes the ``__hash__`` of a data class for that of its instances."""
+    return cast(Callable[[type[Sampling]], _T], cache(function))
+
+
+@_cached
+def samplers_of(kind: type[Sampling]) -> dict[str, Sampler]:
+    """The declarations of the samplers' settings by their names. ``kind`` is `Sampling`, or a class that adds to it."""
+    return {f.name: f.metadata["sampler"] for f in fields(kind) if "sampler" in f.metadata}
+
+
+@_cached
+def neutral_settings(kind: type[Sampling]) -> dict[str, Any]:
+    """The value of each setting that changes nothing: a sampler's as declared, another's default."""
+    declared = samplers_of(kind)
+    return {f.name: declared[f.name].neutral if f.name in declared else f.default for f in fields(kind)}
+
+
+@_cached
+def steps_of(kind: type[Sampling]) -> dict[str, tuple[str, ...]]:
+    """The steps of sampling in their order, each with the names of its settings."""
+    steps: dict[str, list[str]] = defaultdict(list)
+    for name, declared in sorted(samplers_of(kind).items(), key=lambda item: item[1].place):
+        steps[declared.step or name].append(name)
+    return {step: tuple(names) for step, names in steps.items()}
+
+
+@lru_cache(4096)
+def active_steps(sampling: Sampling) -> tuple[str, ...]:
+    """The steps that change something for a row, in order. A greedy row takes the likeliest token whatever truncates."""
+    declared = samplers_of(type(sampling))
+
+    def active(names: tuple[str, ...]) -> bool:
+        return any(
+            declared[name].switches and sampling.uses(name) and (declared[name].adjusts or sampling.temperature > 0)
+            for name in names
+        )
+
+    return tuple(step for step, names in steps_of(type(sampling)).items() if active(names))
+
+
+SAMPLERS = samplers_of(Sampling)
+
+
+def _as_json(name: str, value: Any) -> Any:
+    if name == "logit_bias":
+        return {str(token): addend for token, addend in value}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _bias(value: Any) -> tuple[tuple[int, float], ...]:

@@ -20,6 +20,7 @@ import pandas as pd
 from ..errors import ResultsError
 from ..store.reader import (
     PointFiles,
+    cell,
     complete_settings,
     point_directories,
     read_point,
@@ -27,7 +28,7 @@ from ..store.reader import (
     setting_names,
     unseen_points,
 )
-from ..store.schema import ABOUT, COUNTS, MEANS, SAMPLE_KEY, SWEEP
+from ..store.schema import ABOUT, COUNTS, MEANS, SAMPLE_KEY, SETTINGS_SINCE_0_1, SWEEP
 from . import stats as compare
 from .columns import Columns, ordered, spread_columns, typed
 from .metrics import METRICS
@@ -330,6 +331,10 @@ def assemble(points: list[PointFiles]) -> Sweep:
     measured = {*METRICS, *spreads}
     settings = [name for name in dict.fromkeys(name for point in points for name in setting_names(point.row))
                 if name not in measured]  # fmt: skip
+    for name, neutral in SETTINGS_SINCE_0_1.items():
+        for point in points if name in settings else ():
+            if "temperature" in point.row and name not in point.named:  # its other settings are known, and it is not named
+                point.row.setdefault(name, cell(neutral))
     for name in settings:
         if len(known := {same_cell(point.row[name]): point.row[name] for point in points if name in point.row}) == 1:
             models = {point.row.get("model") for point in points if name in point.row}

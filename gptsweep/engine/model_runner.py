@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,9 +14,10 @@ from torch import Tensor
 from ..errors import ModelError
 from ..models.architecture import Model
 from .attention import AttentionMetadata, paged_attention, paged_attention_by_kernels
+from .chain import Rows
 from .cuda_graphs import DecodeSteps
 from .kv_cache import KVCache, Span
-from .sampler import adjusted, nanogpt_sample, sample, sample_by_kernel, summed
+from .sampler import kernel_samples, nanogpt_sample, sample, sample_by_kernel, summed
 from .scheduler import RunningRow, SharedSequence
 
 try:
@@ -101,7 +103,10 @@ class ModelRunner:
         for running, _ in placed:
             if running.adjustments is not None:
                 records["n_adjustments"][running.slot] = len(running.adjustments)
-        self._sample_with_counter([running for running, _ in placed if running.stream.generator is None], logits, records)
+        with_counter = [running for running, _ in placed if running.stream.generator is None]
+        by_kernel = [self.use_kernels and kernel_samples(running.row.sampling) for running in with_counter]
+        self._sample_by_kernel(list(itertools.compress(with_counter, by_kernel)), logits, records)
+        self._sample_plainly([r for r, fast in zip(with_counter, by_kernel, strict=True) if not fast], logits, records)
         for running, _ in placed:
             if running.stream.generator is not None:
                 row_logits = logits[records["logits_row"][running.slot]].float().cpu()
@@ -111,18 +116,23 @@ class ModelRunner:
             dtype = str(self.model.embedding.dtype).removeprefix("torch.")
             raise ModelError("device.dtype", dtype, "the model's logits are not numbers; try float32, or check the checkpoint")
 
-    def _sample_with_counter(self, rows: list[RunningRow], logits: Tensor, records: Records) -> None:
-        """Sample for rows with ``rng=counter``."""
-        slots = np.array([running.slot for running in rows], np.int64)
-        if not len(slots):
-            return
-        if self.use_kernels:
+    def _sample_by_kernel(self, rows: list[RunningRow], logits: Tensor, records: Records) -> None:
+        """Sample for rows with ``rng=counter`` that the kernel has every step of."""
+        if rows:
+            slots = np.array([running.slot for running in rows], np.int64)
             sample_by_kernel(self.sampler, logits.to(self.logits_dtype).contiguous(), records, slots, self.vocab_size)
-            return
-        some = records[slots]
+
+    def _sample_plainly(self, rows: list[RunningRow], logits: Tensor, records: Records) -> None:
+        """Sample for the other rows with ``rng=counter``."""
+        if rows:
+            slots = np.array([running.slot for running in rows], np.int64)
+            some = records[slots]
+            sample(logits[:, : self.vocab_size], some, self._settings(rows, logits.device))
+            records[slots] = some
+
+    def _settings(self, rows: list[RunningRow], device: torch.device) -> Rows:
         adjustments = [None if r.adjustments is None else r.adjustments.array[: len(r.adjustments)] for r in rows]
-        sample(logits[:, : self.vocab_size], some, adjustments)
-        records[slots] = some
+        return Rows([running.row.sampling for running in rows], adjustments, device)
 
     def _sample_from_stream(self, running: RunningRow, generator: torch.Generator, logits: Tensor, records: Records) -> None:
         """Sample for a row with ``rng=torch`` from its logits ``float32 [vocab_size]`` on the CPU."""
@@ -133,9 +143,7 @@ class ModelRunner:
         logits = logits.clone()
         logits[self.vocab_size :] = -torch.inf
         logprobs = logits.double().log_softmax(-1)
-        if running.adjustments is not None:
-            logits = adjusted(logits, record[0], running.adjustments.array[: len(running.adjustments)])
-        token, sampler_logprob = nanogpt_sample(logits, running.row.sampling, generator)
+        token, sampler_logprob = nanogpt_sample(logits, self._settings([running], logits.device), generator)
         record["token"], record["sampler_logprob"] = token, sampler_logprob
         record["logprob"] = float(logprobs[token])
         record["entropy"] = float(summed(torch.special.entr(logprobs.exp())))

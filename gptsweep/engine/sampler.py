@@ -1,12 +1,9 @@
-"""From logits to the next token, in plain torch: penalties, truncation, and the Gumbel-max trick.
-
-Formulas here are the reference; the kernel ``sample`` computes the same faster on a CPU.
-"""
+"""From logits to the next token: by the plain chain and the Gumbel-max trick in torch, by the kernel, or as nanoGPT draws."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..kernels.abi import ADJUSTMENT, BLOCK, ROW
-from ..records import SAMPLERS, Row, Sampling
+from ..records import SAMPLERS, Row, Sampling, active_steps, samplers_of, steps_of
+from .chain import Rows, chain
 from .noise import gumbel, precise_dtype
 
 if TYPE_CHECKING:  # numba has no wheel for some platforms
@@ -38,6 +36,13 @@ def row_record(row: Row) -> tuple[Any, ...]:
         *(row.noise_key, 0, row.sample_index, row.prompt_index, 0, 0),
         *(-1, 0.0, 0.0, 0.0),
     )
+
+
+@lru_cache(4096)
+def kernel_samples(sampling: Sampling) -> bool:
+    """Whether the kernel ``sample`` has every step that a row uses."""
+    declared, steps = samplers_of(type(sampling)), steps_of(type(sampling))
+    return all(declared[name].kernel is not None for step in active_steps(sampling) for name in steps[step])
 
 
 class LogitAdjustments:
@@ -76,46 +81,39 @@ class LogitAdjustments:
 # -- sampling ----------------------------------------------------------------------------------------------------------------
 
 
-def sample(
-    logits: Tensor, rows: np.ndarray[Any, np.dtype[Any]], adjustments: list[np.ndarray[Any, np.dtype[Any]] | None]
-) -> None:
-    """Sample the next token of every row, and write it and its statistics into ``rows``.
+def sample(logits: Tensor, records: npt.NDArray[Any], rows: Rows) -> None:
+    """Sample the next token of every row, and write it and its statistics into its record.
 
-    The order is Hugging Face's and vLLM's: logit_bias, repetition, frequency and presence penalty, temperature, top_k, top_p,
-    min_p; then argmax(logits / temperature + noise).
+    The token is argmax(x + noise), where x is what `chain` makes of the logits; of a greedy row argmax(x).
 
     Args:
-        logits: ``[sequences, vocab_size]``, floating point; ``rows["logits_row"]`` is the index of a row's.
-        rows: `ROW` records.
-        adjustments: the row's `ADJUSTMENT` records, or None.
+        logits: ``[sequences, vocab_size]``, floating point; ``records["logits_row"]`` is the index of a row's.
+        records: `ROW` records.
+        rows: the settings of the rows, in the same order.
     """
     device, precise = logits.device, precise_dtype(logits.device)
 
-    def column(name: str) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(rows[name])).to(device, precise)
-
     def integers(name: str) -> Tensor:
-        return torch.from_numpy(rows[name].astype(np.int64)).to(device)
+        return torch.from_numpy(records[name].astype(np.int64)).to(device)
 
     raw = logits.to(precise)[integers("logits_row")]
     logprobs = raw.log_softmax(-1)
-    x = raw.clone()
-    for i, adjustment in enumerate(adjustments):
-        if adjustment is not None:
-            x[i] = adjusted(x[i], rows[i], adjustment)
-    temperature = column("temperature")[:, None]
-    greedy = temperature == 0
-    scaled = truncated(x / temperature.where(~greedy, torch.ones_like(temperature)), rows)
-    keys = rows["noise_key"].astype(np.uint64)
+    x = chain(raw, rows, precise)
+    greedy = torch.tensor([sampling.temperature == 0 for sampling in rows.sampling], device=device)
+    keys = records["noise_key"].astype(np.uint64)
     halves = np.stack([keys & np.uint64(0xFFFFFFFF), keys >> np.uint64(32)], -1).astype(np.int64)
     noise = gumbel(x.shape[-1], key=torch.from_numpy(halves).to(device), position=integers("position"),
                    sample_index=integers("sample_index"), prompt_index=integers("prompt_index"))  # fmt: skip
-    token = torch.where(greedy[:, 0], x.argmax(-1), (scaled + noise).argmax(-1))
-    sampler = scaled.log_softmax(-1).gather(-1, token[:, None])[:, 0].masked_fill(greedy[:, 0], 0.0)
-    rows["token"] = token.cpu().numpy()
-    rows["logprob"] = logprobs.gather(-1, token[:, None])[:, 0].cpu().numpy()
-    rows["sampler_logprob"] = sampler.cpu().numpy()
-    rows["entropy"] = -summed(logprobs.exp() * logprobs).cpu().numpy()
+    token = torch.where(greedy, x.argmax(-1), (x + noise).argmax(-1))
+    of_token = token[:, None]
+    found = torch.stack([
+        token.to(precise),  # exact: both dtypes hold every token id
+        logprobs.gather(-1, of_token)[:, 0],
+        x.log_softmax(-1).gather(-1, of_token)[:, 0].masked_fill(greedy, 0.0),
+        -summed(logprobs.exp() * logprobs),
+    ]).cpu()  # fmt: skip
+    for name, values in zip(("token", "logprob", "sampler_logprob", "entropy"), found.numpy(), strict=True):
+        records[name] = values
 
 
 def sample_by_kernel(
@@ -143,59 +141,6 @@ def sample_by_kernel(
     )
 
 
-def adjusted(x: Tensor, row: Any, adjustment: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
-    """One row's logits ``[vocab_size]`` after logit_bias and the penalties, computed in float64 and rounded to float32.
-
-    ``repetition_penalty`` is Hugging Face's (Keskar et al. 2019), over prompt and completion: a positive logit is divided by
-    it, a negative one multiplied. ``frequency_penalty`` (a count at a time) and ``presence_penalty`` are OpenAI's and vLLM's,
-    over the completion alone.
-    """
-    precise = precise_dtype(x.device)
-    ids = torch.from_numpy(adjustment["id"].copy()).to(x.device)
-    bias, seen, count = (torch.from_numpy(adjustment[name].copy()).to(x.device, precise) for name in ("bias", "seen", "count"))
-    value = x[ids].to(precise) + bias
-    penalty = float(row["repetition_penalty"])
-    value = torch.where(seen > 0, torch.where(value < 0, value * penalty, value / penalty), value)
-    # Make the flag a number first: torch multiplies a bool by a Python float in float32.
-    present = (count > 0).to(precise)
-    value = value - (count * float(row["frequency_penalty"]) + present * float(row["presence_penalty"]))
-    return x.index_put((ids,), value.float().to(x.dtype))
-
-
-def truncated(scaled: Tensor, rows: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
-    """Logits over temperature ``[rows, vocab_size]`` with what top_k, top_p and min_p drop set to -inf.
-
-    ``top_k`` keeps ties with the k-th, as nanoGPT does. ``top_p`` (Holtzman et al. 2020) keeps the fewest likeliest tokens
-    whose mass reaches p, the lower id first among equals. ``min_p`` (Nguyen et al. 2024) keeps what is at least min_p times
-    as likely as the likeliest.
-    """
-    vocab_size = scaled.shape[-1]
-    for i, row in enumerate(rows):
-        x = scaled[i]
-        if 0 < row["top_k"] < vocab_size:
-            x = x.masked_fill(x < x.topk(int(row["top_k"])).values[-1], -torch.inf)
-        scaled[i] = truncated_tail(x, float(row["top_p"]), float(row["min_p"]))
-    return scaled
-
-
-def truncated_tail(x: Tensor, top_p: float, min_p: float) -> Tensor:
-    """``x [vocab_size]`` with what top_p, then min_p drop set to -inf; 1 and 0 switch them off.
-
-    A token is kept while those before it weigh less than ``top_p`` times all of them, where a weight is ``exp(x - max)``. Equal
-    logits have the weight 1, whose sums are exact; probabilities would be rounded first, and miss a mass of exactly ``top_p``.
-    """
-    if top_p < 1:
-        order = torch.argsort(x, descending=True, stable=True)
-        exponents = x.to(precise_dtype(x.device))
-        weights = (exponents[order] - exponents.max()).exp()
-        reached = weights.cumsum(-1)
-        before = torch.cat([torch.zeros_like(reached[:1]), reached[:-1]])
-        x = x.index_fill(0, order[before >= top_p * reached[-1]], -torch.inf)
-    if min_p > 0:
-        x = x.masked_fill(x < x.max() + math.log(min_p), -torch.inf)
-    return x
-
-
 def summed(x: Tensor) -> Tensor:
     """The sums over the last axis, with the same bits on any number of threads."""
     return torch.stack([x[..., i : i + _SUMMED_AT_ONCE].sum(-1) for i in range(0, x.shape[-1], _SUMMED_AT_ONCE)]).sum(0)
@@ -212,23 +157,19 @@ def stream_at(state: bytes) -> torch.Generator:
     return generator
 
 
-def nanogpt_sample(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[int, float]:
+def nanogpt_sample(logits: Tensor, rows: Rows, generator: torch.Generator) -> tuple[int, float]:
     """The next token as nanoGPT's ``generate`` draws it: top_k, a softmax over the whole vocabulary, ``multinomial``.
 
     Args:
-        logits: ``float32 [vocab_size]``, penalties applied; on the CPU, as the stream is: a seed means one text on any device.
-        sampling: the row's settings; top_p and min_p, which nanoGPT does not have, come after top_k.
+        logits: ``float32 [vocab_size]``; on the CPU, as the stream is: a seed means one text on any device.
+        rows: the row's settings; nanoGPT has temperature and top_k of them.
         generator: the stream that all samples draw from in turn.
 
     Returns:
         The token, and its log-probability under the distribution drawn from.
     """
-    if sampling.temperature == 0:
-        return int(logits.argmax()), 0.0
-    scaled = logits / sampling.temperature
-    if sampling.top_k is not None:
-        threshold = scaled.topk(min(sampling.top_k, len(scaled))).values[-1]
-        scaled = scaled.masked_fill(scaled < threshold, -torch.inf)
-    scaled = truncated_tail(scaled, sampling.top_p or 1.0, sampling.min_p or 0.0)
-    token = int(torch.multinomial(scaled.softmax(-1), 1, generator=generator))
-    return token, float(scaled.double().log_softmax(-1)[token])
+    x = chain(logits[None], rows, torch.float32)[0]
+    if rows.sampling[0].temperature == 0:
+        return int(x.argmax()), 0.0
+    token = int(torch.multinomial(x.softmax(-1), 1, generator=generator))
+    return token, float(x.double().log_softmax(-1)[token])

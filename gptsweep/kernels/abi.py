@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..records import SAMPLERS
+
 PAGE = 16
 """Positions of a sequence whose keys and values lie together: as many as a vector register has float32."""
 TILE = 8
@@ -57,13 +59,7 @@ ADJUSTMENT = np.dtype([("id", "i8"), ("bias", "f8"), ("seen", "i8"), ("count", "
 ROW = np.dtype(
     [
         ("logits_row", "i8"),
-        ("temperature", "f8"),
-        ("top_k", "i8"),
-        ("top_p", "f8"),
-        ("min_p", "f8"),
-        ("repetition_penalty", "f8"),
-        ("presence_penalty", "f8"),
-        ("frequency_penalty", "f8"),
+        *((name, declared.kernel) for name, declared in SAMPLERS.items() if declared.kernel),
         ("noise_key", "u8"),
         ("position", "i8"),
         ("sample_index", "i8"),
@@ -76,5 +72,5 @@ ROW = np.dtype(
         ("entropy", "f8"),
     ]
 )
-"""One row's settings and, from ``token`` on, what was chosen. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off; ``adjustments``
-is the address of an `ADJUSTMENT` array; ``position`` counts the tokens of the completion so far."""
+"""One row's settings and, from ``token`` on, what was chosen. A setting that is null has the number that its declaration
+gives as ``off``; ``adjustments`` is the address of an `ADJUSTMENT` array; ``position`` counts the tokens of the completion."""

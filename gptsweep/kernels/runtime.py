@@ -26,7 +26,7 @@ from llvmlite import binding
 
 from ..display import get_logger
 from ..files import OwnDirectory
-from .abi import TASKS
+from .abi import ROW, TASKS
 
 log = get_logger(__name__)
 
@@ -68,8 +68,9 @@ def cache_directory() -> Path:
 
 @functools.cache
 def loops_digest() -> str:
-    """What identifies the loops: a hash of all that their code is made of."""
-    return hashlib.sha256(b"".join((Path(__file__).parent / name).read_bytes() for name in SOURCES)).hexdigest()
+    """What identifies the loops: a hash of all that their code is made of, the fields that samplers declare included."""
+    sources = b"".join((Path(__file__).parent / name).read_bytes() for name in SOURCES)
+    return hashlib.sha256(sources + repr(ROW.descr).encode()).hexdigest()
 
 
 def archive_key() -> str:

@@ -12,11 +12,26 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from operator import itemgetter
+from typing import Any
 
 from ..engine.backend import Backend, Workload, windows_read
 from ..errors import ConfigError, PromptError
 from ..models.files.tokenizers import Tokenizer, completion_text, stop_matcher
-from ..records import Completion, DeviceSettings, ModelSource, Point, Prefix, Prompt, Row, Sample, Sampling, point_id
+from ..records import (
+    Completion,
+    DeviceSettings,
+    ModelSource,
+    Point,
+    Prefix,
+    Prompt,
+    Row,
+    Sample,
+    Sampling,
+    active_steps,
+    point_id,
+    samplers_of,
+    steps_of,
+)
 
 _POINTS_TOGETHER = 64
 """Points that share noise whose samples are started side by side: with 256 rows in flight, four samples of each."""
@@ -178,11 +193,12 @@ class Task:
 @lru_cache
 def canonical_settings(sampling: Sampling) -> Sampling:
     """The settings without what does not decide the tokens of a sample. Rows share the result: there may be millions."""
-    if sampling.temperature == 0:
-        return replace(sampling, noise="common", num_samples=1, top_k=None, top_p=None, min_p=None)
-    if sampling.rng == "counter":
-        return replace(sampling, noise="common", num_samples=1)
-    return replace(sampling, noise="common")  # a stream is run whole, by one point, or its draws come in pieces
+    active, kind = active_steps(sampling), type(sampling)
+    idle = [name for step, names in steps_of(kind).items() if step not in active for name in names if name != "temperature"]
+    settings: dict[str, Any] = {name: samplers_of(kind)[name].neutral for name in idle}
+    if sampling.temperature == 0 or sampling.rng == "counter":
+        settings["num_samples"] = 1  # a stream is run whole, by one point, or its draws come in pieces
+    return replace(sampling, noise="common", **settings)
 
 
 def independent_key(seed: int, point: str) -> int:

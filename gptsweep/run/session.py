@@ -24,6 +24,7 @@ from ..errors import DeviceError, GptsweepError, Interrupted, ResultsError
 from ..prompts import read_prompts
 from ..records import DeviceSettings, ModelSource, Point, Prefix, Sample
 from ..store.reader import read_manifest
+from ..store.schema import SAMPLING_KEYS
 from ..store.unfinished import Unfinished
 from ..store.writer import PointWriter
 from .executors import Executor, InFlight
@@ -445,7 +446,8 @@ def finished(job: Job, executor: Executor) -> Mapping[str, Any] | None:
             or {name: manifest.get(name) for name in known} != known
             or there != {(index, True) for index in range(len(prompts))}
             or not writer.done.issuperset(asked)
-            or samples[0] | point.sampling.as_json() | {"seed": point.seed} != samples[0]
+            or {name: value for name, value in samples[0].items() if name in SAMPLING_KEYS} != point.sampling.as_json()
+            or samples[0]["seed"] != point.seed
         ):
             return None
     row = summarise({"point_id": identity, **settings}, samples)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from ..records import FINISH_REASONS, Sampling
+from ..records import FINISH_REASONS, SETTINGS_OF_0_1, Sampling, neutral_settings
 
 SAMPLES = "samples.jsonl"
 PARTIAL = "samples.partial.jsonl"
@@ -38,6 +38,12 @@ SAMPLE_KEY = ("prompt_index", "seed", "sample_index")
 MEANS = ("logprob_mean", "sampler_logprob_mean", "entropy_mean")
 """Fields of a line that the engine measured, in nats; each may be null."""
 SAMPLING_KEYS = tuple(each.name for each in fields(Sampling) if each.name != "num_samples")
+SETTINGS_SINCE_0_1 = {
+    name: list(neutral) if isinstance(neutral, tuple) else neutral
+    for name, neutral in neutral_settings(Sampling).items()
+    if name in SAMPLING_KEYS and name not in SETTINGS_OF_0_1
+}
+"""What a setting is that a line does not name, as JSON has it."""
 COLUMN_OF_KEY = {
     "device.dtype": "dtype", "device.name": "device", "model.out_dir": "out_dir", "model.file": "file", "model.path": "path",
     "model.meta": "meta",
