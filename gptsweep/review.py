@@ -23,6 +23,7 @@ from .analysis.frames import Sweep, read_sweep
 from .analysis.metrics import METRICS
 from .analysis.reference import Reference, kept_reference
 from .analysis.row_filter import where
+from .analysis.samplers import SamplerComparison
 from .display import STDOUT, drop, one_line, ready_streams, say
 from .errors import GptsweepError, ResultsError
 from .report import report
@@ -199,7 +200,7 @@ def review_samplers(options: argparse.Namespace, whole: Sweep, sweep: Sweep, con
             say(f"gptsweep.review: {each.sentence}", error=True)
     say_problems(whole, text)
     if not options.no_report and len(options.path) == 1:
-        bring_up_to_date(options.path[0], whole, text)
+        bring_up_to_date(options.path[0], whole, text, found)
 
 
 def format_of(options: argparse.Namespace) -> str:
@@ -242,13 +243,15 @@ def open_maker(sweep: Sweep, asked: str | None) -> OpenModel:
     return load(name, dtype=dtype)
 
 
-def bring_up_to_date(path: Path, sweep: Sweep, reference: Reference | None) -> None:
+def bring_up_to_date(
+    path: Path, sweep: Sweep, reference: Reference | None, comparisons: Sequence[SamplerComparison] = ()
+) -> None:
     """Write ``sweep.csv`` (for a sweep) and ``report.html``; a directory that cannot be written is only said."""
     try:
         if (path / MULTIRUN).is_file() or (path / SWEEP).is_file():
             rows = [{str(name): plain(cell) for name, cell in row.items()} for row in sweep.summary.to_dict("records")]
             write_sweep_csv(path, [str(name) for name in sweep.summary], rows)
-        atomic_write(path / REPORT, report(sweep, path.resolve().name, reference))
+        atomic_write(path / REPORT, report(sweep, path.resolve().name, reference, comparisons))
         say(f"report: {path / REPORT}", error=True)
     except ResultsError as error:
         say(f"gptsweep.review: no report: {error}", error=True)

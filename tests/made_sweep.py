@@ -189,9 +189,12 @@ def write_sweep(
     return root
 
 
-def write_report(directory: Path, sweep: Sweep | None = None, reference: Reference | None = None) -> Path:
-    """``report.html`` as the review writes it."""
+def write_report(
+    directory: Path, sweep: Sweep | None = None, reference: Reference | None = None, samplers: Sequence[str] = ()
+) -> Path:
+    """``report.html`` as the review writes it, with comparisons of samplers by these metrics."""
     sweep = sweep or read_sweep(directory)
     path = directory / "report.html"
-    path.write_bytes(report(sweep, directory.resolve().name, reference or kept_reference(directory, sweep)))
+    comparisons = [sweep.compare_samplers(metric) for metric in samplers]
+    path.write_bytes(report(sweep, directory.resolve().name, reference or kept_reference(directory, sweep), comparisons))
     return path

@@ -34,7 +34,7 @@ NASTY = "</script><script>boom()</script> <!-- <b>bold</b> \u2028 \u2029 \u202er
 def sweep_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("sweeps") / "night"
     write_sweep(root, temperature=(0.0, 0.5, 1.0), top_k=(5, 50, None), seed=(1, 2), num_samples=6, prompts=("\n", "To be"))
-    write_report(root)
+    write_report(root, samplers=["perplexity:min", "self_bleu_4"])
     return root
 
 
@@ -74,6 +74,23 @@ def test_numbers_on_the_page_are_those_of_the_frame(sweep_dir: Path) -> None:
     assert data["values"]["self_bleu_4"]["n"] == [2] * 9
     assert [key["labels"] for key in data["keys"]] == [["0", "0.5", "1"], ["5", "50", "null"]]
     assert data["total"] == len(data["samples"]["text"]) == 216
+
+
+def test_the_curves_of_samplers_are_those_of_the_table(sweep_dir: Path) -> None:
+    found, few = embedded((sweep_dir / "report.html").read_text())["samplers"]
+    compared = read_sweep(sweep_dir).compare_samplers("perplexity:min")
+    assert found["sentence"] == compared.sentence
+    assert [family["name"] for family in found["families"]] == ["no truncation", "top_k"]
+    for family in found["families"]:
+        rows = compared.table[compared.table["family"] == family["name"]]
+        for short, column in (
+            ("best", "held_out"),
+            ("low", "held_out_low"),
+            ("high", "held_out_high"),
+            ("same", "same_samples"),
+        ):
+            assert family[short] == pytest.approx(list(rows[column]), rel=1e-6)
+    assert few["families"][0]["low"] == [None] * 3
 
 
 def test_a_mean_beside_half_a_digit_is_rounded_once() -> None:
@@ -445,6 +462,27 @@ def test_no_address_empties_the_page(browser: Any, sweep_dir: Path, word: str) -
         seen.evaluate("location.hash = 'x=top_k&y=top_k&metric=entropy_mean'")
         seen.wait_for_function("document.querySelector('#charts-h').textContent === 'Entropy'")
         assert seen.locator(".heat td button").count() == 9
+
+
+def test_the_comparison_of_samplers_is_drawn_and_said(browser: Any, sweep_dir: Path, tmp_path: Path) -> None:
+    compared = read_sweep(sweep_dir).compare_samplers("perplexity:min")
+    with Visit(browser, sweep_dir / "report.html") as seen:
+        figure = seen.locator("#samplers figure").first
+        assert figure.locator(".verdict").inner_text() == compared.sentence
+        assert figure.locator(".plot .dot").count() == sum(compared.settings)
+        assert figure.locator(".plot .band").count() == 2
+        assert figure.locator(".family").all_inner_texts() == ["no truncation 3 settings", "top_k 6 settings"]
+        figure.locator("summary").click()
+        cells = figure.locator("tbody tr").nth(5).locator("td").all_inner_texts()
+        assert cells[0] == "–"
+        assert cells[1].startswith(f"{compared.table['held_out'].iloc[-1]:.2f} [")
+        figure.locator(".plot .dot").first.hover()
+        assert seen.locator("#samplers-read").inner_text().startswith("no truncation, best of 1 setting: ")
+        assert seen.locator("nav a[href='#samplers']").is_visible()
+    write_report(write_sweep(tmp_path / "s", temperature=(0.5,), top_k=(5,), seed=(1,)))
+    with Visit(browser, tmp_path / "s" / "report.html") as seen:
+        assert not seen.locator("#samplers").is_visible()
+        assert not seen.locator("nav a[href='#samplers']").is_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

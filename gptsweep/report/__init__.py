@@ -7,26 +7,31 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
 from ..analysis.frames import Sweep
 from ..analysis.reference import Reference
+from ..analysis.samplers import SamplerComparison
 from ..display import UNSAFE, one_line
 from .data import page_data
 
 __all__ = ["page", "page_data", "report"]
 
 
-def report(sweep: Sweep, title: str, reference: Reference | None = None) -> bytes:
+def report(
+    sweep: Sweep, title: str, reference: Reference | None = None, comparisons: Sequence[SamplerComparison] = ()
+) -> bytes:
     """``report.html`` of a sweep, whatever state it is in.
 
     Args:
         sweep: what `read_sweep` found.
         title: of the page.
         reference: what is known of a reference text.
+        comparisons: of its samplers, those that were asked for.
     """
-    return page(page_data(sweep, title, reference)).encode()
+    return page(page_data(sweep, title, reference, comparisons)).encode()
 
 
 def page(data: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from ..analysis.columns import label, ordered, plain
 from ..analysis.frames import Sweep
 from ..analysis.metrics import METRICS
 from ..analysis.reference import Reference
+from ..analysis.samplers import SamplerComparison
 from ..analysis.stats import MIN_PAIRS, by_seed
 from ..store.schema import MEANS, SAMPLE_KEY, STATUSES
 
@@ -21,7 +22,9 @@ MAX_CELLS = 20_000
 """Means over settings that a page holds; where there would be more it offers none."""
 
 
-def page_data(sweep: Sweep, title: str, reference: Reference | None = None) -> dict[str, Any]:
+def page_data(
+    sweep: Sweep, title: str, reference: Reference | None = None, comparisons: Sequence[SamplerComparison] = ()
+) -> dict[str, Any]:
     """Everything on the page. Lists of one length stand for columns: a row of ``groups`` is a setting, its seeds together."""
     keys = [key for key in sweep.swept if key != "seed"]
     groups = sweep.group()
@@ -56,6 +59,7 @@ def page_data(sweep: Sweep, title: str, reference: Reference | None = None) -> d
         "cells": cells(sweep, values),
         "reasons": sweep.reasons(),
         "effects": effects(shown, values),
+        "samplers": [sampler_curves(each) for each in comparisons],
         "min_pairs": MIN_PAIRS,
         "prompts": list(shown.samples["prompt"].cat.categories),
         "samples": sample_columns(shown, group_of),
@@ -103,6 +107,28 @@ def effects(sweep: Sweep, values: dict[str, list[Any]]) -> list[dict[str, Any]]:
             }
         )  # fmt: skip
     return found
+
+
+def sampler_curves(found: SamplerComparison) -> dict[str, Any]:
+    """A comparison of samplers: by family the expected best of 1, 2, … settings; ``leads`` where it is ahead of all others."""
+    return {
+        "metric": found.aim.metric,
+        "aim": str(found.aim),
+        "distance": found.aim.target is not None,
+        "lower": found.aim.direction != "max",
+        "sentence": found.sentence,
+        "notes": list(found.notes),
+        "halved": found.halved,
+        "families": [
+            {"name": str(name), "leads": [found.leader(place) == number for place in range(len(rows))]}
+            | {
+                short: rounded(rows[column])
+                for short, column in (
+                    ("best", "held_out"), ("low", "held_out_low"), ("high", "held_out_high"), ("same", "same_samples"))
+            }
+            for number, (name, rows) in enumerate(found.table.groupby("family", sort=False))
+        ],
+    }  # fmt: skip
 
 
 def sample_columns(sweep: Sweep, group_of: Mapping[int, int]) -> dict[str, Any]:
