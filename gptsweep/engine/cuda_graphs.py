@@ -28,7 +28,7 @@ _WARM_UPS = 3
 class _Step:
     """A step of one shape: write ``inputs``, call ``run``, read ``hidden``.
 
-    ``inputs``: ``int64 [sequences, 2 + pages]``, for each sequence its token, its position and its pages.
+    ``inputs``: ``int64 [sequences, 3 + pages]``, for each sequence its token, the one before it, its position and its pages.
     """
 
     inputs: Tensor
@@ -51,8 +51,11 @@ class DecodeSteps:
         self._steps: dict[tuple[int, int], _Step] = {}
         self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
 
-    def __call__(self, ids: Sequence[int], metadata: AttentionMetadata) -> Tensor:
-        """The hidden states ``float32 [sequences, n_embd]`` after one token of each; valid until the next call."""
+    def __call__(self, ids: Sequence[int], metadata: AttentionMetadata, before: Sequence[int] = ()) -> Tensor:
+        """The hidden states ``float32 [sequences, n_embd]`` after one token of each; valid until the next call.
+
+        ``before``: the tokens before these, for a model that `reads_previous`.
+        """
         count = len(ids)
         pages = pages_for(int(metadata.positions.max()) + 1)
         shape = (_power_of_two(max(count, _FEWEST_SEQUENCES)), _power_of_two(max(pages, _FEWEST_PAGES)))
@@ -60,16 +63,16 @@ class DecodeSteps:
             self._steps[shape] = self._step(*shape)
         step = self._steps[shape]
         inputs = self._idle(*shape)
-        inputs[:count, 0], inputs[:count, 1] = ids, metadata.positions
-        inputs[:count, 2 : 2 + pages] = self.cache.block_tables[metadata.block_tables, :pages]
+        inputs[:count, 0], inputs[: len(before), 1], inputs[:count, 2] = ids, before, metadata.positions
+        inputs[:count, 3 : 3 + pages] = self.cache.block_tables[metadata.block_tables, :pages]
         step.inputs.copy_(torch.from_numpy(inputs))
         step.run()
         return step.hidden()[:count]
 
     def _idle(self, sequences: int, pages: int) -> Ints:
         """Inputs of sequences that are all padding: token 0 at position 0 of the spare page."""
-        inputs = np.zeros((sequences, 2 + pages), np.int64)
-        inputs[:, 2:] = self.spare
+        inputs = np.zeros((sequences, 3 + pages), np.int64)
+        inputs[:, 3:] = self.spare
         return inputs
 
     def _step(self, sequences: int, pages: int) -> _Step:
@@ -94,7 +97,7 @@ class DecodeSteps:
 
     def _hidden(self, inputs: Tensor) -> Tensor:
         """One step, of tensors alone: no shape and no branch depends on what is in them."""
-        ids, positions, tables = inputs[:, 0], inputs[:, 1], inputs[:, 2:]
+        ids, previous, positions, tables = inputs[:, 0], inputs[:, 1], inputs[:, 2], inputs[:, 3:]
         page = tables.gather(1, (positions // PAGE)[:, None])[:, 0]
         offset = positions % PAGE
         length = tables.shape[1] * PAGE
@@ -108,7 +111,8 @@ class DecodeSteps:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
             return mixed.flatten(1).to(queries.dtype)
 
-        return self.model.hidden(ids, positions, attend)
+        asked = {"previous": previous} if self.model.reads_previous else {}
+        return self.model.hidden(ids, positions, attend, **asked)
 
 
 def _power_of_two(number: int) -> int:

@@ -78,21 +78,26 @@ class ModelRunner:
         """Logits ``[sequences, vocab_size]`` after the last pending token of each."""
         ends = {sequence.block_table: sequence.length + len(sequence.pending) for sequence in sequences}
         last = []
-        for spans, ids in _passes(sequences):
-            hidden = self._hidden(ids, AttentionMetadata.of(spans))
+        for spans, ids, before in _passes(sequences):
+            hidden = self._hidden(ids, before, AttentionMetadata.of(spans))
             last.append(hidden[[i for i, span in enumerate(spans) if span.end == ends[span.block_table]]])
         return self.model.logits(torch.cat(last))
 
-    def _hidden(self, ids: list[int], metadata: AttentionMetadata) -> Tensor:
+    def _hidden(self, ids: list[int], before: list[int], metadata: AttentionMetadata) -> Tensor:
         """Hidden states ``float32 [spans, n_embd]`` after the last token of each span of one pass."""
         if self.decode is not None and len(ids) == len(metadata.kept):
-            return self.decode(ids, metadata)
+            return self.decode(ids, metadata, before)
         if self.use_kernels:
             attend = paged_attention_by_kernels(self.cache, metadata, self.store, self.attend)
         else:
             attend = paged_attention(self.cache, metadata)
         positions, kept = (torch.from_numpy(places).to(self.device) for places in (metadata.positions, metadata.kept))
-        return self.model.hidden(torch.tensor(ids, device=self.device), positions, attend, kept)
+        asked: dict[str, Any] = {}
+        if self.model.reads_previous:
+            previous = np.roll(ids, 1)
+            previous[[0, *(metadata.kept[:-1] + 1)]] = before
+            asked["previous"] = torch.from_numpy(previous).to(self.device)
+        return self.model.hidden(torch.tensor(ids, device=self.device), positions, attend, kept, **asked)
 
     def _sample(self, logits: Tensor, sequences: list[SharedSequence], records: Records) -> None:
         """Sample every row's next token from its sequence's logits ``[sequences, vocab_size]``."""
@@ -149,20 +154,22 @@ class ModelRunner:
         record["entropy"] = float(summed(torch.special.entr(logprobs.exp())))
 
 
-def _passes(sequences: list[SharedSequence]) -> Iterator[tuple[list[Span], list[int]]]:
-    """Cut the pending tokens of all sequences into passes of bounded size: spans and the ids in them."""
+def _passes(sequences: list[SharedSequence]) -> Iterator[tuple[list[Span], list[int], list[int]]]:
+    """Cut the pending tokens of all sequences into passes of bounded size: spans, the ids in them, and the one before each."""
     spans: list[Span] = []
     ids: list[int] = []
+    before: list[int] = []
     for sequence in sequences:
         done = 0
         while done < len(sequence.pending):
             taken = min(len(sequence.pending) - done, _TOKENS_PER_PASS - len(ids))
             begin = sequence.length + done
             spans.append(Span(sequence.block_table, begin, begin + taken))
+            before.append(sequence.pending[done - 1] if done else sequence.previous)
             ids += sequence.pending[done : done + taken]
             done += taken
             if len(ids) == _TOKENS_PER_PASS:
-                yield spans, ids
-                spans, ids = [], []
+                yield spans, ids, before
+                spans, ids, before = [], [], []
     if spans:
-        yield spans, ids
+        yield spans, ids, before

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.abi import PAGE, ROW
+from ..models.architecture import NO_TOKEN
 from ..records import Completion, FinishReason, Prefix, Row
 from .backend import BackendProgress, windows_read
 from .kv_cache import KVCache, Span
@@ -104,7 +105,8 @@ class RunningRow:
 class SharedSequence:
     """Token ids that the model reads once for all ``rows``: ``length`` of them are in the cache, and ``pending`` come next.
 
-    ``prompt`` is the prompt to add to the prefix cache once ``pending`` has been read; empty: none.
+    ``prompt`` is the prompt to add to the prefix cache once ``pending`` has been read; empty: none. ``previous`` is the token
+    before ``pending``, `NO_TOKEN` where these are the first.
     """
 
     block_table: int
@@ -112,6 +114,7 @@ class SharedSequence:
     pending: list[int]
     rows: list[RunningRow]
     prompt: tuple[int, ...] = ()
+    previous: int = NO_TOKEN
 
 
 class WaitingQueue:
@@ -295,7 +298,8 @@ class Scheduler:
         if source is not None:
             self.cache.fork(source, block_table, length)
         self.cache.extend([Span(block_table, length, len(window))])
-        return SharedSequence(block_table, length, list(window[length:]), [], prompt if len(prompt) > 1 else ())
+        previous = window[length - 1] if length else NO_TOKEN
+        return SharedSequence(block_table, length, list(window[length:]), [], prompt if len(prompt) > 1 else (), previous)
 
     # -- postprocess -----------------------------------------------------------------------------------------------------
 
@@ -335,6 +339,7 @@ class Scheduler:
         """Count the pending tokens as read, and add a new prompt to the prefix cache."""
         read, sequence.pending = sequence.pending, []
         sequence.length += len(read)
+        sequence.previous = read[-1]
         if len(read) == self.block_size and sequence.rows[0].token_ids:
             self.progress.windows += len(sequence.rows)
         if sequence.prompt and sequence.prompt not in self.prefix_cache:
@@ -369,11 +374,11 @@ class Scheduler:
                 SharedSequence(self.free_block_tables.pop(), 0, list(self._window(rows[0])), rows) for rows in groups.values()
             ]
         (first, *others) = groups.items()
-        split = [SharedSequence(sequence.block_table, sequence.length, [first[0][0]], first[1])]
+        split = [SharedSequence(sequence.block_table, sequence.length, [first[0][0]], first[1], previous=sequence.previous)]
         for (token, _), rows in others:
             block_table = self.free_block_tables.pop()
             self.cache.fork(sequence.block_table, block_table, sequence.length)
-            split.append(SharedSequence(block_table, sequence.length, [token], rows))
+            split.append(SharedSequence(block_table, sequence.length, [token], rows, previous=sequence.previous))
         return split
 
     def _release(self, block_table: int) -> None:

@@ -48,7 +48,7 @@ class TorchBackend:
         )
         self.vocab_size = tokenizer.vocab_size
         self.block_size: int | None = loaded.model.block_size
-        self.end_tokens = () if tokenizer.eot_id is None else (tokenizer.eot_id,)
+        self.end_tokens = tokenizer.end_ids
         self.fingerprint = loaded.fingerprint
         self.promise = self.engine.promise
         self.max_rows = max_rows

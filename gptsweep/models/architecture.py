@@ -23,6 +23,9 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 Queries are ``[..., n_head, head_size]``, keys and values ``[..., n_kv_heads, head_size]``, of tokens whose positions the
 attention knows."""
 
+NO_TOKEN = -1
+"""In the place of a token's id where there is none."""
+
 _GREATEST_SIZE = 2**31 - 1
 
 
@@ -79,6 +82,10 @@ class Model(CacheShape, Protocol):
     def reserve(self, n_positions: int) -> None:
         """Prepare for positions below ``n_positions``: must be called before `hidden` reads one."""
 
+    @property
+    def reads_previous(self) -> bool:
+        """Whether what `hidden` makes of a token depends on the one before it, apart from attention."""
+
     def hidden(self, ids: Tensor, positions: Tensor, attend: Attend, keep: Tensor | None = None) -> Tensor:
         """The residual stream after the last block, normalised; float32 throughout.
 
@@ -88,6 +95,9 @@ class Model(CacheShape, Protocol):
             attend: how tokens see one another.
             keep: ``int64 [kept]``, for ids of one dimension: which tokens are wanted; ``attend`` gives just those in the last
                 layer. None: all.
+
+        A model that `reads_previous` is given ``previous`` by that name, too: ``int64``, as ``ids``, for each token the one
+        before it in its sequence, `NO_TOKEN` for the first.
 
         Returns:
             ``float32 [..., n_embd]``, or ``[kept, n_embd]``.
@@ -161,6 +171,10 @@ class Architecture(nn.Module, ABC):
         return None
 
     @property
+    def reads_previous(self) -> bool:
+        return False
+
+    @property
     def embedding(self) -> Tensor:
         return self.get_parameter(self.EMBEDDING)
 
@@ -184,7 +198,10 @@ class Architecture(nn.Module, ABC):
             raise ValueError(f"ids has {time} tokens a row, more than the model's block_size, {self.block_size}")
         self.reserve(time)
         positions = torch.arange(time, device=ids.device)
-        return self.logits(self.hidden(ids, positions, self.attend_within))
+        asked: dict[str, Any] = {}
+        if self.reads_previous:
+            asked["previous"] = F.pad(ids[..., :-1], (1, 0), value=NO_TOKEN)
+        return self.logits(self.hidden(ids, positions, self.attend_within, **asked))
 
     def attend_within(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Causal attention inside each row: ``[batch, time, n_head, head_size] -> [batch, time, n_head * head_size]``."""
