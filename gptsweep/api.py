@@ -18,7 +18,7 @@ from .engine.torch_backend import TorchBackend, TorchBackends
 from .errors import ConfigError, ModelError
 from .models.architecture import Architecture
 from .prompts import read_prompts
-from .records import MODELS, NANOGPT_FILE, DeviceSettings, ModelSource, Point, Prompt, Sample, Sampling, coerce
+from .records import LAST_STEP, MODELS, NANOGPT_FILE, DeviceSettings, ModelSource, Point, Prompt, Sample, Sampling, coerce
 from .run.executors.local import LocalExecutor
 from .run.rows import OpenModel, Plan, Task, encoded
 
@@ -87,12 +87,16 @@ def load(
     max_rows: int | None = None,
     meta: str | None = None,
     file: str = NANOGPT_FILE,
+    step: int | str = LAST_STEP,
+    tokenizer: str | None = None,
+    softcap: float | None = None,
 ) -> LM:
     """Load a model.
 
     Args:
         model: ``shakespeare``, ``gpt2``, ``gpt2-medium``, ``gpt2-large``, ``gpt2-xl``; a nanoGPT ``out_dir`` (a directory
-            with ``ckpt.pt``); or a directory or hub id with ``config.json`` and safetensors of the GPT-2 architecture.
+            with ``ckpt.pt``); a checkpoint directory of nanochat (with ``model_NNNNNN.pt``); or a directory or hub id with
+            ``config.json`` and safetensors of the GPT-2 architecture.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``, ``int8``.
         compile: whether to use `torch.compile`.
@@ -100,6 +104,9 @@ def load(
         max_rows: rows decoded together; None plans from memory.
         meta: path of the ``meta.pkl`` of a nanoGPT checkpoint, where it is not found by itself; ``gpt2`` is GPT-2's encoding.
         file: the checkpoint in a nanoGPT ``out_dir``, where it is not ``ckpt.pt``.
+        step: which checkpoint of a nanochat training; ``last`` is the last one.
+        tokenizer: path of nanochat's ``tokenizer.pkl``, where it is not found by itself.
+        softcap: of a nanochat model's logits, where it is not that of the code of its time.
 
     Raises:
         ModelError: there is no such model, or it cannot be read.
@@ -113,9 +120,12 @@ def load(
     saved = there and (
         (directory / NANOGPT_FILE).exists() or (any(directory.glob("*.pt")) and not (directory / "config.json").exists())
     )
-    if file != NANOGPT_FILE or saved:
+    of_nanochat = there and any(directory.glob("model_*.pt")) and any(directory.glob("meta_*.json"))
+    if (step, tokenizer, softcap) != (LAST_STEP, None, None) or (of_nanochat and file == NANOGPT_FILE):
+        source = ModelSource(name="nanochat", out_dir=name, step=str(step), tokenizer=tokenizer, softcap=softcap)
+    elif file != NANOGPT_FILE or saved:
         source = ModelSource(name="resume", out_dir=name, meta=meta, file=file)
-    elif name in ("resume", "hf") or there or "/" in name:
+    elif name in ("resume", "hf", "nanochat") or there or "/" in name:
         source = ModelSource(name="hf", path=name)
     elif name in MODELS:
         source = ModelSource(name=name)

@@ -63,6 +63,16 @@ class HubConfig(ModelConfig):
 
 
 @dataclass
+class NanochatConfig(ModelConfig):
+    """``model=nanochat``: a checkpoint directory of nanochat."""
+
+    out_dir: str = MISSING
+    step: str = MISSING
+    tokenizer: str | None = MISSING
+    softcap: float | None = MISSING
+
+
+@dataclass
 class DeviceConfig:
     """The group ``device``."""
 
@@ -107,7 +117,7 @@ class Config:
     reference: str | None = MISSING
 
 
-MODEL_SCHEMAS: dict[str, type[ModelConfig]] = {"resume": ResumeConfig, "hf": HubConfig}
+MODEL_SCHEMAS: dict[str, type[ModelConfig]] = {"resume": ResumeConfig, "hf": HubConfig, "nanochat": NanochatConfig}
 """The choices of ``model`` that take more keys than the others, by name."""
 
 
@@ -175,7 +185,7 @@ def _with_text(schema: DictConfig) -> DictConfig:
     for key, node in schema._content.items():  # type: ignore[union-attr]  # no public way sets a node of one's own
         if isinstance(node, DictConfig):
             _with_text(node)
-        elif type(node) is StringNode:
+        elif type(node) is StringNode and key != "step":  # `step: 2000` in a file is what it looks like
             text = TextNode(node._value(), key=key, parent=schema, is_optional=node._is_optional())
             schema.__dict__["_content"][key] = text
     return schema
@@ -325,9 +335,9 @@ def meant(key: str) -> str | None:
 
 def unknown_key(key: str, value: object) -> ConfigError:
     """The error for a key that the config, or the chosen model, does not have."""
-    for name, schema in MODEL_SCHEMAS.items():
-        if key in {f"model.{f.name}" for f in fields(schema)}:
-            return ConfigError(key, value, f"only model={name} takes it")
+    if key.startswith("model.") and (takers := [f"model={name}" for name in MODEL_SCHEMAS if takes(name, key)]):
+        others = f", and {' and '.join(takers[1:])}" if takers[1:] else ""
+        return ConfigError(key, value, f"only {takers[0]} takes it{others}")
     if key.startswith("hydra."):
         return ConfigError(key, value, "no such key; --cfg hydra shows Hydra's")
     if near := meant(key):

@@ -26,11 +26,13 @@ ENGINE_VERSION = 3
 """The arithmetic: raised when the same point gives other tokens than before, as each `point_id` holds it. A new setting leaves
 both versions: ids and lines name it only where it is not neutral."""
 
-MODELS = ("shakespeare", "resume", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "hf")
+MODELS = ("shakespeare", "resume", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "hf", "nanochat")
 NANOGPT_FILE = "ckpt.pt"
 """The checkpoint in an ``out_dir`` where no other is named."""
 GPT2_META = "gpt2"
 """In the place of a ``meta.pkl``: GPT-2's encoding."""
+LAST_STEP = "last"
+"""In the place of a training step: the greatest that there is."""
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 OVERFLOWS = ("crop", "stop", "rebase")
@@ -110,10 +112,18 @@ class ModelSource:
     meta: str | None = None
     path: str | None = None
     file: str = NANOGPT_FILE
+    step: str = LAST_STEP
+    tokenizer: str | None = None
+    softcap: float | None = None
 
     def __post_init__(self) -> None:
         _coerce_fields(self, "model.")
         one_of("model", self.name, MODELS)
+        counted = self.step.isascii() and self.step.isdecimal() and len(self.step) <= 18
+        require(self.step == LAST_STEP or counted, "model.step", self.step, f"must be a step of the training, or {LAST_STEP}")
+        object.__setattr__(self, "step", str(int(self.step)) if counted else self.step)
+        soft = self.softcap is None or 0 < self.softcap < math.inf
+        require(soft, "model.softcap", self.softcap, "must be a positive number, or null for that of the checkpoint's time")
         named = bool(self.file) and "\0" not in self.file
         require(named, "model.file", self.file, f"must be the name of a file in model.out_dir, such as {NANOGPT_FILE}")
         require(self.name != "hf" or bool(self.path), "model.path", self.path, "model=hf needs a local directory or a hub id")

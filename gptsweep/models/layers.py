@@ -177,12 +177,15 @@ class YarnScaling:
 class RotaryConfig:
     """Rotary positions (Su et al., 2021): the first ``size`` numbers of a head are turned, two by two, by angles.
 
-    The two that are turned together are ``size / 2`` apart, or with ``pairs`` beside one another.
+    The two that are turned together are ``size / 2`` apart, or with ``pairs`` beside one another. ``backwards``: by minus the
+    angles. ``rounded``: their cosines and sines are rounded to bfloat16, whatever the dtype of the model.
     """
 
     size: int
     base: float = 10_000.0
     pairs: bool = False
+    backwards: bool = False
+    rounded: bool = False
     scaling: LinearScaling | Llama3Scaling | YarnScaling | None = None
 
     def frequencies(self) -> Tensor:
@@ -215,7 +218,9 @@ class Rotary:
             angles = torch.arange(n_positions, dtype=torch.float32)[:, None] * self.config.frequencies()
             # In float64, and rounded: then the bits do not depend on how a vector of them is cut up.
             amplitude = 1.0 if self.config.scaling is None else self.config.scaling.amplitude
-            self.tables = (torch.stack([angles.double().cos(), angles.double().sin()]).float() * amplitude).to(device)
+            signed = -angles.double() if self.config.backwards else angles.double()
+            tables = torch.stack([signed.cos(), signed.sin()]).float() * amplitude
+            self.tables = (tables.bfloat16().float() if self.config.rounded else tables).to(device)
 
     def at(self, positions: Tensor) -> Turns:
         """The angles at ``int64 [...]``, each below what was reserved."""

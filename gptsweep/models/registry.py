@@ -36,12 +36,14 @@ FORMATS = {
     "shakespeare": "gptsweep.models.files.embedded:open_source",
     "resume": "gptsweep.models.files.nanogpt:open_source",
     **dict.fromkeys(("hf", *_GPT2S), "gptsweep.models.files.hf:open_source"),
+    "nanochat": "gptsweep.models.files.nanochat:open_source",
 }
 """Functions from a `ModelSource` to a `Checkpoint`, by the name that a user gives: ``model=NAME``."""
 
 PLACES = {
     "resume": "gptsweep.models.files.places:find_nanogpt",
     **dict.fromkeys(("hf", *_GPT2S), "gptsweep.models.files.places:find_hf"),
+    "nanochat": "gptsweep.models.files.nanochat_directory:find_nanochat",
 }
 """For formats whose files may be missing: functions that see, without torch, that a model's first file is there."""
 
@@ -89,7 +91,7 @@ def _readable(source: ModelSource) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # a name that is too long, a home directory that is not known
-        places = {"resume": ("model.out_dir", source.out_dir), "hf": ("model.path", source.path)}
+        places = dict.fromkeys(("resume", "nanochat"), ("model.out_dir", source.out_dir)) | {"hf": ("model.path", source.path)}
         key, value = places.get(source.name, ("model", source.name))
         raise ModelError(key, value, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 

@@ -15,11 +15,14 @@ from .rows import OpenModel, Task
 def settings_of(point: Point, *, dtype: str, device: str) -> dict[str, object]:
     """The columns of ``summary.csv`` and ``sweep.csv`` that say what was asked for; ``dtype`` and ``device`` as resolved."""
     model = point.model
-    nanogpt = {"out_dir": model.out_dir, "file": model.file}
-    where = nanogpt if model.name == "resume" else {"path": model.path} if model.name == "hf" else {}
+    where: dict[str, dict[str, object]] = {
+        "resume": {"out_dir": model.out_dir, "file": model.file},
+        "hf": {"path": model.path},
+        "nanochat": {"out_dir": model.out_dir, "step": model.step, "softcap": model.softcap},
+    }
     return {
         "model": model.name,
-        **where,
+        **where.get(model.name, {}),
         "start": point.start,
         "seed": point.seed,
         **point.sampling.as_json(),
@@ -55,8 +58,10 @@ def wanted_settings(executor: Executor, point: Point) -> dict[str, object]:
 
 def model_of(model: ModelSource) -> dict[str, object]:
     """A model as ``manifest.json`` names it."""
-    other = {"file": model.file} if model.name == "resume" and model.file != NANOGPT_FILE else {}
-    return {"name": model.name, "out_dir": model.out_dir if model.name == "resume" else None, **other, "path": model.path}
+    trained = model.name in ("resume", "nanochat")
+    other: dict[str, object] = {"file": model.file} if model.name == "resume" and model.file != NANOGPT_FILE else {}
+    other |= {"step": model.step, "softcap": model.softcap} if model.name == "nanochat" else {}
+    return {"name": model.name, "out_dir": model.out_dir if trained else None, **other, "path": model.path}
 
 
 def provenance(model: OpenModel, task: Task) -> dict[str, object]:

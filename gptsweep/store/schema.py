@@ -46,7 +46,7 @@ SETTINGS_SINCE_0_1 = {
 """What a setting is that a line does not name, as JSON has it."""
 COLUMN_OF_KEY = {
     "device.dtype": "dtype", "device.name": "device", "model.out_dir": "out_dir", "model.file": "file", "model.path": "path",
-    "model.meta": "meta",
+    "model.meta": "meta", "model.step": "step", "model.softcap": "softcap", "model.tokenizer": "tokenizer",
 }  # fmt: skip
 """Columns that have another name than the key a user types, apart from the prefix ``sampling.``."""
 

@@ -39,6 +39,11 @@ class Tokenizer(Protocol):
     fingerprint: str
     eot_id: int | None
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a sample with ``sampling.stop_at_eot``."""
+        return () if self.eot_id is None else (self.eot_id,)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``.
 

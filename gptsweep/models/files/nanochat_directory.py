@@ -1,0 +1,76 @@
+"""Where nanochat keeps what it trains: which steps a checkpoint directory holds, and where their tokenizer lies. No torch."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from ...errors import ModelError
+from ...records import LAST_STEP, ModelSource
+
+KEY = "model.out_dir"
+TOKENIZER = "tokenizer.pkl"
+
+
+def steps_in(out_dir: str) -> dict[int, Path]:
+    """The ``model_NNNNNN.pt`` of each step in a checkpoint directory, by ascending step.
+
+    Raises:
+        ModelError: there is no such directory, or it holds none.
+    """
+    directory = Path(out_dir).expanduser()
+    if not directory.is_dir():
+        missing = "is a file, not a directory" if directory.exists() else f"no such directory in {Path.cwd()}"
+        raise ModelError(KEY, out_dir, f"{missing}; give a checkpoint directory of nanochat, such as base_checkpoints/d12")
+    named = [(re.fullmatch(r"model_(\d{1,18})\.pt", path.name), path) for path in directory.glob("model_*.pt")]
+    found = {int(match[1]): path for match, path in named if match}
+    if not found:
+        inside = sorted({path.parent.name for path in directory.glob("*/model_*.pt")})
+        hint = f"; there are some in {', '.join(inside[:5])}" if inside else ""
+        raise ModelError(KEY, out_dir, f"there is no model_NNNNNN.pt of nanochat in this directory{hint}")
+    return dict(sorted(found.items()))
+
+
+def checkpoint_at(out_dir: str, step: str) -> tuple[int, Path]:
+    """The step and the file that ``model.step`` names.
+
+    Raises:
+        ModelError: the directory does not hold it.
+    """
+    found = steps_in(out_dir)
+    number = max(found) if step == LAST_STEP else int(step)
+    if number not in found:
+        there = list(map(str, found))
+        some = there if len(there) <= 6 else [*there[:5], f"… {there[-1]}"]
+        raise ModelError("model.step", step, f"is not in {out_dir}; there: {', '.join(some)}")
+    return number, found[number]
+
+
+def tokenizer_of(out_dir: str, chosen: str | None) -> Path:
+    """The ``tokenizer.pkl`` of a checkpoint directory: the one given, or where nanochat and its hub repositories lay it.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if chosen is not None:
+        path = Path(chosen).expanduser()
+        return path / TOKENIZER if path.is_dir() else path
+    directory = Path(out_dir).expanduser()
+    here = Path(os.path.abspath(directory))
+    places = [directory / TOKENIZER, *(place / "tokenizer" / TOKENIZER for place in (here, here.parent, here.parent.parent))]
+    for place in places:
+        if place.is_file():
+            return place
+    looked = ", ".join(map(str, places))
+    raise ModelError("model.tokenizer", None, f"no {TOKENIZER} found ({looked}); give the path of nanochat's {TOKENIZER}")
+
+
+def find_nanochat(source: ModelSource) -> None:
+    """See that the weights and the vocabulary of ``model=nanochat`` are there.
+
+    Raises:
+        ModelError: they are not.
+    """
+    checkpoint_at(source.out_dir, source.step)
+    tokenizer_of(source.out_dir, source.tokenizer)

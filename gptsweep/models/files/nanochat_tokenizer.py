@@ -1,0 +1,137 @@
+"""nanochat's ``tokenizer.pkl``: a pickled `tiktoken.Encoding`, read as a plain record, of which a new encoding is made."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tiktoken
+
+from ...errors import ModelError, brief
+from ...files import open_to_read
+from .pickles import Inert, PickleError, read_pickle
+from .tokenizers import Tokenizer, _fingerprint, _lookup, _require_unicode, _table
+
+BOS = "<|bos|>"
+USER_START, USER_END = "<|user_start|>", "<|user_end|>"
+ASSISTANT_START, ASSISTANT_END = "<|assistant_start|>", "<|assistant_end|>"
+
+_CLASS = "tiktoken.core.Encoding"
+_FILE_BYTES = 16 << 20
+"""The largest file that is read: one of 65,536 tokens has less than two MiB."""
+_WORDS = re.compile(
+    re.escape(r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}")
+    + r"(\{1,[1-9]\})?"
+    + re.escape(r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+")
+)
+"""Where nanochat splits text before it merges bytes. How many digits stay together has changed and is often tried out; other
+patterns are refused, as one can be made that takes for ever."""
+
+
+class NanochatTokenizer(Tokenizer):
+    """A byte-pair vocabulary of nanochat's, by tiktoken, with its special tokens, which are recognised in prompts.
+
+    Each prompt begins with `bos`. A text ends at ``<|assistant_end|>``, where there is one, or at the next ``<|bos|>``.
+
+    Args:
+        words: the pattern that splits text.
+        ranks: ids by bytes, in the order of their merges; all single bytes are among them.
+        special: the special tokens' ids by their texts, ``<|bos|>`` among them.
+    """
+
+    bos = BOS
+
+    def __init__(self, words: str, ranks: Mapping[bytes, int], special: Mapping[str, int]) -> None:
+        ranks, special = dict(ranks), dict(special)
+        self._encoding = tiktoken.Encoding("nanochat", pat_str=words, mergeable_ranks=ranks, special_tokens=special)
+        self._special = special
+        self._bytes = _table(ranks, special)
+        self.vocab_size = len(self._bytes)
+        self.bos_id = special[BOS]
+        self.eot_id: int | None = special.get(ASSISTANT_END, self.bos_id)
+        tokens = [token.hex() for token in self._bytes]
+        self.fingerprint = _fingerprint("nanochat", words, tokens, sorted(special.items()))
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys([self._special.get(ASSISTANT_END, self.bos_id), self.bos_id]))
+
+    def encode(self, text: str) -> list[int]:
+        _require_unicode(text)
+        ids = self._encoding.encode(text, allowed_special="all")
+        return ids if ids[:1] == [self.bos_id] else [self.bos_id, *ids]
+
+    def encode_turn(self, text: str) -> list[int]:
+        """Ids of ``text`` as a user's turn that the assistant answers; special tokens in it are plain text.
+
+        Raises:
+            KeyError: the vocabulary has no token of that name: it was made for no conversations.
+        """
+        _require_unicode(text)
+        start, end, answer = (self._special[name] for name in (USER_START, USER_END, ASSISTANT_START))
+        return [self.bos_id, start, *self._encoding.encode_ordinary(text), end, answer]
+
+    def token_bytes(self, token: int) -> bytes:
+        return _lookup(self._bytes, token)
+
+
+def read_tokenizer(path: Path, vocab_size: int) -> NanochatTokenizer:
+    """The vocabulary in a ``tokenizer.pkl`` of nanochat.
+
+    Args:
+        path: of the file. Nothing in it is run, and none of its objects is made.
+        vocab_size: of the model, which must be the vocabulary's.
+
+    Raises:
+        ModelError: the file cannot be read, or holds no such vocabulary.
+    """
+
+    def wrong(what: str) -> ModelError:
+        return ModelError("model.tokenizer", str(path), f"{what}; give the tokenizer.pkl that nanochat's tok_train.py wrote")
+
+    try:
+        with open_to_read(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > _FILE_BYTES:
+                raise wrong(f"is larger than {_FILE_BYTES >> 20} MiB")
+            record = read_pickle(file, size)
+    except OSError as error:
+        raise wrong(f"cannot be read ({error.strerror})") from error
+    except PickleError as error:
+        raise wrong(f"is not a pickle of a vocabulary ({error})") from error
+    if not isinstance(record, Inert) or record.path != _CLASS:
+        what = record.path if isinstance(record, Inert) else type(record).__name__
+        raise wrong(f"holds {what:.80}, not a {_CLASS}")
+    state: Any = record.state
+    if isinstance(state, str):
+        raise wrong(f"holds tiktoken's own encoding {brief(state)}, which nanochat trains no model with")
+    parts = state if isinstance(state, dict) else {}
+    words, ranks, special = (parts.get(name) for name in ("pat_str", "mergeable_ranks", "special_tokens"))
+    if not isinstance(words, str) or not isinstance(ranks, dict) or not isinstance(special, dict):
+        raise wrong("holds an encoding without pat_str, mergeable_ranks or special_tokens")
+    if not _WORDS.fullmatch(words):
+        raise wrong(f"splits text where nanochat's does not (pat_str is {brief(words)}), which gptsweep does not do")
+    if (fault := _fault(ranks, special)) is not None:
+        raise wrong(f"holds a vocabulary {fault}")
+    if len(ranks) + len(special) != vocab_size:
+        raise wrong(f"has {len(ranks) + len(special)} tokens, and the model {vocab_size}: it belongs to another model")
+    return NanochatTokenizer(words, ranks, special)
+
+
+def _fault(ranks: Mapping[Any, Any], special: Mapping[Any, Any]) -> str | None:
+    """What keeps a vocabulary from being used, None if nothing does: tiktoken ends the process over some of it."""
+    if not all(type(token) is bytes and token for token in ranks) or not all(type(text) is str and text for text in special):
+        return "whose tokens are not bytes, or whose special tokens are not texts"
+    numbers = [*ranks.values(), *special.values()]
+    if not all(type(number) is int for number in numbers) or sorted(numbers) != list(range(len(numbers))):
+        return "whose ids are not 0, 1, 2, … without a gap"
+    if not all(bytes([byte]) in ranks for byte in range(256)):
+        return "that has no token for some bytes"
+    if any(not text.isprintable() or text.encode(errors="replace").decode() != text for text in special):
+        return "with a special token that cannot be typed"
+    if BOS not in special:
+        return f"without {BOS}"
+    return None

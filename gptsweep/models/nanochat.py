@@ -1,0 +1,208 @@
+"""nanochat's language models, of every era of its history.
+
+A decoder with RMS norm without weights, after the embedding, too; rotary positions turned backwards; queries and keys that are
+normalised once they are turned; squared ReLU; a soft cap on the logits. Later eras mix a token's embedding into each layer, its
+value embedding into the values of some, and the embedding of the token before it into the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from .architecture import Attend, LinearLayer
+from .decoder import Attention, Block, Decoder, DecoderConfig, Place
+from .hf_settings import HFSettings
+from .layers import Embedding, Linear, Norm, Rotary, Turns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NanochatConfig(DecoderConfig):
+    """The shape of a nanochat model.
+
+    Args:
+        softcap: logits are ``softcap * tanh(logit / softcap)``.
+        sharpness: by what normalised queries, and keys, are multiplied.
+        mixed: each layer starts from a learned mixture of the residual stream and the embedding.
+        value_layers: the layers whose values have a value embedding of the token added.
+        gate_channels, gate_scale: how many numbers of a layer's input decide how much of it is added to a head, and how much
+            that is at most.
+        smear_channels: how many numbers of an embedding decide how much of the previous token's is added to it; 0: none is.
+        backout: a learned share of the stream after the middle layer is taken off the stream after the last.
+    """
+
+    softcap: float
+    sharpness: float = 1.0
+    mixed: bool = False
+    value_layers: tuple[int, ...] = ()
+    gate_channels: int = 0
+    gate_scale: float = 0.0
+    smear_channels: int = 0
+    backout: bool = False
+
+    def __post_init__(self) -> None:
+        DecoderConfig.__post_init__(self)
+        if max(self.gate_channels, self.smear_channels) > self.n_embd:
+            most = max(self.gate_channels, self.smear_channels)
+            raise ValueError(f"n_embd is {self.n_embd}, and its gates read {most} numbers")
+
+
+class NanochatAttention(Attention):
+    """The projections around self-attention; values have a value embedding of the token added in some layers."""
+
+    config: NanochatConfig
+
+    def __init__(self, config: NanochatConfig, rotary: Rotary, layer: int) -> None:
+        super().__init__(config, rotary)
+        self.head_norm = Norm(config.norm, config.head_size)
+        self.value_embed = self.value_gate = None
+        if layer in config.value_layers:
+            self.value_embed = Embedding(config.vocab_size, config.kv_width)
+            self.value_gate = cast(nn.Module, Linear(config.gate_channels, config.n_kv_heads, bias=False))
+
+    def project_token(self, x: Tensor, turns: Turns, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values as `Attention.project` gives them, of the tokens ``ids``: ``int64 [...]``."""
+        q, k, v = super().project(x, turns)
+        q, k = (self.head_norm(turned) * self.config.sharpness for turned in (q, k))
+        if self.value_embed is not None and self.value_gate is not None:
+            gate = self.config.gate_scale * sigmoid(self.value_gate(x[..., : self.config.gate_channels]))
+            v = v + gate.unsqueeze(-1) * self.value_embed(ids).float().view(v.shape)
+        return q, k, v
+
+
+class NanochatBlock(Block):
+    """A transformer block whose values know the token."""
+
+    attn: NanochatAttention
+
+    def __init__(self, config: NanochatConfig, rotary: Rotary, layer: int) -> None:
+        super().__init__(config, rotary)
+        self.attn = NanochatAttention(config, rotary, layer)
+
+    def project_token(self, x: Tensor, turns: Turns, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the residual stream ``[..., n_embd]`` of the tokens ``ids``."""
+        return self.attn.project_token(self.norm_1(x), turns, ids)
+
+
+class Nanochat(Decoder):
+    """A nanochat language model."""
+
+    TITLE = "nanochat"
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {}
+    LAYERS = "transformer.h."
+    OUTSIDE: ClassVar[Mapping[str, str]] = {
+        "transformer.wte.weight": "embed.weight",
+        "lm_head.weight": "head.weight",
+        "resid_lambdas": "stream_shares",
+        "x0_lambdas": "embedding_shares",
+        "smear_gate.weight": "smear_gate.weight",
+        "smear_lambda": "smear_share",
+        "backout_lambda": "backout_share",
+    }
+    INSIDE: ClassVar[Mapping[str, Place]] = {
+        "attn.c_q": Place("attn.qkv", 0, 3),
+        "attn.c_k": Place("attn.qkv", 1, 3),
+        "attn.c_v": Place("attn.qkv", 2, 3),
+        "attn.c_proj": Place("attn.out"),
+        "attn.value_embed": Place("attn.value_embed"),
+        "attn.ve_gate": Place("attn.value_gate"),
+        "mlp.c_fc": Place("mlp.up"),
+        "mlp.c_proj": Place("mlp.down"),
+    }
+
+    config: NanochatConfig
+
+    def __init__(self, config: NanochatConfig) -> None:
+        super().__init__(config)
+        self.blocks = nn.ModuleList(NanochatBlock(config, self.rotary, layer) for layer in range(config.n_layer))
+        if config.mixed:
+            self.stream_shares = nn.Parameter(torch.ones(config.n_layer))
+            self.embedding_shares = nn.Parameter(torch.zeros(config.n_layer))
+        if config.smear_channels:
+            self.smear_gate: nn.Module = Linear(config.smear_channels, 1, bias=False)
+            self.smear_share = nn.Parameter(torch.zeros(1))
+        if config.backout:
+            self.backout_share = nn.Parameter(torch.zeros(1))
+
+    @property
+    def reads_previous(self) -> bool:
+        return self.config.smear_channels > 0
+
+    def hidden(
+        self, ids: Tensor, positions: Tensor, attend: Attend, keep: Tensor | None = None, previous: Tensor | None = None
+    ) -> Tensor:
+        config = self.config
+        x = self._embedded(ids, previous)
+        start, middle, turns = x, None, self.rotary.at(positions)
+        for layer, block in enumerate(cast(list[NanochatBlock], list(self.blocks))):
+            if config.mixed:
+                x = self.stream_shares[layer] * x + self.embedding_shares[layer] * start
+            attended = attend(layer, *block.project_token(x, turns, ids))
+            if keep is not None and layer == config.n_layer - 1:
+                x = x[keep]
+                middle = None if middle is None else middle[keep]
+            x = block.finish(x, attended)
+            if config.backout and layer == config.n_layer // 2:
+                middle = x
+        if middle is not None:
+            x = x - self.backout_share * middle
+        return cast(Tensor, self.norm(x))
+
+    def _embedded(self, ids: Tensor, previous: Tensor | None) -> Tensor:
+        """Normalised embeddings ``float32 [..., n_embd]``, some of the previous token's added."""
+        x = cast(Tensor, self.norm(self.embed(ids).float()))
+        if not self.reads_previous:
+            return x
+        if previous is None:
+            raise ValueError("this model needs the token before each")
+        before = self.norm(self.embed(previous.clamp_min(0)).float())
+        gate = self.smear_share * sigmoid(self.smear_gate(x[..., : self.config.smear_channels]))
+        return cast(Tensor, x + torch.where((previous >= 0).unsqueeze(-1), gate, 0.0) * before)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        shares = self.head(hidden).float() / self.config.softcap
+        return cast(Tensor, shares.tanh_().mul_(self.config.softcap))
+
+    def linear_layers(self) -> Iterator[LinearLayer]:
+        yield from super().linear_layers()
+        for block in cast(list[NanochatBlock], list(self.blocks)):
+            if block.attn.value_gate is not None:
+                yield LinearLayer(block.attn, "value_gate")
+        if self.reads_previous:
+            yield LinearLayer(self, "smear_gate")
+
+    def between_attentions(self, x: Tensor) -> tuple[Tensor, ...]:
+        block = cast(NanochatBlock, self.blocks[-1])  # it has a value embedding, if any has
+        self.reserve(1)
+        zeros = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        ids = torch.arange(len(x), device=x.device) % self.vocab_size
+        q, k, v = block.project_token(x, self.rotary.at(zeros), ids)
+        return q, k, v, block.finish(x, q.flatten(1)), self.logits(x), self._embedded(ids, zeros)
+
+    def compile_blocks(self, mode: str | None) -> None:
+        for block in cast(list[NanochatBlock], list(self.blocks)):
+            block.project_token = torch.compile(block.project_token, dynamic=True, mode=mode)  # type: ignore[method-assign]
+            block.finish = torch.compile(block.finish, dynamic=True, mode=mode)  # type: ignore[method-assign]
+
+    # -- how files describe it ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def config_of(cls, hf: HFSettings) -> DecoderConfig:
+        raise hf.refuse("model_type", "and gptsweep reads nanochat's own checkpoints: model=nanochat")
+
+    @classmethod
+    def is_own(cls, name: str) -> bool:
+        return True
+
+    @classmethod
+    def stays_float32(cls, name: str) -> bool:
+        return name.endswith(("_share", "_shares"))
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """The logistic function, float32. torch's own has other bits at the end of a vector, where a row may or may not stand."""
+    return 0.5 + 0.5 * torch.tanh(0.5 * x.float())
