@@ -37,6 +37,7 @@ from .models.registry import require_some
 from .multirun import hydra_internals
 from .multirun.compose import PointLoader, SweepLoader, for_some_models, is_basic_sweeper
 from .multirun.overrides import as_typed, how_to_quote, quoted
+from .multirun.steps import with_steps
 from .multirun.sweep_files import (
     begin_sweep,
     ending_sweep,
@@ -47,7 +48,7 @@ from .multirun.sweep_files import (
     write_report,
 )
 from .prompts import read_reference
-from .records import Point
+from .records import ModelSource, Point
 from .store.schema import MANIFEST, SWEEP
 
 PROGRAM = sys.argv[0]
@@ -83,6 +84,7 @@ Examples:
   python -m gptsweep                           the embedded model, no network
   python -m gptsweep model=gpt2 start="Once upon a time" sampling.temperature=0.9
   python -m gptsweep model=resume model.out_dir=out-shakespeare-char start=FILE:prompt.txt
+  python -m gptsweep -m model=nanochat model.out_dir=d12 'model.step=glob(*)'   over a training
   python -m gptsweep experiment=batch          many prompts from a file
   python -m gptsweep -m name=night sampling.max_new_tokens=200 sampling.top_k=5,null seed=1,2
   python -m gptsweep -m name=night sampling.max_new_tokens=200 sampling.top_k=5,null seed=1,2,3   the rest
@@ -224,7 +226,7 @@ def sweep_mode(config: DictConfig, overrides: list[str], typed: Sequence[str]) -
         written = dict(zip(from_shell(list(typed)), typed, strict=True))
         overrides[:] = [as_typed(written.get(line, line), sweeping=True) for line in overrides]
     params = sweep_params(config)
-    overrides[:] = for_some_models([*params, *overrides])[len(params) :]
+    overrides[:] = for_some_models(with_steps([*params, *overrides], out_dir_of(config)))[len(params) :]
     return mode
 
 
@@ -233,13 +235,18 @@ def ready_params(config: DictConfig) -> None:
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
     lines = [as_typed(f"{key}={value}", sweeping=True) for key, value in params.items()]
     task = config.hydra.overrides.task
-    marked = for_some_models([*lines, *task])
+    marked = for_some_models(with_steps([*lines, *task], out_dir_of(config)))
     with flag_override(config, ["readonly", "struct"], False), flag_override(config.hydra, ["readonly", "struct"], False):
         for (key, value), line in zip(list(params.items()), marked, strict=False):
             name, _, text = line.partition("=")
             del params[key]  # so that the order stays
             params[name] = text if isinstance(value, str) else value
         task[:] = marked[len(lines) :]
+
+
+def out_dir_of(config: DictConfig) -> str:
+    """The checkpoint directory of the model, where it has one; else the default's."""
+    return str(OmegaConf.select(config, "model.out_dir") or ModelSource().out_dir)
 
 
 def sweep_params(config: DictConfig) -> list[str]:
@@ -414,19 +421,20 @@ def help_text() -> str:
 
     Hydra's own help composes the config and copies it for each of its groups: 0.4 s more.
     """
-    groups, settings = [], []
+    groups: list[str] = []
+    settings: dict[str, str] = {}
     for group in GROUPS:
         groups.append(f"{group}=")
         for choice in choices(group):
             note = re.search(r"^# (?!@)(.*)", read_conf(f"{group}/{choice}"), re.MULTILINE)
             groups.append(f"  {choice:14} {note[1] if note else ''}".rstrip())
-    for file in ("config", "model/resume", "model/hf", "device/auto", "sampling/default"):
+    for file in ("config", "model/resume", "model/hf", "model/nanochat", "device/auto", "sampling/default"):
         prefix = f"{file.partition('/')[0]}." if "/" in file else ""
         for line in read_conf(file).splitlines():
             match = re.fullmatch(r"(\w+): (\S+)(?: # (.*))?", line)
             if match and (key := prefix + match[1]) in keys() and key != "model.name":
-                settings.append(f"  {f'{key}={match[2]}':35} {match[3] or ''}".rstrip())
-    return HELP.format(groups="\n".join(groups), settings="\n".join(settings))
+                settings.setdefault(key, f"  {f'{key}={match[2]}':35} {match[3] or ''}".rstrip())
+    return HELP.format(groups="\n".join(groups), settings="\n".join(settings.values()))
 
 
 def read_conf(name: str) -> str:

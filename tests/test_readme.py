@@ -14,12 +14,14 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from markdown_it import MarkdownIt
 from model_files import TINY, random_gpt, save_hf, save_meta, save_nanogpt
+from nanochat_twin import SHAPE, random_weights, save_nanochat
 
 import gptsweep.__main__
 import gptsweep.review
 from gptsweep.analysis.metrics import METRICS
 from gptsweep.config import CONF_DIR, choices, point_from_config, register
 from gptsweep.engine.backend import windows_read
+from gptsweep.multirun.steps import with_steps
 from gptsweep.prompts import read_prompts
 
 ROOT = Path(__file__).parent.parent
@@ -53,6 +55,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("readme")
     save_nanogpt(place / "out-shakespeare-char", random_gpt())
     save_meta(place / "out-shakespeare-char" / "meta.pkl", "\n abcdefghi")
+    for step in (1000, 2000):
+        save_nanochat(place / "base_checkpoints" / "d12", random_weights("F", SHAPE, step), SHAPE, step)
     (place / "prompt.txt").write_text("ab", encoding="utf-8")
     (place / "prompts.jsonl").write_text('{"prompt": "To be"}\n{"prompt": "Or not", "id": "b"}\n', encoding="utf-8")
     cached = place / "hub" / "models--openai-community--gpt2"
@@ -101,7 +105,7 @@ def examples() -> list[str]:
 def test_an_example_on_the_embedded_model_takes_seconds(command: str, here: Path) -> None:
     """A sweep that crosses the context reads as much as twenty runs of the defaults: minutes, where the rest takes seconds."""
     register()
-    arguments = shlex.split(command.partition("-m gptsweep")[2].partition("   ")[0])
+    arguments = with_steps(shlex.split(command.partition("-m gptsweep")[2].partition("   ")[0]), "out")
     overrides = OverridesParser.create().parse_overrides([argument for argument in arguments if argument != "-m"])
     context, read = 256, 0
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
