@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,26 +23,33 @@ from pathlib import Path
 import pytest
 from model_files import TINY, random_gpt, save_hf
 
+from gptsweep.errors import GptsweepError
 from gptsweep.models.files.hf import open_hf
 from gptsweep.models.files.places import LocalFiles
 from gptsweep.models.files.tokenizers import GPT2Tokenizer
+from gptsweep.models.registry import open_checkpoint
+from gptsweep.records import ModelSource
 
-REPOSITORY = Path(__file__).parent.parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CONFIG = dataclasses.replace(TINY, vocab_size=50257, n_embd=130, n_layer=1)  # 26 MB: the library reads 10 MiB at a time
 
-OPEN = """
-import sys, time
-time.sleep = lambda seconds: None
-from gptsweep.models.registry import open_checkpoint
-from gptsweep.errors import GptsweepError
-from gptsweep.records import ModelSource
-try:
-    checkpoint = open_checkpoint(ModelSource(name=sys.argv[1], path=sys.argv[2] if len(sys.argv) > 2 else None))
-except GptsweepError as error:
-    sys.exit(f"error: {error}")
-print(checkpoint.fingerprint, type(checkpoint.tokenizer).__name__)
-"""
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["test_hub"])  # torch is imported once; the hub library by each process, with its own settings
+
+
+def open_model(environment: dict[str, str], out: Path, err: Path, name: str, path: str | None = None) -> None:
+    """Open a model with ``environment``, and what is printed in ``out`` and ``err``: for a process of its own."""
+    assert "huggingface_hub" not in sys.modules
+    for descriptor, file in enumerate((out, err), start=1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600), descriptor)
+    os.environ.clear()
+    os.environ.update(environment)
+    time.sleep = lambda seconds: None
+    try:
+        checkpoint = open_checkpoint(ModelSource(name=name, path=path))
+    except GptsweepError as error:
+        sys.exit(f"error: {error}")
+    print(checkpoint.fingerprint, type(checkpoint.tokenizer).__name__)
 
 
 class Hub(ThreadingHTTPServer):
@@ -138,12 +148,18 @@ class Machine:
 
     home: Path
     endpoint: str
+    calls: Iterator[int] = dataclasses.field(default_factory=itertools.count)
 
     def open(self, *source: str, **environment: str) -> subprocess.CompletedProcess[str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE"))}
         kept |= {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(self.home), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
-        command = [sys.executable, "-c", OPEN, *source]
-        return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=kept | environment, timeout=900)
+        number = next(self.calls)
+        out, err = (self.home.with_name(f"{number}.{name}") for name in ("out", "err"))
+        process = PROCESSES.Process(target=open_model, args=(kept | environment, out, err, *source))
+        process.start()
+        process.join(900)
+        assert process.exitcode is not None
+        return subprocess.CompletedProcess(source, process.exitcode, out.read_text(), err.read_text())
 
     def error(self, *source: str, **environment: str) -> str:
         """The one line a failed call ends with."""
