@@ -114,7 +114,7 @@ def composing() -> tuple[ConfigLoaderImpl, PointLoader, DictConfig]:
     return hydra.config_loader, PointLoader(hydra.config_loader), master
 
 
-@settings(max_examples=30)
+@settings(max_examples=10)
 @given(batch=batches())
 def test_a_point_is_composed_as_hydra_composes_it(
     composing: tuple[ConfigLoaderImpl, PointLoader, DictConfig], batch: list[list[str]]
@@ -198,7 +198,7 @@ CONTAINERS = st.recursive(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(configs=st.lists(st.dictionaries(st.sampled_from(KEYS), CONTAINERS, max_size=4) | st.lists(CONTAINERS), max_size=6))
 def test_yaml_that_remembers_is_the_yaml_of_omegaconf(configs: list[Any]) -> None:
     remembering = Yaml()
