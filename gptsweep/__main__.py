@@ -31,7 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from .config import CONF_DIR, GROUPS, choices, from_omegaconf, keys, meant, point_from_config, register, unknown_key
-from .display import STDOUT, drop, ready_streams, say, write_out
+from .display import STDOUT, counted, drop, ready_streams, say, write_out
 from .errors import ConfigError, GptsweepError, Interrupted, ResultsError, SweepError, describe, shown
 from .models.registry import require_some
 from .multirun import hydra_internals
@@ -366,7 +366,7 @@ def main() -> int:
         write_out("")
     except KeyboardInterrupt as stopped:
         name, kept = (stopped.name, stopped.unfinished) if isinstance(stopped, Interrupted) else (None, 0)
-        begun = f", {kept:,} unfinished {'sample' if kept == 1 else 'samples'} kept" if kept else ""
+        begun = f", {counted(kept, 'unfinished sample')} kept" if kept else ""
         say(f"gptsweep: stopped{begun}; to go on: {command_line(arguments, name)}", error=True)
         return 128 + (stopped.signal_number if isinstance(stopped, Interrupted) else signal.SIGINT)
     except BrokenPipeError:  # `| head` has seen enough
@@ -380,7 +380,7 @@ def main() -> int:
             others = f" and {len(directories) - 1:,} more" if len(directories) > 1 else ""
             say(f"{directories[0]}{others}: {what}", error=True)
         if len(points) > LISTED:
-            say(f"… and {len(points) - LISTED:,} more errors; sweep.csv has them all", error=True)
+            say(f"… and {counted(len(points) - LISTED, 'more error')}; sweep.csv has them all", error=True)
         say(f"gptsweep: error: {failed}; to retry: {command_line(arguments, failed.name)}", error=True)
         return failed.exit_status
     except (Refused, Exception) as raised:

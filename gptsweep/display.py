@@ -37,6 +37,11 @@ def one_line(text: str) -> str:
     return _UNSAFE_IN_A_LINE.sub(_escaped, text)
 
 
+def counted(number: int, one: str, more: str | None = None) -> str:
+    """``1 sample`` or ``1,234 samples``: a count and what it counts, for people."""
+    return f"{number:,} {one if number == 1 else more or f'{one}s'}"
+
+
 def say(line: str, *, error: bool = False) -> None:
     """Print one line on standard output, or on standard error, where nobody need be there to read it.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import reprlib
 import signal
 
-from .display import one_line
+from .display import counted, one_line
 
 
 class GptsweepError(Exception):
@@ -104,7 +104,7 @@ class SweepError(Exception):
         self.name = name
 
     def __str__(self) -> str:
-        return f"{len(self.failures):,} of {self.points:,} points failed"
+        return f"{len(self.failures):,} of {counted(self.points, 'point')} failed"
 
 
 class Interrupted(KeyboardInterrupt):

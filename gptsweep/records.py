@@ -330,11 +330,14 @@ class Sampling:
 
     def __post_init__(self) -> None:
         def check(holds: bool, name: str, wanted: str) -> None:
-            require(holds, f"sampling.{name}", getattr(self, name), wanted)
+            require(holds, f"sampling.{name}", given.get(name, getattr(self, name)), wanted)
 
+        bias: Any = self.logit_bias
+        given = {"logit_bias": dict(bias) if isinstance(bias, Mapping) else bias}  # as errors show them
         _coerce_fields(self, "sampling.")
         object.__setattr__(self, "logit_bias", _bias(self.logit_bias))
         object.__setattr__(self, "stop", _texts("sampling.stop", self.stop))
+        given["stop"] = list(self.stop)
         for name in ("num_samples", "max_new_tokens"):
             check(1 <= getattr(self, name) < _LIMIT, name, "must be at least 1 and below 2**31")
         for name, declared in samplers_of(type(self)).items():

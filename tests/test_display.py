@@ -17,8 +17,8 @@ from made_sweep import made_samples, write_point, write_sweep
 from sweeps import Run
 
 from gptsweep import review
-from gptsweep.display import get_logger, one_line, visible
-from gptsweep.errors import ModelError
+from gptsweep.display import counted, get_logger, one_line, visible
+from gptsweep.errors import ModelError, SweepError
 
 BAD = "\x1b]0;owned\x07\x1b]52;c;ZXZpbA==\x07\x9b2J\u200b\u202eabc\u2028\r\x08\U000e0041"
 OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\U000e0000-\U000e007f]")
@@ -141,3 +141,9 @@ def test_lines_of_hydra_show_no_control_characters_of_a_setting(run: Run) -> Non
         logs = "".join(path.read_text() for path in Path("outputs/sweeps/x").glob("*/*.log"))
         assert not set("\u202e\x1b\x07") & set(ended.err + ended.out + logs)
         assert launcher == "fused" or "\\u202e" in ended.err
+
+
+def test_one_of_a_thing_is_not_called_many() -> None:
+    assert [counted(number, "sample") for number in (0, 1, 2, 1234)] == ["0 samples", "1 sample", "2 samples", "1,234 samples"]
+    assert counted(1, "sample more", "samples more") == "1 sample more"
+    assert str(SweepError([("a", ValueError())], 1, "night")) == "1 of 1 point failed"

@@ -171,7 +171,7 @@ def test_a_reader_that_stops_reading_is_no_error(sweep_dir: Path) -> None:
 
 def test_a_single_run_is_reviewed_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_point(tmp_path / "run", made_samples(temperature=0.5, top_k=5, seed=1))
-    assert "1 points (1 complete), 10 samples" in table_of(capsys, str(tmp_path / "run"))
+    assert "1 point (1 complete), 10 samples" in table_of(capsys, str(tmp_path / "run"))
 
 
 def test_a_sweep_that_has_only_begun_is_reviewed_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..display import counted
 from ..files import open_to_read
 from ..records import FINISH_REASONS
 from ..store.schema import MEANS, REFERENCE, is_whole
@@ -48,12 +49,12 @@ def reference_of(kept: Mapping[str, Any], sweep: Sweep) -> Reference:
     length, pieces = samples[0]["completion_tokens"], len(samples)
     wanted_length = int(sweep.samples["completion_tokens"].median())
     wanted_pieces = min(MAX_PIECES, int(sweep.summary["num_samples"].max()))
-    have = f"the reference text is short: it makes {pieces} {'piece' if pieces == 1 else 'pieces'} of {length:,} tokens"
+    have = f"the reference text is short: it makes {counted(pieces, 'piece')} of {counted(length, 'token')}"
     note = ""
     if length < wanted_length:
         note = f"{have}, and a sample has {wanted_length:,}; its metrics are of shorter text, and do not compare"
     elif pieces < wanted_pieces:
-        note = f"{have}, and a point has {wanted_pieces} samples; metrics of whole points do not compare"
+        note = f"{have}, and a point has {counted(wanted_pieces, 'sample')}; metrics of whole points do not compare"
     return Reference(metrics, kept["source"], note)
 
 

@@ -18,7 +18,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from ..config import Config
-from ..display import get_logger
+from ..display import counted, get_logger
 from ..errors import Interrupted, SweepError
 from ..run.progress import Progress
 from ..store.sweep_table import SweepTable
@@ -118,7 +118,7 @@ class FusedSweep:
         jobs = {job.directory: Job(job.point, job.directory, job.overwrite) for job in planned}
         for job in planned:
             self._table.expect(job.directory, job.overrides, wanted_settings(self._executor, job.point))
-        log.info("Launching %s as one batch", "1 point" if len(jobs) == 1 else f"{len(jobs):,} points")
+        log.info("Launching %s as one batch", counted(len(jobs), "point"))
         outcomes: dict[Path, Outcome] = {}
         unfinished = Unfinished(self.directory)
         token = point.prepared.set(outcomes)

@@ -23,7 +23,7 @@ from ..analysis.columns import label, ordered, plain
 from ..analysis.frames import Sweep
 from ..analysis.metrics import METRICS
 from ..analysis.samplers import SamplerComparison
-from ..display import one_line, visible
+from ..display import counted, one_line, visible
 from ..store.schema import SAMPLE_KEY, STATUSES
 from .tables import FEWEST, Column, fitting, print_blocks, print_in_parts, print_table
 
@@ -84,7 +84,8 @@ def print_sweep(
     """
     done = sweep.summary["status"].value_counts()
     said = ", ".join(f"{done[status]} {status}" for status in STATUSES if status in done)
-    console.print(Text(f"{len(sweep.summary)} points ({said}), {len(sweep.samples):,} samples", style="bold"))
+    points, samples = counted(len(sweep.summary), "point"), counted(len(sweep.samples), "sample")
+    console.print(Text(f"{points} ({said}), {samples}", style="bold"))
     console.print()
     left_out = print_rows(console, rows.head(MAX_ROWS), names, marks, best, reference, whole=asked_metrics)
     if left_out:
@@ -178,7 +179,7 @@ def print_rows(
         return list(names[count:])
     titles = [
         Text.assemble((f"# {at}  ", "dim"), (", ".join(f"{c.heading}={c.cells[at]}" for c in settings), "bold"),
-                      f"  {row['num_samples']:,} samples")
+                      f"  {counted(row['num_samples'], 'sample')}")
         for at, row in enumerate(records)
     ]  # fmt: skip
     print_blocks(console, [*titles, *([Text("reference text", style="cyan")] if reference else [])], metrics)

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, ProgressColumn, Task
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from ..display import STDOUT, get_logger, one_line, visible, write_out
+from ..display import STDOUT, counted, get_logger, one_line, visible, write_out
 from ..errors import ResultsError
 
 log = get_logger(__name__)
@@ -358,7 +358,7 @@ class Meter:
         """``12/80 rows, 64 in flight, 3/24 points, 1,234 tokens/s, 0:00:12 left``; what is not known is left out."""
         if not self.rows_total:
             return "starting"
-        parts = [f"{self.rows_done:,}/{self.rows_total:,} rows", f"{self.rows_in_flight:,} in flight"]
+        parts = [f"{self.rows_done:,}/{counted(self.rows_total, 'row')}", f"{self.rows_in_flight:,} in flight"]
         if self.points_total > 1:
             parts.append(f"{self.points_done:,}/{self.points_total:,} points")
         if self.speed is not None:
@@ -374,7 +374,7 @@ class Meter:
         seconds = self._decoding(now)
         rate = f" ({self.tokens / seconds:,.0f} tokens/s)" if self.tokens and seconds > 0 else ""
         took = _duration(now - self.started)
-        return f"{self.rows_done:,}/{self.rows_total:,} rows{points}, {self.tokens:,} tokens in {took}{rate}"
+        return f"{self.rows_done:,}/{counted(self.rows_total, 'row')}{points}, {counted(self.tokens, 'token')} in {took}{rate}"
 
     def _decoding(self, now: float) -> float:
         """Seconds since the first tokens were counted."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..analysis.summary import summarise, text_metrics
-from ..display import get_logger
+from ..display import counted, get_logger
 from ..engine.backend import BackendProgress
 from ..errors import DeviceError, GptsweepError, Interrupted, ResultsError
 from ..prompts import read_prompts
@@ -41,6 +41,13 @@ log = get_logger(__name__)
 _SIGPIPE = 13  # Windows has no name for it
 _OPEN_POINTS = 200
 """Points whose directories are held open at once, at most: each takes a file descriptor, of which a process has few."""
+
+
+_MORE = "sample more than asked for: it stays, and counts", "samples more than asked for: they stay, and count"
+_STRANGE = (
+    "unfinished sample does not fit its point; it is made from its beginning",
+    "unfinished samples do not fit their points; they are made from their beginning",
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -200,7 +207,7 @@ class _Batch:
                 missing = wanted - writer.done
                 self.readable.add(task.point_id)
                 if more := len(writer.done - wanted):
-                    log.info("%s has %d samples more than asked for: they stay, and count", job.directory, more)
+                    log.info("%s has %s", job.directory, counted(more, *_MORE))
                 if missing:
                     self.missing[task] = missing
                     self._say_change(writer)
@@ -239,12 +246,12 @@ class _Batch:
                     refused += 1
         if refused:
             log.warning(
-                "%s: %d unfinished samples do not fit their points; they are made from their beginning",
+                "%s: %s",
                 self.unfinished.path,
-                refused,
+                counted(refused, *_STRANGE),
             )
         if count := sum(map(len, self.prefixes.values())):
-            log.info("%d unfinished samples go on where they were", count)
+            log.info("%s", counted(count, "unfinished sample goes on where it was", "unfinished samples go on where they were"))
 
     def _keep(self) -> int:
         """Put what unfinished samples have so far on disk; how many they are."""

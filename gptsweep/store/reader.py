@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from ..display import get_logger
+from ..display import counted, get_logger
 from ..files import open_inside, open_to_read
 from ..records import NANOGPT_FILE
 from .csv_files import csv_rows
@@ -328,11 +328,11 @@ def samples_of_point(point: PointFiles) -> list[dict[str, Any]]:
                 point.problems.append(f"{path}: cannot be read: {error.strerror}")
         if damaged:
             point.damaged_lines += damaged
-            point.problems.append(f"{path}: {damaged} damaged {'line' if damaged == 1 else 'lines'} of {count} left out")
+            point.problems.append(f"{path}: {counted(damaged, 'damaged line')} of {count:,} left out")
         if name == SAMPLES and point.manifest.get("sha256") not in (None, digest.hexdigest()):
-            point.problems.append(
-                f"{path}: not the {point.manifest.get('lines', '')} lines its manifest vouches for".replace("  ", " ")
-            )
+            lines = point.manifest.get("lines")
+            was = counted(lines, "line") if isinstance(lines, int) else "lines"
+            point.problems.append(f"{path}: not the {was} its manifest vouches for")
             point.summarised = False
     return [found[key] for key in sorted(found)]
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import orjson
 
-from ..display import get_logger
+from ..display import counted, get_logger
 from ..errors import ResultsError
 from ..files import open_to_read
 from ..records import Prefix
@@ -34,7 +34,7 @@ SHARE = 0.005
 
 _CHECK_DIGITS = 16
 _MOST_BYTES = 1 << 30
-_MISMATCH = "%s: %d unfinished samples that cannot be used (%s); they are made from their beginning"
+_MISMATCH = "%s: %s that cannot be used (%s), and made from the beginning"
 
 
 class Unfinished:
@@ -81,9 +81,10 @@ class Unfinished:
             else:
                 found[point][key] = prefix
         if damaged:
-            log.warning(_MISMATCH, self.path, damaged, "damaged lines")
+            log.warning(_MISMATCH, self.path, counted(damaged, "unfinished sample"), "damaged lines")
         if strange:
-            log.warning(_MISMATCH, self.path, strange, "begun on another machine, or with another version of torch")
+            why = "begun on another machine, or with another version of torch"
+            log.warning(_MISMATCH, self.path, counted(strange, "unfinished sample"), why)
         return found
 
     def write(self, prefixes: Mapping[tuple[str, Key], Prefix]) -> None:

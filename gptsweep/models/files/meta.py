@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ...display import counted
 from ...errors import ModelError, brief
 from ...files import open_to_read
 from .pickles import PickleError, elements_of, mapping_of, read_pickle
@@ -56,7 +57,7 @@ def read_meta(path: str | Path, limit: int) -> CharTokenizer | GPT2Tokenizer:
     if not all(type(token) is int and token >= 0 and type(text) is str for token, text in texts.items()):
         raise wrong("has an 'itos' that does not map ids to text")
     if max(texts) >= limit:
-        what = f"{len(texts)} characters" if max(texts) + 1 == len(texts) else f"ids up to {max(texts)}"
+        what = counted(len(texts), "character") if max(texts) + 1 == len(texts) else f"ids up to {max(texts)}"
         raise wrong(f"has {what}, more than the {limit} of the checkpoint")
     if sum(map(len, texts.values())) > size:
         raise wrong("has an 'itos' of more text than the file holds")

@@ -116,7 +116,7 @@ def nanogpt_file(out_dir: str, name: str = NANOGPT_FILE) -> Path:
 def _no_checkpoint(directory: Path, out_dir: str, name: str) -> ModelError:
     if directory.is_dir():
         if beside := sorted(found.name for found in directory.glob("*.pt")):
-            more = f" and {len(beside) - 5} more" if len(beside) > 5 else ""
+            more = f" and {len(beside) - 5:,} more" if len(beside) > 5 else ""
             return ModelError("model.file", name, f"is not in {out_dir}; there: {', '.join(beside[:5])}{more}")
         if name != NANOGPT_FILE:
             return ModelError("model.file", name, f"is not in {out_dir}, nor is any other *.pt")
