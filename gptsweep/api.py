@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
+from inspect import signature
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from .analysis.metrics import METRICS
 from .analysis.summary import text_metrics
@@ -24,6 +26,10 @@ from .run.rows import OpenModel, Plan, Task, encoded
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,13 +76,31 @@ class LM(OpenModel):
         if wrong := [text for text in texts if not isinstance(text, str)]:
             raise ConfigError("prompts", wrong[0], "must be a text, or several")
         point = Point(
-            model=self.source, device=self.device, sampling=sampling_of(num_samples=num_samples, **sampling), seed=seed
+            model=self.source,
+            device=self.device,
+            sampling=sampling_of(("prompts", "seed"), num_samples=num_samples, **sampling),
+            seed=seed,
         )
         task = Task.of(self, point, encoded(self, tuple(Prompt(str(i), text) for i, text in enumerate(texts))))
         samples = LocalExecutor(TorchBackends()).run(self, Plan.of(self, [task]))
         return sorted((sample for _, sample in samples), key=lambda sample: sample.key)
 
 
+def _refusing_unknown(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """``function``, where a keyword that it does not take is an error of the user's."""
+    known = list(signature(function).parameters)
+
+    @wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        for name, value in kwargs.items():
+            if name not in known:
+                raise _unknown(name, value, known)
+        return function(*args, **kwargs)
+
+    return call
+
+
+@_refusing_unknown
 def load(
     model: str | os.PathLike[str] = "shakespeare",
     *,
@@ -111,6 +135,7 @@ def load(
     Raises:
         ModelError: there is no such model, or it cannot be read.
         DeviceError: the device, dtype or compiler is not there.
+        ConfigError: a keyword is no setting.
     """
     if not isinstance(model, (str, os.PathLike)):
         raise ModelError("model", model, f"must be a directory, or one of {', '.join(MODELS)}")
@@ -142,15 +167,28 @@ def open_model(source: ModelSource, settings: DeviceSettings) -> LM:
     return LM(source, settings, *TorchBackends().open(source, settings))
 
 
-def sampling_of(**settings: Any) -> Sampling:
-    """`Sampling` from keyword arguments as a user writes them: lists and dicts welcome."""
+def sampling_of(others: Sequence[str] = (), /, **settings: Any) -> Sampling:
+    """`Sampling` from keyword arguments as a user writes them: lists and dicts welcome.
+
+    Args:
+        others: what else the user's call takes, for the error.
+        **settings: fields of `Sampling`.
+
+    Raises:
+        ConfigError: a setting is not known, or out of its range.
+    """
     known = sorted(Sampling.__dataclass_fields__)
     for name, value in settings.items():
         if name not in known:
-            near = difflib.get_close_matches(name, [*known, "start", "seed"], n=1)
-            what = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            raise ConfigError(f"sampling.{name}", value, f"no such setting; {what}")
+            raise _unknown(f"sampling.{name}", value, [*known, *others])
     return Sampling(**settings)
+
+
+def _unknown(key: str, value: object, known: Sequence[str]) -> ConfigError:
+    near = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
+    return ConfigError(
+        key, value, f"no such setting; did you mean {near[0]}?" if near else f"no such setting; there are {', '.join(known)}"
+    )
 
 
 def sweep(lm: LM, *, start: str | Sequence[str] = "\n", seed: int | Sequence[int] = 1337, **sampling: Any) -> pd.DataFrame:
@@ -182,7 +220,9 @@ def sweep(lm: LM, *, start: str | Sequence[str] = "\n", seed: int | Sequence[int
     for combination in itertools.product(*lists):
         settings = dict(zip(axes, combination, strict=True))
         text, number = coerce("start", settings.pop("start"), str), settings.pop("seed")
-        point = Point(model=lm.source, device=lm.device, sampling=sampling_of(**settings), start=text, seed=number)
+        point = Point(
+            model=lm.source, device=lm.device, sampling=sampling_of(("start", "seed"), **settings), start=text, seed=number
+        )
         tasks.append(Task.of(lm, point, encoded(lm, read_prompts(text))))
     samples = sorted(LocalExecutor(TorchBackends()).run(lm, Plan.of(lm, tasks)), key=itemgetter(0))
     records: list[dict[str, Any]] = []

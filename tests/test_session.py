@@ -193,6 +193,7 @@ def test_independent_noise_tells_points_apart_and_common_noise_does_not(lm: LM) 
         ({"logit_bias": {99: 1.0}}, ConfigError, "sampling.logit_bias=99: token ids of model=resume are below 50"),
         ({"stop_at_eot": True}, ConfigError, "sampling.stop_at_eot=True: model=resume has no end-of-text token"),
         ({"temperatur": 1.0}, ConfigError, "sampling.temperatur=1.0: no such setting; did you mean temperature?"),
+        ({"sed": 1}, ConfigError, "sampling.sed=1: no such setting; did you mean seed?"),
         ({"zzz": 1.0}, ConfigError, "sampling.zzz=1.0: no such setting; there are frequency_penalty"),
         ({"temperature": "hot"}, ConfigError, "sampling.temperature=hot: must be a number"),
         ({"temperature": True}, ConfigError, "sampling.temperature=True: must be a number"),
@@ -232,6 +233,15 @@ def test_what_cannot_work_is_one_clear_line(lm: LM, settings: dict[str, Any], er
 def test_prompts_of_a_wrong_type_are_one_clear_line(lm: LM, prompts: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(says)):
         lm.generate(prompts)
+
+
+def test_a_keyword_that_is_none_says_which_was_meant(lm: LM) -> None:
+    with pytest.raises(ConfigError, match=r"dtpe=int8: no such setting; did you mean dtype\?"):
+        gptsweep.load(dtpe="int8")  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match="foo=1: no such setting; there are model, device, dtype, "):
+        gptsweep.load(foo=1)  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match=r"sampling\.sart=a: no such setting; did you mean start\?"):
+        gptsweep.sweep(lm, sart="a")
 
 
 def test_a_model_that_is_none_is_one_clear_line() -> None:
