@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ from hydra.types import RunMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
-from sweeps import Run, save_checkpoint
+from sweeps import Run, samples_of, save_checkpoint
 
 import gptsweep
 from gptsweep.config import CONF_DIR, point_from_config, register
@@ -224,6 +226,29 @@ def test_a_run_directory_holds_what_hydras_own_launcher_leaves_there(run: Run, t
     assert len(files["fused"]) == 6
     for name, text in files["basic"].items():
         assert without_launcher(files["fused"][name]) == without_launcher(text)
+
+
+@pytest.fixture
+def in_reverse(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A plugin with an executor of its own is installed."""
+    monkeypatch.syspath_prepend(Path(__file__).parent / "plugins")
+    plugin = importlib.import_module("hydra_plugins.in_reverse")
+    Plugins.instance().register(plugin.InReverseLauncher)
+    plugin.PLANS.clear()
+    return plugin
+
+
+def test_an_executor_of_ones_own_runs_a_sweep_to_the_same_files(run: Run, tmp_path: Path, in_reverse: ModuleType) -> None:
+    save_checkpoint(tmp_path / "out", seed=1)
+    sweep = ("-m", "model=resume", "sampling.max_new_tokens=4", "sampling.num_samples=3", "quiet=true", "start=a,b")
+    assert run(*sweep, "seed=1,2", "name=here").status == 0
+    assert not in_reverse.PLANS
+    for seeds in ("seed=1", "seed=1,2"):  # begun, then extended
+        assert run(*sweep, seeds, "name=there", "hydra/launcher=in_reverse").status == 0
+    assert [plan.workload.rows for plan in in_reverse.PLANS] == [6, 6]
+    here, there = (samples_of(tmp_path / "outputs/sweeps" / name) for name in ("here", "there"))
+    assert len(here) == 4
+    assert there == here
 
 
 def without_launcher(text: str) -> list[str]:

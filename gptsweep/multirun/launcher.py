@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,20 +29,24 @@ from .run_job import Yaml
 from .sweep_files import write_report
 
 if TYPE_CHECKING:
-    from ..run.executors.local import LocalExecutor
+    from ..run.executors import Executor
 
 log = get_logger(__name__)
 
 
 class FusedLauncher(BasicLauncher):
-    """Hydra's launcher interface."""
+    """Hydra's launcher interface.
+
+    A launcher whose rows run elsewhere is a subclass with an `executor` of its own; the rest of a sweep stays the same.
+    """
 
     _sweep: FusedSweep | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra before the sweep."""
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
-        self._sweep = FusedSweep(hydra_context, task_function, config) if OmegaConf.get_type(config) is Config else None
+        ours = OmegaConf.get_type(config) is Config
+        self._sweep = FusedSweep(hydra_context, task_function, config, self.executor) if ours else None
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Called by Hydra's sweeper with a batch of points, once or several times."""
@@ -50,18 +54,29 @@ class FusedLauncher(BasicLauncher):
             return super().launch(job_overrides, initial_job_idx)
         return self._sweep.run(job_overrides, initial_job_idx)
 
+    def executor(self) -> Executor:
+        """Where rows run: called once, before the first batch."""
+        # Late: numpy and torch, which --help and a mistake in the config need not wait for.
+        from ..engine.torch_backend import TorchBackends
+        from ..run.executors.local import LocalExecutor
+
+        return LocalExecutor(TorchBackends())
+
 
 class FusedSweep:
     """A sweep whose config is gptsweep's: its batches, one after another, over the models and the files they share."""
 
-    def __init__(self, context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+    def __init__(
+        self, context: HydraContext, task_function: TaskFunction, config: DictConfig, new_executor: Callable[[], Executor]
+    ) -> None:
         if not isinstance(context.config_loader, PointLoader):
             context.config_loader = PointLoader(context.config_loader)  # the sweeper's, too, from here on
         self.context, self.task_function, self.config = context, task_function, config
         self.loader = context.config_loader
         self._run_job = run_job_with(Yaml().save)
         self.directory = Path(str(config.hydra.sweep.dir))
-        self._executor: LocalExecutor | None = None
+        self._new_executor = new_executor
+        self._executor: Executor | None = None
         self._table: SweepTable | None = None
         self._failures: list[tuple[str, Exception]] = []
 
@@ -105,15 +120,13 @@ class FusedSweep:
 
     def _run(self, planned: Sequence[Planned]) -> list[JobReturn]:
         # Late: numpy and torch, which --help and a mistake in the config need not wait for.
-        from ..engine.torch_backend import TorchBackends
-        from ..run.executors.local import LocalExecutor
         from ..run.interruption import Interruption
         from ..run.manifest import wanted_settings
         from ..run.session import Job, Outcome, run_jobs
         from . import point
 
         point.require_objective(self.config.objective)
-        self._executor = self._executor or LocalExecutor(TorchBackends())
+        self._executor = self._executor or self._new_executor()
         self._table = self._table or SweepTable(self.directory)
         jobs = {job.directory: Job(job.point, job.directory, job.overwrite) for job in planned}
         for job in planned:
