@@ -114,6 +114,7 @@ def load(
     step: int | str = LAST_STEP,
     tokenizer: str | None = None,
     softcap: float | None = None,
+    revision: str | None = None,
 ) -> LM:
     """Load a model.
 
@@ -131,6 +132,7 @@ def load(
         step: which checkpoint of a nanochat training; ``last`` is the last one.
         tokenizer: path of nanochat's ``tokenizer.pkl``, where it is not found by itself.
         softcap: of a nanochat model's logits, where it is not that of the code of its time.
+        revision: a branch, tag or commit of a model on the hub, where it is not the main branch.
 
     Raises:
         ModelError: there is no such model, or it cannot be read.
@@ -150,8 +152,8 @@ def load(
         source = ModelSource(name="nanochat", out_dir=name, step=str(step), tokenizer=tokenizer, softcap=softcap)
     elif file != NANOGPT_FILE or saved:
         source = ModelSource(name="resume", out_dir=name, meta=meta, file=file)
-    elif name in ("resume", "hf", "nanochat") or there or "/" in name:
-        source = ModelSource(name="hf", path=name)
+    elif name in ("resume", "hf", "nanochat") or there or "/" in name or revision is not None:
+        source = ModelSource(name="hf", path=name, revision=revision)
     elif name in MODELS:
         source = ModelSource(name=name)
     else:

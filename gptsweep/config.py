@@ -60,6 +60,7 @@ class HubConfig(ModelConfig):
     """``model=hf``: a local directory or a hub id."""
 
     path: str | None = MISSING
+    revision: str | None = MISSING
 
 
 @dataclass

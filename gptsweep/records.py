@@ -115,6 +115,7 @@ class ModelSource:
     step: str = LAST_STEP
     tokenizer: str | None = None
     softcap: float | None = None
+    revision: str | None = None
 
     def __post_init__(self) -> None:
         _coerce_fields(self, "model.")
@@ -127,6 +128,8 @@ class ModelSource:
         named = bool(self.file) and "\0" not in self.file
         require(named, "model.file", self.file, f"must be the name of a file in model.out_dir, such as {NANOGPT_FILE}")
         require(self.name != "hf" or bool(self.path), "model.path", self.path, "model=hf needs a local directory or a hub id")
+        wanted = "must be a branch, a tag or a commit of the model on the hub; null is its main branch"
+        require(self.revision is None or bool(self.revision.strip()), "model.revision", self.revision, wanted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

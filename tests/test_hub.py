@@ -37,7 +37,9 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["test_hub"])  # torch is imported once; the hub library by each process, with its own settings
 
 
-def open_model(environment: dict[str, str], out: Path, err: Path, name: str, path: str | None = None) -> None:
+def open_model(
+    environment: dict[str, str], out: Path, err: Path, name: str, path: str | None = None, revision: str | None = None
+) -> None:
     """Open a model with ``environment``, and what is printed in ``out`` and ``err``: for a process of its own."""
     assert "huggingface_hub" not in sys.modules
     for descriptor, file in enumerate((out, err), start=1):
@@ -46,7 +48,7 @@ def open_model(environment: dict[str, str], out: Path, err: Path, name: str, pat
     os.environ.update(environment)
     time.sleep = lambda seconds: None
     try:
-        checkpoint = open_checkpoint(ModelSource(name=name, path=path))
+        checkpoint = open_checkpoint(ModelSource(name=name, path=path, revision=revision))
     except GptsweepError as error:
         sys.exit(f"error: {error}")
     print(checkpoint.fingerprint, type(checkpoint.tokenizer).__name__)
@@ -89,19 +91,22 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, body: bool) -> None:
         hub = self.server
         hub.requests.append((self.command, self.path, self.headers.get("Range")))
-        repo, _, name = self.path.removeprefix("/").partition("/resolve/main/")
+        repo, _, rest = self.path.removeprefix("/").partition("/resolve/")
+        revision, _, name = rest.partition("/")
+        commit = COMMIT if revision == "main" else hashlib.sha1(revision.encode()).hexdigest()
+        repo = repo if revision == "main" else f"{repo}@{revision}"
         data = hub.files.get(f"{repo}/{name}")
         if repo in hub.moved:
             return self.empty(307, {"Location": f"/{hub.moved[repo]}/resolve/main/{name}"})
         if repo in hub.gated:
             return self.empty(403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"})
         if data is None and not any(path.startswith(f"{repo}/") for path in hub.files):
-            return self.empty(404, {"X-Error-Code": "RepoNotFound"})
+            return self.empty(404, {"X-Error-Code": "RepoNotFound" if revision == "main" else "RevisionNotFound"})
         if data is None:
-            return self.empty(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+            return self.empty(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
         start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
         self.send_response(206 if start else 200)
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", commit)
         self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
         self.send_header("Content-Length", str(len(data) - start))
         if start:
@@ -261,3 +266,19 @@ def test_what_nanogpt_has_fetched_is_not_fetched_again(hub: Hub, machine: Machin
     hub.shutdown()
     hub.server_close()
     assert machine.open("gpt2").stdout.split()[:1] == [fingerprint]
+
+
+def test_a_revision_is_another_model_and_one_that_is_not_there_is_told(
+    hub: Hub, machine: Machine, model: Path, fingerprint: str, tmp_path: Path
+) -> None:
+    early = save_hf(tmp_path / "early", random_gpt(CONFIG, seed=1))
+    hub.add("someone/tiny", model)
+    hub.add("someone/tiny@step1000", early)
+    assert machine.open("hf", "someone/tiny").stdout.split()[:1] == [fingerprint]
+    then = machine.open("hf", "someone/tiny", "step1000")
+    assert then.stdout.split()[:1] == [open_hf(LocalFiles(early, "", ""), GPT2Tokenizer()).fingerprint], then.stderr
+    assert machine.open("hf", "someone/tiny", "step1000", HF_HUB_OFFLINE="1").stdout == then.stdout
+    line = machine.error("hf", "someone/tiny", "step7")
+    assert line.startswith("model.revision=step7: someone/tiny has no such branch, tag or commit")
+    assert "--revision step8 " in machine.error("hf", "someone/tiny", "step8", HF_HUB_OFFLINE="1")
+    assert "is a directory here" in machine.error("hf", str(early), "step1000")

@@ -17,7 +17,7 @@ def settings_of(point: Point, *, dtype: str, device: str) -> dict[str, object]:
     model = point.model
     where: dict[str, dict[str, object]] = {
         "resume": {"out_dir": model.out_dir, "file": model.file},
-        "hf": {"path": model.path},
+        "hf": {"path": model.path, **_revision(model)},
         "nanochat": {"out_dir": model.out_dir, "step": model.step, "softcap": model.softcap},
     }
     return {
@@ -61,7 +61,12 @@ def model_of(model: ModelSource) -> dict[str, object]:
     trained = model.name in ("resume", "nanochat")
     other: dict[str, object] = {"file": model.file} if model.name == "resume" and model.file != NANOGPT_FILE else {}
     other |= {"step": model.step, "softcap": model.softcap} if model.name == "nanochat" else {}
-    return {"name": model.name, "out_dir": model.out_dir if trained else None, **other, "path": model.path}
+    out_dir = model.out_dir if trained else None
+    return {"name": model.name, "out_dir": out_dir, **other, "path": model.path, **_revision(model)}
+
+
+def _revision(model: ModelSource) -> dict[str, object]:
+    return {} if model.revision is None else {"revision": model.revision}
 
 
 def provenance(model: OpenModel, task: Task) -> dict[str, object]:

@@ -16,7 +16,7 @@ from functools import lru_cache
 
 from ..display import UNSAFE
 
-_TEXT = {"start", "prompt", "model", "out_dir", "path", "meta", "sweep", "point_id", "status", "error", "directory"}
+_TEXT = {"start", "prompt", "model", "out_dir", "path", "revision", "meta", "sweep", "point_id", "status", "error", "directory"}
 """Columns whose cells are text even where they look like a number."""
 _UNSAFE = re.compile(f"[\t\n{UNSAFE}]")
 _RISKY = re.compile(rf"""\s*[=+@\-\uff1d\uff0b\uff20\uff0d]|'"|[^\t\n{UNSAFE}]*[\t\n{UNSAFE}]""")

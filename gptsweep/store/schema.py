@@ -47,6 +47,7 @@ SETTINGS_SINCE_0_1 = {
 COLUMN_OF_KEY = {
     "device.dtype": "dtype", "device.name": "device", "model.out_dir": "out_dir", "model.file": "file", "model.path": "path",
     "model.meta": "meta", "model.step": "step", "model.softcap": "softcap", "model.tokenizer": "tokenizer",
+    "model.revision": "revision",
 }  # fmt: skip
 """Columns that have another name than the key a user types, apart from the prefix ``sampling.``."""
 

@@ -23,12 +23,18 @@ REFUSED_SECONDS = 1.0
 
 
 class HubFiles:
-    """The model's files on the Hugging Face hub, through the hub library's cache."""
+    """The model's files on the Hugging Face hub, through the hub library's cache.
 
-    def __init__(self, repo: str, key: str, value: str) -> None:
+    Args:
+        repo: the model's id.
+        key, value: name the model in errors.
+        revision: a branch, tag or commit; None: the main branch.
+    """
+
+    def __init__(self, repo: str, key: str, value: str, revision: str | None = None) -> None:
         self.key, self.value = key, value
         self.unreachable: str | None = None
-        self._repo = repo
+        self._repo, self._revision = repo, revision
         # The library tries five times with longer and longer waits: right for a hub that stumbles, half a minute for none.
         probe = _Probe(_constants())
         self._hub = _hub()
@@ -38,11 +44,15 @@ class HubFiles:
         errors = self._hub.errors
         try:
             fetched = self._hub.hf_hub_download(
-                self._repo, name, library_name="gptsweep", local_files_only=self._down is not None
+                self._repo,
+                name,
+                revision=self._revision,
+                library_name="gptsweep",
+                local_files_only=self._down is not None,
             )
             return Path(fetched)
         except errors.LocalEntryNotFoundError as error:
-            if self._hub.try_to_load_from_cache(self._repo, name) is self._hub._CACHED_NO_EXIST:
+            if self._hub.try_to_load_from_cache(self._repo, name, revision=self._revision) is self._hub._CACHED_NO_EXIST:
                 return None  # the hub said so when it was last asked
             offline = self._hub.constants.HF_HUB_OFFLINE
             self.unreachable = (
@@ -51,6 +61,9 @@ class HubFiles:
             return None
         except errors.EntryNotFoundError:
             return None
+        except errors.RevisionNotFoundError as error:
+            what = f"{self._repo} has no such branch, tag or commit; https://huggingface.co/{self._repo}/tree/main lists them"
+            raise ModelError("model.revision", self._revision, what) from error
         except errors.GatedRepoError as error:
             how = f"ask for access at https://huggingface.co/{self._repo} and log in with: hf auth login"
             raise self._wrong(f"{self._repo} is gated; {how}") from error
@@ -70,7 +83,8 @@ class HubFiles:
 
     def _by_hand(self) -> str:
         directory = self._repo.rpartition("/")[2]
-        fetch = f"hf download {self._repo} --include '*.json' '*.safetensors' merges.txt --local-dir {directory}"
+        revision = "" if self._revision is None else f" --revision {self._revision}"
+        fetch = f"hf download {self._repo}{revision} --include '*.json' '*.safetensors' merges.txt --local-dir {directory}"
         return f"fetch it on a machine with network: {fetch}; then use: model=hf model.path={directory}"
 
     def _wrong(self, what: str) -> ModelError:

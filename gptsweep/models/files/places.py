@@ -80,12 +80,15 @@ def files_of(source: ModelSource) -> ModelFiles:
     path = source.path or ""
     directory = Path(path).expanduser()
     if directory.is_dir():
+        if source.revision is not None:
+            what = f"model.path={path} is a directory here, and revisions are those of a model on the hub"
+            raise ModelError("model.revision", source.revision, what)
         return LocalFiles(directory, "model.path", path)
     if directory.exists():
         raise ModelError("model.path", path, "is a file; give the directory that holds config.json and the safetensors")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):
         raise ModelError("model.path", path, f"no such directory in {Path.cwd()}, and not a hub id such as {HUB_OWNER}/gpt2")
-    return HubFiles(path, "model.path", path)
+    return HubFiles(path, "model.path", path, source.revision)
 
 
 def config_of(files: ModelFiles) -> Path:
