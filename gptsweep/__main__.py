@@ -148,6 +148,11 @@ class Report(Callback):
             ready_params(config)
             if config.reference is not None:
                 read_reference(config.reference)
+            shown = {"show_rows": not config.quiet, "compare": config.compare_samplers}
+            if config.compare_samplers is not None:
+                from .analysis.asked import require_comparisons  # late: pandas
+
+                require_comparisons(config.compare_samplers, config.reference)
             points = check_sweep(config, loader)
             directory = Path(os.path.abspath(config.hydra.sweep.dir))
             if not os.path.lexists(directory / SWEEP):  # else what it holds may need no model
@@ -156,10 +161,10 @@ class Report(Callback):
             if "FusedLauncher" in config.hydra.launcher._target_:
                 hydra.config_loader = loader  # it knows the points now
                 if not is_basic_sweeper(config):  # which does not say which points are the last
-                    at_end = partial(write_report, directory, show_rows=not config.quiet)
+                    at_end = partial(write_report, directory, **shown)
             else:
                 hydra.config_loader = SweepLoader(hydra.config_loader.get_search_path())
-                at_end = partial(finish_sweep, directory, loader.planned, show_rows=not config.quiet)
+                at_end = partial(finish_sweep, directory, loader.planned, **shown)
                 if config.reference is not None:
                     score = partial(score_reference, directory, config.reference, points[0])
             begin_sweep(directory, at_end, score)

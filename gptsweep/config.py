@@ -116,6 +116,7 @@ class Config:
     quiet: bool | None = MISSING
     objective: str | None = MISSING
     reference: str | None = MISSING
+    compare_samplers: str | None = MISSING
 
 
 MODEL_SCHEMAS: dict[str, type[ModelConfig]] = {"resume": ResumeConfig, "hf": HubConfig, "nanochat": NanochatConfig}

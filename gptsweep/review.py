@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
+from .analysis.asked import Asked, kept
 from .analysis.columns import label, ordered, plain
 from .analysis.frames import Sweep, read_sweep
 from .analysis.metrics import METRICS
@@ -182,12 +183,11 @@ def review_samplers(options: argparse.Namespace, whole: Sweep, sweep: Sweep, con
     for other in ("diff", "best", "group", "sort", "plots"):
         if given := getattr(options, other):
             raise ResultsError(other, str(given), "does not go with --samplers")
-    names = [name for each in options.metric or () for name in each.split(",") if name]
-    if not names:
+    asked = Asked.of(",".join(options.metric or ()), options.by)
+    if not asked.metrics:
         raise ResultsError("metric", None, "say what is best: --samplers --metric NAME:min, NAME:max or NAME:reference")
     text = reference_of(options, whole)
-    by = options.by.split(",") if options.by else None
-    found = [sweep.compare_samplers(name, by, reference=text.metrics if text else None) for name in names]
+    found = asked.compare(sweep, text)
     if options.where:
         found = [replace(each, notes=(*each.notes, f"only points for which {options.where}")) for each in found]
     if format_of(options) == "table":
@@ -200,6 +200,8 @@ def review_samplers(options: argparse.Namespace, whole: Sweep, sweep: Sweep, con
             say(f"gptsweep.review: {each.sentence}", error=True)
     say_problems(whole, text)
     if not options.no_report and len(options.path) == 1:
+        if not options.where:
+            asked.keep(options.path[0])
         bring_up_to_date(options.path[0], whole, text, found)
 
 
@@ -244,14 +246,22 @@ def open_maker(sweep: Sweep, asked: str | None) -> OpenModel:
 
 
 def bring_up_to_date(
-    path: Path, sweep: Sweep, reference: Reference | None, comparisons: Sequence[SamplerComparison] = ()
+    path: Path, sweep: Sweep, reference: Reference | None, comparisons: Sequence[SamplerComparison] | None = None
 ) -> None:
-    """Write ``sweep.csv`` (for a sweep) and ``report.html``; a directory that cannot be written is only said."""
+    """Write ``sweep.csv`` (for a sweep) and ``report.html``; a directory that cannot be written is only said.
+
+    Without ``comparisons`` the page has those of samplers that were asked for before.
+    """
+    if comparisons is None and (asked := kept(path)) is not None:
+        try:
+            comparisons = asked.compare(sweep, reference)
+        except ResultsError as error:
+            say(f"gptsweep.review: no comparison of samplers: {error}", error=True)
     try:
         if (path / MULTIRUN).is_file() or (path / SWEEP).is_file():
             rows = [{str(name): plain(cell) for name, cell in row.items()} for row in sweep.summary.to_dict("records")]
             write_sweep_csv(path, [str(name) for name in sweep.summary], rows)
-        atomic_write(path / REPORT, report(sweep, path.resolve().name, reference, comparisons))
+        atomic_write(path / REPORT, report(sweep, path.resolve().name, reference, comparisons or ()))
         say(f"report: {path / REPORT}", error=True)
     except ResultsError as error:
         say(f"gptsweep.review: no report: {error}", error=True)

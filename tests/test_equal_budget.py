@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from hypothesis import strategies as st
 from made_sweep import made_samples, write_point
 from planted import Planted, leads
 from rich.console import Console
+from sweeps import Run, save_checkpoint
 
 from gptsweep import review
+from gptsweep.analysis.asked import Asked, kept
 from gptsweep.analysis.budgets import compare_families, expected_best, expected_chosen, halves, rank_weights
 from gptsweep.analysis.frames import read_sweep
 from gptsweep.analysis.samplers import MAX_CLUSTERS, blocks, family_of
@@ -230,3 +233,64 @@ def test_a_sweep_without_samples_has_nothing_to_compare(tmp_path: Path) -> None:
     write_point(tmp_path / "s" / "a", made_samples(temperature=0.5, top_k=5, seed=1, num_samples=1, words=2))
     with pytest.raises(ResultsError, match="no point has this metric"):
         read_sweep(tmp_path / "s").compare_samplers("diversity")
+
+
+def page_samplers(directory: Path) -> Any:
+    """The comparisons on the page."""
+    found = re.search(r'"samplers":(\[.*?\]),"min_pairs"', (directory / "report.html").read_text())
+    assert found
+    return json.loads(found[1])
+
+
+def test_a_sweep_ends_with_the_comparison_that_its_setting_asks_for(run: Run, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "out", seed=1)
+    small = ("-m", "name=s", "model=resume", "sampling.num_samples=6", "sampling.max_new_tokens=6", "sampling.top_k=3,4",
+             "sampling.min_p=null,0.1")  # fmt: skip
+    ended = run(*small, "compare_samplers=perplexity:min")
+    assert ended.status == 0
+    assert "By lowest Perplexity, " in " ".join(ended.err.split())
+    directory = tmp_path / "outputs" / "sweeps" / "s"
+    names = ["top_k", "top_k + min_p"]
+    assert [family["name"] for family in page_samplers(directory)[0]["families"]] == names
+    assert kept(directory) == Asked(("perplexity:min",))
+    assert review.main([str(directory), "--format", "csv"]) == 0
+    assert [family["name"] for family in page_samplers(directory)[0]["families"]] == names
+    assert review.main([str(directory), "--samplers", "--metric", "seq_rep_4", "--by", "top_k"]) == 0
+    assert [family["name"] for family in page_samplers(directory)[0]["families"]] == ["top_k=3", "top_k=4"]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("perplexity", "say perplexity:min"),
+        ("banana:max", "banana must be one of"),
+        ("perplexity:reference", "give one with reference=FILE:path"),
+        ("''", "must be METRIC:min"),
+    ],
+)
+def test_a_mistaken_setting_is_said_before_any_work(run: Run, tmp_path: Path, value: str, said: str) -> None:
+    ended = run("-m", "name=s", "sampling.top_k=3,4", f"compare_samplers={value}")
+    assert ended.status == 2
+    assert said in ended.err
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "null", '{"metrics": []}', '{"metrics": [1], "by": null}', '{"metrics": ["os:system"], "by": null}',
+     '{"metrics": ["diversity"], "by": 3}', '{"metrics": ["diversity"], "by": []}', "[" * 100_000],
+)  # fmt: skip
+def test_a_damaged_record_of_what_was_asked_for_costs_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "samplers.json").write_text(text)
+    assert kept(tmp_path) is None
+
+
+def test_a_comparison_that_cannot_be_had_costs_no_page(
+    sweep_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_point(tmp_path / "s" / "a", made_samples(temperature=0.5, top_k=5, seed=1))
+    Asked(("diversity",), ("banana\x1b[31m",)).keep(tmp_path / "s")
+    assert review.main([str(tmp_path / "s"), "--format", "csv"]) == 0
+    err = capsys.readouterr().err
+    assert "no comparison of samplers: by=banana\\x1b[31m: is not a setting here" in err
+    assert page_samplers(tmp_path / "s") == []

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -50,19 +50,29 @@ class Aim:
         Raises:
             ResultsError: there is no such metric, it has no usual direction, or the reference text has none.
         """
-        name, _, direction = text.rpartition(":")
-        if direction not in get_args(Direction):
-            name, direction = text, ""
-        if name not in METRICS:
-            raise ResultsError("metric", name, f"must be one of {', '.join(METRICS)}")
-        direction = direction or {"lower": "min", "higher": "max"}.get(METRICS[name].direction, "")
-        if not direction:
-            raise ResultsError("metric", text, f"no metric is best by itself: say {name}:min, {name}:max or {name}:reference")
+        name, direction = cls.split(text)
         target = (reference or {}).get(name) if direction == "reference" else None
         if direction == "reference" and (target is None or not math.isfinite(target)):
             wanted = "there is no reference text with this metric; give one with --reference FILE:path"
             raise ResultsError("metric", text, wanted)
-        return cls(name, direction, target)  # type: ignore[arg-type]
+        return cls(name, direction, target)
+
+    @staticmethod
+    def split(text: str) -> tuple[str, Direction]:
+        """The metric and the direction.
+
+        Raises:
+            ResultsError: there is no such metric, or it has no usual direction and none is given.
+        """
+        name, _, given = text.rpartition(":")
+        if given not in get_args(Direction):
+            name, given = text, ""
+        if name not in METRICS:
+            raise ResultsError("metric", name, f"must be one of {', '.join(METRICS)}")
+        direction = given or {"lower": "min", "higher": "max"}.get(METRICS[name].direction)
+        if direction is None:
+            raise ResultsError("metric", text, f"no metric is best by itself: say {name}:min, {name}:max or {name}:reference")
+        return name, cast(Direction, direction)
 
     def score(self, ratio: Floats) -> Floats:
         """Ratios, whose negative exponential some metrics are, as scores: higher is better."""

@@ -106,7 +106,7 @@ class FusedSweep:
             raise Interrupted(stopped.signal_number, self.config.name, stopped.unfinished) from None
         finally:
             self._configure_log()
-            write_report(self.directory, show_rows=last and not self.config.quiet)
+            write_report(self.directory, show_rows=last and not self.config.quiet, compare=self.config.compare_samplers)
         self._failures += [
             (str(self.directory / os.path.relpath(job.directory, self.directory)), done._return_value)
             for job, done in zip(planned, returns, strict=True)

@@ -75,13 +75,14 @@ def note_failure(sweep: Path, point: Path, error: Exception) -> None:
         os.close(fd)
 
 
-def finish_sweep(directory: Path, planned: Sequence[Planned], *, show_rows: bool) -> None:
+def finish_sweep(directory: Path, planned: Sequence[Planned], *, show_rows: bool, compare: str | None = None) -> None:
     """Write ``sweep.csv`` and ``report.html`` where the launcher does not.
 
     Args:
         directory: of the sweep.
         planned: its points, as far as they are known.
         show_rows: whether the first rows of the review are to be shown.
+        compare: the setting ``compare_samplers``.
     """
     # Late: torch.
     from ..engine.torch_backend import TorchBackends
@@ -97,7 +98,7 @@ def finish_sweep(directory: Path, planned: Sequence[Planned], *, show_rows: bool
             table.fail(Path(failure["directory"]), failure["error"])
     (directory / FAILURES).unlink(missing_ok=True)
     table.close()
-    write_report(directory, show_rows=show_rows)
+    write_report(directory, show_rows=show_rows, compare=compare)
 
 
 def require_no_sweep(directory: Path) -> None:
@@ -118,17 +119,20 @@ def refresh_sweep(directory: Path) -> None:
             SweepTable(directory).close()
 
 
-def write_report(directory: Path, *, show_rows: bool = False) -> None:
+def write_report(directory: Path, *, show_rows: bool = False, compare: str | None = None) -> None:
     """Write ``report.html``; a sweep without a single sample has none, and a page that cannot be made fails no sweep.
 
     Args:
         directory: of the sweep.
         show_rows: whether the first rows of the review are shown, too, and the command that shows the rest.
+        compare: the setting ``compare_samplers``: comparisons of samplers for the page, and to be shown where rows are. Without
+            it the page has those that were asked for before.
     """
-    from ..analysis.frames import read_sweep  # late: pandas
+    from ..analysis.asked import Asked, kept  # late: pandas
+    from ..analysis.frames import read_sweep
     from ..analysis.reference import kept_reference
     from ..report import report
-    from ..report.terminal import print_first_rows
+    from ..report.terminal import print_comparisons, print_first_rows
 
     if not any(directory.glob(f"**/{MANIFEST}")) and not any(directory.glob(f"**/{PARTIAL}")):
         return
@@ -136,7 +140,18 @@ def write_report(directory: Path, *, show_rows: bool = False) -> None:
         sweep = read_sweep(directory)
         if show_rows:
             print_first_rows(directory, sweep)
-        html = report(sweep, directory.resolve().name, kept_reference(directory, sweep))
+        reference, comparisons = kept_reference(directory, sweep), []
+        asked = kept(directory) if compare is None else Asked.of(compare)
+        if asked is not None:
+            try:
+                comparisons = asked.compare(sweep, reference)
+            except ResultsError as error:
+                log.warning("no comparison of samplers: %s", error)
+            if compare is not None:
+                asked.keep(directory)
+                if show_rows:
+                    print_comparisons(comparisons)
+        html = report(sweep, directory.resolve().name, reference, comparisons)
         atomic_write(directory / REPORT, html)
     except Exception as error:
         log.warning("no report.html: %s", describe(error), exc_info=not isinstance(error, GptsweepError))

@@ -110,14 +110,7 @@ def print_first_rows(directory: Path, sweep: Sweep) -> None:
     table = sweep.summary
     number = table.groupby(keys, dropna=False, sort=False).ngroup().to_numpy() if keys else np.zeros(len(table), int)
     rows = sweep.only(number < FIRST_ROWS).group()
-    terminal = sys.stdout.isatty()
-    console = Console(
-        file=sys.stdout if terminal else sys.stderr,
-        force_terminal=terminal or sys.stderr.isatty(),
-        highlight=False,
-        markup=False,
-        emoji=False,
-    )
+    console = console_at_end()
     console.print()
     print_rows(console, rows, default_metrics(sweep), [""] * len(rows), "", None, whole=False)
     count = number.max() + 1 - len(rows)
@@ -125,6 +118,26 @@ def print_first_rows(directory: Path, sweep: Sweep) -> None:
     path = os.path.relpath(directory)
     command = f"python -m gptsweep.review {shlex.quote(one_line(os.path.abspath(path) if path.startswith('..') else path))}"
     console.print(Text(f"{more}all metrics, and what each setting does:\n{command}"), soft_wrap=True)
+
+
+def console_at_end() -> Console:
+    """For what a sweep ends with: beside standard output in a pipe."""
+    terminal = sys.stdout.isatty()
+    return Console(
+        file=sys.stdout if terminal else sys.stderr,
+        force_terminal=terminal or sys.stderr.isatty(),
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+
+
+def print_comparisons(found: Sequence[SamplerComparison]) -> None:
+    """At the end of a sweep: the comparisons of samplers that were asked for."""
+    console = console_at_end()
+    for each in found:
+        console.print()
+        print_samplers(console, each)
 
 
 def print_rows(
