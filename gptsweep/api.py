@@ -81,7 +81,8 @@ class LM(OpenModel):
             sampling=sampling_of(("prompts", "seed"), num_samples=num_samples, **sampling),
             seed=seed,
         )
-        task = Task.of(self, point, encoded(self, tuple(Prompt(str(i), text) for i, text in enumerate(texts))))
+        asked = tuple(Prompt(str(i), text) for i, text in enumerate(texts))
+        task = Task.of(self, point, encoded(self, asked, chat_template=point.sampling.chat_template))
         samples = LocalExecutor(TorchBackends()).run(self, Plan.of(self, [task]))
         return sorted((sample for _, sample in samples), key=lambda sample: sample.key)
 
@@ -225,7 +226,7 @@ def sweep(lm: LM, *, start: str | Sequence[str] = "\n", seed: int | Sequence[int
         point = Point(
             model=lm.source, device=lm.device, sampling=sampling_of(("start", "seed"), **settings), start=text, seed=number
         )
-        tasks.append(Task.of(lm, point, encoded(lm, read_prompts(text))))
+        tasks.append(Task.of(lm, point, encoded(lm, read_prompts(text), chat_template=point.sampling.chat_template)))
     samples = sorted(LocalExecutor(TorchBackends()).run(lm, Plan.of(lm, tasks)), key=itemgetter(0))
     records: list[dict[str, Any]] = []
     for _, of_point in itertools.groupby(samples, key=lambda found: found[0][0]):

@@ -27,7 +27,21 @@ from omegaconf.errors import (
 )
 
 from .errors import ConfigError
-from .records import DTYPES, EXAMPLES, MODELS, NOISES, OVERFLOWS, RNGS, DeviceSettings, ModelSource, Point, Sampling, require
+from .records import (
+    DTYPES,
+    EXAMPLES,
+    MODELS,
+    NOISES,
+    OVERFLOWS,
+    RNGS,
+    SETTINGS_OF_0_1,
+    DeviceSettings,
+    ModelSource,
+    Point,
+    Sampling,
+    neutral_settings,
+    require,
+)
 
 _PACKAGED = Path(__file__).resolve().parent / "conf"
 CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else _PACKAGED.parent.parent / "conf"
@@ -90,7 +104,9 @@ def sampling_schema(kind: type[Sampling]) -> Any:
     for name, hint in get_type_hints(kind).items():
         typed = _TYPED.get(hint, hint)
         container = getattr(typed, "__origin__", None)
-        entries.append((name, typed, field(default_factory=container) if container in (dict, list) else field(default=MISSING)))
+        # A file of settings that 0.1 wrote, or a user for it, does not name later ones.
+        default = MISSING if name in ("num_samples", *SETTINGS_OF_0_1) else neutral_settings(kind)[name]
+        entries.append((name, typed, field(default_factory=container) if container in (dict, list) else field(default=default)))
     return make_dataclass("SamplingConfig", entries)
 
 

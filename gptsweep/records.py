@@ -218,7 +218,7 @@ class Sampling:
 
     The steps of sampling come in the order of their places: logit_bias, repetition, frequency and presence penalty,
     temperature, top_k, top_p, min_p. ``logit_bias`` holds ``(token id, addend)`` pairs by ascending id, and may be given as a
-    mapping; ``stop`` may be given as one text, or as any collection of texts.
+    mapping; ``stop`` may be given as one text, or as any collection of texts. ``chat_template``: prompts are turns of a user.
     """
 
     num_samples: int = 10
@@ -327,6 +327,7 @@ class Sampling:
     )
     stop: tuple[str, ...] = ()
     stop_at_eot: bool = False
+    chat_template: bool = False
     overflow: str = "crop"
     rng: str = "counter"
     noise: str = "common"

@@ -280,6 +280,37 @@ def test_a_sample_ends_where_the_assistant_does_and_where_another_text_begins(to
     assert (went_on.finish_reason, len(went_on.token_ids)) == ("length", 5)
 
 
+def test_a_chat_template_asks_a_model_and_leaves_others_as_they_were(run: Run) -> None:
+    saved()
+    lm = gptsweep.load(HERE)
+    (plain,), (asked,) = (lm.generate("the r", chat_template=chat, max_new_tokens=4, temperature=0.0) for chat in (False, True))
+    assert (plain.prompt_tokens, asked.prompt_tokens) == (3, 6)
+    assert asked.prompt == "the r"
+    assert plain.point_id != asked.point_id
+    assert "chat_template" not in plain.as_json()
+    wrapped = "<|bos|><|user_start|>the r<|user_end|><|assistant_start|>"
+    assert lm.generate(wrapped, max_new_tokens=4, temperature=0.0)[0].token_ids == asked.token_ids
+    assert run(*SWEPT, "sampling.chat_template=true,false", "sampling.temperature=1.0").status == 0
+    found = gptsweep.read_sweep("outputs/sweeps/s")
+    assert found.swept == ("chat_template",)
+    assert sorted(zip(found.samples["chat_template"], found.samples["prompt_tokens"], strict=True))[::2] == [
+        (False, 3),
+        (True, 6),
+    ]
+
+
+def test_a_model_that_knows_no_conversations_is_not_asked() -> None:
+    lm = gptsweep.load("shakespeare")
+    with pytest.raises(
+        gptsweep.ConfigError, match=r"sampling\.chat_template=True: the model's vocabulary has no chat template"
+    ):
+        lm.generate("ROMEO:", chat_template=True)
+    tokenizer = NanochatTokenizer(WORDS, RANKS, {"<|bos|>": 259})
+    with pytest.raises(gptsweep.ConfigError, match="has no chat template"):
+        tokenizer.encode_turn("a")
+    assert tokenizer.end_ids == (259,)
+
+
 # -- sampling over training --------------------------------------------------------------------------------------------------
 
 SWEPT = (

@@ -81,13 +81,15 @@ class OpenModel:
         return self.backend.promise
 
 
-def encoded(model: OpenModel, prompts: tuple[Prompt, ...]) -> Prompts:
-    """The prompts with their token ids.
+def encoded(model: OpenModel, prompts: tuple[Prompt, ...], *, chat_template: bool = False) -> Prompts:
+    """The prompts with their token ids; with ``chat_template`` each is one turn of a user.
 
     Raises:
+        ConfigError: the model has no chat template.
         PromptError: a prompt has a character that the model does not know.
     """
-    return prompts, tuple(tuple(model.tokenizer.encode(prompt.text)) for prompt in prompts)
+    encode = model.tokenizer.encode_turn if chat_template else model.tokenizer.encode
+    return prompts, tuple(tuple(encode(prompt.text)) for prompt in prompts)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -194,13 +194,14 @@ class _Batch:
 
     def _plan(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
         """Make tasks of the jobs and see what is on disk; the outcomes of those that fail here, or have nothing left to do."""
-        prompts: dict[str, Prompts] = {}
+        prompts: dict[tuple[str, bool], Prompts] = {}
         for job in jobs:
             point = job.point
             try:
-                if point.start not in prompts:
-                    prompts[point.start] = encoded(self.model, read_prompts(point.start))
-                task = Task.of(self.model, point, prompts[point.start])
+                asked = point.start, point.sampling.chat_template
+                if asked not in prompts:
+                    prompts[asked] = encoded(self.model, read_prompts(asked[0]), chat_template=asked[1])
+                task = Task.of(self.model, point, prompts[asked])
                 self.jobs[task] = job
                 writer = self._writer(task)
                 wanted = set(task.keys)

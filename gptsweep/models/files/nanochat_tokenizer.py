@@ -65,12 +65,10 @@ class NanochatTokenizer(Tokenizer):
         return ids if ids[:1] == [self.bos_id] else [self.bos_id, *ids]
 
     def encode_turn(self, text: str) -> list[int]:
-        """Ids of ``text`` as a user's turn that the assistant answers; special tokens in it are plain text.
-
-        Raises:
-            KeyError: the vocabulary has no token of that name: it was made for no conversations.
-        """
+        """As `Tokenizer.encode_turn`; special tokens in ``text`` are plain text, as in nanochat's ``render_conversation``."""
         _require_unicode(text)
+        if not {USER_START, USER_END, ASSISTANT_START} <= set(self._special):
+            return super().encode_turn(text)
         start, end, answer = (self._special[name] for name in (USER_START, USER_END, ASSISTANT_START))
         return [self.bos_id, start, *self._encoding.encode_ordinary(text), end, answer]
 

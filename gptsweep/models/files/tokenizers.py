@@ -15,7 +15,7 @@ from typing import Any, NoReturn, Protocol
 import tiktoken
 
 from ...display import get_logger
-from ...errors import ModelError, PromptError
+from ...errors import ConfigError, ModelError, PromptError
 
 log = get_logger(__name__)
 
@@ -51,6 +51,15 @@ class Tokenizer(Protocol):
             PromptError: a character cannot be encoded; it is named with its place.
         """
         ...
+
+    def encode_turn(self, text: str) -> list[int]:
+        """Token ids of ``text`` as one turn of a user that the model is to answer, for ``sampling.chat_template``.
+
+        Raises:
+            ConfigError: the vocabulary has no such form: the model was not trained on conversations.
+            PromptError: a character cannot be encoded.
+        """
+        raise ConfigError("sampling.chat_template", True, "the model's vocabulary has no chat template; it only continues text")
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that ``token`` stands for; an id without a token stands for U+FFFD."""
