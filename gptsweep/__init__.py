@@ -64,9 +64,9 @@ __all__ = sorted(_HOMES)
 def __getattr__(name: str) -> Any:
     # What needs torch or pandas is imported when it is first used: `--help` and a mistyped key must answer at once.
     if name == "__version__":
-        from importlib.metadata import version  # late: it takes a twentieth of the time of --help
+        from .version import own_version  # late: it takes a twentieth of the time of --help
 
-        return version(__name__)
+        return own_version()
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)

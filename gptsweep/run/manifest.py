@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import platform
-from functools import cache
-from importlib.metadata import version
 
 from ..errors import DeviceError
 from ..records import NANOGPT_FILE, ModelSource, Point
+from ..version import own_version
 from .executors import Executor
 from .rows import OpenModel, Task
 
@@ -82,11 +81,6 @@ def provenance(model: OpenModel, task: Task) -> dict[str, object]:
         "arithmetic": how.arithmetic,
         "compile": task.point.device.compile,
         "threads": how.threads,
-        "versions": {"gptsweep": _version(), **how.versions, "python": platform.python_version()},
+        "versions": {"gptsweep": own_version(), **how.versions, "python": platform.python_version()},
         "machine": platform.platform(),
     }
-
-
-@cache
-def _version() -> str:
-    return version("gptsweep")
