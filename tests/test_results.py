@@ -36,9 +36,10 @@ from gptsweep.store import writer as results
 from gptsweep.store.csv_files import csv_bytes, csv_rows
 from gptsweep.store.durable import atomic_write
 from gptsweep.store.lock import DirectoryLock
-from gptsweep.store.reader import read_manifest, read_samples
+from gptsweep.store.reader import read_manifest, read_rows, read_samples
+from gptsweep.store.recorded_settings import overridden
 from gptsweep.store.schema import MANIFEST, ORIGINS, PARTIAL, SAMPLES, SUMMARY
-from gptsweep.store.sweep_table import write_sweep_csv
+from gptsweep.store.sweep_table import SweepTable, write_sweep_csv
 from gptsweep.store.writer import PointWriter
 
 POINT = "0123456789abcdef"
@@ -994,3 +995,16 @@ def test_reading_a_directory_that_is_not_there_is_one_clear_line(tmp_path):
     with pytest.raises(ResultsError, match="no such file or directory"):
         read_samples(tmp_path / "nowhere")
     assert read_manifest(tmp_path / "nowhere") is None
+
+
+def test_an_override_is_the_same_value_in_the_table_and_in_the_point(tmp_path: Path) -> None:
+    lines = {"a": "model.meta='a b.pkl'", "b": "model.meta=c.pkl"}
+    table = SweepTable(tmp_path)
+    for name, line in lines.items():
+        (tmp_path / name / ".hydra").mkdir(parents=True)
+        (tmp_path / name / ".hydra/overrides.yaml").write_text(json.dumps([line]))
+        table.expect(tmp_path / name, [line], {"model": "resume"})
+    table.write()
+    rows = {row["directory"]: row["meta"] for row in read_rows(tmp_path / "sweep.csv", [])}
+    assert rows == {name: overridden(tmp_path / name / ".hydra/overrides.yaml")["meta"] for name in lines}
+    assert rows == {"a": "a b.pkl", "b": "c.pkl"}

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from ..files import open_inside
-from .schema import COLUMN_OF_KEY, SAMPLING_KEYS, column_of_setting
+from .schema import COLUMN_OF_KEY, SAMPLING_KEYS, column_name, column_of_setting
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
 
 MAX_YAML = 1 << 20
 """Bytes of a file of Hydra's that are read at most: they have a few thousand."""
@@ -56,22 +60,33 @@ def configured(path: Path) -> dict[str, Any]:
 def overridden(path: Path) -> dict[str, Any]:
     """The columns that Hydra's record of a command line sets."""
     lines = read_yaml(path)
-    if not isinstance(lines, list):
-        return {}
-    from hydra.core.override_parser.overrides_parser import OverridesParser  # late: only unfinished points need it
+    found = [read_override(line) for line in lines if isinstance(line, str)] if isinstance(lines, list) else []
+    return {column: value for key, column, value in filter(None, found) if column_of_setting(key)}
+
+
+@lru_cache(maxsize=4096)  # the points of a sweep share their overrides
+def read_override(line: str) -> tuple[str, str, Any] | None:
+    """Key, column and value of an override, as Hydra reads it; None where it cannot be read, or has several values."""
+    # Late: Hydra, which readers of finished points need not wait for.
     from hydra.core.override_parser.types import QuotedString
     from hydra.errors import HydraException
 
-    parser, found = OverridesParser.create(), {}
-    for line in lines:
-        try:
-            override = parser.parse_override(line)
-        except (HydraException, TypeError, ValueError, RecursionError):
-            continue
-        name, value = column_of_setting(override.key_or_group), override.value()
-        if name and not override.is_sweep_override():
-            found[name] = as_point(name, value.text if isinstance(value, QuotedString) else value)
-    return found
+    try:
+        override = _parser().parse_override(line)
+    except (HydraException, TypeError, ValueError, RecursionError):
+        return None
+    if override.is_sweep_override():
+        return None
+    key, value = override.key_or_group, override.value()
+    column = column_name(key)
+    return key, column, as_point(column, value.text if isinstance(value, QuotedString) else value)
+
+
+@cache
+def _parser() -> OverridesParser:
+    from hydra.core.override_parser.overrides_parser import OverridesParser  # late: as above
+
+    return OverridesParser.create()
 
 
 def as_point(name: str, value: Any) -> Any:

@@ -13,7 +13,8 @@ from ..errors import ResultsError, describe
 from .csv_files import csv_bytes
 from .durable import atomic_write
 from .reader import point_directories, read_point, read_rows
-from .schema import PARTIAL, SAMPLES, STATE, SWEEP, column_name
+from .recorded_settings import read_override
+from .schema import PARTIAL, SAMPLES, STATE, SWEEP
 
 log = get_logger(__name__)
 
@@ -37,7 +38,7 @@ class SweepTable:
         self.directory = directory
         self._clock = clock
         self._next = clock()
-        self._swept: dict[str, dict[str, str]] = {}
+        self._swept: dict[str, dict[str, Any]] = {}
         self._settled: set[str] = set()
         self._columns: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._rows: dict[str, tuple[tuple[str, ...], tuple[Any, ...]]] = {}
@@ -54,7 +55,7 @@ class SweepTable:
     def expect(self, directory: Path, overrides: Sequence[str], settings: Mapping[str, object]) -> None:
         """Add a point that is about to run."""
         name = self._name(directory)
-        self._swept[name] = dict(_column_and_value(line) for line in overrides)
+        self._swept[name] = {column: value for _, column, value in filter(None, map(read_override, overrides))}
         known = self._row(name) if name in self._rows else {}
         if known.get("status") != "complete":
             status = "partial" if known.get("status") == "partial" else "missing"
@@ -109,7 +110,7 @@ class SweepTable:
         values: dict[str, set[str]] = {}
         for settings in self._swept.values():
             for key, value in settings.items():
-                values.setdefault(key, set()).add(value)
+                values.setdefault(key, set()).add(repr(value))
         swept = [key for key, different in values.items() if len(different) > 1]
         named: list[str] = []
         for ours, columns in dict.fromkeys((name in self._swept, columns) for name, (columns, _) in self._rows.items()):
@@ -147,12 +148,6 @@ def write_sweep_csv(directory: Path, columns: Sequence[str], rows: Iterable[Mapp
     It writes the whole file: with thousands of points call it every few seconds, not after every point.
     """
     atomic_write(Path(directory) / SWEEP, csv_bytes(columns, rows))
-
-
-def _column_and_value(line: str) -> tuple[str, str]:
-    """An override as a column and a cell: ``sampling.top_k=5`` stands in the column ``top_k`` of the settings."""
-    key, _, value = line.partition("=")
-    return column_name(key), value
 
 
 def _rows(directory: Path) -> list[tuple[str, dict[str, Any]]]:
