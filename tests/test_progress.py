@@ -15,7 +15,8 @@ from rich.file_proxy import FileProxy
 from sweeps import Run
 
 from gptsweep.errors import ResultsError
-from gptsweep.run.progress import RULE, Meter, Progress, printable
+from gptsweep.run.meter import Meter
+from gptsweep.run.progress import RULE, Progress, printable
 
 
 class Terminal(io.StringIO):
@@ -122,6 +123,32 @@ def test_the_time_left_is_right_from_before_the_context_is_crossed_to_the_end(ro
         assert now < 0.5 or meter.fraction == pytest.approx(now / total, abs=0.05)
         assert before is None or abs(before - left) < seconds + 0.2 * total, "it does not jump"
         before = left
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.floats(1e-3, 1.0), st.floats(0, 300), st.floats(0.2, 1)), min_size=2, max_size=5)
+)
+def test_the_time_left_of_a_sweep_over_models_is_that_of_the_models_seen_so_far(models):
+    """For each model: its steps of 20 tokens, seconds a token, seconds to load, and which share of its tokens was expected."""
+    meter, now, seen = Meter(started=0.0), 0.0, []
+    expected = [round(20 * steps * share) for steps, _, _, share in models]
+    for number, (steps, seconds, loading, _) in enumerate(models):
+        now += loading
+        meter.begin_model()
+        seen.append(seconds)
+        meter.tokens_ahead = sum(expected[number + 1 :])
+        meter.tokens_total = meter.tokens + 20 * steps + meter.tokens_ahead
+        meter.measure(now)
+        for _ in range(steps):
+            meter.tokens += 20
+            now += 20 * seconds
+            meter.measure(now)
+            left = meter.seconds_left(now)
+            tokens = meter.tokens_total - meter.tokens
+            assert left is None or min(seen) * tokens <= left * 1.001 + 1e-6, "no less than at the fastest"
+            assert left is None or left <= max(seen) * tokens * 1.001 + 1e-6, "no more than at the slowest, loading apart"
+            assert 0 <= meter.fraction <= 1
+    assert meter.seconds_left(now) in (None, 0)
 
 
 def test_windows_that_nobody_measured_beforehand_are_learnt_on_the_way():

@@ -127,3 +127,11 @@ def test_the_time_left_knows_of_models_that_are_not_open_yet(run: Run, monkeypat
     assert "done: 4/4 rows" in ended.err
     assert {tokens for tokens, _ in totals if tokens} == {120}
     assert totals[0][1] >= totals[-1][1] > 0
+    totals.clear()
+    Path("many.txt").write_text("a\nb\nc\n")
+    others = ("-m", "model=resume", "model.out_dir=a,b", *small[:-1], "seed=1")
+    assert run(*others, "start=LINES:many.txt").status == 0
+    assert {tokens for tokens, _ in totals if tokens} == {240}, "each prompt of a model that is not open yet counts"
+    totals.clear()
+    assert run(*others, "start=LINES:many.txt,a").status == 0
+    assert {tokens for tokens, _ in totals if tokens} == {80}, "and what is on disk already does not"

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import stat
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from datetime import timedelta
 from types import TracebackType
 from typing import IO, Any
 
@@ -20,19 +17,14 @@ from rich.progress import BarColumn, ProgressColumn, Task
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from ..display import STDOUT, counted, get_logger, one_line, visible, write_out
+from ..display import STDOUT, get_logger, one_line, visible, write_out
 from ..errors import ResultsError
+from .meter import Meter
 
 log = get_logger(__name__)
 
 RULE = "---------------"
 """What nanoGPT's ``sample.py`` prints between samples."""
-
-SPEED_SECONDS = 10.0
-"""Time constant of the speed's moving average."""
-
-SPEED_INTERVAL = 0.25
-"""The speed is measured over at least so many seconds."""
 
 TEXT_SECONDS = 0.25
 LOG_SECONDS = 10.0
@@ -110,6 +102,7 @@ class Progress:
         tokens_total: int | None = None,
         points_done: int | None = None,
         points_total: int | None = None,
+        tokens_ahead: int | None = None,
     ) -> None:
         """Take note of how far the run is; cheap enough for every decode step. What is None stays as it was.
 
@@ -122,6 +115,7 @@ class Progress:
                 moves while no row has finished yet.
             points_done: points of the sweep whose files are written.
             points_total: points of the sweep.
+            tokens_ahead: those of ``tokens_total`` that are of models which are not open yet.
         """
         given = {
             "rows_done": rows_done,
@@ -131,6 +125,7 @@ class Progress:
             "tokens_total": tokens_total,
             "points_done": points_done,
             "points_total": points_total,
+            "tokens_ahead": tokens_ahead,
         }
         meter = self._meter
         for name, count in given.items():
@@ -143,15 +138,20 @@ class Progress:
             self._log_at = now + min(max(LOG_SECONDS, (now - meter.started) / 10), LONGEST_LOG_SECONDS)
             log.info("%s", meter.line(now))
 
-    def expect_windows(self, done: int, total: int, seconds: float | None) -> None:
+    def begin_model(self) -> None:
+        """Take note that another model is open: the time it took to load is not decoding, and its speed is its own."""
+        self._meter.begin_model()
+
+    def expect_windows(self, done: int, total: int, seconds: float | None, ahead: int = 0) -> None:
         """Take note of tokens for each of which the model reads a whole window again, before `update` counts them as tokens.
 
         Args:
             done: of the tokens so far.
             total: of the tokens expected at the end.
             seconds: what one takes, as far as is known beforehand.
+            ahead: those of ``total`` that are of models which are not open yet.
         """
-        self._meter.expect_windows(done, total, seconds)
+        self._meter.expect_windows(done, total, seconds, ahead)
 
     def show_sample(self, text: str, place: tuple[int, int], label: str) -> None:
         """Show a finished sample: labelled above the bar, or on standard output as ``sample.py`` does. Nothing when quiet.
@@ -243,144 +243,6 @@ class Progress:
                 handler.setStream(FileProxy(console, stream))
 
 
-@dataclass(slots=True)
-class _Average:
-    """An exponential moving average over time that is unbiased from its first value on."""
-
-    _sum: float = 0.0
-    _weight: float = 0.0
-
-    def add(self, value: float, seconds: float) -> None:
-        """Take in what was ``value`` for so many seconds."""
-        keep = math.exp(-seconds / SPEED_SECONDS)
-        self._sum = keep * self._sum + (1 - keep) * value
-        self._weight = keep * self._weight + (1 - keep)
-
-    @property
-    def value(self) -> float | None:
-        """None while nothing was added."""
-        return self._sum / self._weight if self._weight else None
-
-
-@dataclass(slots=True)
-class Meter:
-    """The counts so far, and what follows from them: speed, fraction, time left.
-
-    A token for which a whole window is read again (``windows`` count them) takes ten to a hundred times as long as another,
-    so the two kinds have seconds of their own.
-    """
-
-    started: float
-    rows_done: int = 0
-    rows_total: int = 0
-    rows_in_flight: int = 0
-    tokens: int = 0
-    tokens_total: int = 0
-    points_done: int = 0
-    points_total: int = 0
-    windows: int = 0
-    windows_total: int = 0
-    _since: float | None = None
-    _measured: tuple[float, int, int] = (0.0, 0, 0)
-    _speed: _Average = field(default_factory=_Average)
-    _token_seconds: _Average = field(default_factory=_Average)
-    _window_seconds: _Average = field(default_factory=_Average)
-
-    def expect_windows(self, done: int, total: int, seconds: float | None) -> None:
-        """As `Progress.expect_windows`."""
-        self.windows, self.windows_total = done, total
-        if seconds is not None and self._window_seconds.value is None:
-            self._window_seconds.add(seconds, seconds)
-
-    def measure(self, now: float) -> None:
-        """Take ``tokens`` into the speed, and what they took into the seconds of their kind.
-
-        The first call only starts the clock, so that loading a model does not count.
-        """
-        if self._since is None:
-            self._since = now
-            self._measured = now, self.tokens, self.windows
-        then, tokens_before, windows_before = self._measured
-        tokens, windows, seconds = self.tokens - tokens_before, self.windows - windows_before, now - then
-        if tokens == 0 or seconds < SPEED_INTERVAL:
-            return
-        self._speed.add(tokens / seconds, seconds)
-        others = max(tokens - windows, 0)
-        for_windows = seconds * self._part_of_windows(others, windows, seconds)
-        if others:
-            self._token_seconds.add((seconds - for_windows) / others, seconds - for_windows)
-        if windows > 0:
-            self._window_seconds.add(for_windows / windows, for_windows)
-        self._measured = now, self.tokens, self.windows
-
-    def _part_of_windows(self, others: int, windows: int, seconds: float) -> float:
-        """The part of ``seconds`` that reading windows took, as far as is known what either kind of token takes."""
-        if windows <= 0 or others == 0:
-            return float(windows > 0)
-        token, window = self._token_seconds.value, self._window_seconds.value
-        if token is not None and window is not None:
-            return windows * window / (windows * window + others * token)
-        if token is not None:
-            return max(1 - others * token / seconds, 0.0)
-        return min(windows * window / seconds, 1.0) if window is not None else windows / (windows + others)
-
-    @property
-    def speed(self) -> float | None:
-        """Tokens a second; None until it was measured."""
-        return self._speed.value
-
-    @property
-    def fraction(self) -> float:
-        """How much of the time is gone, 0 to 1, as far as is known what takes how long."""
-        if not self.tokens_total:
-            return min(self.rows_done / self.rows_total, 1.0) if self.rows_total else 0.0
-        done = self._seconds_of(self.tokens - self.windows, self.windows)
-        total = self._seconds_of(self.tokens_total - self.windows_total, self.windows_total)
-        return min(done / total, 1.0) if done is not None and total else min(self.tokens / self.tokens_total, 1.0)
-
-    def _seconds_of(self, others: int, windows: int) -> float | None:
-        token = self._token_seconds.value
-        window = token if self._window_seconds.value is None else self._window_seconds.value
-        if (token is None and others > 0) or (window is None and windows > 0):
-            return None
-        return max(others, 0) * (token or 0.0) + max(windows, 0) * (window or 0.0)
-
-    def seconds_left(self, now: float) -> float | None:
-        """Time to the end at this speed; None where it cannot be told yet."""
-        if self.tokens_total:
-            windows = self.windows_total - self.windows
-            return self._seconds_of(self.tokens_total - self.tokens - windows, windows)
-        if self.rows_done and self.rows_total:
-            return self._decoding(now) / self.rows_done * max(self.rows_total - self.rows_done, 0)
-        return None
-
-    def line(self, now: float) -> str:
-        """``12/80 rows, 64 in flight, 3/24 points, 1,234 tokens/s, 0:00:12 left``; what is not known is left out."""
-        if not self.rows_total:
-            return "starting"
-        parts = [f"{self.rows_done:,}/{counted(self.rows_total, 'row')}", f"{self.rows_in_flight:,} in flight"]
-        if self.points_total > 1:
-            parts.append(f"{self.points_done:,}/{self.points_total:,} points")
-        if self.speed is not None:
-            parts.append(f"{self.speed:,.0f} tokens/s")
-        left = self.seconds_left(now)
-        if left is not None:
-            parts.append(f"{_duration(left)} left")
-        return ", ".join(parts)
-
-    def summary(self, now: float) -> str:
-        """``80/80 rows, 40,000 tokens in 0:00:32 (1,250 tokens/s)``."""
-        points = f" of {self.points_done:,}/{self.points_total:,} points" if self.points_total > 1 else ""
-        seconds = self._decoding(now)
-        rate = f" ({self.tokens / seconds:,.0f} tokens/s)" if self.tokens and seconds > 0 else ""
-        took = _duration(now - self.started)
-        return f"{self.rows_done:,}/{counted(self.rows_total, 'row')}{points}, {counted(self.tokens, 'token')} in {took}{rate}"
-
-    def _decoding(self, now: float) -> float:
-        """Seconds since the first tokens were counted."""
-        return now - (self.started if self._since is None else self._since)
-
-
 class _Bar(Bar):
     """The bar, and below it a line of text."""
 
@@ -423,10 +285,6 @@ class _Line(ProgressColumn):
 def printable(text: str, encoding: str = "utf-8") -> str:
     """``text`` for a terminal: control characters but newline and tab, and what ``encoding`` lacks, as backslash escapes."""
     return visible(text).encode(encoding, "backslashreplace").decode(encoding)
-
-
-def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
 
 
 def _is_terminal(stream: IO[str]) -> bool:

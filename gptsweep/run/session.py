@@ -88,13 +88,12 @@ def run_jobs(
     groups: dict[tuple[ModelSource, DeviceSettings], list[Job]] = defaultdict(list)
     for job in jobs:
         groups[job.point.model, job.point.device].append(job)
-    done = _Done(points_total=len(jobs))
-    for job in jobs:
-        done.look_ahead(job.point, 1)
+    ahead = _ahead(groups)
+    done = _Done(points_total=len(jobs), rows_ahead=sum(rows for rows, _ in ahead), tokens_ahead=sum(made for _, made in ahead))
     with Interruption() as interruption:
-        for (source, device), group in groups.items():
-            for job in group:
-                done.look_ahead(job.point, -1)
+        for ((source, device), group), (rows, tokens) in zip(groups.items(), ahead, strict=True):
+            done.rows_ahead -= rows
+            done.tokens_ahead -= tokens
             try:
                 model = executor.open(source, device)
             except Exception as error:  # of any kind: the other models' points go on
@@ -102,6 +101,7 @@ def run_jobs(
                 yield from _without_model(group, failure, executor)
                 progress.update(rows_total=done.rows_total + done.rows_ahead)
                 continue
+            progress.begin_model()
             yield from _Batch(model, executor, progress, done, interruption, unfinished).run(group)
             del model  # before the next is loaded: two need not fit
 
@@ -131,10 +131,27 @@ class _Done:
     rows_ahead: int = 0
     tokens_ahead: int = 0
 
-    def look_ahead(self, point: Point, times: int) -> None:
-        """Count what a point of a model that is not open yet will make, as if it had one prompt and nothing on disk."""
-        self.rows_ahead += times * point.sampling.num_samples
-        self.tokens_ahead += times * point.sampling.num_samples * point.sampling.max_new_tokens
+
+def _ahead(groups: Mapping[Any, Sequence[Job]]) -> list[tuple[int, int]]:
+    """Rows, and tokens at most, that each group will make, as far as files say; none for the first, which is opened next."""
+    prompts: dict[str, int] = {}
+    ahead = [(0, 0)]
+    for group in itertools.islice(groups.values(), 1, None):
+        rows = tokens = 0
+        for job in group:
+            start, sampling = job.point.start, job.point.sampling
+            if start not in prompts:
+                try:
+                    prompts[start] = len(read_prompts(start))
+                except GptsweepError:  # which is said when it is its turn
+                    prompts[start] = 0
+            wanted = prompts[start] * sampling.num_samples
+            manifest = read_manifest(job.directory) or {}
+            if manifest.get("status") != "complete" or manifest.get("lines") != wanted:
+                rows += wanted
+                tokens += wanted * sampling.max_new_tokens
+        ahead.append((rows, tokens))
+    return ahead[: len(groups)]
 
 
 class _Batch:
@@ -321,10 +338,10 @@ class _Batch:
         self._flush()
         self.done.tokens = self.tokens_before + backend.tokens
         self.done.windows = self.windows_before + backend.windows
-        # Other models are taken to have as many windows a token as this one, until they are open.
+        # Models that are not open yet are taken to have as many windows a token as this one.
         ahead = self.done.tokens_ahead * backend.windows_total // max(backend.tokens_total, 1)
         windows_total = self.windows_before + backend.windows_total + ahead
-        self.progress.expect_windows(self.done.windows, windows_total, backend.window_seconds)
+        self.progress.expect_windows(self.done.windows, windows_total, backend.window_seconds, ahead)
         self._show(backend.rows_in_flight, self.tokens_before + backend.tokens_total + self.done.tokens_ahead)
         if self.progress.text_due and self.in_flight is not None:
             tasks, unfinished = self.in_flight
@@ -345,6 +362,7 @@ class _Batch:
             rows_in_flight=rows_in_flight,
             tokens=self.done.tokens,
             tokens_total=tokens_total,
+            tokens_ahead=self.done.tokens_ahead,
             points_done=self.done.points,
             points_total=self.done.points_total,
         )

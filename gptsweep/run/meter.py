@@ -1,0 +1,212 @@
+"""How fast a run is, and how long it will take: counts in, speed and time left out. Nothing here is shown."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from ..display import counted
+
+SPEED_SECONDS = 10.0
+"""Time constant of the speed's moving average."""
+
+SPEED_INTERVAL = 0.25
+"""The speed is measured over at least so many seconds."""
+
+
+@dataclass(slots=True)
+class _Average:
+    """An exponential moving average over time that is unbiased from its first value on."""
+
+    _sum: float = 0.0
+    _weight: float = 0.0
+
+    def add(self, value: float, seconds: float) -> None:
+        """Take in what was ``value`` for so many seconds."""
+        keep = math.exp(-seconds / SPEED_SECONDS)
+        self._sum = keep * self._sum + (1 - keep) * value
+        self._weight = keep * self._weight + (1 - keep)
+
+    @property
+    def value(self) -> float | None:
+        """None while nothing was added."""
+        return self._sum / self._weight if self._weight else None
+
+
+@dataclass(slots=True)
+class _Mean:
+    """A mean over all that was added."""
+
+    _sum: float = 0.0
+    _count: int = 0
+
+    def add(self, total: float, count: int) -> None:
+        """Take in ``count`` things that made ``total`` together."""
+        self._sum += total
+        self._count += count
+
+    @property
+    def value(self) -> float | None:
+        """None while nothing was added."""
+        return self._sum / self._count if self._count else None
+
+
+@dataclass(slots=True)
+class Meter:
+    """The counts so far, and what follows from them: speed, fraction, time left.
+
+    A token for which a whole window is read again (``windows`` count them) takes ten to a hundred times as long as another,
+    so the two kinds have seconds of their own. Of a model that is not open yet nothing is known: its tokens are taken to last
+    as long as those of all models so far.
+    """
+
+    started: float
+    rows_done: int = 0
+    rows_total: int = 0
+    rows_in_flight: int = 0
+    tokens: int = 0
+    tokens_total: int = 0
+    points_done: int = 0
+    points_total: int = 0
+    windows: int = 0
+    windows_total: int = 0
+    tokens_ahead: int = 0
+    windows_ahead: int = 0
+    _since: float | None = None
+    _measured: tuple[float, int, int] | None = None
+    _speed: _Average = field(default_factory=_Average)
+    _token_seconds: _Average = field(default_factory=_Average)
+    _window_seconds: _Average = field(default_factory=_Average)
+    _any_token: _Mean = field(default_factory=_Mean)
+    _any_window: _Mean = field(default_factory=_Mean)
+
+    def begin_model(self) -> None:
+        """As `Progress.begin_model`."""
+        self._measured = None
+        self._speed, self._token_seconds, self._window_seconds = _Average(), _Average(), _Average()
+
+    def expect_windows(self, done: int, total: int, seconds: float | None, ahead: int = 0) -> None:
+        """As `Progress.expect_windows`."""
+        self.windows, self.windows_total, self.windows_ahead = done, total, ahead
+        if seconds is not None and self._window_seconds.value is None:
+            self._window_seconds.add(seconds, seconds)
+
+    def measure(self, now: float) -> None:
+        """Take ``tokens`` into the speed, and what they took into the seconds of their kind.
+
+        The first call of each model only starts the clock, so that loading it does not count.
+        """
+        if self._since is None:
+            self._since = now
+        if self._measured is None:
+            self._measured = now, self.tokens, self.windows
+        then, tokens_before, windows_before = self._measured
+        tokens, windows, seconds = self.tokens - tokens_before, self.windows - windows_before, now - then
+        if tokens == 0 or seconds < SPEED_INTERVAL:
+            return
+        self._speed.add(tokens / seconds, seconds)
+        others = max(tokens - windows, 0)
+        for_windows = seconds * self._part_of_windows(others, windows, seconds)
+        if others:
+            self._token_seconds.add((seconds - for_windows) / others, seconds - for_windows)
+            self._any_token.add(seconds - for_windows, others)
+        if windows > 0:
+            self._window_seconds.add(for_windows / windows, for_windows)
+            self._any_window.add(for_windows, windows)
+        self._measured = now, self.tokens, self.windows
+
+    def _part_of_windows(self, others: int, windows: int, seconds: float) -> float:
+        """The part of ``seconds`` that reading windows took, as far as is known what either kind of token takes."""
+        if windows <= 0 or others == 0:
+            return float(windows > 0)
+        token, window = self._token_seconds.value, self._window_seconds.value
+        if token is not None and window is not None:
+            return windows * window / (windows * window + others * token)
+        if token is not None:
+            return max(1 - others * token / seconds, 0.0)
+        return min(windows * window / seconds, 1.0) if window is not None else windows / (windows + others)
+
+    @property
+    def speed(self) -> float | None:
+        """Tokens a second; None until it was measured."""
+        return self._speed.value
+
+    @property
+    def fraction(self) -> float:
+        """How much of the time is gone, 0 to 1, as far as is known what takes how long."""
+        if not self.tokens_total:
+            return min(self.rows_done / self.rows_total, 1.0) if self.rows_total else 0.0
+        done, left = self._seconds_of(self.tokens - self.windows, self.windows), self._seconds_left()
+        if done is None or left is None or done + left == 0:
+            return min(self.tokens / self.tokens_total, 1.0)
+        return done / (done + left)
+
+    def _seconds_left(self) -> float | None:
+        tokens, windows = self.tokens_total - self.tokens, self.windows_total - self.windows
+        others_ahead = self.tokens_ahead - self.windows_ahead
+        own = self._seconds_of(tokens - windows - others_ahead, windows - self.windows_ahead)
+        ahead = self._seconds_ahead(others_ahead, self.windows_ahead)
+        return None if own is None or ahead is None else own + ahead
+
+    def _seconds_of(self, others: int, windows: int) -> float | None:
+        """Seconds of tokens of the open model, at its own speed as far as that was measured."""
+        return _seconds(
+            others, windows, _known(self._token_seconds, self._any_token), _known(self._window_seconds, self._any_window)
+        )
+
+    def _seconds_ahead(self, others: int, windows: int) -> float | None:
+        """Seconds of tokens of models that are not open yet, at the mean speed of those that were."""
+        return _seconds(
+            others, windows, _known(self._any_token, self._token_seconds), _known(self._any_window, self._window_seconds)
+        )
+
+    def seconds_left(self, now: float) -> float | None:
+        """Time to the end at this speed; None where it cannot be told yet."""
+        if self.tokens_total:
+            return self._seconds_left()
+        if self.rows_done and self.rows_total:
+            return self._decoding(now) / self.rows_done * max(self.rows_total - self.rows_done, 0)
+        return None
+
+    def line(self, now: float) -> str:
+        """``12/80 rows, 64 in flight, 3/24 points, 1,234 tokens/s, 0:00:12 left``; what is not known is left out."""
+        if not self.rows_total:
+            return "starting"
+        parts = [f"{self.rows_done:,}/{counted(self.rows_total, 'row')}", f"{self.rows_in_flight:,} in flight"]
+        if self.points_total > 1:
+            parts.append(f"{self.points_done:,}/{self.points_total:,} points")
+        if self.speed is not None:
+            parts.append(f"{self.speed:,.0f} tokens/s")
+        left = self.seconds_left(now)
+        if left is not None:
+            parts.append(f"{_duration(left)} left")
+        return ", ".join(parts)
+
+    def summary(self, now: float) -> str:
+        """``80/80 rows, 40,000 tokens in 0:00:32 (1,250 tokens/s)``."""
+        points = f" of {self.points_done:,}/{self.points_total:,} points" if self.points_total > 1 else ""
+        seconds = self._decoding(now)
+        rate = f" ({self.tokens / seconds:,.0f} tokens/s)" if self.tokens and seconds > 0 else ""
+        took = _duration(now - self.started)
+        return f"{self.rows_done:,}/{counted(self.rows_total, 'row')}{points}, {counted(self.tokens, 'token')} in {took}{rate}"
+
+    def _decoding(self, now: float) -> float:
+        """Seconds since the first tokens were counted."""
+        return now - (self.started if self._since is None else self._since)
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _known(first: _Average | _Mean, second: _Average | _Mean) -> float | None:
+    return second.value if first.value is None else first.value
+
+
+def _seconds(others: int, windows: int, token: float | None, window: float | None) -> float | None:
+    """Seconds of tokens of both kinds, given those of one each; a window takes at least as long as is known of a token."""
+    window = token if window is None else window
+    if (token is None and others > 0) or (window is None and windows > 0):
+        return None
+    return max(others, 0) * (token or 0.0) + max(windows, 0) * (window or 0.0)
