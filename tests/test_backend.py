@@ -20,9 +20,10 @@ from gptsweep.errors import ConfigError, DeviceError, GptsweepError, Interrupted
 from gptsweep.models.files.tokenizers import CharTokenizer
 from gptsweep.records import Completion, DeviceSettings, ModelSource, Point, Prefix, Prompt, Row, Sampling
 from gptsweep.run.executors.local import LocalExecutor
+from gptsweep.run.jobs import Job, Outcome
 from gptsweep.run.progress import Progress
 from gptsweep.run.rows import OpenModel, Plan, Task, encoded
-from gptsweep.run.session import Job, Outcome, run_jobs
+from gptsweep.run.session import run_jobs
 from gptsweep.store.unfinished import Unfinished
 
 LETTERS = "abcdefgh"

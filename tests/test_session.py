@@ -33,13 +33,10 @@ from gptsweep.models.loading import resolve_device, resolve_dtype
 from gptsweep.multirun.point import objective_of, require_objective
 from gptsweep.records import DeviceSettings, ModelSource, Point, Prompt, Row, Sampling, point_id
 from gptsweep.run.executors.local import LocalExecutor
+from gptsweep.run.jobs import Job, Outcome
 from gptsweep.run.progress import Progress
 from gptsweep.run.rows import Plan, Task, encoded
-from gptsweep.run.session import (
-    Job,
-    Outcome,
-    run_jobs,
-)
+from gptsweep.run.session import run_jobs
 from gptsweep.store.writer import PointWriter
 
 CHARACTERS = "\n !,.ABCDEFGHIJKLMNOPabcdefghijklmnopqrstuvwxyzäß€"

@@ -121,8 +121,9 @@ class FusedSweep:
     def _run(self, planned: Sequence[Planned]) -> list[JobReturn]:
         # Late: numpy and torch, which --help and a mistake in the config need not wait for.
         from ..run.interruption import Interruption
+        from ..run.jobs import Job, Outcome
         from ..run.manifest import wanted_settings
-        from ..run.session import Job, Outcome, run_jobs
+        from ..run.session import run_jobs
         from . import point
 
         point.require_objective(self.config.objective)

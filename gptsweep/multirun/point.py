@@ -18,8 +18,9 @@ from ..config import point_from_config
 from ..engine.torch_backend import TorchBackends
 from ..errors import ConfigError, Interrupted
 from ..run.executors.local import LocalExecutor
+from ..run.jobs import Job, Outcome
 from ..run.progress import Progress
-from ..run.session import Job, Outcome, run_jobs
+from ..run.session import run_jobs
 from ..store.reader import read_samples
 from ..store.unfinished import Unfinished
 

@@ -7,29 +7,27 @@ plan of each loaded model. Rows that would come out the same are run once and de
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import sys
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..analysis.summary import summarise, text_metrics
 from ..display import counted, get_logger
 from ..engine.backend import BackendProgress
-from ..errors import DeviceError, GptsweepError, Interrupted, ResultsError
+from ..errors import GptsweepError, Interrupted, ResultsError
 from ..prompts import read_prompts
-from ..records import DeviceSettings, ModelSource, Point, Prefix, Sample
+from ..records import DeviceSettings, ModelSource, Prefix, Sample
 from ..store.reader import read_manifest
-from ..store.schema import SAMPLING_KEYS
 from ..store.unfinished import Unfinished
 from ..store.writer import PointWriter
 from .executors import Executor, InFlight
 from .interruption import Interruption
-from .manifest import deciding_settings, model_of, provenance, settings_of, wanted_settings
+from .jobs import Job, Outcome, disk_full, mendable, without_model, work_ahead
+from .manifest import deciding_settings, provenance, settings_of
 from .progress import Progress
 from .rows import Key, OpenModel, Plan, Prompts, Task, encoded
 
@@ -48,24 +46,6 @@ _STRANGE = (
     "unfinished sample does not fit its point; it is made from its beginning",
     "unfinished samples do not fit their points; they are made from their beginning",
 )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Job:
-    """A point, and the run directory that its results belong in."""
-
-    point: Point
-    directory: Path
-    overwrite: bool = False
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Outcome:
-    """What became of a job: the row of its ``summary.csv``, or the error that it failed with."""
-
-    job: Job
-    summary: Mapping[str, Any] | None = None
-    error: Exception | None = None
 
 
 def run_jobs(
@@ -88,7 +68,7 @@ def run_jobs(
     groups: dict[tuple[ModelSource, DeviceSettings], list[Job]] = defaultdict(list)
     for job in jobs:
         groups[job.point.model, job.point.device].append(job)
-    ahead = _ahead(groups)
+    ahead = work_ahead(groups)
     done = _Done(points_total=len(jobs), rows_ahead=sum(rows for rows, _ in ahead), tokens_ahead=sum(made for _, made in ahead))
     with Interruption() as interruption:
         for ((source, device), group), (rows, tokens) in zip(groups.items(), ahead, strict=True):
@@ -98,24 +78,12 @@ def run_jobs(
                 model = executor.open(source, device)
             except Exception as error:  # of any kind: the other models' points go on
                 failure = mendable(error, "model", source.name)
-                yield from _without_model(group, failure, executor)
+                yield from without_model(group, failure, executor)
                 progress.update(rows_total=done.rows_total + done.rows_ahead)
                 continue
             progress.begin_model()
             yield from _Batch(model, executor, progress, done, interruption, unfinished).run(group)
             del model  # before the next is loaded: two need not fit
-
-
-def _without_model(jobs: Iterable[Job], failure: Exception, executor: Executor) -> Iterator[Outcome]:
-    """The outcomes of jobs whose model cannot be loaded: those that were finished earlier stay so."""
-    for job in jobs:
-        try:
-            summary = finished(job, executor)
-        except (GptsweepError, OSError):
-            summary = None
-        if summary is not None:
-            log.warning("%s was finished earlier, and stays as it is; now its model cannot be loaded", job.directory)
-        yield Outcome(job, summary=summary, error=failure if summary is None else None)
 
 
 @dataclass(slots=True)
@@ -130,28 +98,6 @@ class _Done:
     windows: int = 0
     rows_ahead: int = 0
     tokens_ahead: int = 0
-
-
-def _ahead(groups: Mapping[Any, Sequence[Job]]) -> list[tuple[int, int]]:
-    """Rows, and tokens at most, that each group will make, as far as files say; none for the first, which is opened next."""
-    prompts: dict[str, int] = {}
-    ahead = [(0, 0)]
-    for group in itertools.islice(groups.values(), 1, None):
-        rows = tokens = 0
-        for job in group:
-            start, sampling = job.point.start, job.point.sampling
-            if start not in prompts:
-                try:
-                    prompts[start] = len(read_prompts(start))
-                except GptsweepError:  # which is said when it is its turn
-                    prompts[start] = 0
-            wanted = prompts[start] * sampling.num_samples
-            manifest = read_manifest(job.directory) or {}
-            if manifest.get("status") != "complete" or manifest.get("lines") != wanted:
-                rows += wanted
-                tokens += wanted * sampling.max_new_tokens
-        ahead.append((rows, tokens))
-    return ahead[: len(groups)]
 
 
 class _Batch:
@@ -449,47 +395,3 @@ def open_points() -> int:
         return _OPEN_POINTS
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return _OPEN_POINTS if limit == resource.RLIM_INFINITY else max(1, min(_OPEN_POINTS, limit // 4))
-
-
-def finished(job: Job, executor: Executor) -> Mapping[str, Any] | None:
-    """The row of ``summary.csv`` of a job that needs no model, as its directory holds all of its samples; None of any other.
-
-    Without the model there is no point_id to hold against the directory's; model, settings and prompts must be the same.
-    """
-    directory, point = job.directory, job.point
-    manifest = read_manifest(directory) or {}
-    if manifest.get("status") != "complete" or not isinstance(identity := manifest.get("point_id"), str):
-        return None
-    settings, prompts = wanted_settings(executor, point), read_prompts(point.start)
-    known = {"model": model_of(point.model), "dtype": settings["dtype"], "device": settings["device"]}
-    with PointWriter(directory, identity) as writer:
-        samples = writer.samples()
-        there = {(sample["prompt_index"], prompts[sample["prompt_index"]].text == sample["prompt"])
-                 for sample in samples if sample["prompt_index"] < len(prompts)}  # fmt: skip
-        asked = itertools.product(range(len(prompts)), range(point.sampling.num_samples))
-        if (
-            not writer.complete
-            or {name: manifest.get(name) for name in known} != known
-            or there != {(index, True) for index in range(len(prompts))}
-            or not writer.done.issuperset(asked)
-            or {name: value for name, value in samples[0].items() if name in SAMPLING_KEYS} != point.sampling.as_json()
-            or samples[0]["seed"] != point.seed
-        ):
-            return None
-    row = summarise({"point_id": identity, **settings}, samples)
-    return {**row, "tokens_per_second": manifest.get("tokens_per_second"), **text_metrics(samples)}
-
-
-def disk_full(error: Exception) -> bool:
-    """Whether ``error`` says that nothing can be written any more."""
-    return isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def mendable(error: Exception, key: str, value: object) -> Exception:
-    """``error``, or in its place words on what to do about too little memory."""
-    if not isinstance(error, MemoryError):
-        return error
-    what = "does not fit in memory, not even one row at a time; take a smaller model, dtype or sampling.max_new_tokens"
-    short = DeviceError(key, value, what)
-    short.__cause__ = error
-    return short

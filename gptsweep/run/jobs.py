@@ -1,0 +1,119 @@
+"""A job, what becomes of it, and what is known of both without its model: from the job itself and from what is on disk."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..analysis.summary import summarise, text_metrics
+from ..display import get_logger
+from ..errors import DeviceError, GptsweepError
+from ..prompts import read_prompts
+from ..records import Point
+from ..store.reader import read_manifest
+from ..store.schema import SAMPLING_KEYS
+from ..store.writer import PointWriter
+from .executors import Executor
+from .manifest import model_of, wanted_settings
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """A point, and the run directory that its results belong in."""
+
+    point: Point
+    directory: Path
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What became of a job: the row of its ``summary.csv``, or the error that it failed with."""
+
+    job: Job
+    summary: Mapping[str, Any] | None = None
+    error: Exception | None = None
+
+
+def work_ahead(groups: Mapping[Any, Sequence[Job]]) -> list[tuple[int, int]]:
+    """Rows, and tokens at most, that each group will make, as far as files say; none for the first, which is opened next."""
+    prompts: dict[str, int] = {}
+    ahead = [(0, 0)]
+    for group in itertools.islice(groups.values(), 1, None):
+        rows = tokens = 0
+        for job in group:
+            start, sampling = job.point.start, job.point.sampling
+            if start not in prompts:
+                try:
+                    prompts[start] = len(read_prompts(start))
+                except GptsweepError:  # which is said when it is its turn
+                    prompts[start] = 0
+            wanted = prompts[start] * sampling.num_samples
+            manifest = read_manifest(job.directory) or {}
+            if manifest.get("status") != "complete" or manifest.get("lines") != wanted:
+                rows += wanted
+                tokens += wanted * sampling.max_new_tokens
+        ahead.append((rows, tokens))
+    return ahead[: len(groups)]
+
+
+def without_model(jobs: Iterable[Job], failure: Exception, executor: Executor) -> Iterator[Outcome]:
+    """The outcomes of jobs whose model cannot be loaded: those that were finished earlier stay so."""
+    for job in jobs:
+        try:
+            summary = finished(job, executor)
+        except (GptsweepError, OSError):
+            summary = None
+        if summary is not None:
+            log.warning("%s was finished earlier, and stays as it is; now its model cannot be loaded", job.directory)
+        yield Outcome(job, summary=summary, error=failure if summary is None else None)
+
+
+def finished(job: Job, executor: Executor) -> Mapping[str, Any] | None:
+    """The row of ``summary.csv`` of a job that needs no model, as its directory holds all of its samples; None of any other.
+
+    Without the model there is no point_id to hold against the directory's; model, settings and prompts must be the same.
+    """
+    directory, point = job.directory, job.point
+    manifest = read_manifest(directory) or {}
+    if manifest.get("status") != "complete" or not isinstance(identity := manifest.get("point_id"), str):
+        return None
+    settings, prompts = wanted_settings(executor, point), read_prompts(point.start)
+    known = {"model": model_of(point.model), "dtype": settings["dtype"], "device": settings["device"]}
+    with PointWriter(directory, identity) as writer:
+        samples = writer.samples()
+        there = {(sample["prompt_index"], prompts[sample["prompt_index"]].text == sample["prompt"])
+                 for sample in samples if sample["prompt_index"] < len(prompts)}  # fmt: skip
+        asked = itertools.product(range(len(prompts)), range(point.sampling.num_samples))
+        if (
+            not writer.complete
+            or {name: manifest.get(name) for name in known} != known
+            or there != {(index, True) for index in range(len(prompts))}
+            or not writer.done.issuperset(asked)
+            or {name: value for name, value in samples[0].items() if name in SAMPLING_KEYS} != point.sampling.as_json()
+            or samples[0]["seed"] != point.seed
+        ):
+            return None
+    row = summarise({"point_id": identity, **settings}, samples)
+    return {**row, "tokens_per_second": manifest.get("tokens_per_second"), **text_metrics(samples)}
+
+
+def disk_full(error: Exception) -> bool:
+    """Whether ``error`` says that nothing can be written any more."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def mendable(error: Exception, key: str, value: object) -> Exception:
+    """``error``, or in its place words on what to do about too little memory."""
+    if not isinstance(error, MemoryError):
+        return error
+    what = "does not fit in memory, not even one row at a time; take a smaller model, dtype or sampling.max_new_tokens"
+    short = DeviceError(key, value, what)
+    short.__cause__ = error
+    return short
