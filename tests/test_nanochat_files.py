@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import tiktoken
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from nanochat_twin import DATA, SPECIAL, WORDS, random_weights, save_nanochat, save_tokenizer
 from sweeps import Run, samples_of
 
@@ -77,8 +79,8 @@ def test_the_tokenizer_is_found_where_nanochat_and_its_hub_repositories_lay_it(p
     Path("tokenizer/tokenizer.pkl").unlink()
     assert "model.tokenizer=null: no tokenizer.pkl found" in refusal(opened)
     found = save_tokenizer(Path("elsewhere") if place == "elsewhere" else Path(HERE, place))
-    for given in (None,) if place != "elsewhere" else (str(found), "elsewhere"):
-        assert opened(tokenizer=given).tokenizer.vocab_size == SMALL["vocab_size"]
+    for chosen in (None,) if place != "elsewhere" else (str(found), "elsewhere"):
+        assert opened(tokenizer=chosen).tokenizer.vocab_size == SMALL["vocab_size"]
 
 
 def test_names_of_a_compiled_model_and_a_vocabulary_without_padding_are_read() -> None:
@@ -245,6 +247,21 @@ def test_the_record_that_the_tests_change_is_read() -> None:
     assert read_tokenizer(Path("tokenizer.pkl"), 268).fingerprint == fingerprint
     Path("tokenizer.pkl").write_bytes(pickled(pat_str=WORDS.replace("{1,2}", "{1,3}")))
     assert read_tokenizer(Path("tokenizer.pkl"), 268).fingerprint != fingerprint
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.lists(st.tuples(st.integers(0, len(pickled()) - 1), st.integers(0, 255)), min_size=1, max_size=3))
+def test_any_damage_to_a_tokenizer_is_an_error_or_harmless(tmp_path: Path, changes: list[tuple[int, int]]) -> None:
+    content = bytearray(pickled())
+    for place, byte in changes:
+        content[place] = byte
+    path = tmp_path / "tokenizer.pkl"
+    path.write_bytes(content)
+    try:
+        tokenizer = read_tokenizer(path, 268)
+    except gptsweep.ModelError:
+        return
+    assert set(tokenizer.encode("the rain")) <= set(range(268))
 
 
 def test_no_file_is_read_to_its_end_that_no_vocabulary_fills() -> None:
