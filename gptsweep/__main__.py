@@ -84,7 +84,7 @@ Examples:
   python -m gptsweep                           the embedded model, no network
   python -m gptsweep model=gpt2 start="Once upon a time" sampling.temperature=0.9
   python -m gptsweep model=resume model.out_dir=out-shakespeare-char start=FILE:prompt.txt
-  python -m gptsweep -m model=nanochat model.out_dir=d12 'model.step=glob(*)'   over a training
+  python -m gptsweep -m model=nanochat model.out_dir=base_checkpoints/d12 'model.step=glob(*)'   all steps
   python -m gptsweep experiment=batch          many prompts from a file
   python -m gptsweep -m name=night sampling.max_new_tokens=200 sampling.top_k=5,null seed=1,2
   python -m gptsweep -m name=night sampling.max_new_tokens=200 sampling.top_k=5,null seed=1,2,3   the rest
