@@ -194,11 +194,21 @@ def _unknown(key: str, value: object, known: Sequence[str]) -> ConfigError:
     )
 
 
-def sweep(lm: LM, *, start: str | Sequence[str] = "\n", seed: int | Sequence[int] = 1337, **sampling: Any) -> pd.DataFrame:
+def sweep(
+    lm: LM,
+    *,
+    points: Iterable[Mapping[str, Any]] | pd.DataFrame = ({},),
+    start: str | Sequence[str] = "\n",
+    seed: int | Sequence[int] = 1337,
+    **sampling: Any,
+) -> pd.DataFrame:
     """Generate every combination of settings in one batched pass.
 
     Args:
         lm: a loaded model.
+        points: settings by name, a mapping a point or a row of a frame (where a missing value is None); every combination of
+            the other arguments is generated with each. None of these is an argument, too, but ``start`` and ``seed``, which
+            then count for the points that have none.
         start: a prompt, or ``FILE:``, ``LINES:`` or ``JSONL:`` and a path; several sweep over them.
         seed: a seed, or several.
         **sampling: keys of the config group ``sampling``; several values sweep over them (of ``stop``, a list of lists). They
@@ -208,7 +218,7 @@ def sweep(lm: LM, *, start: str | Sequence[str] = "\n", seed: int | Sequence[int
         A row a sample, with the columns of ``samples.jsonl`` and then those of the review: every metric of
         `gptsweep.analysis.metrics`. One per sample (``diversity``, say) is that of the row's sample; one per point
         (``self_bleu_4``) is that of all samples of its point, and stands in each of their rows, so that means over groups are
-        means over points. Points come in the order of the arguments, the last varying fastest.
+        means over points. Points come in their own order and in that of the arguments, the last varying fastest.
 
     Raises:
         ConfigError, PromptError: as from `LM.generate`.
@@ -220,8 +230,8 @@ def sweep(lm: LM, *, start: str | Sequence[str] = "\n", seed: int | Sequence[int
     axes = {name: _axis(name, values) for name, values in {"start": start, "seed": seed, **sampling}.items()}
     lists = list(axes.values())
     tasks = []
-    for combination in itertools.product(*lists):
-        settings = dict(zip(axes, combination, strict=True))
+    for own, combination in itertools.product(_points(points, sampling), itertools.product(*lists)):
+        settings = dict(zip(axes, combination, strict=True)) | own
         text, number = coerce("start", settings.pop("start"), str), settings.pop("seed")
         point = Point(
             model=lm.source, device=lm.device, sampling=sampling_of(("start", "seed"), **settings), start=text, seed=number
@@ -238,6 +248,24 @@ def sweep(lm: LM, *, start: str | Sequence[str] = "\n", seed: int | Sequence[int
             own = text_metrics([line])
             records.append(line | {name: common.get(name, own.get(name, line.get(name))) for name in METRICS})
     return pd.DataFrame(records).astype(dict.fromkeys(METRICS, float) if records else {})
+
+
+def _points(points: Any, others: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The points of `sweep` as settings by name.
+
+    Raises:
+        ConfigError: they are no mappings, there is none, or a setting stands in ``others``, too.
+    """
+    if hasattr(points, "to_dict") and getattr(points, "ndim", 0) == 2:  # pandas'
+        columns = {str(name): _listed(str(name), points[name]) for name in points}
+        points = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    listed = _listed("points", points)
+    if not listed or not all(isinstance(point, Mapping) for point in listed):
+        raise ConfigError("points", points, "must be mappings from settings to values, one a point, and at least one")
+    for point in listed:
+        if twice := sorted(map(str, point.keys() & others.keys())):
+            raise ConfigError(twice[0], others[twice[0]], "is a setting of points, too; give it in one place")
+    return [dict(point) for point in listed]
 
 
 def _axis(name: str, values: Any) -> list[Any]:

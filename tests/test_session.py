@@ -160,6 +160,24 @@ def test_a_frame_from_python_has_the_columns_of_the_review(lm: LM, out_dir: Path
                 assert rows[name].mean() == pytest.approx(told, nan_ok=True)
 
 
+def test_points_of_ones_own_are_crossed_with_the_other_settings(lm: LM) -> None:
+    short = {"num_samples": 1, "max_new_tokens": 2}
+    points = [{"temperature": 0.5, "top_k": 5}, {"temperature": 1.5, "top_k": None, "start": "b"}]
+    frame = gptsweep.sweep(lm, points=points, start="A", seed=[1, 2], **short)
+    columns = ["temperature", "top_k", "prompt", "seed"]
+    rows = [(0.5, 5, "A", 1), (0.5, 5, "A", 2), (1.5, None, "b", 1), (1.5, None, "b", 2)]
+    assert list(frame[columns].astype(object).replace({np.nan: None}).itertuples(index=False, name=None)) == rows
+    table = pd.DataFrame(points).fillna({"start": "A"})
+    pd.testing.assert_frame_equal(gptsweep.sweep(lm, points=table, seed=[1, 2], **short), frame)
+    with pytest.raises(ConfigError, match="top_k=3: is a setting of points, too; give it in one place"):
+        gptsweep.sweep(lm, points=points, top_k=3)
+    with pytest.raises(ConfigError, match=r"sampling\.topk=3: no such setting; did you mean top_k\?"):
+        gptsweep.sweep(lm, points=[{"topk": 3}])
+    for wrong in ([], [3], 3, {"top_k": 3}, pd.DataFrame({"top_k": []})):
+        with pytest.raises(ConfigError, match="points="):
+            gptsweep.sweep(lm, points=wrong)  # type: ignore[arg-type]
+
+
 def test_rng_torch_points_with_different_numbers_of_samples_keep_their_streams(lm: LM) -> None:
     frame = gptsweep.sweep(lm, start="A", rng="torch", seed=[1, 2], num_samples=[2, 3], max_new_tokens=8, temperature=1.5)
     for seed, of_seed in frame.groupby("seed"):
