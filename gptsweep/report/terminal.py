@@ -230,6 +230,9 @@ def print_effects(console: Console, sweep: Sweep, names: Sequence[str]) -> None:
         ends = one_line(f"{label(values[0])} → {label(values[-1])}")
         columns.append(Column(f"{one_line(key)}\n{ends}", cells, justify="left"))
     console.print()
+    if all(cell.plain == "–" for column in columns for cell in column.cells):
+        console.print(Text("what each setting does: no two points differ in one setting alone", style="dim"))
+        return
     print_in_parts(console, titles, columns)
     note = (
         "[95 % interval over pairs of the same prompt, seed and sample]; ≈ not distinguishable from no change; ? too few pairs"
