@@ -7,5 +7,7 @@ from hydra.core.plugins import Plugins
 from gptsweep.config import register
 
 register()
-# Hydra looked for launchers when it started, which may have been before it came to know of this package.
+# Hydra looked for launchers and sweepers when it started, which may have been before it came to know of this package.
 Plugins.instance().register(import_module("hydra_plugins.gptsweep_launcher").FusedLauncher)
+for name in ("PointsSweeper", "RandomSweeper"):
+    Plugins.instance().register(getattr(import_module("hydra_plugins.gptsweep_sweepers"), name))

@@ -35,8 +35,9 @@ from .display import STDOUT, counted, drop, ready_streams, say, write_out
 from .errors import ConfigError, GptsweepError, Interrupted, ResultsError, SweepError, describe, shown
 from .models.registry import require_some
 from .multirun import hydra_internals
-from .multirun.compose import PointLoader, SweepLoader, for_some_models, is_basic_sweeper
+from .multirun.compose import PointLoader, SweepLoader, for_some_models
 from .multirun.overrides import as_typed, how_to_quote, quoted
+from .multirun.random_points import axes_of, ends
 from .multirun.steps import with_steps
 from .multirun.sweep_files import (
     begin_sweep,
@@ -47,6 +48,7 @@ from .multirun.sweep_files import (
     require_no_sweep,
     write_report,
 )
+from .multirun.sweepers import all_points, is_planned, sweeper_of
 from .prompts import read_reference
 from .records import ModelSource, Point
 from .store.schema import MANIFEST, SWEEP
@@ -88,6 +90,8 @@ Examples:
   python -m gptsweep experiment=batch          many prompts from a file
   python -m gptsweep -m name=night sampling.max_new_tokens=200 sampling.top_k=5,null seed=1,2
   python -m gptsweep -m name=night sampling.max_new_tokens=200 sampling.top_k=5,null seed=1,2,3   the rest
+  python -m gptsweep -m hydra/sweeper=points hydra.sweeper.file=points.csv      keys as columns, a point a line
+  python -m gptsweep -m hydra/sweeper=random sampling.max_new_tokens=200 'sampling.temperature=interval(0.3,1.5)'
 
 {groups}
 
@@ -160,7 +164,7 @@ class Report(Callback):
             at_end = score = None
             if "FusedLauncher" in config.hydra.launcher._target_:
                 hydra.config_loader = loader  # it knows the points now
-                if not is_basic_sweeper(config):  # which does not say which points are the last
+                if not is_planned(config):  # which does not say which points are the last
                     at_end = partial(write_report, directory, **shown)
             else:
                 hydra.config_loader = SweepLoader(hydra.config_loader.get_search_path())
@@ -220,6 +224,8 @@ def get_mode(typed: Sequence[str], compose: hydra_internals.Compose, overrides: 
         return sweep_mode(cfg, overrides, typed)
     if not any("," in line or "(" in line for line in overrides):
         point_from_config(cfg)
+    if (sweeper := sweeper_of(cfg)) in ("PointsSweeper", "RandomSweeper"):
+        raise ConfigError("hydra/sweeper", sweeper.removesuffix("Sweeper").lower(), "is a sweep, which needs -m")
     mode: RunMode | None = cfg.hydra.mode
     return mode
 
@@ -276,19 +282,20 @@ def from_here(path: str) -> Path:
 def check_sweep(config: DictConfig, loader: PointLoader) -> list[Point]:
     """Refuse a sweep with a wrong value before anything is made for it; its points as far as they are known, one at least.
 
-    With Hydra's own sweeper, every point is composed. With another, which chooses points as it goes, the first is, and then
-    every other value of a swept key in its place.
+    Every point is composed, if the sweeper knows them. If it chooses points as it goes, the first is, and then every other
+    value of a swept key in its place.
 
     Raises:
         ConfigError: a value is wrong, stands twice, or would not show in the names of the points' directories.
         HydraException: an override cannot be composed.
     """
-    sweeper = str(config.hydra.sweeper._target_).rpartition(".")[2]
+    sweeper = sweeper_of(config)
     if sweeper.startswith(_TUNERS) and config.objective is None:
         what = f"{sweeper} tunes by what a run returns; name a column of summary.csv, such as objective=logprob_mean"
         raise ConfigError("objective", None, what)
     parser = OverridesParser.create(config_loader=loader)
     overrides = parser.parse_overrides([*sweep_params(config), *config.hydra.overrides.task])
+    drawn = axes_of(overrides) if sweeper == "RandomSweeper" else {}
     swept: dict[str, list[str]] = {}  # a later override of a key replaces an earlier one, as in the sweeper
     for override in overrides:
         key = override.get_key_element()
@@ -297,11 +304,20 @@ def check_sweep(config: DictConfig, loader: PointLoader) -> list[Point]:
         elif override.is_discrete_sweep():
             swept[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
             check_directories(config, key, swept[key], override.get_value_string())
-    if is_basic_sweeper(config):
-        return [planned.point for planned in loader.plan(config, hydra_internals.points_of(overrides))]
-    first = {key: line for key, (line, *_) in swept.items()}
-    others = [first | {key: line} for key, (_, *lines) in swept.items() for line in lines]
-    return [point_from_config(loader.load_sweep_config(config, list(point.values()))) for point in (first, *others)]
+        elif key in drawn:
+            swept[key] = ends(drawn[key])
+            check_directories(config, key, swept[key], override.get_value_string())
+    if not is_planned(config) or drawn:  # the points are not known yet
+        first = {key: line for key, (line, *_) in swept.items()}
+        others = [first | {key: line} for key, (_, *lines) in swept.items() for line in lines]
+        points = [point_from_config(loader.load_sweep_config(config, list(point.values()))) for point in (first, *others)]
+        if not is_planned(config):
+            return points
+    planned = all_points(config, overrides)
+    for line in {key: line for point in planned for line in point if (key := line.partition("=")[0]) not in swept}.values():
+        key, _, value = line.partition("=")
+        check_directories(config, key, [line], value)
+    return [job.point for job in loader.plan(config, planned)]
 
 
 def score_reference(directory: Path, source: str, point: Point) -> None:
@@ -473,6 +489,8 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
         key, equals, value = error.override.partition("=")
         if not equals:
             return f"{shown(key)}: must be key=value" + (f"; did you mean {near}=…?" if (near := meant(key)) else "")
+        if call := re.match(r"(choice|sort|shuffle)\((.*\bnull\b.*)\)$", value):
+            return str(ConfigError(key, value, f"Hydra's functions take no null; commas do: {call[2]}"))
         how = how_to_quote(key, value) if key in keys() else f"quote it twice: {shlex.quote(f'{key}={quoted(value)}')}"
         return str(ConfigError(key, value, f"Hydra cannot read it; {how}"))
     if match := re.match(

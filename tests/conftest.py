@@ -18,7 +18,7 @@ import gptsweep  # noqa: F401  before torch: beside other work, tests whose thre
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from sweeps import run  # noqa: F401  the fixture
+from sweeps import composing, run  # noqa: F401  the fixtures
 from torch import Tensor
 
 from gptsweep.models.gpt2 import GPT

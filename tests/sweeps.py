@@ -11,11 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 from model_files import save_meta, save_nanogpt
+from omegaconf import DictConfig
 from plain import peaked_gpt
 
 from gptsweep import __main__ as command
+from gptsweep.config import CONF_DIR, register
 from gptsweep.models.gpt2 import GPTConfig
+from gptsweep.multirun.compose import PointLoader
 
 CHARACTERS = "\n !abcdefghijklmno"
 
@@ -67,6 +75,18 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         yield run
     if (loky := sys.modules.get("joblib.externals.loky")) is not None:
         loky.get_reusable_executor().shutdown(wait=True)  # joblib's workers would stay, and in this directory
+
+
+@pytest.fixture(scope="module")
+def composing() -> tuple[ConfigLoaderImpl, PointLoader, DictConfig]:
+    """Hydra's loader, ours, and the config of a sweep."""
+    register()
+    hydra = Hydra.create_main_hydra2("gptsweep", create_config_search_path(str(CONF_DIR)))
+    GlobalHydra.instance().clear()
+    assert isinstance(hydra.config_loader, ConfigLoaderImpl)
+    master = hydra.compose_config("config", ["hydra.verbose=true"], RunMode.MULTIRUN, with_log_configuration=False)
+    assert master.name  # now: from the cache
+    return hydra.config_loader, PointLoader(hydra.config_loader), master
 
 
 def samples_of(sweep: Path) -> dict[str, bytes]:

@@ -134,7 +134,7 @@ def test_info_says_where_the_config_comes_from(run: Run) -> None:
         ),
         (
             ["hydra/sweeper=ax"],
-            "hydra/sweeper=ax: must be one of basic, optuna; pip install hydra-ax-sweeper adds it",
+            "hydra/sweeper=ax: must be one of basic, optuna, points, random; pip install hydra-ax-sweeper adds it",
         ),
         (
             ["sampling.top_k=9223372036854775808"],
@@ -151,6 +151,15 @@ def test_info_says_where_the_config_comes_from(run: Run) -> None:
             "reference=FILE:~nobody-there/text: cannot be read: Could not determine home directory.",
         ),
         ([f"reference=FILE:{'a' * 5000}"], f"reference=FILE:{'a' * 195}…: cannot be read: File name too long"),
+        (["hydra/sweeper=points", "hydra.sweeper.file=p.csv"], "hydra/sweeper=points: is a sweep, which needs -m"),
+        (
+            ["-m", "hydra/sweeper=random", "sampling.temperature=interval(-1,1)"],
+            "sampling.temperature=-1.0: must be 0 (greedy) or a positive number, at least 1e-6",
+        ),
+        (
+            ["-m", "sampling.top_k=choice(null,5)"],
+            "sampling.top_k=choice(null,5): Hydra's functions take no null; commas do: null,5",
+        ),
         (
             ["-m", "name=a,b"],
             "name=a,b: takes one value in a sweep, as the directories of points are not named after it",
@@ -359,7 +368,8 @@ def test_help_and_mistakes_do_not_wait_for_torch(tmp_path: Path) -> None:
     program = """
 import sys
 from gptsweep.__main__ import main
-for arguments in (["--help"], ["sampling.temprature=1"], ["sampling.top_k=0"], ["-m", "seed=1,-1"], ["--cfg", "job"]):
+RANDOM = ["-m", "hydra/sweeper=random", "sampling.top_p=interval(0,1)"]
+for arguments in (["--help"], ["sampling.temprature=1"], ["sampling.top_k=0"], ["-m", "seed=1,-1"], ["--cfg", "job"], RANDOM):
     sys.argv = ["gptsweep", *arguments]
     main()
 print("LOADED", sorted({"torch", "pandas", "numpy", "numba"} & sys.modules.keys()))
@@ -372,7 +382,7 @@ print("LOADED", sorted({"torch", "pandas", "numpy", "numba"} & sys.modules.keys(
         text=True,
     )
     assert ended.stdout.splitlines()[-1] == "LOADED []", ended.stderr
-    assert len(ended.stderr.splitlines()) == 3
+    assert len(ended.stderr.splitlines()) == 4
 
 
 def test_a_model_that_is_not_there_is_said_before_torch_is_imported(tmp_path: Path) -> None:

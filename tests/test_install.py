@@ -86,3 +86,7 @@ def test_another_hydra_program_sweeps_with_the_settings(installed: Path, tmp_pat
     small = ("sampling.max_new_tokens=1", "sampling.num_samples=1", "quiet=true", "name=s")
     told = python(PROGRAM, "-m", "seed=1,2", *small, path=installed, cwd=tmp_path)
     assert told.splitlines() == ["seed 1", "seed 2", "Results: outputs/sweeps/s"]
+    (tmp_path / "p.csv").write_text("seed\n4\n3\n")
+    design = ("hydra/sweeper=points", "hydra.sweeper.file=p.csv", *small[:-1], "name=t")
+    told = python(PROGRAM, "-m", *design, path=installed, cwd=tmp_path)
+    assert told.splitlines() == ["seed 4", "seed 3", "Results: outputs/sweeps/t"]

@@ -14,9 +14,6 @@ from typing import Any
 import pytest
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, IntegrationTestSuite, LauncherTestSuite
@@ -27,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from sweeps import Run, samples_of, save_checkpoint
 
 import gptsweep
-from gptsweep.config import CONF_DIR, point_from_config, register
+from gptsweep.config import point_from_config
 from gptsweep.errors import ConfigError
 from gptsweep.multirun.compose import PointLoader
 from gptsweep.multirun.run_job import JobConfig, Yaml
@@ -102,18 +99,6 @@ def batches(draw: st.DrawFn) -> list[list[str]]:
     keys += draw(st.lists(st.sampled_from(sorted(VALUES.keys() - set(plain))), max_size=2, unique=True))
     keys = draw(st.permutations(keys))
     return [[f"{key}={draw(st.sampled_from(VALUES[key]))}" for key in keys] for _ in range(draw(st.integers(2, 4)))]
-
-
-@pytest.fixture(scope="module")
-def composing() -> tuple[ConfigLoaderImpl, PointLoader, DictConfig]:
-    """Hydra's loader, ours, and the config of a sweep."""
-    register()
-    hydra = Hydra.create_main_hydra2("gptsweep", create_config_search_path(str(CONF_DIR)))
-    GlobalHydra.instance().clear()
-    assert isinstance(hydra.config_loader, ConfigLoaderImpl)
-    master = hydra.compose_config("config", ["hydra.verbose=true"], RunMode.MULTIRUN, with_log_configuration=False)
-    assert master.name  # now: from the cache
-    return hydra.config_loader, PointLoader(hydra.config_loader), master
 
 
 @settings(max_examples=10)

@@ -22,6 +22,7 @@ from gptsweep.analysis.metrics import METRICS
 from gptsweep.config import CONF_DIR, choices, point_from_config, register
 from gptsweep.engine.backend import windows_read
 from gptsweep.multirun.steps import with_steps
+from gptsweep.multirun.sweepers import points_in_file, random_points
 from gptsweep.prompts import read_prompts
 
 ROOT = Path(__file__).parent.parent
@@ -58,6 +59,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for step in (1000, 2000):
         save_nanochat(place / "base_checkpoints" / "d12", random_weights("F", SHAPE, step), SHAPE, step)
     (place / "prompt.txt").write_text("ab", encoding="utf-8")
+    (place / "points.csv").write_text("sampling.temperature,sampling.top_p\n0.7,0.9\n1.1,\n", encoding="utf-8")
     (place / "prompts.jsonl").write_text('{"prompt": "To be"}\n{"prompt": "Or not", "id": "b"}\n', encoding="utf-8")
     cached = place / "hub" / "models--openai-community--gpt2"
     save_hf(cached / "snapshots" / "0", random_gpt(replace(TINY, vocab_size=50257, block_size=64, activation="gelu_tanh")))
@@ -106,10 +108,18 @@ def test_an_example_on_the_embedded_model_takes_seconds(command: str, here: Path
     """A sweep that crosses the context reads as much as twenty runs of the defaults: minutes, where the rest takes seconds."""
     register()
     arguments = with_steps(shlex.split(command.partition("-m gptsweep")[2].partition("   ")[0]), "out")
-    overrides = OverridesParser.create().parse_overrides([argument for argument in arguments if argument != "-m"])
+    typed = OverridesParser.create().parse_overrides([argument for argument in arguments if argument != "-m"])
+    design = {override.key_or_group: override.value() for override in typed if override.is_hydra_override()}
+    overrides = [override for override in typed if not override.is_hydra_override()]
+    if design.get("hydra/sweeper") == "points":
+        points = points_in_file(str(design["hydra.sweeper.file"]), overrides)
+    elif design.get("hydra/sweeper") == "random":
+        points = random_points(int(str(design.get("hydra.sweeper.n", 64))), 0, overrides)
+    else:
+        points = BasicSweeper.split_arguments(overrides, None)[0]
     context, read = 256, 0
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
-        for line in BasicSweeper.split_arguments(overrides, None)[0]:
+        for line in points:
             point = point_from_config(compose("config", line))
             for prompt in read_prompts(point.start) if point.model.name == "shakespeare" else ():
                 new = point.sampling.max_new_tokens

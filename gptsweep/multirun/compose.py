@@ -67,7 +67,7 @@ class PointLoader(ConfigLoaderImpl):
 
     @property
     def points(self) -> int:
-        """How many points are planned so far; before Hydra's own sweeper begins, all of them are."""
+        """How many points are planned so far; before a sweeper that `is_planned` begins, all of them are."""
         return len(self._planned)
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: Sequence[str]) -> DictConfig:
@@ -226,8 +226,3 @@ def _check_apart(planned: Iterable[Planned]) -> None:
             ]
             what = f"{' and '.join(differing)} would share this directory; name it after what is swept"
             raise ConfigError("hydra.sweep.subdir", job.directory.name, what)
-
-
-def is_basic_sweeper(config: DictConfig) -> bool:
-    """Whether the sweep's points are all known beforehand: the product of the values, by Hydra's own sweeper."""
-    return str(config.hydra.sweeper._target_).endswith(".BasicSweeper")

@@ -14,13 +14,14 @@ from types import FunctionType
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra._internal.core_plugins import basic_sweeper
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core import utils
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -79,7 +80,20 @@ def apply_values(overrides: list[Override], cfg: DictConfig) -> None:
 
 def points_of(overrides: list[Override]) -> list[list[str]]:
     """The points of a sweep, each as its overrides, in the order of Hydra's own sweeper."""
-    return BasicSweeper.split_arguments(overrides, None)[0]
+    return basic_sweeper.BasicSweeper.split_arguments(overrides, None)[0]
+
+
+def sweeper_over(
+    points: Callable[[list[Override]], list[list[str]]], max_batch_size: int | None, params: dict[str, str] | None
+) -> Sweeper:
+    """Hydra's own sweeper, over other points than the product of the values: those that ``points`` makes of the overrides."""
+
+    def split(overrides: list[Override], size: int | None) -> list[list[list[str]]]:
+        return list(sweeper.split_overrides_to_chunks(points(overrides), size))
+
+    sweeper = basic_sweeper.BasicSweeper(max_batch_size, params)  # by the module's name: Hydra runs the module a second time
+    sweeper.split_arguments = split  # type: ignore[method-assign,assignment]
+    return sweeper
 
 
 def settings_in(arguments: Sequence[str]) -> list[str]:

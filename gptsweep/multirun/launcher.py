@@ -23,10 +23,11 @@ from ..errors import Interrupted, SweepError
 from ..run.progress import Progress
 from ..store.sweep_table import SweepTable
 from ..store.unfinished import Unfinished
-from .compose import Planned, PointLoader, is_basic_sweeper
+from .compose import Planned, PointLoader
 from .hydra_internals import BasicLauncher, run_job_with
 from .run_job import Yaml
 from .sweep_files import write_report
+from .sweepers import is_planned
 
 if TYPE_CHECKING:
     from ..run.executors import Executor
@@ -86,15 +87,15 @@ class FusedSweep:
         Raises:
             ConfigError, HydraException: a point cannot be composed; nothing has run.
             SweepError: after the last batch, if points failed. Hydra's own sweeper would stop at the first of them, so it
-                is not told before; another sweeper finds them in what this returns.
+                is not told before; a sweeper that tunes finds them in what this returns.
             Interrupted: Ctrl-C or SIGTERM; everything finished is on disk.
         """
         setup_globals()
         planned = self.loader.plan(self.config, batch, first_number)
         self._configure_log()
         self.directory.mkdir(parents=True, exist_ok=True)
-        # Another sweeper than Hydra's own does not say which batch is the last.
-        last = is_basic_sweeper(self.config) and first_number + len(planned) >= self.loader.points
+        # A sweeper that tunes does not say which batch is the last.
+        last = is_planned(self.config) and first_number + len(planned) >= self.loader.points
         try:
             returns = self._run(planned)
             if self.config.reference and self._executor is not None:
@@ -112,7 +113,7 @@ class FusedSweep:
             for job, done in zip(planned, returns, strict=True)
             if done.status is JobStatus.FAILED
         ]
-        if not is_basic_sweeper(self.config):
+        if not is_planned(self.config):
             return returns
         if self._failures and last:
             raise SweepError(self._failures, self.loader.points, self.config.name)

@@ -49,7 +49,7 @@ def as_typed(argument: str, *, sweeping: bool) -> str:
     if sweeping:
         return f"{prefix}={_swept(key, value)}"
     if (inside := _inside_quotes(value)) is None:
-        return f"{prefix}={value if _reading(value) == value else quoted(value)}"
+        return f"{prefix}={written(value)}"
     if key == "start" and _reading(inside) == inside:
         bare, whole = shlex.quote(f"start={inside}"), shlex.quote(f"start={quoted(value)}")
         raise ConfigError(
@@ -75,6 +75,11 @@ def how_to_quote(key: str, value: str) -> str:
 def quoted(text: str) -> str:
     """``text`` in quotes that Hydra takes away again. Single ones do not count in the names of directories: see `point_dir`."""
     return str(QuotedString(text, Quote.single if is_plain_number(text) else Quote.double).with_quotes())
+
+
+def written(text: str) -> str:
+    """``text`` so written that Hydra reads these characters: as they are where it does so by itself, else in quotes."""
+    return text if _reading(text) == text else quoted(text)
 
 
 def _swept(key: str, value: str) -> str:
