@@ -12,7 +12,7 @@ from gptsweep.models.linear import pack
 from gptsweep.models.nanogpt_stream import nanogpt_stream
 from gptsweep.records import Row, Sampling
 
-CONFIG = GPTConfig(block_size=128, vocab_size=65, n_layer=2, n_head=2, n_embd=32)
+CONFIG = GPTConfig(block_size=64, vocab_size=65, n_layer=2, n_head=2, n_embd=32)
 
 
 def torch_rows(sampling: Sampling, prompt_ids: tuple[int, ...], seed: int) -> list[Row]:
@@ -24,9 +24,9 @@ def ids_in_order(engine: Engine, rows: list[Row]) -> list[list[int]]:
     return [list(completion.token_ids) for completion in completions]
 
 
-def test_ten_samples_of_300_tokens_are_nanogpts_past_the_context_too() -> None:
+def test_ten_samples_are_nanogpts_far_past_the_context_too() -> None:
     model, prompt = peaked_gpt(CONFIG), (0, 17, 5)
-    settings = {"num_samples": 10, "max_new_tokens": 300, "temperature": 0.8, "top_k": 20}
+    settings = {"num_samples": 10, "max_new_tokens": 150, "temperature": 0.8, "top_k": 20}
     twins = nanogpt_sample(model, prompt, seed=1337, **settings)
     pack(model)
     engine = Engine(model, vocab_size=65)
