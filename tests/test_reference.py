@@ -190,8 +190,9 @@ def test_a_run_scores_the_text_of_its_own_config_with_its_own_model(run: Run) ->
     for launcher in ("basic", "joblib"):
         if launcher == "joblib":
             pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+        jobs = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []  # else ten processes import torch
         name = f"name={launcher}"
-        assert run("-m", *model, *sampling, "seed=1,2", name, f"hydra/launcher={launcher}").status == 0
+        assert run("-m", *model, *sampling, "seed=1,2", name, f"hydra/launcher={launcher}", *jobs).status == 0
         assert kept_reference(Path("outputs/sweeps", launcher), read_sweep(f"outputs/sweeps/{launcher}")) == kept
         assert "Reference text FILE:text.txt." in Path("outputs/sweeps", launcher, "report.html").read_text()
 

@@ -93,6 +93,7 @@ def test_a_sweep_over_models_works_wherever_it_is_asked_for(run: Run, how: str) 
     if how in ("fused", "basic", "joblib"):
         if how == "joblib":
             pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+            swept += ("hydra.launcher.n_jobs=2",)  # else ten processes import torch
         swept += (f"hydra/launcher={how}",)
     else:
         Path("mine/experiment").mkdir(parents=True)
