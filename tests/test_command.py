@@ -361,7 +361,9 @@ def test_hydra_full_error_keeps_the_traceback_of_a_mistake(run: Run, monkeypatch
 
 def test_ctrl_c_ends_with_130(run: Run, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     fails(monkeypatch, KeyboardInterrupt())
-    assert run().status == 130
+    ended = run()
+    assert (ended.status, ended.out) == (130, "")
+    assert ended.err.startswith("gptsweep: stopped")
 
 
 def test_help_and_mistakes_do_not_wait_for_torch(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,17 +85,47 @@ def test_the_two_install_commands_are_the_readmes_and_cis() -> None:
     assert "python -m pytest" in ci
 
 
-@pytest.mark.parametrize("command", [command for command in commands() if not command.startswith("pip")])
-def test_a_command_of_the_readme_runs(command: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    python, flag, module, *arguments = shlex.split(command)
-    assert (python, flag) == ("python", "-m")
-    if module == "gptsweep":
-        monkeypatch.setattr(sys, "argv", ["gptsweep", *arguments, *SMALL])
-        assert gptsweep.__main__.main() == 0
-    else:
-        assert module == "gptsweep.review"
-        monkeypatch.setattr(sys, "argv", ["gptsweep.review", *arguments])
-        assert gptsweep.review.main() in (0, None)
+@pytest.fixture
+def typed(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
+    """Runs a command of the README in this process, with few and short samples; what it prints."""
+
+    def typed(command: str) -> str:
+        python, flag, module, *arguments = shlex.split(command)
+        assert (python, flag) == ("python", "-m")
+        assert module in ("gptsweep", "gptsweep.review")
+        program = importlib.import_module(f"{module}.__main__" if module == "gptsweep" else module)
+        monkeypatch.setattr(sys, "argv", [module, *arguments, *(SMALL if module == "gptsweep" else ())])
+        assert program.main() in (0, None)
+        return "".join(capsys.readouterr())
+
+    return typed
+
+
+@pytest.fixture
+def night(here: Path, typed: Callable[[str], str]) -> Path:
+    """The sweep that the README's reviews read."""
+    directory = here / "outputs" / "sweeps" / "night"
+    if not directory.exists():
+        typed(next(command for command in commands() if "name=night" in command))
+    return directory
+
+
+@pytest.mark.parametrize("command", [command for command in commands() if "-m gptsweep " in command and "pip" not in command])
+def test_a_command_of_the_readme_samples(command: str, typed: Callable[[str], str]) -> None:
+    (directory,) = re.findall(r"^Results: (.*)$", typed(command), re.MULTILINE)
+    made = gptsweep.read_sweep(directory)
+    assert set(made.summary["status"]) == {"complete"}
+    assert len(made.samples) == sum(made.summary["num_samples"]) > 0
+    assert Path(directory, "report.html").exists() is ("-m name=" in command)
+
+
+@pytest.mark.parametrize("command", [command for command in commands() if "-m gptsweep.review" in command])
+def test_a_review_of_the_readme_shows_the_sweep(command: str, typed: Callable[[str], str], night: Path) -> None:
+    (night / "report.html").unlink()
+    head, *rows = typed(command).splitlines()
+    assert head.startswith("family,settings," if "--samplers" in command else "temperature,top_k,num_points,")
+    assert len([row for row in rows if row.count(",") == head.count(",")]) >= 2
+    assert (night / "report.html").exists()
 
 
 def examples() -> list[str]:
@@ -129,7 +161,8 @@ def test_an_example_on_the_embedded_model_takes_seconds(command: str, here: Path
 
 
 @pytest.mark.parametrize("program", [text for language, text in BLOCKS if language == "python"])
-def test_a_program_of_the_readme_runs(program: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("here", "night")
+def test_a_program_of_the_readme_runs(program: str, capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(program, "README.md", "exec"), {})
     assert capsys.readouterr().out.strip()
 

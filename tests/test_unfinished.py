@@ -343,6 +343,7 @@ def test_what_is_no_file_hangs_nothing(run: Run, place: Path, make: Any) -> None
     directory.mkdir(parents=True)
     make(directory / "unfinished.jsonl")
     assert run(*RUN, "name=n").status == 0
+    assert samples_of(directory)["n"].count(b"\n") == 4
 
 
 def test_a_stop_string_that_began_before_the_interruption_is_found(run: Run, place: Path, sampled: Sampled) -> None:
