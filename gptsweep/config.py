@@ -107,7 +107,7 @@ def sampling_schema(kind: type[Sampling]) -> Any:
         # A file of settings that 0.1 wrote, or a user for it, does not name later ones.
         default = MISSING if name in ("num_samples", *SETTINGS_OF_0_1) else neutral_settings(kind)[name]
         entries.append((name, typed, field(default_factory=container) if container in (dict, list) else field(default=default)))
-    return make_dataclass("SamplingConfig", entries)
+    return make_dataclass("SamplingConfig", entries, namespace={"__module__": __name__})  # where pickle finds it
 
 
 _TYPED: dict[Any, Any] = {
