@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .analysis.frames import Sweep as Sweep
     from .analysis.frames import read_sweep as read_sweep
     from .api import LM as LM
+    from .api import distribution as distribution
     from .api import load as load
     from .api import sweep as sweep
     from .errors import ConfigError as ConfigError
@@ -53,7 +54,7 @@ choose_wait()  # before anything imports torch
 _HOMES = {
     **dict.fromkeys(("GptsweepError", "ConfigError", "ModelError", "PromptError", "DeviceError", "ResultsError"), "errors"),
     **dict.fromkeys(("GPT", "GPTConfig"), "models.gpt2"),
-    **dict.fromkeys(("LM", "load", "sweep"), "api"),
+    **dict.fromkeys(("LM", "distribution", "load", "sweep"), "api"),
     **dict.fromkeys(("Sweep", "read_sweep"), "analysis.frames"),
     "Sample": "records",
 }

@@ -11,16 +11,34 @@ from functools import wraps
 from inspect import signature
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, get_type_hints
+
+import numpy as np
+import numpy.typing as npt
+import torch
 
 from .analysis.metrics import METRICS
 from .analysis.summary import text_metrics
 from .engine.engine import Engine
+from .engine.sampler import chained_probabilities
 from .engine.torch_backend import TorchBackend, TorchBackends
 from .errors import ConfigError, ModelError
 from .models.architecture import Architecture
 from .prompts import read_prompts
-from .records import LAST_STEP, MODELS, NANOGPT_FILE, DeviceSettings, ModelSource, Point, Prompt, Sample, Sampling, coerce
+from .records import (
+    LAST_STEP,
+    MODELS,
+    NANOGPT_FILE,
+    ORDERS,
+    DeviceSettings,
+    ModelSource,
+    Point,
+    Prompt,
+    Sample,
+    Sampling,
+    coerce,
+    neutral_settings,
+)
 from .run.executors.local import LocalExecutor
 from .run.rows import OpenModel, Plan, Task, encoded
 
@@ -194,6 +212,47 @@ def _unknown(key: str, value: object, known: Sequence[str]) -> ConfigError:
     )
 
 
+def distribution(
+    logits: Any,
+    *,
+    prompt_ids: Sequence[int] = (),
+    completion_ids: Sequence[int] = (),
+    dry_breakers: Iterable[int | Sequence[int]] = (),
+    **sampling: Any,
+) -> npt.NDArray[np.float64]:
+    """What the samplers make of the logits of one row: with which probability each token is sampled.
+
+    It is the plain chain that rows are sampled by, without the noise.
+
+    Args:
+        logits: ``[vocab_size]``, of NumPy, torch or a list.
+        prompt_ids: the tokens of the prompt, which the repetition penalty, DRY and n-grams look at.
+        completion_ids: the tokens sampled so far, which all penalties look at.
+        dry_breakers: token ids that no repetition goes across, or sequences of them; there is no tokenizer here.
+        **sampling: keys of the config group ``sampling``. What is not given is neutral: ``temperature`` is 1, ``top_k`` null.
+
+    Returns:
+        ``float64 [vocab_size]``: with ``xtc_probability`` below 1 over both sides of its coin, with ``mirostat_tau`` as at a
+        sample's first token.
+
+    Raises:
+        ConfigError: a setting is out of its range, or the logits are not of one row.
+    """
+    try:
+        row = torch.as_tensor(logits).detach().cpu()
+        row = row if row.is_floating_point() and torch.is_tensor(logits) else row.double()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError("logits", logits, "must be numbers") from error
+    if row.ndim != 1 or not len(row) or row.isnan().any() or not row.isfinite().any():
+        raise ConfigError("logits", list(row.shape), "must be of one row, [vocab_size], with a finite one among them")
+    for key, ids in (("prompt_ids", prompt_ids), ("completion_ids", completion_ids)):
+        if any(not 0 <= token < len(row) for token in ids):
+            raise ConfigError(key, list(ids), f"token ids are from 0 to {len(row) - 1} here")
+    settings = neutral_settings(Sampling) | {"max_new_tokens": len(completion_ids) + 1} | sampling
+    breakers = tuple((each,) if isinstance(each, int) else tuple(each) for each in dry_breakers)
+    return chained_probabilities(row, sampling_of(**settings), tuple(prompt_ids), tuple(completion_ids), breakers).numpy()
+
+
 def sweep(
     lm: LM,
     *,
@@ -269,12 +328,13 @@ def _points(points: Any, others: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _axis(name: str, values: Any) -> list[Any]:
-    """The values of an argument of `sweep`: those of a collection, of which ``stop`` and ``logit_bias`` are one value each."""
+    """The values of an argument of `sweep`: those of a collection; of a setting that is a list itself, those in it."""
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
         return [values]
     listed = _listed(name, values)
-    kinds = {"stop": (list, tuple), "logit_bias": (Mapping,)}.get(name, (object,))
-    if not any(isinstance(value, kinds) for value in listed):
+    one = {key: (list, tuple) for key, hint in get_type_hints(Sampling).items() if getattr(hint, "__origin__", None) is tuple}
+    kinds = {**one, "logit_bias": (Mapping,), "order": (list, tuple)}.get(name, (object,))
+    if not any(isinstance(value, kinds) or (name == "order" and value in ORDERS) for value in listed):
         return [listed]
     return listed
 

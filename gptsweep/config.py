@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import re
 from dataclasses import dataclass, field, fields, make_dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -32,6 +32,7 @@ from .records import (
     EXAMPLES,
     MODELS,
     NOISES,
+    ORDERS,
     OVERFLOWS,
     RNGS,
     SETTINGS_OF_0_1,
@@ -105,14 +106,20 @@ def sampling_schema(kind: type[Sampling]) -> Any:
         typed = _TYPED.get(hint, hint)
         container = getattr(typed, "__origin__", None)
         # A file of settings that 0.1 wrote, or a user for it, does not name later ones.
-        default = MISSING if name in ("num_samples", *SETTINGS_OF_0_1) else neutral_settings(kind)[name]
-        entries.append((name, typed, field(default_factory=container) if container in (dict, list) else field(default=default)))
+        early = name in ("num_samples", *SETTINGS_OF_0_1)
+        neutral = neutral_settings(kind)[name]
+        if container in (dict, list):
+            entries.append((name, typed, field(default_factory=partial(container, () if early else neutral))))
+        else:
+            entries.append((name, typed, field(default=MISSING if early else neutral)))
     return make_dataclass("SamplingConfig", entries, namespace={"__module__": __name__})  # where pickle finds it
 
 
 _TYPED: dict[Any, Any] = {
     tuple[tuple[int, float], ...]: dict[int, float],
+    tuple[int, ...]: list[int],
     tuple[str, ...]: list[Any],  # of strings; OmegaConf would make "1000.0" of 1e3
+    str | tuple[str, ...]: Any,
 }
 """The type of a key whose value the records hold in another."""
 SamplingConfig = sampling_schema(Sampling)
@@ -154,6 +161,8 @@ CHOICES = {
 _EXAMPLES: dict[Any, str] = {
     **EXAMPLES,
     list[Any]: 'a list of strings, such as ["\\n\\n"]',
+    list[int]: "a list of whole numbers, such as [198,628]",
+    Any: f"{', '.join(ORDERS)}, or a list of names such as [penalties,top_k,temperature]",
     dict[int, float]: "a mapping from token ids to numbers, such as {50256:-100}",
 }
 

@@ -41,8 +41,10 @@ NOISES = ("common", "independent")
 _GREATEST_ADDEND = 1e30  # far from where float32 ends, whatever is added up
 _LIMIT = 2**31
 """Counts and token ids are below this: they are counters of the noise, and 32-bit numbers in files and libraries."""
-FINISH_REASONS = ("length", "stop", "eot", "overflow")
-FinishReason = Literal["length", "stop", "eot", "overflow"]
+FINISH_REASONS = ("length", "stop", "eot", "overflow", "repetition")
+FINISH_REASONS_OF_0_1 = FINISH_REASONS[:4]
+"""Every summary counts these; others where there are some."""
+FinishReason = Literal["length", "stop", "eot", "overflow", "repetition"]
 
 
 EXAMPLES: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -209,6 +211,10 @@ def sampler(**declaration: Any) -> dict[str, Sampler]:
     return {"sampler": Sampler(**declaration)}
 
 
+DRY_BREAKERS = ("\n", ":", '"', "*")
+_SHARE = (lambda p: p is None or 0 < p <= 1, "must be above 0 and at most 1, or null to switch it off")
+_CUTOFF = (lambda p: 0 <= p < 1, "must be at least 0 and below 1; 0 switches it off")
+_TOKENS = (lambda ids: all(0 <= token < _LIMIT for token in ids), "must hold token ids, 0 or above")
 _ADDEND = (lambda value: abs(value) <= _GREATEST_ADDEND, "must be from -1e30 to 1e30; 0 switches it off")
 
 
@@ -216,9 +222,11 @@ _ADDEND = (lambda value: abs(value) <= _GREATEST_ADDEND, "must be from -1e30 to 
 class Sampling:
     """How the next token is chosen, and when a sample ends: the config group ``sampling``.
 
-    The steps of sampling come in the order of their places: logit_bias, repetition, frequency and presence penalty,
-    temperature, top_k, top_p, min_p. ``logit_bias`` holds ``(token id, addend)`` pairs by ascending id, and may be given as a
-    mapping; ``stop`` may be given as one text, or as any collection of texts. ``chat_template``: prompts are turns of a user.
+    ``order`` says in which order the steps come: ``hf``, that of their places; ``llama``, llama.cpp's; or the names of steps.
+    ``logit_bias`` holds ``(token id, addend)`` pairs by ascending id, and may be given as a mapping; ``stop`` and
+    ``dry_breakers`` may be given as one text, or as any collection of texts. ``stop_on_repetition`` is empty, or a longest
+    period n and a number of times k: a sample ends when its last tokens are the same period, of up to n tokens, k times.
+    ``chat_template``: prompts are turns of a user.
     """
 
     num_samples: int = 10
@@ -269,7 +277,122 @@ class Sampling:
             off=0.0,
             truncates=True,
             checks=((lambda p: p is None or 0 <= p <= 1, "must be from 0 to 1, or null to switch it off"),),
-            sentence="last: tokens at least this likely relative to the likeliest",
+            sentence="after top_p: tokens at least this likely relative to the likeliest",
+        ),
+    )
+    typical_p: float | None = field(
+        default=None,
+        metadata=sampler(
+            place=700,
+            truncates=True,
+            neutral=None,
+            checks=(_SHARE,),
+            sentence="locally typical sampling: the tokens whose surprise is nearest to the entropy, up to this probability",
+        ),
+    )
+    epsilon_cutoff: float = field(
+        default=0.0,
+        metadata=sampler(
+            place=720,
+            truncates=True,
+            neutral=0.0,
+            checks=(_CUTOFF,),
+            sentence="tokens at least this likely, and the likeliest; 0 switches it off",
+        ),
+    )
+    eta_cutoff: float = field(
+        default=0.0,
+        metadata=sampler(
+            place=740,
+            truncates=True,
+            neutral=0.0,
+            checks=(_CUTOFF,),
+            sentence="as epsilon_cutoff, and less strict where the entropy is high; 0 switches it off",
+        ),
+    )
+    top_n_sigma: float | None = field(
+        default=None,
+        metadata=sampler(
+            place=350,
+            truncates=True,
+            neutral=None,
+            checks=((lambda n: n is None or 0 < n <= 1e6, "must be above 0, or null to switch it off"),),
+            sentence="logits at most this many standard deviations below the greatest",
+        ),
+    )
+    top_h: float | None = field(
+        default=None,
+        metadata=sampler(
+            place=380,
+            truncates=True,
+            neutral=None,
+            checks=(_SHARE,),
+            sentence="of the 100 likeliest tokens the first, up to this share of their entropy",
+        ),
+    )
+    xtc_probability: float = field(
+        default=0.0,
+        metadata=sampler(
+            place=800,
+            step="xtc",
+            truncates=True,
+            neutral=0.0,
+            checks=((lambda p: 0 <= p <= 1, "must be from 0 to 1; 0 switches it off"),),
+            sentence="how often the likeliest tokens are excluded (XTC), by a coin of its own; 0 switches it off",
+        ),
+    )
+    xtc_threshold: float = field(
+        default=0.1,
+        metadata=sampler(
+            place=800,
+            step="xtc",
+            switches=False,
+            neutral=0.1,
+            checks=((lambda p: 0 <= p <= 0.5, "must be from 0 to 0.5: no two tokens are likelier than that"),),
+            sentence="XTC leaves the least likely of the tokens at least this likely, and those below",
+        ),
+    )
+    dynatemp_range: float = field(
+        default=0.0,
+        metadata=sampler(
+            place=300,
+            step="temperature",
+            neutral=0.0,
+            checks=((lambda t: 0 <= t < 1e6, "must be 0 or above; 0 switches it off"),),
+            sentence="the temperature varies by so much around `temperature`, with the entropy; 0 switches it off",
+        ),
+    )
+    dynatemp_exponent: float = field(
+        default=1.0,
+        metadata=sampler(
+            place=300,
+            step="temperature",
+            switches=False,
+            neutral=1.0,
+            checks=((lambda power: 1e-3 <= power <= 1e3, "must be from 0.001 to 1000"),),
+            sentence="the power of the entropy's share of the greatest there could be",
+        ),
+    )
+    mirostat_tau: float | None = field(
+        default=None,
+        metadata=sampler(
+            place=900,
+            step="mirostat",
+            truncates=True,
+            neutral=None,
+            checks=((lambda tau: tau is None or 0 < tau <= 1e3, "must be above 0, or null to switch it off"),),
+            sentence="the surprise, in bits, that Mirostat 2.0 aims at; it comes last",
+        ),
+    )
+    mirostat_eta: float = field(
+        default=0.1,
+        metadata=sampler(
+            place=900,
+            step="mirostat",
+            switches=False,
+            neutral=0.1,
+            checks=((lambda eta: 0 <= eta <= 1e3, "must be 0 or above"),),
+            sentence="how fast Mirostat learns",
         ),
     )
     repetition_penalty: float = field(
@@ -325,9 +448,98 @@ class Sampling:
             sentence="token id to addend: `'sampling.logit_bias={50256:-100}'`",
         ),
     )
+    dry_multiplier: float = field(
+        default=0.0,
+        metadata=sampler(
+            place=220,
+            step="dry",
+            neutral=0.0,
+            adjusts=True,
+            checks=((lambda value: 0 <= value <= 1e6, "must be 0 or above; 0 switches it off"),),
+            sentence="what a token loses that would go on with a repetition (DRY) of prompt or completion; 0 switches it off",
+        ),
+    )
+    dry_base: float = field(
+        default=1.75,
+        metadata=sampler(
+            place=220,
+            step="dry",
+            switches=False,
+            neutral=1.75,
+            adjusts=True,
+            checks=((lambda base: 1 <= base <= 1e6, "must be at least 1"),),
+            sentence="what each token more of the repetition multiplies that with",
+        ),
+    )
+    dry_allowed_length: int = field(
+        default=2,
+        metadata=sampler(
+            place=220,
+            step="dry",
+            switches=False,
+            neutral=2,
+            adjusts=True,
+            checks=((lambda length: 1 <= length < _LIMIT, "must be at least 1"),),
+            sentence="tokens of a repetition that cost nothing",
+        ),
+    )
+    dry_range: int | None = field(
+        default=None,
+        metadata=sampler(
+            place=220,
+            step="dry",
+            switches=False,
+            neutral=None,
+            adjusts=True,
+            checks=((lambda length: length is None or 1 <= length < _LIMIT, "must be at least 1, or null for the whole text"),),
+            sentence="how many tokens DRY looks back; null is the whole text",
+        ),
+    )
+    dry_breakers: tuple[str, ...] = field(
+        default=DRY_BREAKERS,
+        metadata=sampler(
+            place=220,
+            step="dry",
+            switches=False,
+            neutral=DRY_BREAKERS,
+            adjusts=True,
+            checks=((all, "holds an empty string"),),
+            sentence="texts that no repetition goes across",
+        ),
+    )
+    no_repeat_ngram: int = field(
+        default=0,
+        metadata=sampler(
+            place=240,
+            neutral=0,
+            adjusts=True,
+            checks=((lambda n: 0 <= n < _LIMIT, "must be 0 or above; 0 switches it off"),),
+            sentence="no so many tokens come twice, in prompt and completion; 0 switches it off",
+        ),
+    )
+    suppress_tokens: tuple[int, ...] = field(
+        default=(),
+        metadata=sampler(
+            place=260, neutral=(), adjusts=True, checks=(_TOKENS,), sentence="token ids that are never sampled: `[198,628]`"
+        ),
+    )
+    min_new_tokens: int = field(
+        default=0,
+        metadata=sampler(
+            place=260,
+            step="suppress_tokens",
+            neutral=0,
+            adjusts=True,
+            checks=((lambda n: 0 <= n < _LIMIT, "must be 0 or above, and below 2**31"),),
+            sentence="before so many, neither `stop_token_ids` nor, with `stop_at_eot`, the end of text is sampled",
+        ),
+    )
+    order: str | tuple[str, ...] = "hf"
     stop: tuple[str, ...] = ()
     stop_at_eot: bool = False
     chat_template: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    stop_on_repetition: tuple[int, ...] = ()
     overflow: str = "crop"
     rng: str = "counter"
     noise: str = "common"
@@ -340,17 +552,27 @@ class Sampling:
         given = {"logit_bias": dict(bias) if isinstance(bias, Mapping) else bias}  # as errors show them
         _coerce_fields(self, "sampling.")
         object.__setattr__(self, "logit_bias", _bias(self.logit_bias))
-        object.__setattr__(self, "stop", _texts("sampling.stop", self.stop))
-        given["stop"] = list(self.stop)
+        for name in ("stop", "dry_breakers"):
+            object.__setattr__(self, name, _texts(f"sampling.{name}", getattr(self, name)))
+            given[name] = list(getattr(self, name))
+        for name in ("suppress_tokens", "stop_token_ids", "stop_on_repetition"):
+            object.__setattr__(self, name, _numbers(f"sampling.{name}", getattr(self, name)))
+        if not isinstance(self.order, str):
+            object.__setattr__(self, "order", _texts("sampling.order", self.order))
         for name in ("num_samples", "max_new_tokens"):
             check(1 <= getattr(self, name) < _LIMIT, name, "must be at least 1 and below 2**31")
         for name, declared in samplers_of(type(self)).items():
             for holds, wanted in declared.checks:
                 check(holds(getattr(self, name)), name, wanted)
         check(all(self.stop), "stop", "holds an empty string, which would stop every sample at once")
+        check(_TOKENS[0](self.stop_token_ids), "stop_token_ids", _TOKENS[1])
+        repeated = self.stop_on_repetition
+        some = len(repeated) == 2 and repeated[0] >= 1 and repeated[1] >= 2 and max(repeated) < _LIMIT
+        check(some or not repeated, "stop_on_repetition", "must be [n, k], a period of up to n tokens, at least 2 times; or []")
         one_of("sampling.overflow", self.overflow, OVERFLOWS)
         one_of("sampling.rng", self.rng, RNGS)
         one_of("sampling.noise", self.noise, NOISES)
+        _require_order(self)
 
     @property
     def penalises(self) -> bool:
@@ -407,9 +629,42 @@ def steps_of(kind: type[Sampling]) -> dict[str, tuple[str, ...]]:
     return {step: tuple(names) for step, names in steps.items()}
 
 
+def step_order(sampling: Sampling) -> tuple[str, ...]:
+    """The steps of a row in its order, active or not. Some need not be named: bias and bans come first, mirostat last."""
+    steps, order = tuple(steps_of(type(sampling))), sampling.order
+    if order == "hf":
+        return steps
+    named = LLAMA_ORDER if order == "llama" else tuple(order)
+    first = tuple(step for step in steps if step in _FIRST and step not in named)
+    return (*first, *named, *(step for step in _LAST if step not in named))
+
+
+ORDERS = ("hf", "llama")
+LLAMA_ORDER = ("penalties", "dry", "top_n_sigma", "top_k", "typical_p", "top_p", "min_p", "xtc", "temperature")
+_FIRST, _LAST = ("logit_bias", "no_repeat_ngram", "suppress_tokens"), ("mirostat",)
+
+
+def _require_order(sampling: Sampling) -> None:
+    order, steps = sampling.order, tuple(steps_of(type(sampling)))
+    if isinstance(order, str):
+        one_of("sampling.order", order, ORDERS)
+    else:
+        for step in order:
+            require(step in steps, "sampling.order", order, f"{step} is none of {', '.join(steps)}")
+            require(order.count(step) == 1, "sampling.order", order, f"names {step} twice")
+        require("mirostat" not in order[:-1], "sampling.order", order, "mirostat comes last")
+    left_out = [step for step in _active(sampling) if step not in step_order(sampling)]
+    require(not left_out, "sampling.order", order, f"has no {', '.join(left_out)}, which the settings use")
+
+
 @lru_cache(4096)
 def active_steps(sampling: Sampling) -> tuple[str, ...]:
     """The steps that change something for a row, in order. A greedy row takes the likeliest token whatever truncates."""
+    active = _active(sampling)
+    return tuple(step for step in step_order(sampling) if step in active)
+
+
+def _active(sampling: Sampling) -> list[str]:
     declared = samplers_of(type(sampling))
 
     def active(names: tuple[str, ...]) -> bool:
@@ -418,7 +673,7 @@ def active_steps(sampling: Sampling) -> tuple[str, ...]:
             for name in names
         )
 
-    return tuple(step for step, names in steps_of(type(sampling)).items() if active(names))
+    return [step for step, names in steps_of(type(sampling)).items() if active(names)]
 
 
 SAMPLERS = samplers_of(Sampling)
@@ -447,6 +702,12 @@ def _texts(key: str, value: Any) -> tuple[str, ...]:
     texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (None,)
     require(all(isinstance(text, str) for text in texts), key, value, "must be a text, or several")
     return tuple(map(str, texts))
+
+
+def _numbers(key: str, value: Any) -> tuple[int, ...]:
+    if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable):
+        raise ConfigError(key, value, "must be a list of whole numbers")
+    return tuple(coerce(key, number, int) for number in value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -497,7 +758,8 @@ class Row:
     Rows with equal ``prompt_ids`` share one prefill. ``noise_key`` is the 64-bit key of the counter noise; with
     ``prompt_index`` and ``sample_index`` it decides every random number of the row. ``end_tokens`` end the sample
     if ``sampling.stop_at_eot``; ``sampling.stop`` ends it where the backend finds one of these texts in what it
-    decodes. A row with a ``prefix`` continues after it, with the same result as without;
+    decodes; ``dry_breakers`` are token ids that no repetition goes across. A row with a ``prefix`` continues after it,
+    with the same result as without;
     of rows that draw from one stream (``rng=torch``), only the first may have a prefix.
     """
 
@@ -507,6 +769,7 @@ class Row:
     prompt_index: int = 0
     sample_index: int = 0
     end_tokens: tuple[int, ...] = ()
+    dry_breakers: tuple[tuple[int, ...], ...] = ()
     prefix: Prefix | None = None
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ from ..store.reader import (
     setting_names,
     unseen_points,
 )
-from ..store.schema import ABOUT, COUNTS, MEANS, SAMPLE_KEY, SETTINGS_SINCE_0_1, SWEEP
+from ..store.schema import ABOUT, COUNTS, MEANS, RARE_COUNTS, SAMPLE_KEY, SETTINGS_SINCE_0_1, SWEEP
 from . import stats as compare
 from .columns import Columns, ordered, spread_columns, typed
 from .metrics import METRICS
@@ -359,7 +359,8 @@ def assemble(points: list[PointFiles]) -> Sweep:
         point.status = "complete" if point.summarised else point.status or ("partial" if samples else "missing")
         point.row |= {"status": point.status, "error": point.error or None}
         point.row["directory"] = point.name
-    names = [*settings, *COUNTS, *METRICS, *spreads]
+    counts = [name for name in COUNTS if name not in RARE_COUNTS or any(name in point.row for point in points)]
+    names = [*settings, *counts, *METRICS, *spreads]
     names += [name for name in dict.fromkeys(name for point in points for name in point.row) if name not in (*names, *ABOUT)]
     summary = typed({name: [point.row.get(name) for point in points] for name in (*names, *ABOUT)})
     problems = tuple(problem for point in points for problem in point.problems)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..records import FINISH_REASONS
+from ..records import FINISH_REASONS, FINISH_REASONS_OF_0_1
 from .metrics import METRICS, Metric, Outcome, Record, Text
 
 
@@ -25,15 +25,16 @@ def summarise(settings: Mapping[str, object], samples: Sequence[Record]) -> dict
 
     Returns:
         ``settings``; ``num_prompts``, ``num_samples`` (over all prompts); ``finish_length``, ``finish_stop``, ``finish_eot``,
-        ``finish_overflow``; ``prompt_tokens`` and ``completion_tokens`` (sums); ``logprob_mean``, ``logprob_std`` and the
-        same for every metric that has a ``deviation``, over the samples that have one: the standard deviation with
+        ``finish_overflow``, and ``finish_repetition`` where there are some; ``prompt_tokens`` and ``completion_tokens``
+        (sums); ``logprob_mean``, ``logprob_std`` and the same for every metric that has a ``deviation``, over the samples
+        that have one: the standard deviation with
         n - 1, as pandas has it. None where there are too few.
     """
     reasons = Counter(sample["finish_reason"] for sample in samples)
     row = dict(settings)
     row["num_prompts"] = len({sample["prompt_index"] for sample in samples})
     row["num_samples"] = len(samples)
-    row.update({f"finish_{reason}": reasons[reason] for reason in FINISH_REASONS})
+    row.update({f"finish_{end}": reasons[end] for end in FINISH_REASONS if reasons[end] or end in FINISH_REASONS_OF_0_1})
     for count in ("prompt_tokens", "completion_tokens"):
         row[count] = sum(sample[count] for sample in samples)
     for metric in METRICS.values():

@@ -6,6 +6,7 @@ declare in `records.Sampling`. It gets the rows that use it, so what a row comes
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,42 +16,64 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..records import Sampling, active_steps, samplers_of, steps_of
-from .noise import precise_dtype
+from ..records import Sampling, active_steps, samplers_of, step_order, steps_of
+from .history import NO_END, LogitAdjustments, repeated
+from .noise import coin, precise_dtype
 
 
 class Rows:
-    """What the steps go by: each row's settings, and its adjustments.
+    """What the steps go by: each row's settings, its adjustments, and its record.
 
     Args:
         sampling: the settings.
-        adjustments: the `ADJUSTMENT` records of the rows that have some, None for the others.
+        adjustments: of the rows that have some, None for the others.
+        records: `ROW` records.
         device: of the logits.
     """
 
     def __init__(
-        self, sampling: Sequence[Sampling], adjustments: Sequence[npt.NDArray[Any] | None], device: torch.device
+        self,
+        sampling: Sequence[Sampling],
+        adjustments: Sequence[LogitAdjustments | None],
+        records: npt.NDArray[Any],
+        device: torch.device,
     ) -> None:
-        self.sampling, self.adjustments, self.device = sampling, adjustments, device
+        self.sampling, self.adjustments, self.records, self.device = sampling, adjustments, records, device
 
     def of(self, places: Sequence[int]) -> Rows:
         """Some of the rows."""
-        return Rows([self.sampling[i] for i in places], [self.adjustments[i] for i in places], self.device)
+        sampling, adjustments = [self.sampling[i] for i in places], [self.adjustments[i] for i in places]
+        return Rows(sampling, adjustments, self.records[list(places)], self.device)
 
     def tensor(self, values: Any) -> Tensor:
         """Numbers in the dtype that sampling computes in."""
         return torch.from_numpy(np.ascontiguousarray(values, np.float64)).to(self.device, precise_dtype(self.device))
 
+    def integers(self, values: Any) -> Tensor:
+        """Whole numbers, or truth values."""
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+
     def column(self, setting: str) -> Tensor:
         """A setting that is a number in every row, ``[rows, 1]``."""
         return self.tensor([getattr(sampling, setting) for sampling in self.sampling])[:, None]
 
+    def noise_at(self) -> dict[str, Tensor]:
+        """What the noise of the rows is a function of, as `noise.gumbel` takes it."""
+        keys = self.records["noise_key"].astype(np.uint64)
+        halves = np.stack([keys & np.uint64(0xFFFFFFFF), keys >> np.uint64(32)], -1).astype(np.int64)
+        counters = ("position", "sample_index", "prompt_index")
+        return {"key": self.integers(halves)} | {name: self.integers(self.records[name].astype(np.int64)) for name in counters}
+
     def adjusted_tokens(self) -> tuple[tuple[Tensor, Tensor], npt.NDArray[Any]]:
         """The tokens that some adjustment changes: their places in ``[rows, vocab_size]``, and their `ADJUSTMENT` records."""
-        each = [adjustments for adjustments in self.adjustments if adjustments is not None]
         rows = np.repeat(np.arange(len(self.adjustments)), [0 if a is None else len(a) for a in self.adjustments])
-        records = np.concatenate(each)
-        return (torch.from_numpy(rows).to(self.device), torch.from_numpy(records["id"].copy()).to(self.device)), records
+        records = np.concatenate([a.records for a in self.adjustments if a is not None])
+        return (self.integers(rows), self.integers(records["id"])), records
+
+    def repeated(self, look_back: Sequence[int], most: Sequence[int]) -> tuple[npt.NDArray[Any], ...]:
+        """Tokens that would go on with a repetition: `history.repeated` for the texts of the rows."""
+        texts = [adjustments.text for adjustments in self.adjustments if adjustments is not None]
+        return repeated(texts, look_back, most)
 
 
 Step = Callable[[Tensor, Rows], Tensor]
@@ -69,43 +92,40 @@ def step(function: Step) -> Step:
 def chain(logits: Tensor, rows: Rows, dtype: torch.dtype) -> Tensor:
     """What the steps of each row make of its logits: their softmax is the distribution to sample from.
 
-    Adjustments that come first are computed in `precise_dtype`, and rounded to float32 together.
+    Adjustments that come first are computed in `precise_dtype`, and rounded to float32 together unless the logits are float64.
 
     Args:
         logits: ``[rows, vocab_size]``, floating point.
         rows: their settings.
         dtype: what the steps after the adjustments compute in, and the result has.
     """
-    x = logits.to(precise_dtype(logits.device))
     orders: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for place, sampling in enumerate(rows.sampling):
-        orders[tuple(steps_of(type(sampling)))].append(place)
+        orders[step_order(sampling)].append(place)
     if len(orders) == 1:
-        return _in_order(x, rows, dtype)
-    result = torch.empty_like(x, dtype=dtype)
+        return _in_order(logits, rows, dtype)
+    result = torch.empty_like(logits, dtype=dtype)
     for places in orders.values():
-        result[places] = _in_order(x[places], rows.of(places), dtype)
+        result[places] = _in_order(logits[places], rows.of(places), dtype)
     return result
 
 
-def _in_order(x: Tensor, rows: Rows, dtype: torch.dtype) -> Tensor:
+def _in_order(logits: Tensor, rows: Rows, dtype: torch.dtype) -> Tensor:
     """`chain` for rows with the same order of steps."""
+    x = logits.to(precise_dtype(logits.device))
+    rounded = torch.float64 if logits.dtype == torch.float64 else torch.float32
     active = [active_steps(sampling) for sampling in rows.sampling]
     kind = type(rows.sampling[0])
     begun = False
-    for name, settings in steps_of(kind).items():
-        if not begun and not any(samplers_of(kind)[setting].adjusts for setting in settings):
-            x, begun = _rounded(x, dtype), True
+    for name in step_order(rows.sampling[0]):
+        if not begun and not samplers_of(kind)[steps_of(kind)[name][0]].adjusts:
+            x, begun = x.to(rounded).to(dtype), True
         places = [place for place, steps in enumerate(active) if name in steps]
         if len(places) == len(active):
             x = CHAIN[name](x, rows)
         elif places:
             x = x.index_put((torch.tensor(places, device=x.device),), CHAIN[name](x[places], rows.of(places)))
-    return x if begun else _rounded(x, dtype)
-
-
-def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.float().to(dtype)
+    return x if begun else x.to(rounded).to(dtype)
 
 
 # -- adjustments -------------------------------------------------------------------------------------------------------------
@@ -136,13 +156,97 @@ def penalties(x: Tensor, rows: Rows) -> Tensor:
     return x.index_put(at, value - (count * frequency + (count > 0).to(value.dtype) * presence))
 
 
+@step
+def dry(x: Tensor, rows: Rows) -> Tensor:
+    """ "Don't repeat yourself" (p-e-w 2024), as llama.cpp has it, over prompt and completion.
+
+    A token that would make a repetition of n tokens longer loses ``multiplier * base ** (n - allowed_length)``, if n is at
+    least ``allowed_length``; of several repetitions the longest counts. None goes across a breaker, and a breaker
+    loses nothing.
+    """
+    multiplier, base, allowed = (
+        np.array([getattr(sampling, f"dry_{name}") for sampling in rows.sampling])
+        for name in ("multiplier", "base", "allowed_length")
+    )
+    look_back = [sampling.dry_range or NO_END for sampling in rows.sampling]
+    # The power stops growing where llama.cpp's float32 would overflow; longer repetitions need not be told apart.
+    top = np.where(base > 1.000001, np.floor(_FLOAT32_MAX_LOG / np.log(np.maximum(base, 1.000001))), 0).astype(np.int64)
+    unbroken = np.array([adjustments.unbroken(back) for adjustments, back in zip(rows.adjustments, look_back, strict=True)
+                         if adjustments is not None])  # fmt: skip
+    row, token, length = rows.repeated(look_back, np.minimum(unbroken, allowed + top).tolist())
+    breaks = np.stack([adjustments.breaks for adjustments in rows.adjustments if adjustments is not None])
+    counts = (length >= allowed[row]) & ~breaks[row, token]
+    row, token, length = row[counts], token[counts], length[counts]
+    loss = np.minimum(multiplier[row] * base[row] ** (length - allowed[row]), _GREATEST_LOSS)
+    at = rows.integers(row), rows.integers(token)
+    return x.index_put(at, x[at] - rows.tensor(loss).to(x.dtype))
+
+
+@step
+def no_repeat_ngram(x: Tensor, rows: Rows) -> Tensor:
+    """No n tokens come twice in prompt and completion, as in ``transformers``; where that bans every token, none is banned."""
+    before = np.array([sampling.no_repeat_ngram - 1 for sampling in rows.sampling])
+    row, token, length = rows.repeated([NO_END] * len(before), before.tolist())
+    row, token = row[length >= before[row]], token[length >= before[row]]
+    return _banned(x, rows.integers(row), rows.integers(token))
+
+
+@step
+def suppress_tokens(x: Tensor, rows: Rows) -> Tensor:
+    """Tokens that are never sampled, or only from some position on, as in ``transformers``."""
+    (row, token), records = rows.adjusted_tokens()
+    banned = rows.integers(records["banned_until"]) > rows.integers(rows.records["position"].astype(np.int64))[row]
+    spare = torch.where(banned, token, x.shape[-1])  # a column of its own for those that are not: no size depends on the data
+    return _banned(x, row, spare)
+
+
+def _banned(x: Tensor, row: Tensor, token: Tensor) -> Tensor:
+    mask = torch.zeros(x.shape[0], x.shape[1] + 1, dtype=torch.bool, device=x.device)
+    left = x.masked_fill(mask.index_put((row, token), torch.tensor(True, device=x.device))[:, :-1], -torch.inf)
+    return torch.where((left > -torch.inf).any(-1, keepdim=True), left, x)
+
+
 # -- temperature and truncation ----------------------------------------------------------------------------------------------
 
 
 @step
 def temperature(x: Tensor, rows: Rows) -> Tensor:
-    """Logits over temperature."""
-    return x / rows.column("temperature").to(x.dtype)
+    """Logits over temperature.
+
+    With ``dynatemp_range`` it depends on the entropy, as in llama.cpp: from ``temperature - range`` (but not below 0) where one
+    token is certain to ``temperature + range`` where those that are left are equally likely.
+    """
+    temperature = rows.column("temperature")
+    if any(sampling.dynatemp_range for sampling in rows.sampling):
+        spread, exponent = rows.column("dynatemp_range"), rows.column("dynatemp_exponent")
+        left = (x > -torch.inf).sum(-1, keepdim=True).to(temperature.dtype)
+        share = (_entropy(x.to(temperature.dtype).log_softmax(-1)) / left.log()).clamp(0, 1)
+        least = (temperature - spread).clamp(min=0)
+        varied = (least + (temperature + spread - least) * share**exponent).clamp(min=_LEAST_TEMPERATURE)
+        temperature = torch.where((spread > 0) & (left > 1), varied, temperature)
+    return x / temperature.to(x.dtype)
+
+
+@step
+def top_n_sigma(x: Tensor, rows: Rows) -> Tensor:
+    """Logits at least the greatest less n standard deviations of those left (Tang et al. 2024), as llama.cpp has it."""
+    left = x > -torch.inf
+    count = left.sum(-1, keepdim=True)
+    mean = summed(x.where(left, torch.zeros_like(x))) / count
+    deviation = (summed((x - mean).where(left, torch.zeros_like(x)) ** 2) / count).sqrt()
+    return x.masked_fill(x < x.amax(-1, keepdim=True) - rows.column("top_n_sigma").to(x.dtype) * deviation, -torch.inf)
+
+
+@step
+def top_h(x: Tensor, rows: Rows) -> Tensor:
+    """Of the 100 likeliest tokens the first, while their entropy is at most this share of that of all 100 (Baghaei Potraghloo
+    et al. 2025), as in ``transformers``; the likeliest is always left."""
+    share = rows.column("top_h")
+    top, ids = x.topk(min(_TOP_H_TOKENS, x.shape[-1]))
+    entropies = torch.special.entr(top.to(share.dtype).softmax(-1))
+    dropped = entropies.cumsum(-1) > share * entropies.sum(-1, keepdim=True)
+    dropped[:, 0] = False
+    return x.masked_fill(torch.ones_like(x, dtype=torch.bool).scatter(-1, ids, dropped), -torch.inf)
 
 
 @step
@@ -172,3 +276,86 @@ def top_p(x: Tensor, rows: Rows) -> Tensor:
 def min_p(x: Tensor, rows: Rows) -> Tensor:
     """Tokens at least min_p times as likely as the likeliest (Nguyen et al. 2024)."""
     return x.masked_fill(x < x.amax(-1, keepdim=True) + rows.column("min_p").log().to(x.dtype), -torch.inf)
+
+
+@step
+def typical_p(x: Tensor, rows: Rows) -> Tensor:
+    """The tokens whose surprise is nearest to the entropy, until their mass reaches p (Meister et al. 2022), as in
+    ``transformers``: with all that are as near as the last."""
+    p = rows.column("typical_p")
+    logprobs = x.to(p.dtype).log_softmax(-1)
+    distance = (logprobs + _entropy(logprobs)).abs()
+    ordered, order = distance.sort(stable=True, dim=-1)
+    last = (logprobs.exp().gather(-1, order).cumsum(-1) < p).sum(-1, keepdim=True).clamp(max=x.shape[-1] - 1)
+    return x.masked_fill((distance > ordered.gather(-1, last)) & (p < 1), -torch.inf)
+
+
+@step
+def epsilon_cutoff(x: Tensor, rows: Rows) -> Tensor:
+    """Tokens at least this likely, and the likeliest (Hewitt et al. 2022), as in ``transformers``."""
+    epsilon = rows.column("epsilon_cutoff")
+    return _at_least(x, x.to(epsilon.dtype).log_softmax(-1), epsilon.log())
+
+
+@step
+def eta_cutoff(x: Tensor, rows: Rows) -> Tensor:
+    """Tokens at least as likely as the lesser of eta and ``sqrt(eta) * exp(-entropy)``, and the likeliest (Hewitt et al. 2022),
+    as in ``transformers``."""
+    eta = rows.column("eta_cutoff")
+    logprobs = x.to(eta.dtype).log_softmax(-1)
+    return _at_least(x, logprobs, torch.minimum(eta.log(), eta.log() / 2 - _entropy(logprobs)))
+
+
+def _at_least(x: Tensor, logprobs: Tensor, least: Tensor) -> Tensor:
+    return x.masked_fill((logprobs < least) & (x < x.amax(-1, keepdim=True)), -torch.inf)
+
+
+@step
+def xtc(x: Tensor, rows: Rows) -> Tensor:
+    """Exclude top choices (p-e-w 2024), as llama.cpp has it: where the row's coin says so, of the tokens at least
+    ``xtc_threshold`` likely only the least likely is left, the highest id among equals."""
+    probability, threshold = rows.column("xtc_probability"), rows.column("xtc_threshold")
+    likely = x.to(threshold.dtype).log_softmax(-1) >= threshold.log()
+    least = x.where(likely, torch.full_like(x, torch.inf)).amin(-1, keepdim=True)
+    last = x.shape[-1] - 1 - (likely & (x == least)).flip(-1).to(torch.int8).argmax(-1, keepdim=True)
+    falls = coin(**rows.noise_at(), dtype=probability.dtype)[:, None] < probability
+    dropped = likely & falls & (likely.sum(-1, keepdim=True) > 1)
+    return x.masked_fill(dropped.scatter(-1, last, False), -torch.inf)
+
+
+@step
+def mirostat(x: Tensor, rows: Rows) -> Tensor:
+    """Mirostat 2.0 (Basu et al. 2021): tokens whose surprise, in bits, is at most mu, and the likeliest.
+
+    mu begins at twice ``mirostat_tau``; each token moves it by ``mirostat_eta`` times its surprise's error (`mirostat_mu`).
+    """
+    mu = rows.tensor(rows.records["mirostat_mu"])[:, None]
+    dropped = x.to(mu.dtype).log_softmax(-1) < -math.log(2) * mu
+    return x.masked_fill(dropped.scatter(-1, x.argmax(-1, keepdim=True), False), -torch.inf)
+
+
+def mirostat_mu(sampling: Sampling, tokens: int, sampler_logprob: float) -> float:
+    """Mirostat's state after so many tokens, from the sum of their log-probabilities under the distribution sampled from."""
+    tau = sampling.mirostat_tau or 0.0
+    return 2 * tau + sampling.mirostat_eta * (sampler_logprob / math.log(2) + tokens * tau)
+
+
+# -- shared small parts ------------------------------------------------------------------------------------------------------
+
+_FLOAT32_MAX_LOG = 88.7228391
+_GREATEST_LOSS = 1e30
+_LEAST_TEMPERATURE = 1e-6
+_TOP_H_TOKENS = 100
+_SUMMED_AT_ONCE = 32768
+"""torch splits longer sums among its threads, so their bits would depend on the number of threads."""
+
+
+def summed(x: Tensor) -> Tensor:
+    """The sums over the last axis, ``[..., 1]``, with the same bits on any number of threads."""
+    parts = [x[..., i : i + _SUMMED_AT_ONCE].sum(-1, keepdim=True) for i in range(0, x.shape[-1], _SUMMED_AT_ONCE)]
+    return torch.stack(parts).sum(0)
+
+
+def _entropy(logprobs: Tensor) -> Tensor:
+    """In nats, ``[rows, 1]``."""
+    return summed(torch.special.entr(logprobs.exp()))

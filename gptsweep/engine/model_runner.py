@@ -14,10 +14,10 @@ from torch import Tensor
 from ..errors import ModelError
 from ..models.architecture import Model
 from .attention import AttentionMetadata, paged_attention, paged_attention_by_kernels
-from .chain import Rows
+from .chain import Rows, mirostat_mu, summed
 from .cuda_graphs import DecodeSteps
 from .kv_cache import KVCache, Span
-from .sampler import kernel_samples, nanogpt_sample, sample, sample_by_kernel, summed
+from .sampler import kernel_samples, nanogpt_sample, sample, sample_by_kernel
 from .scheduler import RunningRow, SharedSequence
 
 try:
@@ -108,6 +108,9 @@ class ModelRunner:
         for running, _ in placed:
             if running.adjustments is not None:
                 records["n_adjustments"][running.slot] = len(running.adjustments)
+            if running.row.sampling.mirostat_tau is not None:
+                tokens, _, sampler_logprob, _, _ = running.sums
+                records["mirostat_mu"][running.slot] = mirostat_mu(running.row.sampling, tokens, sampler_logprob)
         with_counter = [running for running, _ in placed if running.stream.generator is None]
         by_kernel = [self.use_kernels and kernel_samples(running.row.sampling) for running in with_counter]
         self._sample_by_kernel(list(itertools.compress(with_counter, by_kernel)), logits, records)
@@ -132,12 +135,8 @@ class ModelRunner:
         if rows:
             slots = np.array([running.slot for running in rows], np.int64)
             some = records[slots]
-            sample(logits[:, : self.vocab_size], some, self._settings(rows, logits.device))
+            sample(logits[:, : self.vocab_size], some, _settings(rows, some, logits.device))
             records[slots] = some
-
-    def _settings(self, rows: list[RunningRow], device: torch.device) -> Rows:
-        adjustments = [None if r.adjustments is None else r.adjustments.array[: len(r.adjustments)] for r in rows]
-        return Rows([running.row.sampling for running in rows], adjustments, device)
 
     def _sample_from_stream(self, running: RunningRow, generator: torch.Generator, logits: Tensor, records: Records) -> None:
         """Sample for a row with ``rng=torch`` from its logits ``float32 [vocab_size]`` on the CPU."""
@@ -148,10 +147,14 @@ class ModelRunner:
         logits = logits.clone()
         logits[self.vocab_size :] = -torch.inf
         logprobs = logits.double().log_softmax(-1)
-        token, sampler_logprob = nanogpt_sample(logits, self._settings([running], logits.device), generator)
+        token, sampler_logprob = nanogpt_sample(logits, _settings([running], record, logits.device), generator)
         record["token"], record["sampler_logprob"] = token, sampler_logprob
         record["logprob"] = float(logprobs[token])
         record["entropy"] = float(summed(torch.special.entr(logprobs.exp())))
+
+
+def _settings(rows: list[RunningRow], records: Records, device: torch.device) -> Rows:
+    return Rows([running.row.sampling for running in rows], [running.adjustments for running in rows], records, device)
 
 
 def _passes(sequences: list[SharedSequence]) -> Iterator[tuple[list[Span], list[int], list[int]]]:

@@ -57,6 +57,17 @@ def gumbel(vocab_size: int, *, key: Tensor, position: Tensor, sample_index: Tens
     return noise_of(words, precise_dtype(key.device))
 
 
+def coin(*, key: Tensor, position: Tensor, sample_index: Tensor, prompt_index: Tensor, dtype: torch.dtype) -> Tensor:
+    """A number of each row uniform in (0, 1), from a lane that no token's noise is from: the fourth word has its top bit set.
+
+    Args:
+        key, position, sample_index, prompt_index: as of `gumbel`.
+        dtype: of the result, ``[rows]``.
+    """
+    counter = torch.stack([torch.zeros_like(position), position, sample_index, prompt_index | 2**31], -1)
+    return (philox(counter, key)[:, 0].to(dtype) + 0.5) / 2**32
+
+
 def noise_of(words: Tensor, dtype: torch.dtype) -> Tensor:
     """``-log(-log u)`` with ``u = (word + 0.5) / 2**32``, finite and with all its digits in ``dtype``.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +11,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..kernels.abi import ADJUSTMENT, BLOCK, ROW
+from ..kernels.abi import BLOCK, ROW
 from ..records import SAMPLERS, Row, Sampling, active_steps, samplers_of, steps_of
-from .chain import Rows, chain
+from .chain import Rows, chain, mirostat_mu, summed
+from .history import LogitAdjustments
 from .noise import gumbel, precise_dtype
 
 if TYPE_CHECKING:  # numba has no wheel for some platforms
     from ..kernels.runtime import Kernel
-
-_SUMMED_AT_ONCE = 32768
-"""torch splits longer sums among its threads, so their bits would depend on the number of threads."""
-
 
 _RECORDED = tuple((name, SAMPLERS[name].off) for name in ROW.names or () if name in SAMPLERS)
 """The samplers in `ROW`, in its order, and what stands for None."""
@@ -34,7 +31,7 @@ def row_record(row: Row) -> tuple[Any, ...]:
         0,
         *(off if value is None else value for value, off in settings),
         *(row.noise_key, 0, row.sample_index, row.prompt_index, 0, 0),
-        *(-1, 0.0, 0.0, 0.0),
+        *(0.0, -1, 0.0, 0.0, 0.0),
     )
 
 
@@ -43,39 +40,6 @@ def kernel_samples(sampling: Sampling) -> bool:
     """Whether the kernel ``sample`` has every step that a row uses."""
     declared, steps = samplers_of(type(sampling)), steps_of(type(sampling))
     return all(declared[name].kernel is not None for step in active_steps(sampling) for name in steps[step])
-
-
-class LogitAdjustments:
-    """What logit_bias and the penalties change in a row's logits, kept up to date as the row grows.
-
-    ``array`` holds `ADJUSTMENT` records, the first ``len(self)`` of which are in use; ``capacity`` is how many of them the
-    penalties may need. Its memory stays where it is, as kernels are given its address.
-    """
-
-    def __init__(self, sampling: Sampling, prompt_ids: Iterable[int], capacity: int) -> None:
-        self._penalises = sampling.penalises
-        self._place: dict[int, int] = {}
-        self.array = np.zeros(len(sampling.logit_bias) + capacity, ADJUSTMENT)
-        for token, addend in sampling.logit_bias:
-            self._record(token)["bias"] = addend
-        if sampling.penalises:
-            for token in prompt_ids:
-                self._record(token)["seen"] = 1
-
-    def __len__(self) -> int:
-        return len(self._place)
-
-    def add(self, token: int) -> None:
-        """Count ``token``, which has just been sampled."""
-        if self._penalises:
-            record = self._record(token)
-            record["seen"] = 1
-            record["count"] += 1
-
-    def _record(self, token: int) -> Any:
-        place = self._place.setdefault(token, len(self._place))
-        self.array[place]["id"] = token
-        return self.array[place]
 
 
 # -- sampling ----------------------------------------------------------------------------------------------------------------
@@ -92,28 +56,49 @@ def sample(logits: Tensor, records: npt.NDArray[Any], rows: Rows) -> None:
         rows: the settings of the rows, in the same order.
     """
     device, precise = logits.device, precise_dtype(logits.device)
-
-    def integers(name: str) -> Tensor:
-        return torch.from_numpy(records[name].astype(np.int64)).to(device)
-
-    raw = logits.to(precise)[integers("logits_row")]
-    logprobs = raw.log_softmax(-1)
-    x = chain(raw, rows, precise)
+    own = logits[rows.integers(records["logits_row"].astype(np.int64))]
+    logprobs = own.to(precise).log_softmax(-1)
+    x = chain(own, rows, precise)
     greedy = torch.tensor([sampling.temperature == 0 for sampling in rows.sampling], device=device)
-    keys = records["noise_key"].astype(np.uint64)
-    halves = np.stack([keys & np.uint64(0xFFFFFFFF), keys >> np.uint64(32)], -1).astype(np.int64)
-    noise = gumbel(x.shape[-1], key=torch.from_numpy(halves).to(device), position=integers("position"),
-                   sample_index=integers("sample_index"), prompt_index=integers("prompt_index"))  # fmt: skip
+    noise = gumbel(x.shape[-1], **rows.noise_at())
     token = torch.where(greedy, x.argmax(-1), (x + noise).argmax(-1))
     of_token = token[:, None]
     found = torch.stack([
         token.to(precise),  # exact: both dtypes hold every token id
         logprobs.gather(-1, of_token)[:, 0],
         x.log_softmax(-1).gather(-1, of_token)[:, 0].masked_fill(greedy, 0.0),
-        -summed(logprobs.exp() * logprobs),
+        -summed(logprobs.exp() * logprobs)[:, 0],
     ]).cpu()  # fmt: skip
     for name, values in zip(("token", "logprob", "sampler_logprob", "entropy"), found.numpy(), strict=True):
         records[name] = values
+
+
+def chained_probabilities(
+    logits: Tensor,
+    sampling: Sampling,
+    prompt_ids: tuple[int, ...],
+    completion_ids: tuple[int, ...],
+    dry_breakers: tuple[tuple[int, ...], ...],
+) -> Tensor:
+    """The distribution ``[vocab_size]`` that `sample` draws from: a softmax of what `chain` makes of one row's logits.
+
+    Over both sides of XTC's coin; Mirostat's is that of the first token.
+    """
+    if 0 < (excludes := sampling.xtc_probability) < 1:
+        never, always = (
+            chained_probabilities(logits, replace(sampling, xtc_probability=p), prompt_ids, completion_ids, dry_breakers)
+            for p in (0.0, 1.0)
+        )
+        return (1 - excludes) * never + excludes * always
+    adjustments = LogitAdjustments(sampling, len(logits), prompt_ids=prompt_ids, dry_breakers=dry_breakers)
+    for token in completion_ids:
+        adjustments.add(token)
+    record = np.zeros(1, ROW)
+    record["position"], record["mirostat_mu"] = len(completion_ids), mirostat_mu(sampling, 0, 0.0)
+    x = chain(logits[None], Rows([sampling], [adjustments], record, logits.device), precise_dtype(logits.device))[0]
+    if sampling.temperature == 0:
+        return torch.zeros_like(x).index_fill(0, x.argmax(), 1.0)
+    return x.softmax(-1)
 
 
 def sample_by_kernel(
@@ -139,11 +124,6 @@ def sample_by_kernel(
         chunk=max(1, len(order) // 32),
         scratch=28 * places + 4 * BLOCK,  # ids, weights, logits, marks, the greatest of each block, noise words
     )
-
-
-def summed(x: Tensor) -> Tensor:
-    """The sums over the last axis, with the same bits on any number of threads."""
-    return torch.stack([x[..., i : i + _SUMMED_AT_ONCE].sum(-1) for i in range(0, x.shape[-1], _SUMMED_AT_ONCE)]).sum(0)
 
 
 def stream_at(state: bytes) -> torch.Generator:

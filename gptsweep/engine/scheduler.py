@@ -20,8 +20,10 @@ from ..kernels.abi import PAGE, ROW
 from ..models.architecture import NO_TOKEN
 from ..records import Completion, FinishReason, Prefix, Row
 from .backend import BackendProgress, windows_read
+from .history import LogitAdjustments
 from .kv_cache import KVCache, Span
-from .sampler import LogitAdjustments, row_record, stream_at
+from .sampler import row_record, stream_at
+from .stopping import Repetition
 
 NewStopMatcher = Callable[[tuple[str, ...]], Callable[[int], bool]]
 """Makes the stop matcher of a sample from its stop strings."""
@@ -57,6 +59,7 @@ class RunningRow:
     slot: int
     adjustments: LogitAdjustments | None
     stop_matcher: Callable[[int], bool] | None
+    repetition: Repetition | None
     token_ids: list[int]
     sums: tuple[int, float, float, float, Tensor | None]
 
@@ -70,6 +73,10 @@ class RunningRow:
             return "eot"
         if self.stop_matcher is not None and self.stop_matcher(token):
             return "stop"
+        if token in self.row.sampling.stop_token_ids:
+            return "stop"
+        if self.repetition is not None and self.repetition(token):
+            return "repetition"
         if len(self.token_ids) == self.row.sampling.max_new_tokens:
             return "length"
         if self.adjustments is not None:
@@ -250,19 +257,19 @@ class Scheduler:
         stream.prefix = None
         slot = self.free_slots.pop()
         sampling = row.sampling
-        adjustments = None
-        if sampling.penalises or sampling.logit_bias:
-            new_ids = sampling.max_new_tokens + len(set(row.prompt_ids)) if sampling.penalises else 0
-            adjustments = LogitAdjustments(sampling, row.prompt_ids, min(new_ids, self.vocab_size))
+        adjustments = LogitAdjustments.of(row, self.vocab_size)
         stop_matcher = self.stop_matcher(sampling.stop) if sampling.stop else None
+        repetition = Repetition(*sampling.stop_on_repetition) if sampling.stop_on_repetition else None
         for token in prefix.token_ids:
             if stop_matcher is not None:
                 stop_matcher(token)
+            if repetition is not None:
+                repetition(token)
             if adjustments is not None:
                 adjustments.add(token)
         state = None if stream.generator is None else stream.generator.get_state()
         sums = len(prefix.token_ids), prefix.logprob, prefix.sampler_logprob, prefix.entropy, state
-        running = RunningRow(row, stream, slot, adjustments, stop_matcher, list(prefix.token_ids), sums)
+        running = RunningRow(row, stream, slot, adjustments, stop_matcher, repetition, list(prefix.token_ids), sums)
         self.records[slot] = row_record(row)
         if adjustments is not None:
             self.records["adjustments"][slot] = adjustments.array.ctypes.data

@@ -53,8 +53,9 @@ TASKS = {
 }
 """The record of each kernel."""
 
-ADJUSTMENT = np.dtype([("id", "i8"), ("bias", "f8"), ("seen", "i8"), ("count", "i8")])
-"""A token whose logit logit_bias or a penalty changes: ``seen`` in the prompt or completion, ``count`` in the completion."""
+ADJUSTMENT = np.dtype([("id", "i8"), ("bias", "f8"), ("seen", "i8"), ("count", "i8"), ("banned_until", "i8")])
+"""A token whose logit logit_bias or a penalty changes: ``seen`` in the prompt or completion, ``count`` in the completion. It is
+not sampled at positions below ``banned_until``."""
 
 ROW = np.dtype(
     [
@@ -66,6 +67,7 @@ ROW = np.dtype(
         ("prompt_index", "i8"),
         ("adjustments", "i8"),
         ("n_adjustments", "i8"),
+        ("mirostat_mu", "f8"),
         ("token", "i8"),
         ("logprob", "f8"),
         ("sampler_logprob", "f8"),
@@ -73,4 +75,5 @@ ROW = np.dtype(
     ]
 )
 """One row's settings and, from ``token`` on, what was chosen. A setting that is null has the number that its declaration
-gives as ``off``; ``adjustments`` is the address of an `ADJUSTMENT` array; ``position`` counts the tokens of the completion."""
+gives as ``off``; ``adjustments`` is the address of an `ADJUSTMENT` array; ``position`` counts the tokens of the completion;
+``mirostat_mu`` is the greatest surprise, in bits, of a token that Mirostat leaves."""

@@ -12,11 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any
+from typing import Any, cast
 
 from ..engine.backend import Backend, Workload, windows_read
+from ..engine.stopping import Repetition
 from ..errors import ConfigError, PromptError
-from ..models.files.tokenizers import Tokenizer, completion_text, stop_matcher
+from ..models.files.tokenizers import Tokenizer, breaker_tokens, completion_text, stop_matcher
 from ..records import (
     Completion,
     DeviceSettings,
@@ -102,6 +103,7 @@ class Task:
     point_id: str
     noise_key: int
     end_tokens: tuple[int, ...]
+    dry_breakers: tuple[tuple[int, ...], ...]
 
     @classmethod
     def of(cls, model: OpenModel, point: Point, prompts: Prompts) -> Task:
@@ -121,14 +123,22 @@ class Task:
             raise ConfigError(
                 "sampling.stop_at_eot", True, f"model={model.source.name} has no end-of-text token; use sampling.stop"
             )
-        for token, _ in sampling.logit_bias:
+        named = {
+            "logit_bias": [token for token, _ in sampling.logit_bias],
+            "suppress_tokens": sampling.suppress_tokens,
+            "stop_token_ids": sampling.stop_token_ids,
+        }
+        for setting, token in ((setting, token) for setting, tokens in named.items() for token in tokens):
             if token >= model.backend.vocab_size:
                 wanted = f"token ids of model={model.source.name} are below {model.backend.vocab_size}"
-                raise ConfigError("sampling.logit_bias", token, wanted)
+                raise ConfigError(f"sampling.{setting}", token, wanted)
+        if len({*sampling.suppress_tokens, *sampling.stop_token_ids, *model.backend.end_tokens}) >= model.backend.vocab_size:
+            raise ConfigError("sampling.suppress_tokens", list(sampling.suppress_tokens), "leaves no token to sample")
         identity = point_id(point, prompts=texts, weights=model.fingerprint, tokenizer=model.tokenizer.fingerprint,
                             dtype=model.arithmetic, device_type=model.device_type)  # fmt: skip
         key = point.seed if sampling.noise == "common" else independent_key(point.seed, identity)
-        return cls(point, texts, prompt_ids, identity, key, model.backend.end_tokens)
+        breakers = _breakers(cast(Any, model.tokenizer), sampling.dry_breakers) if "dry" in active_steps(sampling) else ()
+        return cls(point, texts, prompt_ids, identity, key, model.backend.end_tokens, breakers)
 
     @property
     def keys(self) -> Iterator[Key]:
@@ -145,6 +155,7 @@ class Task:
             prompt_index=key[0],
             sample_index=key[1],
             end_tokens=self.end_tokens,
+            dry_breakers=self.dry_breakers,
             prefix=prefix,
         )
 
@@ -158,6 +169,8 @@ class Task:
             len(ids) < sampling.max_new_tokens
             and max(ids, default=0) < backend.vocab_size
             and not (sampling.stop_at_eot and not set(self.end_tokens).isdisjoint(ids))
+            and set(sampling.stop_token_ids).isdisjoint(ids)
+            and not (sampling.stop_on_repetition and any(map(Repetition(*sampling.stop_on_repetition), ids)))
             and not (sampling.stop and any(map(stop_matcher(model.tokenizer, sampling.stop), ids)))
             and not (sampling.overflow == "stop" and backend.block_size is not None and length > backend.block_size)
         )
@@ -172,7 +185,8 @@ class Task:
     def sample(self, tokenizer: Tokenizer, key: Key, completion: Completion) -> Sample:
         """The line of ``samples.jsonl`` that a completion makes."""
         sampling, prompt = self.point.sampling, self.prompts[key[0]]
-        end = completion.token_ids[-1] if completion.finish_reason == "eot" else None
+        last = completion.token_ids[-1] if completion.token_ids else None
+        ended = completion.finish_reason == "eot" or (completion.finish_reason == "stop" and last in sampling.stop_token_ids)
         return Sample(
             point_id=self.point_id,
             prompt_id=prompt.id,
@@ -182,7 +196,7 @@ class Task:
             sampling=sampling,
             model=self.point.model.name,
             prompt=prompt.text,
-            completion=completion_text(tokenizer, completion.token_ids, sampling.stop, end),
+            completion=completion_text(tokenizer, completion.token_ids, sampling.stop, last if ended else None),
             finish_reason=completion.finish_reason,
             prompt_tokens=len(self.prompt_ids[key[0]]),
             token_ids=completion.token_ids,
@@ -190,6 +204,12 @@ class Task:
             sampler_logprob_mean=completion.sampler_logprob_mean,
             entropy_mean=completion.entropy_mean,
         )
+
+
+@lru_cache(16)
+def _breakers(tokenizer: Any, breakers: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+    """`breaker_tokens`, which looks at the whole vocabulary, once for all points of a sweep."""
+    return breaker_tokens(tokenizer, breakers)
 
 
 @lru_cache

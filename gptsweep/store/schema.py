@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from ..records import FINISH_REASONS, SETTINGS_OF_0_1, Sampling, neutral_settings
+from ..records import FINISH_REASONS, FINISH_REASONS_OF_0_1, SETTINGS_OF_0_1, Sampling, neutral_settings
 
 SAMPLES = "samples.jsonl"
 PARTIAL = "samples.partial.jsonl"
@@ -28,6 +28,8 @@ MULTIRUN = "multirun.yaml"
 
 COUNTS = ("num_prompts", "num_samples", "prompt_tokens", "completion_tokens", *(f"finish_{end}" for end in FINISH_REASONS))
 """Columns of ``summary.csv`` that count; they follow the settings."""
+RARE_COUNTS = tuple(f"finish_{end}" for end in FINISH_REASONS if end not in FINISH_REASONS_OF_0_1)
+"""Those of them that are there only where they are above 0."""
 STATE = ("status", "error", "directory")
 """Columns of ``sweep.csv`` that say what became of a point."""
 ABOUT = ("point_id", *STATE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import itertools
 import json
@@ -454,6 +455,8 @@ def _is_gpt2(ids: Mapping[bytes, int], merges: Sequence[tuple[bytes, bytes]], ad
     return ids == ranks and all(ranks[a + b] == 256 + i for i, (a, b) in enumerate(merges))
 
 
+_LONGEST_BREAKER, _LONGEST_TAIL = 40, 20
+
 # --- stop strings ---------------------------------------------------------------------------------------------------------
 
 
@@ -477,12 +480,34 @@ def stop_matcher(tokenizer: Tokenizer, stops: tuple[str, ...]) -> Callable[[int]
     return matches
 
 
-def completion_text(tokenizer: Tokenizer, ids: Sequence[int], stops: tuple[str, ...], eot_id: int | None) -> str:
-    """The text of generated ``ids`` without what ended it: a closing ``eot_id``, or the stop string that was completed first.
+def breaker_tokens(tokenizer: Tokenizer, breakers: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+    """The sequences of token ids that any of some texts may be, for DRY: as llama.cpp finds them.
+
+    A text, of which 40 bytes count, may lie in one token, or begin at the end of one and go on with the tokens of the rest,
+    of which 20 count.
+    """
+    found: dict[tuple[int, ...], None] = {}
+    for text in breakers:
+        wanted = _utf8(text)[:_LONGEST_BREAKER]
+        for token in range(tokenizer.vocab_size):
+            own = tokenizer.token_bytes(token)
+            if wanted in own:
+                found[(token,)] = None
+                continue
+            for begun in range(1, min(len(own) + 1, len(wanted))):
+                rest = wanted[begun:]
+                if own.endswith(wanted[:begun]) and (rest.decode("utf-8", "replace").encode() == rest):
+                    with contextlib.suppress(PromptError):  # what the model has no tokens for, it cannot generate
+                        found[(token, *tokenizer.encode(rest.decode())[:_LONGEST_TAIL])] = None
+    return tuple(found)
+
+
+def completion_text(tokenizer: Tokenizer, ids: Sequence[int], stops: tuple[str, ...], end: int | None) -> str:
+    """The text of generated ``ids`` without what ended it: a closing ``end``, or the stop string that was completed first.
 
     Of stop strings completed by the same byte the longest counts. Bytes that are not UTF-8 become U+FFFD.
     """
-    if eot_id is not None and ids and ids[-1] == eot_id:
+    if end is not None and ids and ids[-1] == end:
         ids = ids[:-1]
     text = b"".join(map(tokenizer.token_bytes, ids))
     found = [(start + len(stop), start) for stop in map(_utf8, stops) if (start := text.find(stop)) >= 0]
