@@ -21,13 +21,9 @@ Grid = dict[tuple[float, int], dict[str, float | None]]
 @pytest.fixture(scope="module")
 def grid() -> Grid:
     lm = gptsweep.load("shakespeare", device="cpu")
-    found: Grid = {}
-    for temperature, top_k in itertools.product(TEMPERATURES, TOP_K):
-        if top_k == 1 and temperature not in (0.0, 1.0):
-            continue
-        samples = lm.generate("\n", num_samples=8, max_new_tokens=200, seed=1, temperature=temperature, top_k=top_k)
-        found[temperature, top_k] = text_metrics([sample.as_json() for sample in samples])
-    return found
+    settings = {"temperature": TEMPERATURES, "top_k": TOP_K}
+    samples = gptsweep.sweep(lm, num_samples=8, max_new_tokens=200, seed=1, **settings)
+    return {point: text_metrics(of_point.to_dict("records")) for point, of_point in samples.groupby([*settings])}
 
 
 def along(grid: Grid, name: str, points: Sequence[tuple[float, int]]) -> list[float]:
