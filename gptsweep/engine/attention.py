@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.abi import HEADS, PAGE, TILE
+from ..kernels.abi import HEADS, MOST_HEADS, PAGE, TILE
 from ..models.architecture import Attend
 from .kv_cache import Ints, KVCache, Span
 
@@ -85,7 +85,7 @@ def seen_by(positions: Tensor, length: int, window: int | None) -> Tensor:
 def paged_attention_by_kernels(cache: KVCache, metadata: AttentionMetadata, store: Kernel, attend_kernel: Kernel) -> Attend:
     """`paged_attention` by kernels: each token sums over its own length only, so its bits do not depend on the batch.
 
-    The kernels have as many heads of keys and values as of queries.
+    Queries, keys and values may be of the cache's dtype, or float32, and are rounded to the cache's dtype.
 
     Args:
         cache: the keys and values, which the pass adds to.
@@ -93,59 +93,76 @@ def paged_attention_by_kernels(cache: KVCache, metadata: AttentionMetadata, stor
         store: the kernel ``store`` in the dtype of the cache.
         attend_kernel: the kernel ``attend`` in that dtype.
     """
-    n_head, width = cache.n_kv_heads, cache.n_kv_heads * cache.head_size
-    lanes, max_pages = cache.keys.shape[-1], cache.block_tables.shape[1]
+    n_kv_heads, lanes, max_pages = cache.n_kv_heads, cache.keys.shape[-1], cache.block_tables.shape[1]
     n_tokens = len(metadata.positions)
     layer_bytes = cache.keys[0].numel() * cache.keys.element_size()
-    shape = {"n_tokens": n_tokens, "width": width, "n_head": n_head, "head_lanes": lanes, "max_pages": max_pages}
-    pages = cache.block_tables[metadata.block_tables, metadata.positions // PAGE].astype(np.int64)
-    offsets = metadata.positions % PAGE
+    most_positions = max_pages * PAGE
+    # A window may begin and end within a page, and tokens that share their pages begin in two that follow each other.
+    widest = max(most_positions if window is None else window for window in cache.windows)
+    most_scores = min(max_pages, widest // PAGE + 3) * PAGE
+    shape = {
+        "n_tokens": n_tokens,
+        "n_kv_heads": n_kv_heads,
+        "head_size": cache.head_size,
+        "head_lanes": lanes,
+        "pages": cache.block_tables[metadata.block_tables, metadata.positions // PAGE].astype(np.int64),
+        "offsets": metadata.positions % PAGE,
+    }
     alone = len(metadata.kept) == n_tokens  # no token sees another of this pass, and each can store its own just before
     if not alone:
-        store.set(**shape, pages=pages, offsets=offsets, chunk=16)
-    # A thread's own: queries, what is mixed of values, scores and their sums, of some heads of a tile.
-    scratch = 4 * HEADS * TILE * (2 * lanes + max_pages * PAGE + 1)
-    attend_kernel.set(**shape, pages=pages, offsets=offsets, block_tables=cache.block_tables, stores=alone, scratch=scratch)
+        store.set(**shape, chunk=16)
+    attend_kernel.set(**shape, max_pages=max_pages, most_scores=most_scores, block_tables=cache.block_tables, stores=alone)
 
-    def keep(tokens: Ints) -> None:
+    def keep(tokens: Ints, n_head: int) -> None:
+        # Heads that are attended to together, as the kernel has them, and how often.
+        sharing = n_head // n_kv_heads
+        together = max(1, HEADS // sharing)
+        heads, groups = together * min(sharing, MOST_HEADS), math.ceil(n_kv_heads / together) * math.ceil(sharing / MOST_HEADS)
         attend_kernel.set(
             n_kept=len(tokens),
             kept=tokens,
             table_rows=metadata.block_tables[tokens],
             lengths=metadata.positions[tokens] + 1,
-            chunk=math.ceil(len(tokens) / TILE * n_head / HEADS / 32),
+            n_head=n_head,
+            chunk=math.ceil(len(tokens) / TILE * groups / 32),
+            # A thread's own: queries, what is mixed of values, scores and their sums, of those heads of a tile.
+            scratch=4 * heads * TILE * (2 * lanes + most_scores + 1),
         )
 
     def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        last = layer == cache.n_layer - 1
+        last, n_head = layer == cache.n_layer - 1, queries.shape[1]
         if last:
-            keep(metadata.kept)
+            keep(metadata.kept, n_head)
         elif layer == 0:
-            keep(np.arange(n_tokens))
-        qkv = _side_by_side(queries, keys, values).to(cache.keys.dtype)
-        out = torch.empty(len(metadata.kept) if last else n_tokens, width, dtype=qkv.dtype)
-        places = {
-            "qkv": qkv.data_ptr(),
+            keep(np.arange(n_tokens), n_head)
+        q, k, v = _as_kernels_read(cache.keys.dtype, queries, keys, values)
+        out = torch.empty(len(metadata.kept) if last else n_tokens, n_head * cache.head_size, dtype=q.dtype)
+        inputs = {
+            "k": k.data_ptr(),
+            "v": v.data_ptr(),
+            "k_stride": k.stride(0),
+            "v_stride": v.stride(0),
+            "wide": k.dtype != cache.keys.dtype,
             "keys": cache.keys.data_ptr() + layer * layer_bytes,
             "values": cache.values.data_ptr() + layer * layer_bytes,
         }
         if not alone:
-            store(**places)
-        attend_kernel(**places, out=out.data_ptr())
-        return out.to(queries.dtype)
+            store(**inputs)
+        window = cache.windows[layer]
+        attend_kernel(
+            **inputs,
+            q=q.data_ptr(),
+            q_stride=q.stride(0),
+            window=most_positions if window is None else window,
+            out=out.data_ptr(),
+        )
+        return out
 
     return attend
 
 
-def _side_by_side(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """``[tokens, 3 * width]``: the queries, keys and values of each token, as the kernels read them.
-
-    GPT-2's are views of one tensor that is laid out like this; it is returned as it is, without a copy.
-    """
-    tokens, n_head, head_size = queries.shape
-    width = n_head * head_size
-    first, step, strides = queries.data_ptr(), width * queries.element_size(), (3 * width, head_size, 1)
-    adjacent = keys.data_ptr() == first + step and values.data_ptr() == first + 2 * step
-    if adjacent and queries.stride() == keys.stride() == values.stride() == strides:
-        return queries.as_strided((tokens, 3 * width), (3 * width, 1))
-    return torch.cat([queries.flatten(1), keys.flatten(1), values.flatten(1)], 1)
+def _as_kernels_read(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
+    """``[tokens, heads, head_size]`` each, heads behind one another, all in ``dtype`` or all in float32."""
+    wide = all(tensor.dtype == torch.float32 for tensor in tensors)
+    made = [tensor if wide else tensor.to(dtype) for tensor in tensors]
+    return [tensor if tensor.stride()[1:] == (tensor.shape[2], 1) else tensor.contiguous() for tensor in made]

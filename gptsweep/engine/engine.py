@@ -65,8 +65,7 @@ class Engine:
         self.stop_matcher = stop_matcher
         self.device = model.embedding.device
         self.dtype = model.embedding.dtype
-        plain_heads = model.n_kv_heads == model.n_head and not any(model.windows)
-        has_kernels = HAS_KERNELS and self.device.type == "cpu" and plain_heads
+        has_kernels = HAS_KERNELS and self.device.type == "cpu"
         self.use_kernels = use_kernels and has_kernels
         self.use_graphs = self.device.type == "cuda"
         self.promise = self.use_kernels and row_invariant(model)

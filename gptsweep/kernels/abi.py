@@ -16,6 +16,8 @@ TILE = 8
 """Tokens whose attention reads a page together, where they see the same: as many as have two sums each in vector registers."""
 HEADS = 4
 """Heads of a token that are attended to together: a sum has to wait for its own last addition, so many go on at once."""
+MOST_HEADS = 8
+"""Heads that share keys and values, of more than `HEADS` that do, and are attended to together, so that these are read once."""
 COLUMNS = 64
 """Outputs that lie together in oneDNN's packed bfloat16 weights."""
 TILE_ROWS = 12
@@ -31,8 +33,9 @@ BLOCK = 64
 
 _COUNTS = ("chunk", "scratch", "next_unit", "next_scratch")
 _ATTEND = (
-    *("n_tokens", "n_kept", "width", "n_head", "head_lanes", "max_pages", "stores", *_COUNTS),
-    *("qkv", "keys", "values", "out", "pages", "offsets", "kept", "block_tables", "table_rows", "lengths"),
+    *("n_tokens", "n_kept", "n_head", "n_kv_heads", "head_size", "head_lanes", "max_pages", "window", "most_scores"),
+    *("stores", "wide", "q_stride", "k_stride", "v_stride", *_COUNTS),
+    *("q", "k", "v", "keys", "values", "out", "pages", "offsets", "kept", "block_tables", "table_rows", "lengths"),
 )
 _LINEAR = ("n_rows", "n_in", "n_out", "summed", *_COUNTS, "x", "weight", "bias", "out")
 _QUANTISE = ("n_rows", "width", *_COUNTS, "x", "quantised", "scales")

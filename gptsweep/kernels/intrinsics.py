@@ -68,26 +68,28 @@ def _widen_overload(x):
     return lambda x: x
 
 
-def store_narrow(to, at, x):
-    """``to[at] = x``, rounded to nearest even where ``to`` is bfloat16."""
+def narrowed(x, to):
+    """float32 ``x`` as it is stored behind the pointer ``to``, rounded to nearest even where that is bfloat16."""
     raise NotImplementedError
 
 
-@overload(store_narrow)
-def _store_narrow_overload(to, at, x):
+@overload(narrowed)
+def _narrowed_overload(x, to):
     if to.dtype == types.uint16:
 
-        def store(to, at, x):
+        def narrow(x, to):
             bits = np.float32(x).view(np.uint32)
             odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
-            to[at] = np.uint16(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+            return np.uint16(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
 
-        return store
+        return narrow
+    return lambda x, to: x
 
-    def store_as_is(to, at, x):
-        to[at] = x
 
-    return store_as_is
+@compiled()
+def store_narrow(to, at, x):
+    """``to[at] = x``, as `narrowed`."""
+    to[at] = narrowed(x, to)
 
 
 @compiled()

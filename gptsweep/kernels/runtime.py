@@ -35,7 +35,7 @@ SHIPPED = Path(__file__).parents[1] / "data" / "kernels.zip"
 """LLVM's code of the loops, as ``scripts/compile_kernels.py`` makes it."""
 SOURCES = (
     *("abi.py", "activation.py", "attention.py", "codegen.py", "int8.py", "intrinsics.py", "linear.py", "onednn.py"),
-    "sampler.py",
+    *("pages.py", "sampler.py"),
 )
 """The files of this folder that the kernels' code is made of: all but this one."""
 _LINE = 64

@@ -1,0 +1,192 @@
+"""What a page of keys or values is, and the products with one: scores of queries, and sums of values.
+
+A word is what fills 32 bits: one float32, or two bfloat16. A page of keys is ``[head_size / per_word, PAGE, per_word]``, a page
+of values ``[PAGE / per_word, head_size, per_word]``: a vector of words then lies across what is not summed over, and one
+instruction widens it. Pages and vectors are equally wide. ``head_lanes``, a multiple of that width, stands for head_size.
+
+Every sum is over one token's own positions, in an order that depends on that token alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+from .abi import HEADS, PAGE, TILE
+from .intrinsics import FLOATS, INT64, WORDS, compiled, floats_at
+
+_I = types.int64
+
+
+def per_word_of(pointer):
+    """How many numbers behind ``pointer`` fill 32 bits."""
+    raise NotImplementedError
+
+
+@overload(per_word_of)
+def _per_word_of_overload(pointer):
+    per_word = 2 if pointer.dtype == types.uint16 else 1
+    return lambda pointer: per_word
+
+
+def _numbers_in_a_word(number):
+    return 1 if number == ir.FloatType() else 2
+
+
+def _load(builder, pointer, at):
+    """The vector of words at ``pointer[at]``, widened: a float32 vector for each number of a word."""
+    place = builder.bitcast(builder.gep(pointer, [at]), WORDS.as_pointer())
+    bits = builder.load(place, align=2)
+    if _numbers_in_a_word(pointer.type.pointee) == 1:
+        return [builder.bitcast(bits, FLOATS)]
+    low = builder.shl(bits, ir.Constant(WORDS, [16] * PAGE))
+    high = builder.and_(bits, ir.Constant(WORDS, [0xFFFF0000] * PAGE))
+    return [builder.bitcast(low, FLOATS), builder.bitcast(high, FLOATS)]
+
+
+def _in_all_lanes(builder, pointer, at):
+    """A float32 vector with ``pointer[at]`` in every lane."""
+    undefined = ir.Constant(FLOATS, ir.Undefined)
+    single = builder.insert_element(undefined, builder.load(builder.gep(pointer, [at])), ir.IntType(32)(0))
+    return builder.shuffle_vector(single, undefined, ir.Constant(WORDS, [0] * PAGE))
+
+
+def _add_product(builder, total, pointer, at, vector):
+    """``total += pointer[at] * vector``, rounded once (fma): its bits do not depend on the sums that are made beside it."""
+    factors = _in_all_lanes(builder, pointer, at)
+    fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(FLOATS, [FLOATS] * 3), f"llvm.fma.v{PAGE}f32")
+    builder.store(builder.call(fma, [factors, vector, builder.load(total)]), total)
+
+
+def _score_by(tokens, heads, group):
+    """``score(q, q_at, keys, page, scores, at, stride, size)``: scores of the pages from ``keys[page]`` on.
+
+    For each of ``tokens``, whose queries lie behind one another, and of ``heads``, each a tile of queries further, of which
+    each ``group`` reads a page: ``scores[at + (h * TILE + t) * stride + i] = q[q_at + (h * TILE + t) * size :][:size] @
+    page[h // group, :, i]``; even and odd places are summed apart first. Many sums go on beside one another, as each has to
+    wait for its own last addition.
+    """
+
+    @intrinsic
+    def score(_typing, q, q_at, keys, page, scores, at, stride, size):
+        def codegen(_context, builder, _signature, args):
+            q, q_at, keys, page, scores, at, stride, size = args
+            rows = [(h, h * TILE + t) for h in range(heads) for t in range(tokens)]
+            zero = ir.Constant(FLOATS, [0.0] * PAGE)
+            totals = {row: [cgutils.alloca_once(builder, FLOATS) for _ in range(2)] for _, row in rows}
+            for total in itertools.chain(*totals.values()):
+                builder.store(zero, total)
+            page_size = builder.mul(size, INT64(PAGE))
+            pages = [builder.add(page, builder.mul(page_size, INT64(i))) for i in range(heads // group)]
+            with cgutils.for_range_slice(builder, INT64(0), size, INT64(4), INT64) as (d, _):
+                vectors = [[] for _ in pages]
+                for begin, loaded in zip(pages, vectors, strict=True):
+                    while len(loaded) < 4:
+                        numbers = builder.mul(builder.add(d, INT64(len(loaded))), INT64(PAGE))
+                        loaded += _load(builder, keys, builder.add(begin, numbers))
+                for i in range(4):
+                    for h, row in rows:
+                        place = builder.add(builder.add(q_at, builder.mul(size, INT64(row))), builder.add(d, INT64(i)))
+                        _add_product(builder, totals[row][i % 2], q, place, vectors[h // group][i])
+            for row, (even, odd) in totals.items():
+                place = builder.add(at, builder.mul(stride, INT64(row)))
+                total = builder.fadd(builder.load(even), builder.load(odd))
+                builder.store(total, floats_at(builder, scores, place), align=4)
+
+        return types.void(q, _I, keys, _I, scores, _I, _I, _I), codegen
+
+    return score
+
+
+def _mix_by(tokens, heads, group):
+    """``mix(weights, at, stride, values, page, mixed, to, size)``: adds the pages from ``values[page]`` on to what is mixed.
+
+    For each of ``tokens`` and ``heads``, as in `_score_by`: ``mixed[to + (h * TILE + t) * size :][:size] +=
+    weights[at + (h * TILE + t) * stride :][:PAGE] @ page[h // group]``, one position after another.
+    """
+
+    @intrinsic
+    def mix(_typing, weights, at, stride, values, page, mixed, to, size):
+        def codegen(_context, builder, _signature, args):
+            weights, at, stride, values, page, mixed, to, size = args
+            rows = [(h, h * TILE + t) for h in range(heads) for t in range(tokens)]
+            totals = {row: cgutils.alloca_once(builder, FLOATS) for _, row in rows}
+            per_word = _numbers_in_a_word(values.type.pointee)
+            page_size = builder.mul(size, INT64(PAGE))
+            pages = [builder.add(page, builder.mul(page_size, INT64(i))) for i in range(heads // group)]
+            with cgutils.for_range_slice(builder, INT64(0), size, INT64(PAGE), INT64) as (d, _):
+                places = {}
+                for row, total in totals.items():
+                    begin = builder.add(builder.add(to, builder.mul(size, INT64(row))), d)
+                    places[row] = floats_at(builder, mixed, begin)
+                    builder.store(builder.load(places[row], align=4), total)
+                for word in range(0, PAGE, per_word):
+                    numbers = builder.add(builder.mul(size, INT64(word)), builder.mul(d, INT64(per_word)))
+                    vectors = [_load(builder, values, builder.add(begin, numbers)) for begin in pages]
+                    for i in range(per_word):
+                        for h, row in rows:
+                            place = builder.add(builder.add(at, builder.mul(stride, INT64(row))), INT64(word + i))
+                            _add_product(builder, totals[row], weights, place, vectors[h // group][i])
+                for row, total in totals.items():
+                    builder.store(builder.load(total), places[row], align=4)
+
+        return types.void(weights, _I, _I, values, _I, mixed, _I, _I), codegen
+
+    return mix
+
+
+score_tile, mix_tile = _score_by(TILE, 1, 1), _mix_by(TILE, 1, 1)
+_score_pages, _score_pairs = _score_by(1, HEADS, 1), _score_by(1, HEADS, 2)
+_score_1, _score_2, _score_3, _score_4 = (_score_by(1, heads, heads) for heads in range(1, 5))
+_mix_pages, _mix_pairs = _mix_by(1, HEADS, 1), _mix_by(1, HEADS, 2)
+_mix_1, _mix_2, _mix_3, _mix_4 = (_mix_by(1, heads, heads) for heads in range(1, 5))
+
+
+@compiled()
+def score(q, q_at, keys, page, scores, at, stride, size, n_pages, group):
+    """The scores of one token, as in `_score_by`, for ``n_pages`` that lie together and ``group`` heads for each."""
+    if n_pages * group == HEADS and n_pages == HEADS:
+        _score_pages(q, q_at, keys, page, scores, at, stride, size)
+        return
+    if n_pages * group == HEADS and n_pages == 2:
+        _score_pairs(q, q_at, keys, page, scores, at, stride, size)
+        return
+    for i in range(n_pages):
+        for h in range(i * group, (i + 1) * group, HEADS):
+            heads = min(HEADS, (i + 1) * group - h)
+            begin, to = q_at + h * TILE * size, at + h * TILE * stride
+            if heads == 4:
+                _score_4(q, begin, keys, page + i * PAGE * size, scores, to, stride, size)
+            elif heads == 3:
+                _score_3(q, begin, keys, page + i * PAGE * size, scores, to, stride, size)
+            elif heads == 2:
+                _score_2(q, begin, keys, page + i * PAGE * size, scores, to, stride, size)
+            else:
+                _score_1(q, begin, keys, page + i * PAGE * size, scores, to, stride, size)
+
+
+@compiled()
+def mix(weights, at, stride, values, page, mixed, to, size, n_pages, group):
+    """What one token mixes, as in `_mix_by`, of ``n_pages`` that lie together, for ``group`` heads each."""
+    if n_pages * group == HEADS and n_pages == HEADS:
+        _mix_pages(weights, at, stride, values, page, mixed, to, size)
+        return
+    if n_pages * group == HEADS and n_pages == 2:
+        _mix_pairs(weights, at, stride, values, page, mixed, to, size)
+        return
+    for i in range(n_pages):
+        for h in range(i * group, (i + 1) * group, HEADS):
+            heads = min(HEADS, (i + 1) * group - h)
+            begin, target = at + h * TILE * stride, to + h * TILE * size
+            if heads == 4:
+                _mix_4(weights, begin, stride, values, page + i * PAGE * size, mixed, target, size)
+            elif heads == 3:
+                _mix_3(weights, begin, stride, values, page + i * PAGE * size, mixed, target, size)
+            elif heads == 2:
+                _mix_2(weights, begin, stride, values, page + i * PAGE * size, mixed, target, size)
+            else:
+                _mix_1(weights, begin, stride, values, page + i * PAGE * size, mixed, target, size)
