@@ -1,7 +1,8 @@
 """The ABI of the CPU kernels: the records that they read and write, and the sizes that both sides of a call go by.
 
 Fields of a kernel's own record, in `TASKS`, are int64; those from ``next_unit`` on are addresses. Threads take ``chunk`` units
-at a time from the counter at ``next_unit``, and ``scratch`` bytes for themselves from the one at ``next_scratch``.
+at a time from the counter at ``next_unit``, and ``scratch`` bytes for themselves from the one at ``next_scratch``. An
+``epsilon`` is the bits of a float64 (`float64_bits`).
 """
 
 from __future__ import annotations
@@ -26,10 +27,18 @@ TILES_TOGETHER = 6
 """Tiles of rows that a thread widens at once, and takes through one block of weights after another."""
 SEGMENT = 4096
 """Numbers that ``rescale`` and ``activate`` work on at a time, so that a single long row keeps all threads busy."""
-NO_ACTIVATION, GELU, GELU_TANH = range(3)
-"""What ``rescale`` does last, and ``activate`` alone."""
+NO_ACTIVATION, GELU, GELU_TANH, RELU_SQUARED, SILU = range(5)
+"""What ``rescale`` does last, ``activate`` alone, and ``gate`` to what it multiplies by."""
+NO_NORM, NORM_BEFORE, NORM_AFTER = range(3)
+"""Whether and when ``turn`` normalises heads: before or after it turns them."""
 BLOCK = 64
 """Logits are scanned in blocks of this many: a block whose greatest logit cannot win is skipped whole."""
+
+
+def float64_bits(number: float) -> int:
+    """The int64 with the bits of a float64: how a record holds one."""
+    return int(np.float64(number).view(np.int64))
+
 
 _COUNTS = ("chunk", "scratch", "next_unit", "next_scratch")
 _ATTEND = (
@@ -41,6 +50,12 @@ _LINEAR = ("n_rows", "n_in", "n_out", "summed", *_COUNTS, "x", "weight", "bias",
 _QUANTISE = ("n_rows", "width", *_COUNTS, "x", "quantised", "scales")
 _RESCALE = ("n_rows", "width", "activation", *_COUNTS, "y", "scales", "bias")
 _ACTIVATE = ("n_numbers", "activation", *_COUNTS, "y")
+_GATE = ("n_rows", "width", "activation", *_COUNTS, "x", "y")
+_RMS_NORM = ("n_rows", "width", "stride", "epsilon", "wide_x", "wide_y", *_COUNTS, "x", "weight", "y")
+_TURN = (
+    *("n_tokens", "n_head", "n_kv_heads", "head_size", "turned", "pairs", "norm", "epsilon", "q_stride", "k_stride", *_COUNTS),
+    *("q", "k", "cos", "sin", "q_weight", "k_weight"),
+)
 _SAMPLE = ("n_rows", "stride", "vocab_size", *_COUNTS, "logits", "rows", "order")
 TASKS = {
     name: np.dtype([(field, np.int64) for field in fields])
@@ -51,6 +66,9 @@ TASKS = {
         "quantise": _QUANTISE,
         "rescale": _RESCALE,
         "activate": _ACTIVATE,
+        "gate": _GATE,
+        "rms_norm": _RMS_NORM,
+        "turn": _TURN,
         "sample": _SAMPLE,
     }.items()
 }

@@ -1,4 +1,4 @@
-"""The kernel ``activate``, and the activations that it shares with ``rescale``.
+"""The kernels ``activate`` and ``gate``, and the activations that they share with ``rescale``.
 
 oneDNN's own GELU takes three times as long. These are approximations that vectorise, exact to about float32.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from .abi import GELU, GELU_TANH, SEGMENT
-from .intrinsics import FAST, bfloat16_at, compiled, exp, store_narrow, take, widen
+from .abi import GELU, GELU_TANH, RELU_SQUARED, SEGMENT, SILU
+from .intrinsics import FAST, compiled, exp, store_narrow, take, widen
 
 
 @compiled(fastmath=FAST)
@@ -36,6 +36,19 @@ def _gelu(x):
 
 
 @compiled(fastmath=FAST)
+def _relu_squared(x):
+    """``max(x, 0) ** 2`` (So et al., 2021)."""
+    return x * max(x, np.float32(0))
+
+
+@compiled(fastmath=FAST)
+def _silu(x):
+    """``x * sigmoid(x)``."""
+    e = exp(-abs(x))
+    return x * (np.float32(1) if x >= 0 else e) / (np.float32(1) + e)
+
+
+@compiled(fastmath=FAST)
 def activate(y, begin, end, activation):
     """``y = activation(y)`` in place, from ``begin`` to ``end``."""
     if activation == GELU_TANH:
@@ -44,12 +57,14 @@ def activate(y, begin, end, activation):
     elif activation == GELU:
         for i in range(begin, end):
             store_narrow(y, i, _gelu(widen(y[i])))
+    elif activation == RELU_SQUARED:
+        for i in range(begin, end):
+            store_narrow(y, i, _relu_squared(widen(y[i])))
 
 
-def activate_bfloat16(tasks):
+@compiled()
+def _activate(task, y):
     """The activation of what a linear layer made, in place."""
-    task = carray(tasks, 1)[0]
-    y = bfloat16_at(task.y)
     segments = (task.n_numbers + SEGMENT - 1) // SEGMENT
     while True:
         begin = take(task.next_unit, task.chunk)
@@ -57,3 +72,45 @@ def activate_bfloat16(tasks):
             return
         for segment in range(begin, min(begin + task.chunk, segments)):
             activate(y, segment * SEGMENT, min((segment + 1) * SEGMENT, task.n_numbers), task.activation)
+
+
+@compiled(fastmath=FAST)
+def _gate_row(x, gate, up, y, to, count, activation):
+    """``y[to:] = activation(x[gate:]) * x[up:]``, ``count`` of them."""
+    if activation == SILU:
+        for i in range(count):
+            store_narrow(y, to + i, _silu(widen(x[gate + i])) * widen(x[up + i]))
+    elif activation == GELU_TANH:
+        for i in range(count):
+            store_narrow(y, to + i, _gelu_tanh(widen(x[gate + i])) * widen(x[up + i]))
+    elif activation == GELU:
+        for i in range(count):
+            store_narrow(y, to + i, _gelu(widen(x[gate + i])) * widen(x[up + i]))
+
+
+@compiled()
+def _gate(task, x, y):
+    """Rows ``[n_rows, 2 * width]``, the gate first, to ``[n_rows, width]``: SwiGLU where the activation is SiLU."""
+    while True:
+        begin = take(task.next_unit, task.chunk)
+        if begin >= task.n_rows:
+            return
+        for row in range(begin, min(begin + task.chunk, task.n_rows)):
+            gate = row * 2 * task.width
+            _gate_row(x, gate, gate + task.width, y, row * task.width, task.width, task.activation)
+
+
+def activate_by(at):
+    def activate(tasks):
+        task = carray(tasks, 1)[0]
+        _activate(task, at(task.y))
+
+    return activate
+
+
+def gate_by(at):
+    def gate(tasks):
+        task = carray(tasks, 1)[0]
+        _gate(task, at(task.x), at(task.y))
+
+    return gate

@@ -11,11 +11,12 @@ from numba import cfunc, from_dtype, types
 from numba.core import config
 
 from .abi import TASKS
-from .activation import activate_bfloat16
+from .activation import activate_by, gate_by
 from .attention import attend_by, store_by
 from .int8 import quantise_float32, rescale_float32
 from .intrinsics import bfloat16_at, float32_at
 from .linear import linear_bfloat16
+from .norm import rms_norm_by, turn_by
 from .sampler import sample_by
 
 binding.initialize_native_asmparser()  # the kernel ``linear`` has a block of assembly, which numba alone does not compile
@@ -23,13 +24,20 @@ binding.initialize_native_asmparser()  # the kernel ``linear`` has a block of as
 LOOPS = {
     **{
         (name, dtype): kernel_by(at)
-        for name, kernel_by in {"store": store_by, "attend": attend_by, "sample": sample_by}.items()
+        for name, kernel_by in {
+            "store": store_by,
+            "attend": attend_by,
+            "activate": activate_by,
+            "gate": gate_by,
+            "rms_norm": rms_norm_by,
+            "turn": turn_by,
+            "sample": sample_by,
+        }.items()
         for dtype, at in {"float32": float32_at, "bfloat16": bfloat16_at}.items()
     },
     ("linear", "bfloat16"): linear_bfloat16,
     ("quantise", "float32"): quantise_float32,
     ("rescale", "float32"): rescale_float32,
-    ("activate", "bfloat16"): activate_bfloat16,
 }
 
 

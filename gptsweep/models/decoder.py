@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from .architecture import Architecture, Attend, LinearLayer
 from .files.weights import Stacked, Stored, StoredTensor
+from .fused import Fusable, FusedTurn, NormOfHeads
 from .hf_settings import HFSettings
 from .layers import ACTIVATIONS, Activation, Embedding, Gated, Linear, Norm, NormConfig, Rotary, RotaryConfig, Turns
 
@@ -81,7 +82,7 @@ class DecoderConfig:
         return self.n_kv_heads * self.head_size
 
 
-class Attention(nn.Module):
+class Attention(nn.Module, Fusable):
     """The projections around self-attention; who sees whom is the caller's `Attend`."""
 
     def __init__(self, config: DecoderConfig, rotary: Rotary | None) -> None:
@@ -93,8 +94,29 @@ class Attention(nn.Module):
         self.q_norm = self.k_norm = None
         if config.qk_norm is not None:
             whole = config.qk_norm == "width"
-            self.q_norm = Norm(config.norm, width if whole else config.head_size)
-            self.k_norm = Norm(config.norm, config.kv_width if whole else config.head_size)
+            self.q_norm = Norm(config.norm, width if whole else config.head_size, narrow=True)
+            self.k_norm = Norm(config.norm, config.kv_width if whole else config.head_size, narrow=True)
+        self.fused: FusedTurn | None = None
+
+    def fuse(self, dtype: torch.dtype) -> None:
+        if self.config.qk_norm != "head" or self.q_norm is None or self.k_norm is None:
+            self.fused = None if self.rotary is None else self.fused_turn(dtype, None, None, None)
+        elif self.config.norm.kind == "rms" and not self.config.norm.bias:
+            self.fused = self.fused_turn(dtype, "before", self.q_norm.weight, self.k_norm.weight)
+
+    def fused_turn(self, dtype: torch.dtype, norm: NormOfHeads, q_weight: Tensor | None, k_weight: Tensor | None) -> FusedTurn:
+        """One pass that turns queries and keys, and normalises each head."""
+        rotary = self.config.rotary
+        return FusedTurn(
+            self.config.head_size,
+            turned=0 if self.rotary is None else rotary.size,
+            pairs=rotary.pairs,
+            norm=norm,
+            epsilon=self.config.norm.epsilon,
+            q_weight=q_weight,
+            k_weight=k_weight,
+            dtype=dtype,
+        )
 
     def project(self, x: Tensor, turns: Turns) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``[..., n_head, head_size]``, keys and values ``[..., n_kv_heads, head_size]`` of tokens."""
@@ -102,11 +124,14 @@ class Attention(nn.Module):
         heads = config.n_head, config.n_kv_heads, config.n_kv_heads
         whole = self.qkv(x).split([count * config.head_size for count in heads], -1)
         q, k, v = (part.unflatten(-1, (count, config.head_size)) for part, count in zip(whole, heads, strict=True))
-        if self.q_norm is not None and self.k_norm is not None:
-            if config.qk_norm == "width":
-                q, k = self.q_norm(whole[0]).view(q.shape), self.k_norm(whole[1]).view(k.shape)
-            else:
-                q, k = self.q_norm(q), self.k_norm(k)
+        q_norm, k_norm = self.q_norm, self.k_norm
+        if config.qk_norm == "width" and q_norm is not None and k_norm is not None:
+            q, k = q_norm(whole[0]).view(q.shape), k_norm(whole[1]).view(k.shape)
+        if self.fused is not None:
+            self.fused(q, k, *turns)
+            return q, k, v
+        if config.qk_norm == "head" and q_norm is not None and k_norm is not None:
+            q, k = q_norm(q), k_norm(k)
         if self.rotary is not None:
             q, k = self.rotary.turn(q, turns), self.rotary.turn(k, turns)
         return q, k, v
@@ -132,9 +157,10 @@ class Block(nn.Module):
     def __init__(self, config: DecoderConfig, rotary: Rotary | None) -> None:
         super().__init__()
         self.config = config
-        self.norm_1 = Norm(config.norm, config.n_embd)
+        narrow = config.norm_order == "pre"
+        self.norm_1 = Norm(config.norm, config.n_embd, narrow=narrow)
         self.attn = Attention(config, rotary)
-        self.norm_2 = Norm(config.norm, config.n_embd)
+        self.norm_2 = Norm(config.norm, config.n_embd, narrow=narrow)
         self.mlp = MLP(config)
 
     def project(self, x: Tensor, turns: Turns) -> tuple[Tensor, Tensor, Tensor]:
@@ -238,8 +264,8 @@ class Decoder(Architecture):
 
     def between_attentions(self, x: Tensor) -> tuple[Tensor, ...]:
         block = cast(Block, self.blocks[0])
-        self.reserve(1)
-        turns = self.rotary.at(torch.zeros(len(x), dtype=torch.int64, device=x.device))
+        self.reserve(len(x))
+        turns = self.rotary.at(torch.arange(len(x), device=x.device))
         q, k, v = block.project(x, turns)
         return q, k, v, block.finish(x, q.flatten(1)), self.logits(x)
 

@@ -16,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.abi import GELU, GELU_TANH, RELU_SQUARED, SILU
+from .fused import Fusable, FusedGate, FusedNorm
+
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared", "silu", "tanh"]
 
 
@@ -51,14 +54,22 @@ class SquaredReLU(nn.Module):
         return F.relu(x).square()
 
 
-class Gated(nn.Module):
+class Gated(nn.Module, Fusable):
     """``activation(gate) * up`` of ``[..., 2 * width]``, the gate first; with SiLU it is SwiGLU (Shazeer, 2020)."""
 
     def __init__(self, activation: nn.Module) -> None:
         super().__init__()
         self.activation = activation
+        self.fused: FusedGate | None = None
+
+    def fuse(self, dtype: torch.dtype) -> None:
+        code = activation_code(self.activation)
+        if code in (SILU, GELU, GELU_TANH):
+            self.fused = FusedGate(code, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.fused is not None:
+            return self.fused(x)
         gate, up = x.float().chunk(2, -1)
         return cast(Tensor, self.activation(gate) * up)
 
@@ -74,6 +85,13 @@ ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
 }
 
 
+def activation_code(activation: nn.Module | None) -> int | None:
+    """What kernels call an activation, or None where they do not have it."""
+    if isinstance(activation, nn.GELU):
+        return GELU_TANH if activation.approximate == "tanh" else GELU
+    return RELU_SQUARED if isinstance(activation, SquaredReLU) else SILU if isinstance(activation, nn.SiLU) else None
+
+
 # -- normalisations ----------------------------------------------------------------------------------------------------------
 
 
@@ -87,17 +105,29 @@ class NormConfig:
     bias: bool = False
 
 
-class Norm(nn.Module):
-    """A normalisation of the last dimension, in float32 whatever the linear layers' dtype."""
+class Norm(nn.Module, Fusable):
+    """A normalisation of the last dimension, in float32 whatever the linear layers' dtype.
 
-    def __init__(self, config: NormConfig, width: int) -> None:
+    ``narrow``: the result may be in the linear layers' dtype, for they alone read it, or attention.
+    """
+
+    def __init__(self, config: NormConfig, width: int, *, narrow: bool = False) -> None:
         super().__init__()
+        self.narrow = narrow
+        self.fused: FusedNorm | None = None
         self.config = config
         self.width = width
         self.weight = nn.Parameter(torch.ones(width)) if config.weight else None
         self.bias = nn.Parameter(torch.zeros(width)) if config.bias else None
 
+    def fuse(self, dtype: torch.dtype) -> None:
+        if self.config.kind == "rms" and self.bias is None:
+            to = dtype if self.narrow else torch.float32
+            self.fused = FusedNorm(self.width, self.config.epsilon, self.weight, dtype, to)
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.fused is not None:
+            return self.fused(x)
         x = x.float()
         if self.config.kind == "layer":
             return F.layer_norm(x, (self.width,), self.weight, self.bias, self.config.epsilon)

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from ..errors import DeviceError
 from ..kernels import onednn
-from ..kernels.abi import GELU, GELU_TANH, NO_ACTIVATION, SEGMENT
+from ..kernels.abi import NO_ACTIVATION, RELU_SQUARED, SEGMENT
 from .architecture import Model
+from .fused import fuse
+from .layers import activation_code
 
 try:
     from ..kernels import runtime as kernels
@@ -31,20 +33,21 @@ class PackedLinear(nn.Module):
 
     Args:
         linear: the layer; its weight is no longer needed afterwards.
-        gelu: the activation to apply to the result.
+        activation: to apply to the result; one of those that `goes_with` says.
     """
 
-    def __init__(self, linear: nn.Linear, gelu: nn.GELU | None = None) -> None:
+    def __init__(self, linear: nn.Linear, activation: nn.Module | None = None) -> None:
         super().__init__()
         self.dtype = linear.weight.dtype
         self.packed = onednn.pack(linear.weight.detach())
         self.bias = None if linear.bias is None else linear.bias.detach()
+        gelu = activation if isinstance(activation, nn.GELU) else None
         # oneDNN's GELU takes three times as long, and with it `Bf16Gemm` would not have the bits of oneDNN's layer.
-        self.activate = _activation(gelu) if self.dtype == torch.bfloat16 and kernels is not None else None
-        fused = gelu if self.activate is None else None
-        self.activation = "none" if fused is None else "gelu"
-        self.approximate = "" if fused is None else fused.approximate
-        self.gemm = onednn.Bf16Gemm.of(linear.weight, self.packed, self.bias) if fused is None else None
+        if gelu is not None and (self.dtype != torch.bfloat16 or kernels is None):
+            self.activate, self.activation, self.approximate = None, "gelu", gelu.approximate
+        else:
+            self.activate, self.activation, self.approximate = _kernel_of(activation, self.dtype), "none", ""
+        self.gemm = onednn.Bf16Gemm.of(linear.weight, self.packed, self.bias) if self.activation == "none" else None
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.to(self.dtype).reshape(-1, x.shape[-1])
@@ -59,17 +62,20 @@ class PackedLinear(nn.Module):
         return onednn.linear(rows, self.packed, self.bias, self.activation, self.approximate)
 
 
-def _activation(gelu: nn.GELU | None) -> kernels.Kernel | None:
-    """The kernel of a bfloat16 layer's activation."""
-    if gelu is None:
+def _kernel_of(activation: nn.Module | None, dtype: torch.dtype) -> kernels.Kernel | None:
+    """The kernel of the activation behind a layer."""
+    if activation is None:
         return None
-    kernel = kernels.Kernel("activate", torch.bfloat16)
-    kernel.set(activation=_which(gelu))
+    kernel = kernels.Kernel("activate", dtype)
+    kernel.set(activation=activation_code(activation))
     return kernel
 
 
-def _which(gelu: nn.GELU | None) -> int:
-    return NO_ACTIVATION if gelu is None else GELU_TANH if gelu.approximate == "tanh" else GELU
+def goes_with(activation: nn.Module | None, dtype: torch.dtype) -> bool:
+    """Whether packed layers of ``dtype`` can apply the activation themselves."""
+    if isinstance(activation, nn.GELU):
+        return True
+    return activation_code(activation) == RELU_SQUARED and kernels is not None and dtype in (torch.float32, torch.bfloat16)
 
 
 class Int8Linear(nn.Module):
@@ -80,13 +86,13 @@ class Int8Linear(nn.Module):
 
     Args:
         linear: the layer, in float32; its weight is no longer needed afterwards.
-        gelu: the activation to apply to the result.
+        activation: to apply to the result; one of those that `goes_with` says.
 
     Raises:
         DeviceError: no way of multiplying is exact on this CPU.
     """
 
-    def __init__(self, linear: nn.Linear, gelu: nn.GELU | None = None) -> None:
+    def __init__(self, linear: nn.Linear, activation: nn.Module | None = None) -> None:
         super().__init__()
         weight = linear.weight.detach()
         self.scales = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
@@ -96,7 +102,10 @@ class Int8Linear(nn.Module):
         self.zeros = torch.zeros(len(weight), dtype=torch.int64)
         self.bias = None if linear.bias is None else linear.bias.detach()
         self.quantise, self.rescale = (kernels.Kernel(name, torch.float32) for name in ("quantise", "rescale"))
-        self.rescale.set(activation=_which(gelu), bias=0 if self.bias is None else self.bias.data_ptr())
+        code = activation_code(activation)
+        self.rescale.set(
+            activation=NO_ACTIVATION if code is None else code, bias=0 if self.bias is None else self.bias.data_ptr()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).contiguous()
@@ -179,13 +188,16 @@ def has_int8_layers(model: Model) -> bool:
 
 
 def pack(model: Model, layer: type[PackedLinear] | type[Int8Linear] = PackedLinear) -> None:
-    """Replace the linear layers of ``model`` by ``layer``, one at a time, in place."""
+    """Replace the linear layers of ``model`` by ``layer``, one at a time, in place, and fuse what lies between them."""
     for parent, name, activation in model.linear_layers():
+        linear = as_linear(getattr(parent, name))
         behind = None if activation is None else getattr(parent, activation)
-        gelu = behind if isinstance(behind, nn.GELU) else None
-        setattr(parent, name, layer(as_linear(getattr(parent, name)), gelu))
-        if activation is not None and gelu is not None:
+        applied = behind if goes_with(behind, linear.weight.dtype) else None
+        setattr(parent, name, layer(linear, applied))
+        if activation is not None and applied is not None:
             setattr(parent, activation, nn.Identity())
+    if isinstance(model, nn.Module):
+        fuse(model, model.embedding.dtype)
 
 
 def as_linear(module: nn.Module) -> nn.Linear:

@@ -64,10 +64,15 @@ class NanochatAttention(Attention):
             self.value_embed = Embedding(config.vocab_size, config.kv_width)
             self.value_gate = cast(nn.Module, Linear(config.gate_channels, config.n_kv_heads, bias=False))
 
+    def fuse(self, dtype: torch.dtype) -> None:
+        sharpness = torch.full((self.config.head_size,), self.config.sharpness)
+        self.fused = self.fused_turn(dtype, "after", sharpness, sharpness)
+
     def project_token(self, x: Tensor, turns: Turns, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values as `Attention.project` gives them, of the tokens ``ids``: ``int64 [...]``."""
         q, k, v = super().project(x, turns)
-        q, k = (self.head_norm(turned) * self.config.sharpness for turned in (q, k))
+        if self.fused is None:
+            q, k = (self.head_norm(turned) * self.config.sharpness for turned in (q, k))
         if self.value_embed is not None and self.value_gate is not None:
             gate = self.config.gate_scale * sigmoid(self.value_gate(x[..., : self.config.gate_channels]))
             v = v + gate.unsqueeze(-1) * self.value_embed(ids).float().view(v.shape)
@@ -177,11 +182,11 @@ class Nanochat(Decoder):
 
     def between_attentions(self, x: Tensor) -> tuple[Tensor, ...]:
         block = cast(NanochatBlock, self.blocks[-1])  # it has a value embedding, if any has
-        self.reserve(1)
-        zeros = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        ids = torch.arange(len(x), device=x.device) % self.vocab_size
-        q, k, v = block.project_token(x, self.rotary.at(zeros), ids)
-        return q, k, v, block.finish(x, q.flatten(1)), self.logits(x), self._embedded(ids, zeros)
+        self.reserve(len(x))
+        positions = torch.arange(len(x), device=x.device)
+        ids = positions % self.vocab_size
+        q, k, v = block.project_token(x, self.rotary.at(positions), ids)
+        return q, k, v, block.finish(x, q.flatten(1)), self.logits(x), self._embedded(ids, torch.zeros_like(ids))
 
     def compile_blocks(self, mode: str | None) -> None:
         for block in cast(list[NanochatBlock], list(self.blocks)):

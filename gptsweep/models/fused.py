@@ -1,0 +1,160 @@
+"""What lies between linear layers, by CPU kernels: each a single pass over its rows, with the same bits for a row in any batch.
+
+A layer that has such a kernel is `Fusable`; `linear.pack` calls `fuse` once the layers around it are packed.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels.abi import NO_NORM, NORM_AFTER, NORM_BEFORE, float64_bits
+
+try:
+    from ..kernels import runtime as kernels
+except ImportError:  # numba has no wheel for this platform
+    kernels = None  # type: ignore[assignment]
+
+
+NormOfHeads = Literal["before", "after"] | None
+"""Whether heads are normalised, before or after they are turned."""
+
+
+class Fusable(ABC):
+    """A layer that can compute by a kernel, for inference on a CPU."""
+
+    @abstractmethod
+    def fuse(self, dtype: torch.dtype) -> None:
+        """From now on compute by a kernel, beside linear layers that take and give ``dtype``."""
+
+
+def fuse(model: nn.Module, dtype: torch.dtype) -> None:
+    """Let all layers of ``model`` that can compute by kernels, where there are some for ``dtype``."""
+    if kernels is None or dtype not in (torch.float32, torch.bfloat16):
+        return
+    for module in model.modules():
+        if isinstance(module, Fusable):
+            module.fuse(dtype)
+
+
+def _float32(weight: Tensor | None) -> Tensor | None:
+    return None if weight is None else weight.detach().float().contiguous()
+
+
+def _address(weight: Tensor | None) -> int:
+    return 0 if weight is None else weight.data_ptr()
+
+
+def _chunk(units: int) -> int:
+    """How many units a thread takes at a time."""
+    return -(-units // 32)
+
+
+class FusedNorm:
+    """RMS norm: ``[..., width] -> [..., width]``.
+
+    Args:
+        width: of what is normalised.
+        epsilon: added to the mean of squares.
+        weight: ``float32 [width]``, or None.
+        dtype: of linear layers; other inputs are float32.
+        to: dtype of the result, that one or float32.
+    """
+
+    def __init__(self, width: int, epsilon: float, weight: Tensor | None, dtype: torch.dtype, to: torch.dtype) -> None:
+        self.width, self.weight, self.dtype, self.to = width, _float32(weight), dtype, to
+        self.kernel = kernels.Kernel("rms_norm", dtype)
+        address = _address(self.weight)
+        self.kernel.set(width=width, epsilon=float64_bits(epsilon), weight=address, wide_y=to == torch.float32)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, self.width)
+        if rows.dtype not in (self.dtype, torch.float32) or rows.stride(1) != 1:
+            rows = rows.float().contiguous()
+        y = torch.empty(rows.shape, dtype=self.to)
+        self.kernel(
+            n_rows=len(rows),
+            stride=rows.stride(0),
+            chunk=_chunk(len(rows)),
+            wide_x=rows.dtype == torch.float32,
+            x=rows.data_ptr(),
+            y=y.data_ptr(),
+        )
+        return y.view(x.shape)
+
+
+class FusedTurn:
+    """Rotary positions, and RMS norm of each head, in place.
+
+    Queries are ``[..., n_head, head_size]``, keys ``[..., n_kv_heads, head_size]``.
+
+    Args:
+        head_size: numbers of a head.
+        turned: how many of them are turned, two by two: the first.
+        pairs: the two are beside one another, not half of ``turned`` apart.
+        norm: whether a head is normalised before or after it is turned.
+        epsilon: of that norm.
+        q_weight, k_weight: ``float32 [head_size]`` each, or None.
+        dtype: of linear layers; queries and keys are of this dtype.
+    """
+
+    def __init__(
+        self,
+        head_size: int,
+        *,
+        turned: int,
+        pairs: bool,
+        norm: NormOfHeads,
+        epsilon: float,
+        q_weight: Tensor | None,
+        k_weight: Tensor | None,
+        dtype: torch.dtype,
+    ) -> None:
+        self.turned, self.weights = turned, (_float32(q_weight), _float32(k_weight))
+        self.kernel = kernels.Kernel("turn", dtype)
+        self.kernel.set(
+            head_size=head_size,
+            turned=turned,
+            pairs=pairs,
+            norm={None: NO_NORM, "before": NORM_BEFORE, "after": NORM_AFTER}[norm],
+            epsilon=float64_bits(epsilon),
+            q_weight=_address(self.weights[0]),
+            k_weight=_address(self.weights[1]),
+            scratch=-(-4 * head_size // 64) * 64,
+        )
+
+    def __call__(self, queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> None:
+        """``cos`` and ``sin``, of the angles of each token: ``float32 [..., 1, turned / 2]``, or what broadcasts to it."""
+        q, k = (heads.view(-1, *heads.shape[-2:]) for heads in (queries, keys))
+        angles = (*queries.shape[:-2], 1, self.turned // 2)
+        cos, sin = (table[..., : self.turned // 2].expand(angles).contiguous() for table in (cos, sin))
+        self.kernel(
+            n_tokens=len(q),
+            n_head=q.shape[1],
+            n_kv_heads=k.shape[1],
+            q_stride=q.stride(0),
+            k_stride=k.stride(0),
+            chunk=_chunk(len(q)),
+            q=q.data_ptr(),
+            k=k.data_ptr(),
+            cos=cos.data_ptr(),
+            sin=sin.data_ptr(),
+        )
+
+
+class FusedGate:
+    """``activation(gate) * up``: ``[..., 2 * width] -> [..., width]``, the gate first, in the dtype of linear layers."""
+
+    def __init__(self, activation: int, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.kernel = kernels.Kernel("gate", dtype)
+        self.kernel.set(activation=activation)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = x.to(self.dtype).reshape(-1, x.shape[-1]).contiguous()
+        y = torch.empty(len(rows), rows.shape[1] // 2, dtype=self.dtype)
+        self.kernel(n_rows=len(rows), width=y.shape[1], chunk=_chunk(len(rows)), x=rows.data_ptr(), y=y.data_ptr())
+        return y.view(*x.shape[:-1], -1)
