@@ -6,9 +6,7 @@ traceback. ``HYDRA_FULL_ERROR=1`` shows the traceback of both.
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import shlex
 import signal
 import sys
@@ -23,20 +21,20 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from .config import CONF_DIR, GROUPS, choices, from_omegaconf, keys, meant, point_from_config, register, unknown_key
-from .display import STDOUT, counted, drop, ready_streams, say, write_out
-from .errors import ConfigError, GptsweepError, Interrupted, ResultsError, SweepError, describe, shown
+from .command_help import complete, help_text
+from .config import CONF_DIR, keys, meant, point_from_config, register, unknown_key
+from .display import counted, drop, ready_streams, say, write_out
+from .errors import ConfigError, GptsweepError, Interrupted, ResultsError, SweepError, describe
 from .models.registry import require_some
 from .multirun import hydra_internals
 from .multirun.compose import PointLoader, SweepLoader, for_some_models
-from .multirun.overrides import as_typed, how_to_quote, quoted
+from .multirun.hydra_errors import explain, from_here, is_sweep
+from .multirun.overrides import as_typed
 from .multirun.random_points import axes_of, ends
 from .multirun.steps import with_steps
 from .multirun.sweep_files import (
@@ -57,68 +55,6 @@ PROGRAM = sys.argv[0]
 LISTED = 20
 """Different errors of points that are told at the end, at most."""
 _TUNERS = ("Optuna", "Ax", "Nevergrad")
-_PLUGINS = {
-    "optuna": "hydra-optuna-sweeper",
-    "ax": "hydra-ax-sweeper",
-    "nevergrad": "hydra-nevergrad-sweeper",
-    "joblib": "hydra-joblib-launcher",
-    "ray": "hydra-ray-launcher",
-    "submitit_local": "hydra-submitit-launcher",
-    "submitit_slurm": "hydra-submitit-launcher",
-}
-"""Choices of sweepers and launchers that come in packages of their own."""
-
-_TOO_LONG = re.compile(r"[\d_]{4300}")
-"""A number that Python refuses to read."""
-
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
-_IN_THE_WAY = {errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
-
-HELP = r"""gptsweep samples from GPT models: one run, or a sweep of settings in one batched pass.
-
-Usage:
-  python -m gptsweep [key=value ...]           one run, into outputs/runs/<name>/
-  python -m gptsweep -m [key=value,value ...]  a sweep, into outputs/sweeps/<name>/
-  python -m gptsweep.review <directory>        the results, seen at a glance
-
-Examples:
-  python -m gptsweep                           the embedded model, no network
-  python -m gptsweep model=gpt2 start="Once upon a time" sampling.temperature=0.9
-  python -m gptsweep model=resume model.out_dir=out-shakespeare-char start=FILE:prompt.txt
-  python -m gptsweep -m model=nanochat model.out_dir=base_checkpoints/d12 'model.step=glob(*)'   all steps
-  python -m gptsweep experiment=batch          many prompts from a file
-  python -m gptsweep -m name=night sampling.max_new_tokens=200 sampling.top_k=5,null seed=1,2
-  python -m gptsweep -m name=night sampling.max_new_tokens=200 sampling.top_k=5,null seed=1,2,3   the rest
-  python -m gptsweep -m hydra/sweeper=points hydra.sweeper.file=points.csv     keys as columns, a point a line
-  python -m gptsweep -m hydra/sweeper=random sampling.max_new_tokens=200 'sampling.min_p=interval(0.01,0.3)'
-
-{groups}
-
-Settings, with their defaults:
-{settings}
-
-Quote what the shell would read: 'sampling.stop=["\n\n"]'. In start and sampling.stop, \n is a newline.
-
-More:
-  --cfg job        the config that the same line would run with
-  --version        the version
-  --info           where the config comes from
-  --config-dir X   a directory with choices of your own
-  --hydra-help     Hydra's flags, launchers and sweepers
-  eval "$(python -m gptsweep -sc install=bash)"    completion with the Tab key
-"""
-
-BASH_COMPLETION = r"""_gptsweep_completion() {
-    local word="${COMP_WORDS[COMP_CWORD]}" command="${COMP_WORDS[0]}"
-    if [[ $command == *python* ]]; then
-        [[ ${COMP_WORDS[1]} == -m && ${COMP_WORDS[2]} == gptsweep ]] || return
-        command="$command -m gptsweep"
-    fi
-    COMPREPLY=($(compgen -W "$(COMP_LINE="$COMP_LINE" $command -sc query=bash 2> /dev/null)" -- "$word"))
-}
-COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
-complete -o nospace -o default -F _gptsweep_completion gptsweep python python3"""
 
 
 class Refused(BaseException):
@@ -265,18 +201,8 @@ def sweep_params(config: DictConfig) -> list[str]:
     return [f"{key}={value}" for key, value in (OmegaConf.select(config, "hydra.sweeper.params") or {}).items()]
 
 
-def is_sweep(arguments: list[str]) -> bool:
-    return bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments))
-
-
 def say_where(directory: str) -> None:
     say(f"Results: {from_here(directory)}")
-
-
-def from_here(path: str) -> Path:
-    """``path`` as it is shortest to type in the working directory: relative where it lies below, else absolute."""
-    whole = Path(path).absolute()
-    return whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else whole
 
 
 def check_sweep(config: DictConfig, loader: PointLoader) -> list[Point]:
@@ -437,31 +363,6 @@ def command_line(arguments: list[str], name: str | None) -> str:
     return shlex.join([*program, *arguments, *([] if named else [f"name={name}"])])
 
 
-def help_text() -> str:
-    """The overview; choices, keys, defaults and notes are read from ``conf/``.
-
-    Hydra's own help composes the config and copies it for each of its groups: 0.4 s more.
-    """
-    groups: list[str] = []
-    settings: dict[str, str] = {}
-    for group in GROUPS:
-        groups.append(f"{group}=")
-        for choice in choices(group):
-            note = re.search(r"^# (?!@)(.*)", read_conf(f"{group}/{choice}"), re.MULTILINE)
-            groups.append(f"  {choice:14} {note[1] if note else ''}".rstrip())
-    for file in ("config", "model/resume", "model/hf", "model/nanochat", "device/auto", "sampling/default"):
-        prefix = f"{file.partition('/')[0]}." if "/" in file else ""
-        for line in read_conf(file).splitlines():
-            match = re.fullmatch(r"(\w+): (\S+)(?: # (.*))?", line)
-            if match and (key := prefix + match[1]) in keys() and key != "model.name":
-                settings.setdefault(key, f"  {f'{key}={match[2]}':35} {match[3] or ''}".rstrip())
-    return HELP.format(groups="\n".join(groups), settings="\n".join(settings.values()))
-
-
-def read_conf(name: str) -> str:
-    return (CONF_DIR / f"{name}.yaml").read_text(encoding="utf-8")
-
-
 def from_shell(arguments: list[str]) -> list[str]:
     """``arguments`` as Hydra's grammar wants them: the characters typed are the value of a key that holds text.
 
@@ -478,76 +379,6 @@ def from_shell(arguments: list[str]) -> list[str]:
             raise ConfigError(key, value, f"write {near}={value}, without dashes" if near else unknown_key(name, value).wanted)
         ready.append(as_typed(argument, sweeping=sweeping))
     return for_some_models(ready) if sweeping else ready
-
-
-def explain(error: BaseException, arguments: list[str]) -> str | None:
-    """``error`` in one line that names the key, the value and what would work; None where it is no mistake of the user's."""
-    message = str(error)
-    if isinstance(error, GptsweepError):
-        return message
-    if isinstance(error, OverrideParseException):
-        key, equals, value = error.override.partition("=")
-        if not equals:
-            return f"{shown(key)}: must be key=value" + (f"; did you mean {near}=…?" if (near := meant(key)) else "")
-        if call := re.match(r"(choice|sort|shuffle)\((.*\bnull\b.*)\)$", value):
-            return str(ConfigError(key, value, f"Hydra's functions take no null; commas do: {call[2]}"))
-        how = how_to_quote(key, value) if key in keys() else f"quote it twice: {shlex.quote(f'{key}={quoted(value)}')}"
-        return str(ConfigError(key, value, f"Hydra cannot read it; {how}"))
-    if match := re.match(
-        r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'(?:\n1\. To|$| requires)", message, re.DOTALL
-    ):
-        key, _, value = match[1].partition("=")
-        return str(ConfigError(key, value, f"several values are a sweep, which needs -m; one list is {key}=[{value}]"))
-    if match := re.match(r"Multiple values for ([\w/]+)", message):
-        return f"{match[1]}: has a choice already; write {match[1]}=… without +"
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-        hint = "; device.name=cuda:1 names one GPU" if group == "device" else ""
-        if group in ("hydra/sweeper", "hydra/launcher") and choice in _PLUGINS:
-            hint = f"; pip install {_PLUGINS[choice]} adds it"
-        return str(ConfigError(group, choice, f"must be one of {', '.join(error.options)}{hint}"))
-    if match := re.search(r"To append to your config use \+(.*)|Error merging override (.*)", message, re.DOTALL):
-        override = match[1] or match[2]
-        if override.startswith("~"):
-            return f"{override}: a setting cannot be taken away"
-        key, _, value = override.lstrip("+").partition("=")
-        if isinstance(cause := error.__cause__ or error.__context__, OmegaConfBaseException):
-            section_unknown = key.startswith(f"{cause.full_key}.") and key not in keys()
-            return str(unknown_key(key, value) if section_unknown else from_omegaconf(cause, value))
-    if match := re.match(r"In '(.*)': \w+ raised while composing config:\n(.*?)\n.*full_key: (\S+)", message, re.DOTALL):
-        return f"{match[3]}: {match[2]}, in {match[1]}.yaml"
-    if message.startswith("Config group override must be"):
-        for argument in arguments:
-            group, _, value = argument.partition("=")
-            if group in GROUPS:
-                return str(ConfigError(group, value, f"must be one of {', '.join(choices(group))}"))
-    if message.startswith("Exceeds the limit") and (long := [each for each in arguments if _TOO_LONG.search(each)]):
-        key, _, value = long[0].partition("=")
-        return str(ConfigError(key, value, "has a number of more digits than Python reads"))
-    if isinstance(error, OSError) and error.errno in _FULL | _FORBIDDEN | _IN_THE_WAY:
-        if error.filename == STDOUT:
-            return f"cannot write {STDOUT}: {error.strerror}"
-        place = "hydra.sweep.dir" if is_sweep(arguments) else "hydra.run.dir"
-        what = from_here(error.filename) if error.filename else "the results"
-        return f"cannot write {what}: {error.strerror}; {place} takes another place"
-    if isinstance(error, (HydraException, OmegaConfBaseException, YAMLError)) or message.startswith(("Only one of", "The --")):
-        return " ".join(message.partition("Config search path:")[0].split()) or type(error).__name__
-    return None
-
-
-def complete(arguments: list[str]) -> bool:
-    """Answer a request of the shell's completion; False where Hydra's own answer is right.
-
-    Hydra's knows ``python script.py`` and console scripts, not ``python -m gptsweep``.
-    """
-    if "install=bash" in arguments:
-        print(BASH_COMPLETION)
-        return True
-    if "uninstall=bash" in arguments:
-        print("complete -r gptsweep python python3; unset -f _gptsweep_completion")
-        return True
-    os.environ["COMP_LINE"] = re.sub(r"^.*?\s-m\s+gptsweep\b", "gptsweep", os.environ.get("COMP_LINE", ""))
-    return False
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from gptsweep.__main__ import explain
 from gptsweep.config import (
     CHOICES,
     CONF_DIR,
@@ -36,6 +35,7 @@ from gptsweep.config import (
     register,
 )
 from gptsweep.errors import ConfigError
+from gptsweep.multirun.hydra_errors import explain
 from gptsweep.records import MODELS, DeviceSettings, ModelSource, Point, Sampling
 
 

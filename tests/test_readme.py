@@ -21,6 +21,7 @@ from nanochat_twin import SHAPE, random_weights, save_nanochat
 import gptsweep.__main__
 import gptsweep.review
 from gptsweep.analysis.metrics import METRICS
+from gptsweep.command_help import HELP
 from gptsweep.config import CONF_DIR, choices, point_from_config, register
 from gptsweep.engine.backend import windows_read
 from gptsweep.multirun.steps import with_steps
@@ -130,7 +131,7 @@ def test_a_review_of_the_readme_shows_the_sweep(command: str, typed: Callable[[s
 
 def examples() -> list[str]:
     """The commands that the README and ``--help`` show, and one for each experiment."""
-    shown = [*commands(), *re.findall(r"^  (python -m gptsweep .*)", gptsweep.__main__.HELP, re.MULTILINE)]
+    shown = [*commands(), *re.findall(r"^  (python -m gptsweep .*)", HELP, re.MULTILINE)]
     typed = [line for line in shown if "-m gptsweep" in line and "[key" not in line and "<" not in line]
     return [*typed, *(f"python -m gptsweep experiment={name}" for name in choices("experiment"))]
 

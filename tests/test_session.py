@@ -209,7 +209,7 @@ def test_independent_noise_tells_points_apart_and_common_noise_does_not(lm: LM) 
         ({"stop_at_eot": True}, ConfigError, "sampling.stop_at_eot=True: model=resume has no end-of-text token"),
         ({"temperatur": 1.0}, ConfigError, "sampling.temperatur=1.0: no such setting; did you mean temperature?"),
         ({"sed": 1}, ConfigError, "sampling.sed=1: no such setting; did you mean seed?"),
-        ({"zzz": 1.0}, ConfigError, "sampling.zzz=1.0: no such setting; there are frequency_penalty"),
+        ({"zzz": 1.0}, ConfigError, "sampling.zzz=1.0: no such setting; there are chat_template"),
         ({"temperature": "hot"}, ConfigError, "sampling.temperature=hot: must be a number"),
         ({"temperature": True}, ConfigError, "sampling.temperature=True: must be a number"),
         ({"temperature": 10**400}, ConfigError, "must be a number"),
