@@ -107,7 +107,7 @@ class Meter:
             return
         self._speed.add(tokens / seconds, seconds)
         others = max(tokens - windows, 0)
-        for_windows = seconds * self._part_of_windows(others, windows, seconds)
+        for_windows = seconds * self._share_of_windows(others, windows, seconds)
         if others:
             self._token_seconds.add((seconds - for_windows) / others, seconds - for_windows)
             self._any_token.add(seconds - for_windows, others)
@@ -116,8 +116,8 @@ class Meter:
             self._any_window.add(for_windows, windows)
         self._measured = now, self.tokens, self.windows
 
-    def _part_of_windows(self, others: int, windows: int, seconds: float) -> float:
-        """The part of ``seconds`` that reading windows took, as far as is known what either kind of token takes."""
+    def _share_of_windows(self, others: int, windows: int, seconds: float) -> float:
+        """How many of ``seconds`` went into windows, as a share, by what is known of each kind of token."""
         if windows <= 0 or others == 0:
             return float(windows > 0)
         token, window = self._token_seconds.value, self._window_seconds.value
@@ -162,7 +162,7 @@ class Meter:
         )
 
     def seconds_left(self, now: float) -> float | None:
-        """Time to the end at this speed; None where it cannot be told yet."""
+        """Seconds to the end at this speed; None where that is not known yet."""
         if self.tokens_total:
             return self._seconds_left()
         if self.rows_done and self.rows_total:

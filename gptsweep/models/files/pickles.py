@@ -61,7 +61,7 @@ def read_pickle(
     makers: Mapping[str, Maker] | None = None,
     persistent: Callable[[Any], object] | None = None,
 ) -> Any:
-    """The object whose pickle begins where ``file`` stands; afterwards it stands behind it.
+    """The object whose pickle begins at the position of ``file``, which is left at the pickle's end.
 
     Args:
         file: is read no further than the pickle's end.
@@ -277,7 +277,7 @@ class _Machine:
         make = self._makers.get(maker.path) if isinstance(maker, Named) else None
         if make is not None and isinstance(arguments, tuple):
             self._copied += sum(len(each) for each in arguments if isinstance(each, (str, bytes, list, dict)))
-            if self._copied > self._part.size + 1024:  # the same text, made anew again and again
+            if self._copied > self._part.size + 1024:  # it makes the same text again and again
                 raise PickleError("the pickle in it makes more than it holds")
             try:
                 return make(*arguments)
@@ -349,7 +349,7 @@ def _numbers(dtype: Any, data: Any) -> list[Any]:
         if len(text) % width:
             raise ValueError
         return [text[start : start + width].rstrip("\0") for start in range(0, len(text), width)]
-    import numpy as np  # late: only files that NumPy had a part in need it
+    import numpy as np  # late: only files that NumPy wrote need it
 
     found: list[Any] = np.frombuffer(bytes(data), np.dtype(order + name)).tolist()
     return found

@@ -129,7 +129,7 @@ class StoredTensor:
         return replace(self, shape=self.shape[::-1], stride=self.stride[::-1])
 
     def rows(self, begin: int, end: int) -> StoredTensor:
-        """The part of it that begins at one row, and ends before another."""
+        """Its rows from ``begin`` up to ``end``, which is left out."""
         offset = self.offset + begin * self.stride[0] * self.dtype.itemsize
         return replace(self, offset=offset, shape=(end - begin, *self.shape[1:]))
 
