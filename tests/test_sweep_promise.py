@@ -16,13 +16,13 @@ SWEEP = (
     "model=resume",
     "model.out_dir=one,two",
     "sampling.temperature=0,0.7,1.3",
-    "sampling.top_k=1,4,null",
+    "sampling.top_k=4,null",
     "seed=1,2",
 )
-SHUFFLED = ("seed=2,1", "sampling.top_k=null,1,4", "model.out_dir=two,one", "sampling.temperature=1.3,0,0.7", "model=resume")
+SHUFFLED = ("seed=2,1", "sampling.top_k=null,4", "model.out_dir=two,one", "sampling.temperature=1.3,0,0.7", "model=resume")
 REST = ("start=JSONL:prompts.jsonl", "sampling.num_samples=2", "sampling.max_new_tokens=9", "sampling.stop=[bc]", "quiet=true")
 PROMPTS = '{"prompt": "a"}\n{"prompt": "abc abc", "id": "two"}\n{"prompt": "hello hi\\nhello hi\\nok"}\n'
-POINTS = 36
+POINTS = 24
 SINGLE = (
     ("model.out_dir=one", "model.out_dir=two"),
     ("sampling.temperature=0.7",),
