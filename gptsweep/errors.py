@@ -42,7 +42,7 @@ def shown(value: object) -> str:
 
 
 _BITS = 1024
-"""Longer numbers are told by their length: Python refuses to write one of 4,300 digits."""
+"""Of longer numbers an error says the length: Python refuses to write one of 4,300 digits."""
 
 
 def _whole(value: object) -> str:
