@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gptsweep.models.decoder import Attention, DecoderConfig
 from gptsweep.models.fused import fuse
-from gptsweep.models.layers import ACTIVATIONS, Activation, Gated, Norm, NormConfig, Rotary, RotaryConfig
+from gptsweep.models.layers import ACTIVATIONS, Activation, Gated, Norm, NormConfig, Rotary, RotaryConfig, SoftCap
 from gptsweep.models.linear import Int8Linear, PackedLinear, goes_with
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -75,6 +75,23 @@ def test_a_gate(dtype: torch.dtype, name: Activation, rows: int, width: int) -> 
     assert made.dtype == dtype
     np.testing.assert_allclose(made.float(), gated(x).float(), rtol=2 * TOLERANCE[dtype], atol=1e-5)
     assert torch.equal(by_kernel(x[rows - 1 :]), made[rows - 1 :])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@settings(max_examples=10, deadline=None)
+@given(rows=st.integers(1, 70), width=st.sampled_from([1, 7, 16, 329, 5000]), cap=st.sampled_from([1.5, 15.0, 30.0]))
+@torch.inference_mode()
+def test_a_soft_cap(dtype: torch.dtype, rows: int, width: int, cap: float) -> None:
+    capped = SoftCap(cap)
+    x = (20 * drawn(rows, width)).to(dtype)
+    by_kernel = fused(capped, dtype)
+    made = by_kernel(x.clone())
+    assert made.dtype == dtype
+    np.testing.assert_allclose(made.float(), capped(x).float(), rtol=2 * TOLERANCE[dtype], atol=1e-5)
+    assert torch.equal(by_kernel(x[rows - 1 :].clone()), made[rows - 1 :])
+    ends = torch.tensor([torch.inf, -torch.inf, 1e30, 0.0, torch.nan]).to(dtype)
+    assert torch.equal(by_kernel(ends.clone())[:4].float(), torch.tensor([cap, -cap, cap, 0.0]))
+    assert by_kernel(ends)[4].isnan()
 
 
 @pytest.mark.parametrize("layer", [PackedLinear, Int8Linear])

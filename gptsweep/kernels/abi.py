@@ -2,7 +2,7 @@
 
 Fields of a kernel's own record, in `TASKS`, are int64; those from ``next_unit`` on are addresses. Threads take ``chunk`` units
 at a time from the counter at ``next_unit``, and ``scratch`` bytes for themselves from the one at ``next_scratch``. An
-``epsilon`` is the bits of a float64 (`float64_bits`).
+``epsilon`` and a ``cap`` are the bits of a float64 (`float64_bits`).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ TILES_TOGETHER = 6
 """Tiles of rows that a thread widens at once, and takes through one block of weights after another."""
 SEGMENT = 4096
 """Numbers that ``rescale`` and ``activate`` work on at a time, so that a single long row keeps all threads busy."""
-NO_ACTIVATION, GELU, GELU_TANH, RELU_SQUARED, SILU = range(5)
-"""What ``rescale`` does last, ``activate`` alone, and ``gate`` to what it multiplies by."""
+NO_ACTIVATION, GELU, GELU_TANH, RELU_SQUARED, SILU, SOFT_CAP = range(6)
+"""What ``rescale`` does last, ``activate`` alone, and ``gate`` to what it multiplies by; `SOFT_CAP` is ``activate``'s."""
 NO_NORM, NORM_BEFORE, NORM_AFTER = range(3)
 """Whether and when ``turn`` normalises heads: before or after it turns them."""
 BLOCK = 64
@@ -49,7 +49,7 @@ _ATTEND = (
 _LINEAR = ("n_rows", "n_in", "n_out", "summed", *_COUNTS, "x", "weight", "bias", "out")
 _QUANTISE = ("n_rows", "width", *_COUNTS, "x", "quantised", "scales")
 _RESCALE = ("n_rows", "width", "activation", *_COUNTS, "y", "scales", "bias")
-_ACTIVATE = ("n_numbers", "activation", *_COUNTS, "y")
+_ACTIVATE = ("n_numbers", "activation", "cap", *_COUNTS, "y")
 _GATE = ("n_rows", "width", "activation", *_COUNTS, "x", "y")
 _RMS_NORM = ("n_rows", "width", "stride", "epsilon", "wide_x", "wide_y", *_COUNTS, "x", "weight", "y")
 _TURN = (

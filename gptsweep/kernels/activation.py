@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from .abi import GELU, GELU_TANH, RELU_SQUARED, SEGMENT, SILU
+from .abi import GELU, GELU_TANH, RELU_SQUARED, SEGMENT, SILU, SOFT_CAP
 from .intrinsics import FAST, compiled, exp, store_narrow, take, widen
 
 
@@ -62,16 +62,31 @@ def activate(y, begin, end, activation):
             store_narrow(y, i, _relu_squared(widen(y[i])))
 
 
+@compiled(fastmath=FAST)
+def _soft_cap(y, begin, end, cap):
+    """``y = cap * tanh(y / cap)`` in place, from ``begin`` to ``end``."""
+    for i in range(begin, end):
+        x = widen(y[i])
+        e = exp(np.float32(-2) * abs(x) / cap)
+        share = (np.float32(1) - e) / (np.float32(1) + e)
+        store_narrow(y, i, cap * (share if x >= 0 else -share))
+
+
 @compiled()
 def _activate(task, y):
     """The activation of what a linear layer made, in place."""
     segments = (task.n_numbers + SEGMENT - 1) // SEGMENT
+    cap = np.float32(np.int64(task.cap).view(np.float64))
     while True:
         begin = take(task.next_unit, task.chunk)
         if begin >= segments:
             return
         for segment in range(begin, min(begin + task.chunk, segments)):
-            activate(y, segment * SEGMENT, min((segment + 1) * SEGMENT, task.n_numbers), task.activation)
+            first, end = segment * SEGMENT, min((segment + 1) * SEGMENT, task.n_numbers)
+            if task.activation == SOFT_CAP:
+                _soft_cap(y, first, end, cap)
+            else:
+                activate(y, first, end, task.activation)
 
 
 @compiled(fastmath=FAST)

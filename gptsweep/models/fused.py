@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..kernels.abi import NO_NORM, NORM_AFTER, NORM_BEFORE, float64_bits
+from ..kernels.abi import NO_NORM, NORM_AFTER, NORM_BEFORE, SEGMENT, SOFT_CAP, float64_bits
 
 try:
     from ..kernels import runtime as kernels
@@ -158,3 +158,17 @@ class FusedGate:
         y = torch.empty(len(rows), rows.shape[1] // 2, dtype=self.dtype)
         self.kernel(n_rows=len(rows), width=y.shape[1], chunk=_chunk(len(rows)), x=rows.data_ptr(), y=y.data_ptr())
         return y.view(*x.shape[:-1], -1)
+
+
+class FusedSoftCap:
+    """``cap * tanh(x / cap)``, in place, of what a linear layer made: ``[..., width]`` in the dtype of linear layers."""
+
+    def __init__(self, cap: float, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.kernel = kernels.Kernel("activate", dtype)
+        self.kernel.set(activation=SOFT_CAP, cap=float64_bits(cap))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = x.to(self.dtype).contiguous()
+        self.kernel(n_numbers=y.numel(), chunk=_chunk(-(-y.numel() // SEGMENT)), y=y.data_ptr())
+        return y

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.abi import GELU, GELU_TANH, RELU_SQUARED, SILU
-from .fused import Fusable, FusedGate, FusedNorm
+from .fused import Fusable, FusedGate, FusedNorm, FusedSoftCap
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared", "silu", "tanh"]
 
@@ -72,6 +72,21 @@ class Gated(nn.Module, Fusable):
             return self.fused(x)
         gate, up = x.float().chunk(2, -1)
         return cast(Tensor, self.activation(gate) * up)
+
+
+class SoftCap(nn.Module, Fusable):
+    """``cap * tanh(x / cap)`` of what a linear layer made; it may be changed in place."""
+
+    def __init__(self, cap: float) -> None:
+        super().__init__()
+        self.cap = cap
+        self.fused: FusedSoftCap | None = None
+
+    def fuse(self, dtype: torch.dtype) -> None:
+        self.fused = FusedSoftCap(self.cap, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cap * torch.tanh(x.float() / self.cap) if self.fused is None else self.fused(x)
 
 
 ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .architecture import Attend, LinearLayer
 from .decoder import Attention, Block, Decoder, DecoderConfig, Place
 from .hf_settings import HFSettings
-from .layers import Embedding, Linear, Norm, Rotary, Turns
+from .layers import Embedding, Linear, Norm, Rotary, SoftCap, Turns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +124,7 @@ class Nanochat(Decoder):
     def __init__(self, config: NanochatConfig) -> None:
         super().__init__(config)
         self.blocks = nn.ModuleList(NanochatBlock(config, self.rotary, layer) for layer in range(config.n_layer))
+        self.soft_cap = SoftCap(config.softcap)
         if config.mixed:
             self.stream_shares = nn.Parameter(torch.ones(config.n_layer))
             self.embedding_shares = nn.Parameter(torch.zeros(config.n_layer))
@@ -169,8 +170,7 @@ class Nanochat(Decoder):
         return cast(Tensor, x + torch.where((previous >= 0).unsqueeze(-1), gate, 0.0) * before)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        shares = self.head(hidden).float() / self.config.softcap
-        return cast(Tensor, shares.tanh_().mul_(self.config.softcap))
+        return cast(Tensor, self.soft_cap(self.head(hidden)))
 
     def linear_layers(self) -> Iterator[LinearLayer]:
         yield from super().linear_layers()
