@@ -393,3 +393,14 @@ METRICS: dict[str, Metric] = {
     )
 }
 """Every metric by its column name, in the order they are shown."""
+
+MAUVE = Metric(
+    name="mauve",
+    label="MAUVE",
+    meaning="how near the texts of a point are to the reference text, by hidden states of a model; 1 is near, 0 far",
+    unit="share",
+    of_point=lambda texts: "needs --metric mauve, and a reference text",
+    needs="20 samples of a point and as many pieces of a reference text",
+    direction="higher",
+)
+"""The metric that takes a model: the review computes it where it is asked for, and keeps it beside the point."""

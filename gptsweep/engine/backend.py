@@ -153,6 +153,14 @@ class Scorer(Protocol):
         """Mean log-probability and mean entropy, in nats, of the tokens ``start`` to ``end`` after those before them."""
 
 
+@runtime_checkable
+class Featurizer(Protocol):
+    """A backend that can say in numbers what a text is like."""
+
+    def features(self, ids: Sequence[int]) -> list[float]:
+        """The model's hidden state behind the last of ``ids``, ``[n_features]``; of the ids, the first that it can read."""
+
+
 class Backends(Protocol):
     """Opens models of one kind of backend."""
 

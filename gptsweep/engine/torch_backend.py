@@ -29,7 +29,7 @@ _LIMITS = (
 
 
 class TorchBackend:
-    """A loaded model as a `Backend` and a `Scorer`.
+    """A loaded model as a `Backend`, a `Scorer` and a `Featurizer`.
 
     Args:
         loaded: the model, on its device and ready for inference.
@@ -100,6 +100,16 @@ class TorchBackend:
                 logprob += logs.gather(1, chosen_ids[:, None]).sum().item()
                 entropy -= (logs.exp() * logs).sum().item()
         return logprob / (end - start), entropy / (end - start)
+
+    def features(self, ids: Sequence[int]) -> list[float]:
+        """As `Featurizer.features`: the residual stream after the last block, normalised."""
+        with torch.inference_mode():
+            window = torch.tensor([ids[: self.block_size]], device=self.engine.device)
+            positions = torch.arange(window.shape[-1], device=window.device)
+            self.model.reserve(window.shape[-1])
+            hidden = self.model.hidden(window, positions, self.model.attend_within)
+        values: list[float] = hidden[0, -1].float().tolist()
+        return values
 
 
 class TorchBackends:
