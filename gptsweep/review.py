@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,14 +21,16 @@ from rich.console import Console
 from .analysis.asked import Asked, kept
 from .analysis.columns import label, ordered, plain
 from .analysis.frames import Sweep, read_sweep
-from .analysis.metrics import METRICS
-from .analysis.reference import Reference, kept_reference
+from .analysis.metrics import MAUVE, METRICS, Metric
+from .analysis.own_metrics import OwnMetric
+from .analysis.reference import Reference, kept_reference, read_kept
 from .analysis.row_filter import where
 from .analysis.samplers import SamplerComparison
 from .display import STDOUT, drop, one_line, ready_streams, say
 from .errors import GptsweepError, ResultsError
 from .report import report
 from .report.terminal import default_metrics, keys_of, print_difference, print_samplers, print_sweep, settings_of_row
+from .run.nearness import mauve_metric
 from .run.reference import maker_name, update_reference
 from .run.rows import OpenModel
 from .store.csv_files import csv_bytes
@@ -47,6 +49,10 @@ EXAMPLES = """examples:
 """
 
 
+DIRECTIONS = ("min", "max", "reference")
+"""What can be best of a metric."""
+
+
 class Parser(argparse.ArgumentParser):
     """Errors are one line, like those of the other command."""
 
@@ -57,14 +63,17 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    known = ", ".join(METRICS)
+    known = ", ".join([*METRICS, MAUVE.name])
     found = Parser(
         prog="python -m gptsweep.review", description="Review a sweep: tables here, report.html beside the results.",
         epilog=f"{EXAMPLES}\nmetrics: {known}", formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     found.add_argument("path", nargs="+", type=Path, help="a sweep, a run, or a directory of them")
     found.add_argument(
-        "--metric", action="append", metavar="NAME[,NAME]", help="the metrics to show; with --samplers NAME:min|max|reference"
+        "--metric",
+        action="append",
+        metavar="NAME[,NAME]",
+        help="the metrics to show, module:function for one of your own; with --samplers NAME:min|max|reference",
     )
     found.add_argument(
         "--sort", metavar="NAME", help="sort by a metric or a setting; a minus in front, --sort -NAME, turns it round"
@@ -92,7 +101,11 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--reference", metavar="FILE:PATH", help="compare everything with a text; later reviews show it, too; null removes it"
     )
-    found.add_argument("--model", metavar="NAME", help="with --reference: the model to score it with, if results name a path")
+    found.add_argument(
+        "--model",
+        metavar="NAME",
+        help="the model to score --reference with, if results name a path; or that gives --metric mauve its features",
+    )
     found.add_argument("--diff", nargs=2, metavar="POINT", help="compare two points: row numbers, settings or directories")
     found.add_argument("--samples", type=int, default=3, metavar="N", help="with --diff: so many samples side by side (3)")
     found.add_argument("--format", choices=("table", "csv", "json"), help="table on a terminal, csv in a pipe")
@@ -135,7 +148,10 @@ def review(options: argparse.Namespace, console: Console | None = None) -> None:
     Raises:
         GptsweepError: a name, a condition or a path is wrong.
     """
-    whole = read_sweep(*options.path)
+    options.metric, own = asked_metrics(options.metric)
+    whole, options.own = read_sweep(*options.path).scored(*own), own
+    if MAUVE.name in {name.partition(":")[0] for name in options.metric}:
+        whole = whole.scored(mauve_of(options, whole))
     sweep = whole.only(where(whole.summary, options.where)) if options.where else whole
     if sweep.summary.empty:
         raise ResultsError("where", options.where, f"holds for none of the {len(whole.summary)} points")
@@ -183,7 +199,7 @@ def review_samplers(options: argparse.Namespace, whole: Sweep, sweep: Sweep, con
     for other in ("diff", "best", "group", "sort", "plots"):
         if given := getattr(options, other):
             raise ResultsError(other, str(given), "does not go with --samplers")
-    asked = Asked.of(",".join(options.metric or ()), options.by)
+    asked = Asked.of(",".join(options.metric), options.by)
     if not asked.metrics:
         raise ResultsError("metric", None, "say what is best: --samplers --metric NAME:min, NAME:max or NAME:reference")
     text = reference_of(options, whole)
@@ -200,7 +216,7 @@ def review_samplers(options: argparse.Namespace, whole: Sweep, sweep: Sweep, con
             say(f"gptsweep.review: {each.sentence}", error=True)
     say_problems(whole, text)
     if not options.no_report and len(options.path) == 1:
-        if not options.where:
+        if not options.where and sweep.declared.keys() <= METRICS.keys():  # others are not known to later pages
             asked.keep(options.path[0])
         bring_up_to_date(options.path[0], whole, text, found)
 
@@ -224,13 +240,38 @@ def say_problems(sweep: Sweep, reference: Reference | None) -> None:
 def reference_of(options: argparse.Namespace, sweep: Sweep) -> Reference | None:
     """The reference text: one that is asked for here and cannot be had is an error, else what was scored earlier."""
     directory = options.path[0]
-    if options.model and not options.reference:
-        raise ResultsError("model", options.model, "goes with --reference FILE:path")
+    if options.model and not options.reference and MAUVE.name not in {name.partition(":")[0] for name in options.metric}:
+        raise ResultsError("model", options.model, "goes with --reference FILE:path, or with --metric mauve")
     if options.reference == "null":
         (directory / REFERENCE).unlink(missing_ok=True)
     elif options.reference:
-        return update_reference(directory, sweep, options.reference, partial(open_maker, sweep, options.model))
-    return kept_reference(directory, sweep)
+        text = update_reference(directory, sweep, options.reference, partial(open_maker, sweep, options.model))
+        return with_own(text, directory, options.own)
+    return with_own(kept_reference(directory, sweep), directory, options.own)
+
+
+def with_own(text: Reference | None, directory: Path, own: Sequence[OwnMetric]) -> Reference | None:
+    """The reference text with a user's own metrics of its pieces, each a sample without a prompt."""
+    if text is None or not own or (known := read_kept(directory)) is None:
+        return text
+    pieces = [{"prompt": "", "prompt_id": "0"} | piece for piece in known["samples"]]
+    return replace(text, metrics={**text.metrics, **{each.metric.name: each.mean(pieces, None) for each in own}})
+
+
+def mauve_of(options: argparse.Namespace, sweep: Sweep) -> OwnMetric:
+    """MAUVE against the reference text, by the model of ``--model``, else by the one that scored the text.
+
+    Raises:
+        GptsweepError: there is no reference text, or see `reference_of`.
+    """
+    reference_of(options, sweep)
+    if (known := read_kept(options.path[0])) is None:
+        raise ResultsError("metric", MAUVE.name, "needs a text to be near to; give one with --reference FILE:path")
+    opened = cache(partial(open_maker, sweep, options.model))
+    made_by = {name: known["wanted"].get(name) for name in ("weights", "tokenizer", "dtype")}
+    if options.model:
+        made_by = {"weights": opened().fingerprint, "tokenizer": opened().tokenizer.fingerprint, "dtype": opened().dtype}
+    return mauve_metric(known["samples"], made_by, opened)
 
 
 def open_maker(sweep: Sweep, asked: str | None) -> OpenModel:
@@ -259,21 +300,42 @@ def bring_up_to_date(
             say(f"gptsweep.review: no comparison of samplers: {error}", error=True)
     try:
         if (path / MULTIRUN).is_file() or (path / SWEEP).is_file():
-            rows = [{str(name): plain(cell) for name, cell in row.items()} for row in sweep.summary.to_dict("records")]
-            write_sweep_csv(path, [str(name) for name in sweep.summary], rows)
+            own = [column for name, metric in sweep.declared.items() if name not in METRICS for column in (name, metric.spread)]
+            table = sweep.summary.drop(columns=own, errors="ignore")  # they are kept beside the points
+            rows = [{str(name): plain(cell) for name, cell in row.items()} for row in table.to_dict("records")]
+            write_sweep_csv(path, [str(name) for name in table], rows)
         atomic_write(path / REPORT, report(sweep, path.resolve().name, reference, comparisons or ()))
         say(f"report: {path / REPORT}", error=True)
     except ResultsError as error:
         say(f"gptsweep.review: no report: {error}", error=True)
 
 
-def chosen_metrics(sweep: Sweep, asked: Sequence[str] | None) -> list[str]:
+def asked_metrics(asked: Sequence[str] | None) -> tuple[list[str], list[OwnMetric]]:
+    """What ``--metric`` names, a user's own metrics by the names of their functions; and those metrics.
+
+    Raises:
+        ConfigError: see `OwnMetric.named`.
+    """
+    names, own = [], []
+    for text in (text for each in asked or () for text in each.split(",") if text):
+        name, colon, direction = text.rpartition(":")
+        if direction not in DIRECTIONS:
+            name, colon, direction = text, "", ""
+        if ":" in name:
+            own.append(OwnMetric.named(name))
+            name = own[-1].metric.name
+        names.append(f"{name}{colon}{direction}")
+    return names, own
+
+
+def chosen_metrics(sweep: Sweep, names: Sequence[str]) -> list[str]:
     """The metrics to show: those asked for, else the usual ones that there are."""
-    names = [name for each in asked or () for name in each.split(",") if name]
     for name in names:
-        if name not in METRICS:
-            raise ResultsError("metric", name, f"must be one of {', '.join(METRICS)}")
-    return names or default_metrics(sweep)
+        if name not in sweep.declared:
+            raise ResultsError(
+                "metric", name, f"must be one of {', '.join(dict.fromkeys([*sweep.declared, MAUVE.name]))}, or module:function"
+            )
+    return list(names) or default_metrics(sweep)
 
 
 def sorted_rows(rows: pd.DataFrame, by: str | None) -> pd.DataFrame:
@@ -319,13 +381,15 @@ def matching(key: str, typed: str, values: Sequence[Any]) -> Any:
     raise ResultsError("diff", f"{key}={typed}", f"is not there; {key} has {', '.join(map(label, values))}")
 
 
-def best_of(rows: pd.DataFrame, best: str, reference: Mapping[str, float | None] | None) -> tuple[str, int]:
+def best_of(
+    rows: pd.DataFrame, best: str, reference: Mapping[str, float | None] | None, declared: Mapping[str, Metric]
+) -> tuple[str, int]:
     """The metric named by ``--best``, and the number of the best row."""
     name, _, direction = best.partition(":")
-    if name not in METRICS:
-        raise ResultsError("best", best, f"must start with one of {', '.join(METRICS)}")
-    direction = direction or {"lower": "min", "higher": "max"}.get(METRICS[name].direction, "")
-    if direction not in ("min", "max", "reference"):
+    if name not in declared:
+        raise ResultsError("best", best, f"must start with one of {', '.join(declared)}")
+    direction = direction or {"lower": "min", "higher": "max"}.get(declared[name].direction, "")
+    if direction not in DIRECTIONS:
         raise ResultsError("best", best, f"no metric is best by itself: say {name}:min, {name}:max or {name}:reference")
     if name not in rows or not rows[name].notna().any():
         raise ResultsError("best", best, "no point has this metric")
@@ -345,7 +409,7 @@ def verdicts(
 
     That is ``best``, ``alike`` (the samples cannot tell it from the best), ``differs``, or ``unclear`` (too few pairs).
     """
-    name, at = best_of(rows, best, reference)
+    name, at = best_of(rows, best, reference, sweep.declared)
     keys = keys_of(rows)
     thin = sweep.thinned()
     first = settings_of_row(rows.iloc[at].to_dict(), keys)

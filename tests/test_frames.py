@@ -206,7 +206,7 @@ def test_a_table_made_of_summaries_is_that_of_the_samples(tmp_path: Path) -> Non
     samples = sweep.measured(sweep.summary)
     for name in (name for name, metric in METRICS.items() if metric.per == "sample"):
         one = np.zeros(len(samples), dtype=np.int64)
-        mean, error, n = compare.per_sample(name, samples, one, 1, np.arange(len(samples)))
+        mean, error, n = compare.per_sample(METRICS[name], samples, one, 1, np.arange(len(samples)))
         if name in row:
             assert (row[name], row[f"{name}_se"], row[f"{name}_n"]) == pytest.approx((mean[0], error[0], n[0])), name
 

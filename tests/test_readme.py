@@ -20,7 +20,7 @@ from nanochat_twin import SHAPE, random_weights, save_nanochat
 
 import gptsweep.__main__
 import gptsweep.review
-from gptsweep.analysis.metrics import METRICS
+from gptsweep.analysis.metrics import MAUVE, METRICS
 from gptsweep.command_help import HELP
 from gptsweep.config import CONF_DIR, choices, point_from_config, register
 from gptsweep.engine.backend import windows_read
@@ -63,6 +63,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_nanochat(place / "base_checkpoints" / "d12", random_weights("F", SHAPE, step), SHAPE, step)
     (place / "prompt.txt").write_text("ab", encoding="utf-8")
     (place / "points.csv").write_text("sampling.temperature,sampling.top_p\n0.7,0.9\n1.1,\n", encoding="utf-8")
+    (place / "my_metrics.py").write_text(
+        "def exclamations(sample: dict) -> float:\n    return sample['completion'].count('!')\n"
+    )
     (place / "prompts.jsonl").write_text('{"prompt": "To be"}\n{"prompt": "Or not", "id": "b"}\n', encoding="utf-8")
     cached = place / "hub" / "models--openai-community--gpt2"
     save_hf(cached / "snapshots" / "0", random_gpt(replace(TINY, vocab_size=50257, block_size=64, activation="gelu_tanh")))
@@ -172,5 +175,6 @@ def test_the_readme_defines_every_metric() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     defined = re.findall(r"^\| `(\w+)` \| (.*) \|$", text.split("| metric |")[1].split("\n\n")[0], re.MULTILINE)
     assert dict(defined) == {
-        name: metric.meaning + (", in nats" if metric.unit == "nats" else "") for name, metric in METRICS.items()
+        name: metric.meaning + (", in nats" if metric.unit == "nats" else "")
+        for name, metric in {**METRICS, MAUVE.name: MAUVE}.items()
     }

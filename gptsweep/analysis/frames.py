@@ -7,8 +7,8 @@ points that failed or never started. Nothing that cannot be read is passed over 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ..errors import ResultsError
+from ..errors import ConfigError, ResultsError
 from ..store.reader import (
     PointFiles,
     cell,
@@ -31,9 +31,10 @@ from ..store.reader import (
 from ..store.schema import ABOUT, COUNTS, MEANS, RARE_COUNTS, SAMPLE_KEY, SETTINGS_SINCE_0_1, SWEEP
 from . import stats as compare
 from .columns import Columns, ordered, spread_columns, typed
-from .metrics import METRICS
+from .metrics import METRICS, Metric, Outcome
+from .own_metrics import FIELDS, OwnMetric
 from .samplers import Aim, SamplerComparison, compare_samplers
-from .summary import metric_reasons, summary_of
+from .summary import metric_reasons, sample_mean, summary_of
 
 if TYPE_CHECKING:
     import xarray
@@ -96,7 +97,8 @@ class Sweep:
     ``summary`` has a row a point: settings, metrics, ``status`` (complete, partial, failed, missing), ``error``, ``directory``.
     ``samples`` has a row a sample; ``point`` is the row of its point in ``summary``, ``token_ids`` holds int32 arrays.
     ``settings`` names the settings columns, ``swept`` those of them that differ between points. ``problems`` says, one line
-    each, what could not be read and in which file; ``damaged_lines`` is how many lines of samples that were.
+    each, what could not be read and in which file; ``damaged_lines`` is how many lines of samples that were. ``declared`` has
+    the metrics by name, those of a user's own (`scored`) last; ``directories`` the run directories, by label of ``summary``.
     """
 
     summary: pd.DataFrame
@@ -105,6 +107,8 @@ class Sweep:
     swept: tuple[str, ...]
     problems: tuple[str, ...] = ()
     damaged_lines: int = 0
+    declared: Mapping[str, Metric] = field(default_factory=lambda: METRICS)
+    directories: Mapping[int, Path] = field(default_factory=dict)
 
     @cached_property
     def _textual(self) -> tuple[compare.Floats, compare.Mask]:
@@ -121,7 +125,7 @@ class Sweep:
         new = chosen & ~known
         values[new] = compare.text_values(self.samples[new])
         known |= new
-        found = compare.sample_values(self.samples[chosen], values[chosen])
+        found = compare.sample_values(self.samples[chosen], values[chosen], self.declared)
         for name, numbers in (("copy_of", compare.identities(points)), ("noise_of", compare.noises(points))):
             found[name] = found["point"].map(dict(zip(points.index, numbers, strict=True))).astype("int64")
         return found
@@ -129,7 +133,7 @@ class Sweep:
     @property
     def metrics(self) -> list[str]:
         """The metrics that ``summary`` has a value of, in the order they are shown."""
-        return [name for name in METRICS if name in self.summary and self.summary[name].notna().any()]
+        return [name for name in self.declared if name in self.summary and self.summary[name].notna().any()]
 
     def points(self, choice: PointChoice) -> pd.DataFrame:
         """The rows of ``summary`` that are meant.
@@ -183,7 +187,7 @@ class Sweep:
         copies = pd.DataFrame({"group": codes, "copy_of": compare.identities(table)}).iloc[order].duplicated().sort_index()
         alone, own = table[~copies.to_numpy()], codes[~copies.to_numpy()]
         columns["num_points"] = np.bincount(own, minlength=len(counts))
-        names = {per: [name for name in self.metrics if METRICS[name].per == per] for per in ("sample", "point")}
+        names = {per: [name for name in self.metrics if self.declared[name].per == per] for per in ("sample", "point")}
         found = {name: compare.per_point(name, alone, own, len(counts)) for name in names["point"]}
         if compare.shares(table, codes):
             samples = self.measured(table)
@@ -192,10 +196,12 @@ class Sweep:
             at = samples["group"].to_numpy(np.int64)
             clusters = compare.places_of(samples[[*SAMPLE_KEY, "noise_of"]])
             columns["num_samples"] = np.bincount(at, minlength=len(counts))
-            found |= {name: compare.per_sample(name, samples, at, len(counts), clusters) for name in names["sample"]}
+            found |= {
+                name: compare.per_sample(self.declared[name], samples, at, len(counts), clusters) for name in names["sample"]
+            }
         else:
             columns["num_samples"] = np.bincount(codes, weights=table["num_samples"]).astype(int)
-            found |= {name: compare.from_summaries(name, table, codes, len(counts)) for name in names["sample"]}
+            found |= {name: compare.from_summaries(self.declared[name], table, codes, len(counts)) for name in names["sample"]}
         for name in self.metrics:
             columns[name], columns[f"{name}_se"], columns[f"{name}_n"] = found[name]
         return pd.DataFrame(columns)
@@ -219,14 +225,14 @@ class Sweep:
         sides = [self.measured(points).drop_duplicates(["copy_of", *place]) for points in (first, second)]
         pairs = sides[0].merge(sides[1], on=[*left_open, *place], suffixes=("_a", "_b"))
         pairs["cluster"] = compare.places_of(pairs[[*place, "noise_of_a", "noise_of_b"]])
-        rows = compare.paired_samples(pairs)
+        rows = compare.paired_samples(pairs, self.declared)
         shared = [key for key in (*left_open, "seed") if key in self.settings]
         points = [each.assign(copy_of=compare.identities(each), noise_of=compare.noises(each)) for each in (first, second)]
         points = [each.sort_values("num_samples", ascending=False, kind="stable").drop_duplicates("copy_of") for each in points]
         both = points[0].merge(points[1], how="inner" if shared else "cross", on=shared or None, suffixes=("_a", "_b"))
         both["cluster"] = compare.places_of(both[[*({"seed"} & set(shared)), "noise_of_a", "noise_of_b"]])
-        rows |= {name: compare.paired_points(both, name) for name in self.metrics if METRICS[name].per == "point"}
-        table = pd.DataFrame.from_dict({name: rows[name] for name in METRICS if name in rows}, orient="index")
+        rows |= {name: compare.paired_points(both, name) for name in self.metrics if self.declared[name].per == "point"}
+        table = pd.DataFrame.from_dict({name: rows[name] for name in self.declared if name in rows}, orient="index")
         table.index.name = "metric"
         return table
 
@@ -252,7 +258,7 @@ class Sweep:
         Raises:
             ResultsError: a name is wrong, or there is one family only.
         """
-        aim = Aim.of(metric, reference)
+        aim = Aim.of(metric, reference, self.declared)
         for key in by or ():
             if key not in self.settings:
                 raise ResultsError("by", key, f"is not a setting here; swept are {', '.join(self.swept) or 'none'}")
@@ -261,8 +267,49 @@ class Sweep:
         points = whole[~pd.Series(compare.identities(whole), whole.index).duplicated()].sort_index()
         keys = [key for key in self.swept if key != "seed" or key in (by or ())]
         setting = compare.places_of(points[keys]) if keys else np.zeros(len(points), dtype=np.int64)
-        samples = self.measured(points) if METRICS[aim.metric].per == "sample" else None
+        samples = self.measured(points) if aim.metric.per == "sample" else None
         return compare_samplers(aim, points, samples, setting, by)
+
+    def scored(self, *metrics: Callable[[Any], float | None] | OwnMetric) -> Sweep:
+        """The sweep with metrics of one's own: every table, comparison and page then has them as it has the others.
+
+        Args:
+            metrics: functions of one argument, a sample (annotated as ``dict``) or the samples of a point (as ``list``); see
+                `own_metrics`. Values are kept beside the samples, and computed once for the same code and samples.
+
+        Raises:
+            ConfigError: a function's argument is not annotated so, or it has the name of a metric or a column.
+            ResultsError: a function fails; the error names the sample.
+        """
+        found = self
+        for each in metrics:
+            metric = each if isinstance(each, OwnMetric) else OwnMetric.of(each)
+            found = found._with(metric)
+        return found
+
+    def _with(self, own: OwnMetric) -> Sweep:
+        metric, samples = own.metric, self.samples.sort_values(list(SAMPLE_KEY), kind="stable")
+        if metric.name in {*self.summary, *self.samples} - {metric.name if metric.name in self.declared else None}:
+            raise ConfigError("metric", own.key, "has the name of a column; give the function another")
+        values = pd.Series(np.nan, samples.index)
+        outcomes: dict[Any, tuple[Outcome | None, Outcome | None]] = {}
+        for point, rows in samples.groupby("point", sort=False):
+            number = own.values(records_of(rows), self.directories.get(int(str(point))))
+            if metric.per == "point":
+                outcomes[point] = number[0], None
+            else:
+                values[rows.index] = np.array(number, dtype=float)
+                outcomes[point] = sample_mean([value for value in number if value is not None], metric)
+        columns = [metric.name, metric.spread][: 1 + bool(metric.spread)]
+        cells = {
+            column: [
+                None if isinstance(cell := outcomes.get(point, (None, None))[at], str) else cell for point in self.summary.index
+            ]
+            for at, column in enumerate(columns)
+        }
+        summary = self.summary.assign(**{column: pd.Series(cell, self.summary.index, float) for column, cell in cells.items()})
+        table = self.samples if metric.per == "point" else self.samples.assign(**{metric.name: values})
+        return replace(self, summary=summary, samples=table, declared={**self.declared, metric.name: metric})
 
     def only(self, chosen: npt.NDArray[np.bool_]) -> Sweep:
         """The sweep with these points alone; their labels stay."""
@@ -284,14 +331,15 @@ class Sweep:
     def reasons(self) -> dict[str, str]:
         """Why a metric is empty somewhere: by metric, the reason at the first point where it is."""
         found: dict[str, str] = {}
-        for name in METRICS:
+        for name in self.declared:
             if name not in self.summary or self.summary[name].notna().all():
                 continue
             point = self.summary.index[self.summary[name].isna()][0]
             samples = self.samples[self.samples["point"] == point]
             samples = samples.astype(dict.fromkeys(MEANS, object)).where(samples.notna(), None)
             why = metric_reasons(samples.to_dict("records")).get(name) if len(samples) else "has no samples yet"
-            found[name] = why or "not in the point's summary"
+            own = f"needs {self.declared[name].needs}"
+            found[name] = why or ("not in the point's summary" if name in METRICS else own)
         return found
 
     def failures(self) -> list[str]:
@@ -323,6 +371,15 @@ class Sweep:
         wide = table.set_index(keys)[[*self.metrics, "num_samples"]]
         dataset: xarray.Dataset = wide.astype(float).to_xarray()
         return dataset
+
+
+def records_of(samples: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of ``Sweep.samples`` as the fields of their lines of ``samples.jsonl``, in Python's own types."""
+    columns = {name: samples[name].tolist() for name in FIELDS}
+    columns["token_ids"] = [ids.tolist() for ids in samples["token_ids"]]
+    for name in MEANS:
+        columns[name] = [None if np.isnan(value) else value for value in columns[name]]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def assemble(points: list[PointFiles]) -> Sweep:
@@ -365,7 +422,9 @@ def assemble(points: list[PointFiles]) -> Sweep:
     summary = typed({name: [point.row.get(name) for point in points] for name in (*names, *ABOUT)})
     problems = tuple(problem for point in points for problem in point.problems)
     damaged = sum(point.damaged_lines for point in points)
-    return Sweep(summary, columns.frame(summary[settings]), tuple(settings), tuple(swept), problems, damaged)
+    directories = {number: point.directory for number, point in enumerate(points) if not point.unread}
+    frame = columns.frame(summary[settings])
+    return Sweep(summary, frame, tuple(settings), tuple(swept), problems, damaged, directories=directories)
 
 
 def same_cell(value: object) -> object:

@@ -21,7 +21,7 @@ from ..records import SAMPLERS
 from ..store.schema import SAMPLE_KEY
 from .budgets import Comparison, Scores, compare_families
 from .columns import label, plain
-from .metrics import METRICS
+from .metrics import METRICS, Metric
 from .stats import Floats, Ints, places_of, seeds_of
 
 Direction = Literal["min", "max", "reference"]
@@ -35,30 +35,33 @@ MAX_CLUSTERS = 400
 class Aim:
     """What is best: ``metric`` at its lowest, at its highest, or nearest to ``target``, which a reference text has."""
 
-    metric: str
+    metric: Metric
     direction: Direction
     target: float | None = None
 
     @classmethod
-    def of(cls, text: str, reference: Mapping[str, float | None] | None = None) -> Aim:
+    def of(
+        cls, text: str, reference: Mapping[str, float | None] | None = None, declared: Mapping[str, Metric] = METRICS
+    ) -> Aim:
         """From ``METRIC:min``, ``METRIC:max`` or ``METRIC:reference``; without a direction the metric's usual one.
 
         Args:
             text: as it is typed.
             reference: the metrics of a reference text.
+            declared: the metrics by name.
 
         Raises:
             ResultsError: there is no such metric, it has no usual direction, or the reference text has none.
         """
-        name, direction = cls.split(text)
+        name, direction = cls.split(text, declared)
         target = (reference or {}).get(name) if direction == "reference" else None
         if direction == "reference" and (target is None or not math.isfinite(target)):
             wanted = "there is no reference text with this metric; give one with --reference FILE:path"
             raise ResultsError("metric", text, wanted)
-        return cls(name, direction, target)
+        return cls(declared[name], direction, target)
 
     @staticmethod
-    def split(text: str) -> tuple[str, Direction]:
+    def split(text: str, declared: Mapping[str, Metric] = METRICS) -> tuple[str, Direction]:
         """The metric and the direction.
 
         Raises:
@@ -67,16 +70,16 @@ class Aim:
         name, _, given = text.rpartition(":")
         if given not in get_args(Direction):
             name, given = text, ""
-        if name not in METRICS:
-            raise ResultsError("metric", name, f"must be one of {', '.join(METRICS)}")
-        direction = given or {"lower": "min", "higher": "max"}.get(METRICS[name].direction)
+        if name not in declared:
+            raise ResultsError("metric", name, f"must be one of {', '.join(declared)}")
+        direction = given or {"lower": "min", "higher": "max"}.get(declared[name].direction)
         if direction is None:
             raise ResultsError("metric", text, f"no metric is best by itself: say {name}:min, {name}:max or {name}:reference")
         return name, cast(Direction, direction)
 
     def score(self, ratio: Floats) -> Floats:
         """Ratios, whose negative exponential some metrics are, as scores: higher is better."""
-        values = np.exp(-ratio) if METRICS[self.metric].exponential else ratio
+        values = np.exp(-ratio) if self.metric.exponential else ratio
         if self.target is not None:
             return np.asarray(-np.abs(values - self.target))
         return values if self.direction == "max" else -values
@@ -84,12 +87,12 @@ class Aim:
     def shown(self, score: float) -> float:
         """A score as people read it: a value of the metric, or its distance from the target; none beyond what there can be."""
         value = score if self.direction == "max" else -score
-        if self.target is not None or METRICS[self.metric].unit == "share":
+        if self.target is not None or self.metric.unit == "share":
             value = max(value, 0.0) + 0.0  # no -0
-        return min(value, 1.0) if METRICS[self.metric].unit == "share" else value
+        return min(value, 1.0) if self.metric.unit == "share" else value
 
     def __str__(self) -> str:
-        what = METRICS[self.metric].label
+        what = self.metric.label
         if self.target is not None:
             return f"{what} nearest to the reference text's {self.target:.4g}"
         return f"{'highest' if self.direction == 'max' else 'lowest'} {what}"
@@ -265,7 +268,7 @@ def compare_samplers(
     Raises:
         ResultsError: there are not two families with a value of the metric.
     """
-    name = aim.metric
+    name = aim.metric.name
     if samples is None:
         values = points[name].to_numpy(float)
         num, den = np.nan_to_num(values), (~np.isnan(values)).astype(float)
@@ -293,7 +296,7 @@ def compare_samplers(
     for total, each in zip(sums, (num, den), strict=True):
         np.add.at(total, (place, cluster), each)
     left_out = len(rows) - len(known)
-    notes = [f"{left_out} settings have no value of {METRICS[name].label} and are left out"] if left_out else []
+    notes = [f"{left_out} settings have no value of {aim.metric.label} and are left out"] if left_out else []
     halved = "prompts" if prompts >= MIN_HALVED else "samples" if samples is not None else "seeds"
     counts = tuple(np.bincount(family, minlength=len(families)).tolist())
     compared = compare_families(Scores(sums[0], sums[1], unit, aim.score), family)

@@ -23,6 +23,7 @@ Pure functions on the frames that `frames.read_sweep` makes; `frames.Sweep.group
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from ..store.schema import MEANS
-from .metrics import METRICS, Text
+from .metrics import METRICS, Metric, Text
 
 RESAMPLES = 2_000
 MIN_PAIRS = 6
@@ -67,9 +68,9 @@ def ratio(num: Floats, den: Floats, codes: Ints, groups: int, clusters: Ints) ->
     return mean, error, np.bincount(codes, minlength=groups).astype(np.int64)
 
 
-def exponential(name: str, mean: Floats, error: Floats) -> tuple[Floats, Floats]:
+def exponential(metric: Metric, mean: Floats, error: Floats) -> tuple[Floats, Floats]:
     """Mean and error of a metric from those of its ratio."""
-    return (np.exp(-mean), np.exp(-mean) * error) if METRICS[name].exponential else (mean, error)
+    return (np.exp(-mean), np.exp(-mean) * error) if metric.exponential else (mean, error)
 
 
 def per_point(name: str, points: pd.DataFrame, codes: Ints, groups: int) -> tuple[Floats, Floats, Ints]:
@@ -78,27 +79,26 @@ def per_point(name: str, points: pd.DataFrame, codes: Ints, groups: int) -> tupl
     return ratio(np.nan_to_num(values), (~np.isnan(values)).astype(float), codes, groups, seeds_of(points))
 
 
-def per_sample(name: str, samples: pd.DataFrame, codes: Ints, groups: int, clusters: Ints) -> tuple[Floats, Floats, Ints]:
+def per_sample(metric: Metric, samples: pd.DataFrame, codes: Ints, groups: int, clusters: Ints) -> tuple[Floats, Floats, Ints]:
     """Mean, standard error over clusters and number of samples of a metric per sample, for each group."""
-    num, den = (samples[f"{name}/{part}"].to_numpy(float) for part in ("num", "den"))
+    num, den = (samples[f"{metric.name}/{part}"].to_numpy(float) for part in ("num", "den"))
     mean, error, n = ratio(num, den, codes, groups, clusters)
-    return *exponential(name, mean, error), n
+    return *exponential(metric, mean, error), n
 
 
-def from_summaries(name: str, points: pd.DataFrame, codes: Ints, groups: int) -> tuple[Floats, Floats, Ints]:
+def from_summaries(metric: Metric, points: pd.DataFrame, codes: Ints, groups: int) -> tuple[Floats, Floats, Ints]:
     """`per_sample` where every sample is a cluster of its own, from the means, errors and counts of the points alone.
 
     Squared deviations within the points and between them make up those of all samples, so this is the same number, without
     looking at a sample. A million of them need not be measured again to show a table.
     """
-    points, codes = points[(have := points[name].notna().to_numpy(bool))], codes[have]
+    points, codes = points[(have := points[metric.name].notna().to_numpy(bool))], codes[have]
 
     def total(values: npt.ArrayLike) -> Floats:
         return np.asarray(np.bincount(codes, weights=np.asarray(values, dtype=float), minlength=groups), dtype=np.float64)
 
-    values = points[name].to_numpy(float)
+    values = points[metric.name].to_numpy(float)
     samples = points["num_samples"].to_numpy(float)
-    metric = METRICS[name]
     own = points[metric.spread].to_numpy(float) / (np.sqrt(samples) if metric.deviation else 1.0)
     weights = points["completion_tokens"].to_numpy(float) if metric.pooled else samples
     if metric.exponential:
@@ -109,7 +109,7 @@ def from_summaries(name: str, points: pd.DataFrame, codes: Ints, groups: int) ->
         within = np.nan_to_num(own) ** 2 * (samples - 1) * weights**2 / samples
         between = (weights * (values - mean[codes])) ** 2 / samples
         error = np.sqrt(total(within + between) * n / np.where(n > 1, n - 1, np.nan)) / total(weights)
-    return *exponential(name, mean, error), n.astype(np.int64)
+    return *exponential(metric, mean, error), n.astype(np.int64)
 
 
 def by_seed(name: str, points: pd.DataFrame, codes: Ints, groups: int) -> list[list[tuple[str, float]]]:
@@ -171,16 +171,17 @@ def text_values(samples: pd.DataFrame) -> Floats:
     return np.array(rows, dtype=float).reshape(len(rows), len(chosen))
 
 
-def sample_values(samples: pd.DataFrame, texts: Floats) -> pd.DataFrame:
+def sample_values(samples: pd.DataFrame, texts: Floats, metrics: Mapping[str, Metric] = METRICS) -> pd.DataFrame:
     """Every metric per sample as a numerator and a denominator, so that its mean is their ratio; empty ones weigh nothing.
 
     Args:
         samples: rows of ``Sweep.samples``.
         texts: [n, metrics], their `text_values`.
+        metrics: by name.
     """
     from_text = dict(zip(textual(), texts.T, strict=True))
     found = samples.drop(columns=[*MEANS, "token_ids", "completion"])
-    for name, metric in METRICS.items():
+    for name, metric in metrics.items():
         if metric.per == "sample":
             value = pd.Series(from_text[name], samples.index) if name in from_text else samples[metric.field].astype(float)
             weight = samples["completion_tokens"].where(value.notna(), 0) if metric.pooled else value.notna()
@@ -188,13 +189,14 @@ def sample_values(samples: pd.DataFrame, texts: Floats) -> pd.DataFrame:
     return found
 
 
-def paired_samples(pairs: pd.DataFrame) -> dict[str, dict[str, Any]]:
+def paired_samples(pairs: pd.DataFrame, metrics: Mapping[str, Metric] = METRICS) -> dict[str, dict[str, Any]]:
     """`Sweep.compare` for the metrics per sample.
 
     Args:
         pairs: a row a pair: ``<metric>/num_a`` and so on, and ``cluster``, equal for pairs that are not independent.
+        metrics: by name.
     """
-    names = [name for name, metric in METRICS.items() if metric.per == "sample"]
+    names = [name for name, metric in metrics.items() if metric.per == "sample"]
     if pairs.empty:
         reason = "no sample with the same prompt, seed and sample_index on both sides"
         return {name: verdict(math.nan, math.nan, None, 0, 0, reason) for name in names}
@@ -212,7 +214,7 @@ def paired_samples(pairs: pd.DataFrame) -> dict[str, dict[str, Any]]:
     for index, name in enumerate(names):
         with np.errstate(invalid="ignore", divide="ignore"):
             mean, again = (part[index, 0] / part[index, 1] for part in (sums.sum(axis=-1), drawn))
-        if METRICS[name].exponential:
+        if metrics[name].exponential:
             mean, again = np.exp(-mean), np.exp(-again)
         reason = "needs a pair where both have it"
         rows[name] = verdict(mean[0], mean[1], again[1] - again[0], int(counts[index]), int(independent[index]), reason)

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from ..analysis.own_metrics import OwnMetric
 from ..analysis.summary import summarise, text_metrics
 from ..config import point_from_config
 from ..engine.torch_backend import TorchBackends
@@ -22,6 +24,7 @@ from ..run.jobs import Job, Outcome
 from ..run.progress import Progress
 from ..run.session import run_jobs
 from ..store.reader import read_samples
+from ..store.schema import SAMPLE_KEY
 from ..store.unfinished import Unfinished
 
 prepared: ContextVar[Mapping[Path, Outcome]] = ContextVar("prepared")
@@ -52,6 +55,11 @@ def run_point(cfg: DictConfig, directory: Path) -> float | None:
             raise Interrupted(stopped.signal_number, cfg.name, stopped.unfinished) from None
     if outcome.error is not None:
         raise outcome.error
+    if cfg.objective is not None and ":" in cfg.objective:
+        samples = sorted(read_samples(directory)[0], key=itemgetter(*SAMPLE_KEY))
+        return objective_of(
+            {cfg.objective: OwnMetric.named(cfg.objective, "objective").mean(samples, directory)}, cfg.objective
+        )
     return None if cfg.objective is None else objective_of(outcome.summary or {}, cfg.objective)
 
 
@@ -73,14 +81,17 @@ def in_directory(path: str) -> Iterator[None]:
 
 
 def require_objective(name: str | None) -> None:
-    """See that ``objective`` is a measured column of ``summary.csv``, before any work.
+    """See that ``objective`` is a measured column of ``summary.csv``, or a metric ``module:function``, before any work.
 
     Raises:
         ConfigError: it is not.
     """
+    if name is not None and ":" in name:
+        OwnMetric.named(name, "objective")
+        return
     columns = [*summarise({}, []), "tokens_per_second", *text_metrics([])]
     if name is not None and name not in columns:
-        raise ConfigError("objective", name, f"must be one of {', '.join(columns)}")
+        raise ConfigError("objective", name, f"must be one of {', '.join(columns)}, or module:function")
 
 
 def objective_of(summary: Mapping[str, Any], name: str) -> float:

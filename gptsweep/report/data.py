@@ -12,7 +12,6 @@ import pandas as pd
 
 from ..analysis.columns import label, ordered, plain
 from ..analysis.frames import Sweep
-from ..analysis.metrics import METRICS
 from ..analysis.reference import Reference
 from ..analysis.samplers import SamplerComparison
 from ..analysis.stats import MIN_PAIRS, by_seed
@@ -40,10 +39,10 @@ def page_data(
             {"name": key, "labels": [label(value) for value in values[key]], "numbers": numbers(values[key])} for key in keys
         ],
         "metrics": [
-            {"name": name, "label": METRICS[name].label, "unit": METRICS[name].unit, "meaning": METRICS[name].meaning,
-             "per": METRICS[name].per, "column": METRICS[name].field or name, "pooled": METRICS[name].pooled,
-             "exponential": METRICS[name].exponential, "default": METRICS[name].default, "axis": METRICS[name].axis}
-            for name in sweep.metrics
+            {"name": name, "label": metric.label, "unit": metric.unit, "meaning": metric.meaning, "per": metric.per,
+             "column": metric.field or name, "pooled": metric.pooled, "exponential": metric.exponential,
+             "default": metric.default, "axis": metric.axis}
+            for name, metric in sweep.declared.items() if name in sweep.metrics
         ],
         "groups": {
             "at": [list(places) for places in zip(*(placed(groups[key], values[key]) for key in keys), strict=True)] or [[]],
@@ -53,7 +52,7 @@ def page_data(
         },
         "values": {
             name: means(groups, name)
-            | {"seeds": seed_values(sweep, name, group_of, len(groups)) if METRICS[name].per == "point" else None}
+            | {"seeds": seed_values(sweep, name, group_of, len(groups)) if sweep.declared[name].per == "point" else None}
             for name in sweep.metrics
         },
         "cells": cells(sweep, values),
@@ -112,7 +111,7 @@ def effects(sweep: Sweep, values: dict[str, list[Any]]) -> list[dict[str, Any]]:
 def sampler_curves(found: SamplerComparison) -> dict[str, Any]:
     """A comparison of samplers: by family the expected best of 1, 2, … settings; ``leads`` where it is ahead of all others."""
     return {
-        "metric": found.aim.metric,
+        "metric": found.aim.metric.name,
         "aim": str(found.aim),
         "distance": found.aim.target is not None,
         "lower": found.aim.direction != "max",
@@ -149,8 +148,8 @@ def sample_columns(sweep: Sweep, group_of: Mapping[int, int]) -> dict[str, Any]:
     }
     for name in MEANS:
         columns[name] = rounded(samples[name])
-    for name, metric in METRICS.items():
-        if metric.of_sample is not None:
+    for name, metric in sweep.declared.items():
+        if metric.per == "sample" and (metric.field or name) not in columns:
             columns[name] = rounded(measured[f"{name}/num"].where(measured[f"{name}/den"] > 0))
     return columns
 

@@ -11,7 +11,6 @@ import pandas as pd
 
 from ..analysis.columns import label, ordered, plain
 from ..analysis.frames import Sweep
-from ..analysis.metrics import METRICS
 from ..errors import ResultsError
 from .data import numbers
 
@@ -70,7 +69,7 @@ def figures(sweep: Sweep, keys: Sequence[str], names: Sequence[str], new: type[F
         figure = new(figsize=(5.2, 3.6))
         draw_curve(figure.subplots(), sweep, keys, name)
         yield f"curve-{name}", figure
-    pair = [name for axis in ("x", "y") for name in names if METRICS[name].axis == axis]
+    pair = [name for axis in ("x", "y") for name in names if sweep.declared[name].axis == axis]
     pair = pair if len(pair) == 2 else names[:2]
     if len(pair) == 2:
         x, y = pair
@@ -100,7 +99,7 @@ def draw_heat(figure: Figure, sweep: Sweep, x: str, y: str, name: str) -> None:
                 axes.text(
                     column_at, row_at, f"{value:.3g}", ha="center", va="center", color="white" if value > middle else "black"
                 )
-    axes.set(xlabel=x, ylabel=y, title=METRICS[name].label)
+    axes.set(xlabel=x, ylabel=y, title=sweep.declared[name].label)
     figure.colorbar(image, ax=axes)
 
 
@@ -120,7 +119,7 @@ def draw_curve(axes: Axes, sweep: Sweep, keys: Sequence[str], name: str) -> None
                       linewidth=1.5, elinewidth=1, label=label(value) if len(keys) > 1 else None)  # fmt: skip
     if not numbers(values):
         axes.set_xticks(places, [label(value) for value in values])
-    axes.set(xlabel=keys[0], ylabel=METRICS[name].label)
+    axes.set(xlabel=keys[0], ylabel=sweep.declared[name].label)
     if len(keys) > 1:
         axes.legend(title=keys[1], frameon=False, fontsize=8)
 
@@ -135,7 +134,7 @@ def draw_scatter(axes: Axes, sweep: Sweep, keys: Sequence[str], x: str, y: str) 
         a, b, ea, eb = (chosen[column].to_numpy(float) for column in (x, y, f"{x}_se", f"{y}_se"))
         axes.errorbar(a, b, xerr=np.nan_to_num(ea), yerr=np.nan_to_num(eb), **line_style(number),
                       markersize=4, linewidth=1, elinewidth=0.8, label=label(value) if len(keys) > 1 else None)  # fmt: skip
-    axes.set(xlabel=METRICS[x].label, ylabel=METRICS[y].label)
+    axes.set(xlabel=sweep.declared[x].label, ylabel=sweep.declared[y].label)
     if len(keys) > 1:
         axes.legend(title=keys[1], frameon=False, fontsize=8)
 

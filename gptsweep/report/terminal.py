@@ -21,7 +21,7 @@ from rich.text import Text
 
 from ..analysis.columns import label, ordered, plain
 from ..analysis.frames import Sweep
-from ..analysis.metrics import METRICS
+from ..analysis.metrics import Metric
 from ..analysis.samplers import SamplerComparison
 from ..display import counted, one_line, visible
 from ..store.schema import SAMPLE_KEY, STATUSES
@@ -37,7 +37,7 @@ MAX_ROWS = 200
 
 def default_metrics(sweep: Sweep) -> list[str]:
     """The metrics that are shown where none are asked for."""
-    return [name for name in sweep.metrics if METRICS[name].default]
+    return [name for name in sweep.metrics if sweep.declared[name].default]
 
 
 def settings_of_row(row: Mapping[Any, Any], keys: Sequence[str]) -> dict[str, Any]:
@@ -50,20 +50,20 @@ def keys_of(rows: pd.DataFrame) -> list[str]:
     return [str(name) for name in rows.columns[: list(rows.columns).index("points")]]
 
 
-def number(name: str, value: Any) -> str:
+def number(metric: Metric, value: Any) -> str:
     """A value as people read it: shares to three decimals, everything else to three digits."""
     if value is None or not math.isfinite(value):
         return "–"
-    if METRICS[name].unit == "share":
+    if metric.unit == "share":
         return f"{value:.3f}"
     if value == 0 or not 1e-4 <= abs(value) < 1e6:
         return f"{value:.3g}"
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
-def like(name: str, value: float, shown: float) -> str:
+def like(metric: Metric, value: float, shown: float) -> str:
     """An error or a bound with as many decimals as the value beside it."""
-    return "–" if not math.isfinite(value) else f"{value:.{len(number(name, shown).partition('.')[2])}f}"
+    return "–" if not math.isfinite(value) else f"{value:.{len(number(metric, shown).partition('.')[2])}f}"
 
 
 def print_sweep(
@@ -87,20 +87,23 @@ def print_sweep(
     points, samples = counted(len(sweep.summary), "point"), counted(len(sweep.samples), "sample")
     console.print(Text(f"{points} ({said}), {samples}", style="bold"))
     console.print()
-    left_out = print_rows(console, rows.head(MAX_ROWS), names, marks, best, reference, whole=asked_metrics)
+    metrics = [sweep.declared[name] for name in names]
+    left_out = print_rows(console, rows.head(MAX_ROWS), metrics, marks, best, reference, whole=asked_metrics)
     if left_out:
-        more = ", ".join(METRICS[name].label for name in left_out)
-        console.print(Text(f"{more}: in a wider terminal, or with --metric {','.join(left_out)}", style="dim"))
+        more = ", ".join(metric.label for metric in left_out)
+        console.print(
+            Text(f"{more}: in a wider terminal, or with --metric {','.join(metric.name for metric in left_out)}", style="dim")
+        )
     if len(rows) > MAX_ROWS:
         console.print(f"{len(rows) - MAX_ROWS} more rows: --where, --group or --format csv", style="dim")
-    console.print(Text("± one standard error" + (over_seeds(names) if "seed" in sweep.swept else ""), style="dim"))
+    console.print(Text("± one standard error" + (over_seeds(metrics) if "seed" in sweep.swept else ""), style="dim"))
     if best:
         console.print(
             Text("★ best as asked; ≈ these samples cannot tell it from the best; ? too few pairs to say", style="dim")
         )
     for name, reason in sweep.reasons().items():
         if name in names:
-            console.print(Text(f"– {METRICS[name].label}: {one_line(reason)}", style="dim"))
+            console.print(Text(f"– {sweep.declared[name].label}: {one_line(reason)}", style="dim"))
     print_effects(console, sweep, names)
 
 
@@ -112,7 +115,9 @@ def print_first_rows(directory: Path, sweep: Sweep) -> None:
     rows = sweep.only(number < FIRST_ROWS).group()
     console = console_at_end()
     console.print()
-    print_rows(console, rows, default_metrics(sweep), [""] * len(rows), "", None, whole=False)
+    print_rows(
+        console, rows, [sweep.declared[name] for name in default_metrics(sweep)], [""] * len(rows), "", None, whole=False
+    )
     count = number.max() + 1 - len(rows)
     more = f"{count:,} more {'setting' if count == 1 else 'settings'}, " if count > 0 else ""
     path = os.path.relpath(directory)
@@ -143,19 +148,19 @@ def print_comparisons(found: Sequence[SamplerComparison]) -> None:
 def print_rows(
     console: Console,
     rows: pd.DataFrame,
-    names: Sequence[str],
+    metrics: Sequence[Metric],
     marks: Sequence[str],
     best: str,
     reference: Mapping[str, float | None] | None,
     *,
     whole: bool,
-) -> list[str]:
+) -> list[Metric]:
     """The table of settings and metrics, or a block for each row where it does not fit.
 
     Args:
         console: where.
         rows: from `Sweep.group`.
-        names: the metrics.
+        metrics: the metrics.
         marks: how each row stands to the best in metric ``best``, from `verdicts`.
         best: the metric of ``--best``, or empty.
         reference: the metrics of the reference text.
@@ -170,11 +175,12 @@ def print_rows(
         for key in keys_of(rows)
     ]
     samples = Column("samples", [Text(f"{row['num_samples']:,}") for row in records])
-    metrics = [
+    cells = [
         Column(
-            METRICS[name].label, [metric_cell(row, name, marks[at] if name == best else "") for at, row in enumerate(records)]
+            metric.label,
+            [metric_cell(row, metric, marks[at] if metric.name == best else "") for at, row in enumerate(records)],
         )
-        for name in names
+        for metric in metrics
     ]
     lead = [Column("#", [Text(str(at), style="dim") for at in range(len(records))]), *settings, samples]
     if reference:
@@ -182,36 +188,36 @@ def print_rows(
         ends = [Text(), *([head] + [Text()] * len(settings))[: len(settings)], Text()]
         ends[0] = ends[0] if settings else head
         lead = [replace(column, cells=[*column.cells, end]) for column, end in zip(lead, ends, strict=True)]
-        metrics = [
-            replace(column, cells=[*column.cells, Text(number(name, reference.get(name)), style="cyan")])
-            for name, column in zip(names, metrics, strict=True)
+        cells = [
+            replace(column, cells=[*column.cells, Text(number(metric, reference.get(metric.name)), style="cyan")])
+            for metric, column in zip(metrics, cells, strict=True)
         ]
-    count = fitting(lead, metrics, console.width)
-    if count == len(metrics) or (count >= FEWEST and not whole):
-        print_table(console, [*lead, *metrics[:count]], [len(records)] if reference else [])
-        return list(names[count:])
+    count = fitting(lead, cells, console.width)
+    if count == len(cells) or (count >= FEWEST and not whole):
+        print_table(console, [*lead, *cells[:count]], [len(records)] if reference else [])
+        return list(metrics[count:])
     titles = [
         Text.assemble((f"# {at}  ", "dim"), (", ".join(f"{c.heading}={c.cells[at]}" for c in settings), "bold"),
                       f"  {counted(row['num_samples'], 'sample')}")
         for at, row in enumerate(records)
     ]  # fmt: skip
-    print_blocks(console, [*titles, *([Text("reference text", style="cyan")] if reference else [])], metrics)
+    print_blocks(console, [*titles, *([Text("reference text", style="cyan")] if reference else [])], cells)
     return []
 
 
-def over_seeds(names: Sequence[str]) -> str:
+def over_seeds(metrics: Sequence[Metric]) -> str:
     """Which of the metrics have their error over seeds."""
-    seeds = [METRICS[name].label for name in names if METRICS[name].per == "point"]
+    seeds = [metric.label for metric in metrics if metric.per == "point"]
     return f" over samples; for {', '.join(seeds)} over points" if seeds else " over samples"
 
 
-def metric_cell(row: Mapping[Any, Any], name: str, mark: str) -> Text:
+def metric_cell(row: Mapping[Any, Any], metric: Metric, mark: str) -> Text:
     """Mean ± error, and how it stands to the best."""
-    mean, error = row.get(name, math.nan), row.get(f"{name}_se", math.nan)
+    mean, error = row.get(metric.name, math.nan), row.get(f"{metric.name}_se", math.nan)
     sign = {"best": "★ ", "alike": "≈ ", "unclear": "? "}.get(mark, "")
-    cell = Text(sign + number(name, mean), style={"best": "bold green", "alike": "green"}.get(mark, ""))
+    cell = Text(sign + number(metric, mean), style={"best": "bold green", "alike": "green"}.get(mark, ""))
     if math.isfinite(error):
-        cell.append(f" ±{like(name, error, mean)}", style="dim")
+        cell.append(f" ±{like(metric, error, mean)}", style="dim")
     return cell
 
 
@@ -221,12 +227,12 @@ def print_effects(console: Console, sweep: Sweep, names: Sequence[str]) -> None:
     keys = [key for key in sweep.swept if key != "seed" and sweep.summary[key].nunique(dropna=False) > 1]
     if not keys or thin.samples.empty:
         return
-    titles = Column("What each\nsetting does", [Text(METRICS[name].label) for name in names], True, "left")
+    titles = Column("What each\nsetting does", [Text(sweep.declared[name].label) for name in names], True, "left")
     columns = []
     for key in keys:
         values = ordered(sweep.summary[key])
         effect = rows_by_name(thin.effect(key))
-        cells = [change(effect[name], name) if name in effect else Text("–") for name in names]
+        cells = [change(effect[name], sweep.declared[name]) if name in effect else Text("–") for name in names]
         ends = one_line(f"{label(values[0])} → {label(values[-1])}")
         columns.append(Column(f"{one_line(key)}\n{ends}", cells, justify="left"))
     console.print()
@@ -245,15 +251,15 @@ def rows_by_name(table: pd.DataFrame) -> dict[str, dict[Any, Any]]:
     return dict(zip(map(str, table.index), table.to_dict("records"), strict=True))
 
 
-def change(row: Mapping[Any, Any], name: str) -> Text:
+def change(row: Mapping[Any, Any], metric: Metric) -> Text:
     """A difference with its interval."""
     difference, low, high = float(row["difference"]), float(row["low"]), float(row["high"])
     if not math.isfinite(difference):
         return Text("–")
     sign = "" if row["differs"] else "? " if row["reason"] else "≈ "
-    text = Text(f"{sign}{'+' if difference > 0 else ''}{number(name, difference)}", style="" if row["differs"] else "dim")
+    text = Text(f"{sign}{'+' if difference > 0 else ''}{number(metric, difference)}", style="" if row["differs"] else "dim")
     if math.isfinite(low):
-        text.append(f" [{like(name, low, difference)}, {like(name, high, difference)}]", style="dim")
+        text.append(f" [{like(metric, low, difference)}, {like(metric, high, difference)}]", style="dim")
     return text
 
 
@@ -263,7 +269,7 @@ def print_samplers(console: Console, found: SamplerComparison) -> None:
     for note in found.notes:
         console.print(Text(one_line(note), style="dim"))
     console.print()
-    name, most = found.aim.metric, max(found.settings)
+    metric, most = found.aim.metric, max(found.settings)
     budgets = sorted(
         {round(most**share) for share in np.linspace(0, 1, MAX_BUDGETS)} if most > MAX_BUDGETS else range(1, most + 1)
     )
@@ -271,17 +277,17 @@ def print_samplers(console: Console, found: SamplerComparison) -> None:
     for row in found.table.to_dict("records"):
         leads = found.leader(row["budget"] - 1) == found.families.index(row["family"])
         value, low, high = (row[f"held_out{end}"] for end in ("", "_low", "_high"))
-        cell = Text(("★ " if leads else "") + number(name, value), style="bold green" if leads else "")
+        cell = Text(("★ " if leads else "") + number(metric, value), style="bold green" if leads else "")
         if math.isfinite(low):
-            cell.append(f" [{like(name, low, value)}, {like(name, high, value)}]", style="dim")
-        cells[row["family"], row["budget"]] = cell.append(f" ({number(name, row['same_samples'])})", style="dim")
+            cell.append(f" [{like(metric, low, value)}, {like(metric, high, value)}]", style="dim")
+        cells[row["family"], row["budget"]] = cell.append(f" ({number(metric, row['same_samples'])})", style="dim")
     columns = [
         Column(f"{one_line(family)}\n{count} {'setting' if count == 1 else 'settings'}",
                [cells.get((family, budget), Text("–")) for budget in budgets])
         for family, count in zip(found.families, found.settings, strict=True)
     ]  # fmt: skip
     print_in_parts(console, Column("settings\ntried", [Text(str(budget)) for budget in budgets]), columns)
-    what = "distance from the reference text" if found.aim.target is not None else METRICS[name].label
+    what = "distance from the reference text" if found.aim.target is not None else metric.label
     console.print(Text(
         f"{what} expected of the best of so many settings, chosen on one half of the {found.halved} and scored on the other "
         "[95 % interval over prompts and samples] (chosen and scored on the same, which flatters it). "
@@ -294,10 +300,10 @@ def print_difference(console: Console, sweep: Sweep, difference: pd.DataFrame, s
     found = rows_by_name(difference)
     why = [row["reason"] or ("" if row["differs"] else "these samples cannot tell them apart") for row in found.values()]
     columns = [
-        Column("metric", [Text(METRICS[name].label) for name in found], True, "left"),
-        Column("A", [Text(number(name, row["a"])) for name, row in found.items()]),
-        Column("B", [Text(number(name, row["b"])) for name, row in found.items()]),
-        Column("B − A", [change(row, name) for name, row in found.items()]),
+        Column("metric", [Text(sweep.declared[name].label) for name in found], True, "left"),
+        Column("A", [Text(number(sweep.declared[name], row["a"])) for name, row in found.items()]),
+        Column("B", [Text(number(sweep.declared[name], row["b"])) for name, row in found.items()]),
+        Column("B − A", [change(row, sweep.declared[name]) for name, row in found.items()]),
         Column("pairs", [Text(str(row["pairs"])) for row in found.values()]),
     ]
     reasons = Column("", [Text(one_line(each), style="dim") for each in why], True, "left")
@@ -306,7 +312,7 @@ def print_difference(console: Console, sweep: Sweep, difference: pd.DataFrame, s
     if fits or fitting([], columns, console.width) == len(columns):
         print_table(console, [*columns, *[reasons][:fits]])
     else:
-        titled = [Text(METRICS[name].label, style="bold") for name in found]
+        titled = [Text(sweep.declared[name].label, style="bold") for name in found]
         print_blocks(console, titled, [*columns[1:], *([reasons] if any(why) else [])])
     key = list(SAMPLE_KEY)
     parts = [sweep.samples[sweep.samples["point"].isin(sweep.points(side).index)] for side in sides]

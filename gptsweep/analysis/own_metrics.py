@@ -1,0 +1,183 @@
+"""Metrics of a user's own: functions of a sample, or of all samples of a point, by the annotation of their argument.
+
+    def exclamations(sample: dict) -> float:
+        return sample["completion"].count("!")
+
+    def variety(samples: list) -> float:
+        return len({sample["completion"] for sample in samples}) / len(samples)
+
+A sample is a mapping with the fields `FIELDS` of its line of ``samples.jsonl``. None, where a sample has no value, is no error.
+A function is imported only where a command line or a run's own config names it, or a program passes it; results name none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import math
+import os
+import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, GptsweepError, ResultsError
+from ..store.schema import MEANS
+from ..store.scores import Values, read_scores, write_scores
+from .metrics import METRICS, Metric, Record
+
+FIELDS = (
+    "prompt_id", "prompt_index", "sample_index", "seed", "prompt", "completion", "finish_reason", "prompt_tokens",
+    "completion_tokens", "token_ids", *MEANS,
+)  # fmt: skip
+"""What a function finds in a sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnMetric:
+    """A function as a metric.
+
+    Args:
+        metric: its declaration, under the function's name.
+        function: called with a sample, or with a list of them.
+        source: a hash of the code that it is from; empty where there is no code to read, and nothing is kept.
+        key: ``module:function``.
+    """
+
+    metric: Metric
+    function: Callable[[Any], Any]
+    source: str
+    key: str
+
+    @classmethod
+    def named(cls, text: str, setting: str = "metric") -> OwnMetric:
+        """The metric ``module:function``, imported from where Python finds modules, or from the working directory.
+
+        Args:
+            text: as it was typed.
+            setting: where, for errors.
+
+        Raises:
+            ConfigError: there is no such function, importing the module fails, or see `of`.
+        """
+        module, _, name = text.partition(":")
+        if not module or not name.isidentifier():
+            raise ConfigError(setting, text, "must be module:function, as in my_metrics:exclamations")
+        if not {"", os.getcwd()} & set(sys.path):  # as with `python -m`
+            sys.path.append(os.getcwd())
+        try:
+            found = importlib.import_module(module)
+        except Exception as error:
+            looked = f" (looked in {Path.cwd()} and where packages are)" if isinstance(error, ModuleNotFoundError) else ""
+            raise ConfigError(setting, text, f"cannot be imported: {type(error).__name__}: {error}{looked}") from error
+        if not callable(function := getattr(found, name, None)):
+            raise ConfigError(setting, text, f"{module} has no function {name}")
+        return cls.of(function, text)
+
+    @classmethod
+    def of(cls, function: Callable[[Any], Any], key: str = "") -> OwnMetric:
+        """A function as a metric.
+
+        Raises:
+            ConfigError: its argument is not annotated as a sample or as a list of samples, or it has the name of a metric.
+        """
+        name = getattr(function, "__name__", type(function).__name__)
+        key = key or f"{getattr(function, '__module__', '')}:{name}"
+        if name in METRICS or not name.isidentifier():
+            raise ConfigError("metric", key, "must have a name of its own: def my_metric(sample: dict) -> float")
+        per_point = _takes_list(function, key)
+        meaning = (inspect.getdoc(function) or f"{key} of a user").splitlines()[0]
+        metric = Metric(
+            name=name,
+            label=name,
+            meaning=meaning,
+            field="" if per_point else name,
+            of_point=(lambda texts: function([_sample(text.record) for text in texts])) if per_point else None,
+            needs=f"a sample that {name} gives a value",
+            default=True,
+        )
+        return cls(metric, function, _source(function), key)
+
+    def values(self, records: Sequence[Record], directory: Path | None) -> Values:
+        """A value a sample, or one for all of them; kept in ``scores.json`` of ``directory``, and found there.
+
+        Args:
+            records: the samples of a point in the order of their places, with `FIELDS` at least.
+            directory: of the point; None: nothing is kept.
+
+        Raises:
+            ResultsError: the function fails, or gives no number; the error names the sample.
+        """
+        samples = [_sample(record) for record in records]
+        count = 1 if self.metric.per == "point" else len(samples)
+        kept = directory if self.source else None
+        stamp = hashlib.sha256(repr([tuple(sample.values()) for sample in samples]).encode("utf-8", "replace")).hexdigest()
+        if kept and (found := read_scores(kept, self.key, source=self.source, samples=stamp, count=count)) is not None:
+            return found
+        place = f" of {directory}" if directory else ""
+        if self.metric.per == "point":
+            values: Values = [self._value(samples, f"{len(samples)} samples{place}")] if samples else [None]
+        else:
+            where = [f"sample {sample['prompt_index']}-{sample['sample_index']}{place}" for sample in samples]
+            values = [self._value(sample, at) for sample, at in zip(samples, where, strict=True)]
+        if kept:
+            write_scores(kept, self.key, source=self.source, samples=stamp, values=values)
+        return values
+
+    def mean(self, records: Sequence[Record], directory: Path | None) -> float | None:
+        """The value of a point: that of its samples together, or the mean of theirs; see `values`."""
+        known = [value for value in self.values(records, directory) if value is not None]
+        return math.fsum(known) / len(known) if known else None
+
+    def _value(self, argument: Any, where: str) -> float | None:
+        try:
+            found = self.function(argument)
+            value = None if found is None else float(found)
+        except GptsweepError:
+            raise
+        except Exception as error:
+            raise ResultsError("metric", self.key, f"{where}: {type(error).__name__}: {error}") from error
+        if value is not None and not math.isfinite(value):
+            raise ResultsError("metric", self.key, f"{where}: gives {value}, which is no value; None says that there is none")
+        return value
+
+
+def _sample(record: Record) -> dict[str, Any]:
+    return {name: record[name] for name in FIELDS}
+
+
+def _takes_list(function: Callable[[Any], Any], key: str) -> bool:
+    wanted = "must take one argument that is annotated, (sample: dict) or (samples: list)"
+    try:
+        (argument, *others) = inspect.signature(function, eval_str=True).parameters.values()
+    except (TypeError, ValueError, NameError) as error:
+        raise ConfigError("metric", key, wanted) from error
+    kind = typing.get_origin(argument.annotation) or argument.annotation
+    optional = (argument.VAR_POSITIONAL, argument.VAR_KEYWORD)
+    needed = [other for other in others if other.default is other.empty and other.kind not in optional]
+    if not isinstance(kind, type) or kind in (argument.empty, object, Any) or needed:
+        raise ConfigError("metric", key, wanted)
+    if issubclass(kind, Mapping):
+        return False
+    if issubclass(list, kind):
+        return True
+    raise ConfigError("metric", key, wanted)
+
+
+def _source(function: Callable[[Any], Any]) -> str:
+    """A hash of the module that a function is from, its helpers there included; of the function where it is from no file.
+
+    Empty where that would not say what the function does: where it holds values of its own, or has no code to read.
+    """
+    if not inspect.isfunction(function) or function.__closure__ or function.__defaults__:
+        return ""
+    for thing in (inspect.getmodule(function), function):
+        try:
+            code = inspect.getsource(thing)  # type: ignore[arg-type]  # None is a TypeError
+        except (OSError, TypeError):
+            continue
+        return hashlib.sha256(f"{function.__qualname__}\n{code}".encode("utf-8", "replace")).hexdigest()
+    return ""
