@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -86,36 +86,44 @@ def read_tokenizer(path: Path, vocab_size: int) -> NanochatTokenizer:
     Raises:
         ModelError: the file cannot be read, or holds no such vocabulary.
     """
+    try:
+        state = path.stat()
+        tokenizer = _read(path, state.st_size, (state.st_mtime_ns, state.st_ino, state.st_dev))
+    except OSError as error:
+        raise _wrong(path, f"cannot be read ({error.strerror})") from error
+    if tokenizer.vocab_size != vocab_size:
+        has = f"has {tokenizer.vocab_size} tokens, and the model {vocab_size}"
+        raise _wrong(path, f"{has}: it belongs to another model")
+    return tokenizer
 
-    def wrong(what: str) -> ModelError:
-        return ModelError("model.tokenizer", str(path), f"{what}; give the tokenizer.pkl that nanochat's tok_train.py wrote")
 
+def _wrong(path: Path, what: str) -> ModelError:
+    return ModelError("model.tokenizer", str(path), f"{what}; give the tokenizer.pkl that nanochat's tok_train.py wrote")
+
+
+@lru_cache(1)  # a sweep over steps opens the same file for each of them, and one of 65,536 tokens takes a second
+def _read(path: Path, size: int, _state: tuple[int, int, int]) -> NanochatTokenizer:
+    if size > _FILE_BYTES:
+        raise _wrong(path, f"is larger than {_FILE_BYTES >> 20} MiB")
     try:
         with open_to_read(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > _FILE_BYTES:
-                raise wrong(f"is larger than {_FILE_BYTES >> 20} MiB")
             record = read_pickle(file, size)
-    except OSError as error:
-        raise wrong(f"cannot be read ({error.strerror})") from error
     except PickleError as error:
-        raise wrong(f"is not a pickle of a vocabulary ({error})") from error
+        raise _wrong(path, f"is not a pickle of a vocabulary ({error})") from error
     if not isinstance(record, Inert) or record.path != _CLASS:
         what = record.path if isinstance(record, Inert) else type(record).__name__
-        raise wrong(f"holds {what:.80}, not a {_CLASS}")
+        raise _wrong(path, f"holds {what:.80}, not a {_CLASS}")
     state: Any = record.state
     if isinstance(state, str):
-        raise wrong(f"holds tiktoken's own encoding {brief(state)}, which nanochat trains no model with")
+        raise _wrong(path, f"holds tiktoken's own encoding {brief(state)}, which nanochat trains no model with")
     parts = state if isinstance(state, dict) else {}
     words, ranks, special = (parts.get(name) for name in ("pat_str", "mergeable_ranks", "special_tokens"))
     if not isinstance(words, str) or not isinstance(ranks, dict) or not isinstance(special, dict):
-        raise wrong("holds an encoding without pat_str, mergeable_ranks or special_tokens")
+        raise _wrong(path, "holds an encoding without pat_str, mergeable_ranks or special_tokens")
     if not _WORDS.fullmatch(words):
-        raise wrong(f"splits text where nanochat's does not (pat_str is {brief(words)}), which gptsweep does not do")
+        raise _wrong(path, f"splits text where nanochat's does not (pat_str is {brief(words)}), which gptsweep does not do")
     if (fault := _fault(ranks, special)) is not None:
-        raise wrong(f"holds a vocabulary {fault}")
-    if len(ranks) + len(special) != vocab_size:
-        raise wrong(f"has {len(ranks) + len(special)} tokens, and the model {vocab_size}: it belongs to another model")
+        raise _wrong(path, f"holds a vocabulary {fault}")
     return NanochatTokenizer(words, ranks, special)
 
 
