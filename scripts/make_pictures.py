@@ -1,9 +1,10 @@
 """Make the pictures of the README: a sweep of the embedded model, its page in Chromium, its table on a terminal.
 
-    python scripts/make_pictures.py [SWEEP]
+    python scripts/make_pictures.py [SWEEP [SAMPLERS]]
 
-Without SWEEP one is run into a temporary directory. Needs the extra ``test`` (playwright) and Debian's chromium. Writes
-``docs/report.png``, ``docs/samples.png``, ``docs/report-dark.png`` and ``docs/review.png``.
+Without SWEEP one is run into a temporary directory, and ``experiment=samplers`` without SAMPLERS. Needs the extra ``test``
+(playwright) and Debian's chromium. Writes ``docs/report.png``, ``docs/samples.png``, ``docs/report-dark.png``,
+``docs/review.png`` and ``docs/samplers.png``.
 """
 
 from __future__ import annotations
@@ -59,6 +60,14 @@ def run_sweep(directory: Path) -> Path:
     return sweep
 
 
+def run_samplers(directory: Path) -> Path:
+    """The comparison of samplers that is shown."""
+    sweep = directory / "samplers"
+    command = [sys.executable, "-m", "gptsweep", "-m", "experiment=samplers", f"hydra.sweep.dir={sweep}", "quiet=true"]
+    subprocess.run(command, check=True, cwd=ROOT)
+    return sweep
+
+
 def terminal(sweep: Path, path: Path) -> None:
     """The table of the command as an SVG file, as a terminal of 104 columns shows it."""
     options = review.parser().parse_args([str(sweep), "--best", "seq_rep_4:reference", "--no-report", "--format", "table",
@@ -98,6 +107,7 @@ def main() -> None:
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
         sweep = Path(sys.argv[1]) if len(sys.argv) > 1 else run_sweep(Path(scratch))
+        samplers = Path(sys.argv[2]) if len(sys.argv) > 2 else run_samplers(Path(scratch))
         terminal(sweep, Path(scratch) / "review.svg")
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for scheme in ("light", "dark"):
@@ -113,6 +123,8 @@ def main() -> None:
             page.goto(f"file://{sweep.resolve()}/report.html{telling_view(sweep)}")
             page.reload()
             clip(page, "#samples", DOCS / "samples.png")
+            page.goto(f"file://{samplers.resolve()}/report.html")
+            clip(page, "#samplers", DOCS / "samplers.png")
         page = browser.new_page(viewport={"width": 1200, "height": 900}, device_scale_factor=1.5)
         page.goto(f"file://{scratch}/review.svg")
         page.locator("svg").first.screenshot(path=DOCS / "review.png")

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from gptsweep.analysis.asked import Asked, kept
 from gptsweep.analysis.budgets import compare_families, expected_best, expected_chosen, halves, rank_weights
 from gptsweep.analysis.frames import read_sweep
 from gptsweep.analysis.samplers import MAX_CLUSTERS, blocks, family_of
+from gptsweep.config import CONF_DIR
 from gptsweep.errors import ResultsError
 from gptsweep.records import SAMPLERS, Sampling
 
@@ -294,3 +296,16 @@ def test_a_comparison_that_cannot_be_had_costs_no_page(
     err = capsys.readouterr().err
     assert "no comparison of samplers: by=banana\\x1b[31m: is not a setting here" in err
     assert page_samplers(tmp_path / "s") == []
+
+
+def test_the_design_of_the_experiment_tries_every_family_equally_often() -> None:
+    table = pd.read_csv(CONF_DIR / "experiment" / "samplers.csv")
+    settings = [
+        {str(key).removeprefix("sampling."): None if pd.isna(value) else value for key, value in row.items()}
+        for row in table.to_dict("records")
+    ]
+    names = [family_of(row, None)[1] for row in settings]
+    assert set(Counter(names).values()) == {16}
+    assert "no truncation" in names
+    assert not any("+" in name for name in names)
+    assert all(0.5 <= row["temperature"] <= 1.5 for row in settings)
