@@ -22,7 +22,7 @@ Examples:
   python -m gptsweep experiment=batch          many prompts from a file
   python -m gptsweep -m name=night sampling.max_new_tokens=200 sampling.top_k=5,null seed=1,2
   python -m gptsweep -m name=night sampling.max_new_tokens=200 sampling.top_k=5,null seed=1,2,3   the rest
-  python -m gptsweep -m hydra/sweeper=points hydra.sweeper.file=points.csv     keys as columns, a point a line
+  python -m gptsweep -m hydra/sweeper=points hydra.sweeper.file=points.csv sampling.max_new_tokens=200
   python -m gptsweep -m hydra/sweeper=random sampling.max_new_tokens=200 'sampling.min_p=interval(0.01,0.3)'
 
 {groups}
