@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
+from random import Random
+from statistics import fmean
 from typing import Any
 
 RESULT = "RESULT "
@@ -63,6 +65,9 @@ class Job:
             yield min(batch, self.rows - begin)
 
 
+GGUF_TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "int8": "Q8_0"}
+"""What llama.cpp's files call a dtype of linear layers."""
+
 Measured = dict[str, Any]
 
 
@@ -75,18 +80,19 @@ def timed(job: Job, run: Callable[[Job], int]) -> Measured:
 
 
 def prompt_of(job: Job) -> list[int]:
-    """The prompt of `shapes.grid`."""
-    import torch
-
-    ids: list[int] = torch.randint(0, 50257, (job.prompt,), generator=torch.Generator().manual_seed(1)).tolist()
-    return ids
+    """The prompt of `shapes.grid`, whose `LEAST_VOCABULARY` the peers' environments cannot import."""
+    return Random(1).choices(range(49152), k=job.prompt)
 
 
 # -- this project's environment ----------------------------------------------------------------------------------------------
 
 
 def gptsweep(job: Job) -> Measured:
-    """This project; ``limit`` is the speed of its linear layers alone on as many rows, before and after."""
+    """This project; ``limit`` is the speed of its linear layers alone on as many rows, before and after.
+
+    Variant ``independent``: each row has noise of its own; else points share it, as in a sweep. ``entropy``: the mean at
+    temperature 1.
+    """
     from profile_step import linear_limit
     from shapes import grid, random_model
 
@@ -101,11 +107,14 @@ def gptsweep(job: Job) -> Measured:
         model = random_model(job.shape, job.dtype)
         engine = Engine(model, vocab_size=model.config.vocab_size, max_rows=job.batch)
 
+    entropies: list[float] = []
+
     def completions(wanted: Job) -> list[tuple[int, ...]]:
-        made = grid(wanted.rows, wanted.prompt, wanted.tokens, wanted.top_k)
+        made = grid(wanted.rows, wanted.prompt, wanted.tokens, wanted.top_k, independent=wanted.variant == "independent")
         made = [replace(row, prompt_ids=tuple(token % engine.vocab_size for token in row.prompt_ids)) for row in made]
-        done = {completion.row: completion.token_ids for completion in engine.run(made)}
-        return [done[row] for row in made]
+        done = {completion.row: completion for completion in engine.run(made)}
+        entropies[:] = [completion.entropy_mean or 0.0 for completion in done.values()]
+        return [done[row].token_ids for row in made]
 
     if job.variant == "promise":
         together = completions(job)[:SAME_OF]
@@ -115,7 +124,7 @@ def gptsweep(job: Job) -> Measured:
     limits = [linear_limit(engine.model, rows_together, 5)]
     measured = timed(job, lambda wanted: sum(map(len, completions(wanted))))
     limits.append(linear_limit(engine.model, rows_together, 5))
-    return measured | {"limit": 2 * rows_together / sum(limits)}
+    return measured | {"limit": 2 * rows_together / sum(limits), "entropy": fmean(entropies)}
 
 
 def nanogpt(job: Job) -> Measured:
@@ -230,9 +239,9 @@ def ctranslate2(job: Job) -> Measured:
 def transformers(job: Job) -> Measured:
     """Hugging Face's `generate`, one setting for all rows."""
     import torch
-    from transformers import GPT2LMHeadModel
+    from transformers import AutoModelForCausalLM
 
-    model = GPT2LMHeadModel.from_pretrained(job.directory("hf"), dtype=getattr(torch, job.dtype)).eval()
+    model = AutoModelForCausalLM.from_pretrained(job.directory("hf"), dtype=getattr(torch, job.dtype)).eval()
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
 
@@ -249,7 +258,67 @@ def transformers(job: Job) -> Measured:
     return timed(job, run)
 
 
-# -- an environment of its own -----------------------------------------------------------------------------------------------
+# -- environments of their own -----------------------------------------------------------------------------------------------
+
+
+def llamacpp(job: Job) -> Measured:
+    """llama.cpp by its own interface, as its example of batched decoding does it: ``batch`` sequences at a time.
+
+    The prompt is read once, and its keys and values are shared; every row has a sampler of its own.
+    """
+    import llama_cpp as llama
+
+    llama.llama_backend_init()
+    file = job.directory(f"gguf-{GGUF_TYPES[job.dtype]}") / "model.gguf"
+    model = llama.llama_model_load_from_file(str(file).encode(), llama.llama_model_default_params())
+    together, prompt = job.batch or job.rows, prompt_of(job)
+    params = llama.llama_context_default_params()
+    params.n_ctx, params.n_seq_max, params.kv_unified = job.prompt + together * (job.tokens + 1), together, True
+    params.n_batch = params.n_ubatch = max(512, together)
+    params.n_threads = params.n_threads_batch = job.threads
+    context = llama.llama_init_from_model(model, params)
+    if not context:
+        raise RuntimeError(f"llama.cpp makes no context of {together} sequences")
+    memory = llama.llama_get_memory(context)
+    batch = llama.llama_batch_init(max(params.n_batch, together), 0, 1)
+
+    def decode(tokens: list[int], positions: list[int], sequences: list[int], wanted: list[bool]) -> None:
+        batch.n_tokens = len(tokens)
+        for i, (token, position, sequence, logits) in enumerate(zip(tokens, positions, sequences, wanted, strict=True)):
+            batch.token[i], batch.pos[i], batch.logits[i] = token, position, logits
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
+        if status := llama.llama_decode(context, batch):
+            raise RuntimeError(f"llama_decode gave {status}")
+
+    def sampler(temperature: float, top_k: int | None, seed: int) -> Any:
+        chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+        if top_k:
+            llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_top_k(top_k))
+        llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_temp(temperature))
+        llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_dist(seed))
+        return chain
+
+    def run(wanted: Job) -> int:
+        settings, begin = wanted.settings(), 0
+        for count in wanted.batches():
+            llama.llama_memory_clear(memory, True)
+            samplers = [sampler(t, k, 1000 * seed + i) for i, (t, k, seed) in enumerate(settings[begin : begin + count], begin)]
+            for first in range(0, len(prompt), params.n_batch):
+                some = prompt[first : first + params.n_batch]
+                last = [first + i == len(prompt) - 1 for i in range(len(some))]
+                decode(some, list(range(first, first + len(some))), [0] * len(some), last)
+            for sequence in range(1, count):
+                llama.llama_memory_seq_cp(memory, 0, sequence, -1, -1)
+            drawn = [llama.llama_sampler_sample(each, context, -1) for each in samplers]
+            for step in range(wanted.tokens - 1):
+                decode(drawn, [len(prompt) + step] * count, list(range(count)), [True] * count)
+                drawn = [llama.llama_sampler_sample(each, context, i) for i, each in enumerate(samplers)]
+            for each in samplers:
+                llama.llama_sampler_free(each)
+            begin += count
+        return wanted.rows * wanted.tokens
+
+    return timed(job, run)
 
 
 def vllm(job: Job) -> Measured:
@@ -285,7 +354,7 @@ def peak_memory() -> int:
     raise RuntimeError("/proc/self/status has no VmHWM")
 
 
-ENGINES = {engine.__name__: engine for engine in (gptsweep, nanogpt, openvino, ctranslate2, transformers, vllm)}
+ENGINES = {engine.__name__: engine for engine in (gptsweep, nanogpt, openvino, ctranslate2, transformers, llamacpp, vllm)}
 
 
 def main() -> None:

