@@ -1,10 +1,15 @@
 """Where a decode step's time goes: linear layers, attention, choosing tokens, the small operations, and Python between them.
 
     python benchmarks/profile_step.py [--rows 256] [--dtype bfloat16] [--shape gpt2] [--independent]
+    python benchmarks/profile_step.py --sampling typical_p=0.9              # with more settings
+    python benchmarks/profile_step.py --sampling each                      # choosing tokens alone, by each sampler
 
 The model has random weights of the given shape, the rows one 32-token prompt; steps are measured once all rows are in flight.
 Rows that have drawn the same tokens are one sequence; `sequences` is their mean number. `limit` times the linear layers alone,
 on the same number of rows, and `share` is how much of the step they are. `entropy` is the mean at temperature 1.
+
+`--sampling each` samples from random logits, of the deviation `--deviation`, after a text of 1,000 tokens, on one thread, and
+counts its CPU time: each sampler is switched on beside top_k 200, as `sampling` has it by default.
 """
 
 from __future__ import annotations
@@ -14,19 +19,26 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+import yaml
 from shapes import SHAPES, grid, random_model
 from torch import nn
 
 from gptsweep.engine.engine import Engine
+from gptsweep.engine.history import LogitAdjustments
+from gptsweep.engine.sampler import row_record, sample_by_kernel
 from gptsweep.kernels import runtime as kernels
+from gptsweep.kernels.abi import ROW
 from gptsweep.models import linear
 from gptsweep.models.decoder import Decoder
 from gptsweep.models.gpt2 import GPT, LayerNorm
 from gptsweep.models.layers import Norm
+from gptsweep.records import Row, Sampling
 
 
 def timed(spent: dict[str, float], part: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -90,6 +102,49 @@ def head_of(model: GPT | Decoder) -> nn.Module:
     return model.lm_head if isinstance(model, GPT) else model.head
 
 
+EACH: dict[str, dict[str, Any]] = {
+    "top_k alone": {},
+    "min_p": {"min_p": 0.1},
+    "typical_p": {"typical_p": 0.9},
+    "epsilon_cutoff": {"epsilon_cutoff": 3e-4},
+    "eta_cutoff": {"eta_cutoff": 3e-4},
+    "top_n_sigma": {"top_n_sigma": 2.0},
+    "xtc": {"xtc_probability": 0.5},
+    "mirostat": {"mirostat_tau": 5.0},
+    "dynatemp": {"dynatemp_range": 0.3},
+    "dry": {"dry_multiplier": 0.8},
+    "no_repeat_ngram": {"no_repeat_ngram": 3},
+}
+
+
+def each_sampler(rows: int, deviation: float) -> None:
+    """Print what choosing a token costs by each sampler, and how many times that of top_k 200 it is."""
+    torch.set_num_threads(1)
+    vocab_size = 50257
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(rows, vocab_size, generator=generator) * deviation
+    text = tuple(torch.randint(vocab_size, (1000,), generator=generator).tolist())
+    kernel = kernels.Kernel("sample", torch.float32)
+    alone = 0.0
+    for name, chosen in EACH.items():
+        row = Row(prompt_ids=text, sampling=Sampling(top_k=200, **chosen), noise_key=1)
+        adjustments = [LogitAdjustments.of(row, vocab_size) for _ in range(rows)]
+        records = np.array([row_record(replace(row, sample_index=i)) for i in range(rows)], ROW)
+        records["logits_row"], records["mirostat_mu"] = np.arange(rows), 10.0
+        for record, adjustment in zip(records, adjustments, strict=True):
+            if adjustment is not None:
+                adjustment.place(record)
+                adjustment.update(record, row.sampling)
+        seconds = []
+        for _ in range(7):
+            records["position"] += 1
+            begin = time.thread_time()
+            sample_by_kernel(kernel, logits, records, np.arange(rows), vocab_size)
+            seconds.append(time.thread_time() - begin)
+        alone = alone or min(seconds)
+        print(f"{name:18}{1e6 * min(seconds) / rows:9.1f} us a row{min(seconds) / alone:8.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=256)
@@ -99,7 +154,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="tokens a row")
     parser.add_argument("--top-k", type=int, default=200, help="0: no truncation")
     parser.add_argument("--independent", action="store_true", help="each row has noise of its own")
+    parser.add_argument("--sampling", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the rows; each: see above")
+    parser.add_argument("--deviation", type=float, default=3.0, help="of the logits of --sampling each")
     args = parser.parse_args()
+    if args.sampling == ["each"]:
+        each_sampler(args.rows, args.deviation)
+        return
+    chosen = {key: yaml.safe_load(value) for key, _, value in (setting.partition("=") for setting in args.sampling)}
     model = random_model(args.shape, args.dtype)
     spent: dict[str, float] = defaultdict(float)
     layer = linear.Int8Linear if args.dtype == "int8" else linear.PackedLinear
@@ -142,6 +203,7 @@ def main() -> None:
         begin = now
 
     rows = grid(args.rows, args.prompt, args.tokens, args.top_k or None, independent=args.independent)
+    rows = [replace(row, sampling=replace(row.sampling, **chosen)) for row in rows]
     entropies = [completion.entropy_mean or 0.0 for completion in engine.run(rows, on_step=on_step)]
     steps = steps[2:]
     total = sum(seconds for seconds, _ in steps)

@@ -285,6 +285,8 @@ class Sampling:
         metadata=sampler(
             place=700,
             truncates=True,
+            kernel="f8",
+            off=1.0,
             neutral=None,
             checks=(_SHARE,),
             sentence="locally typical sampling: the tokens whose surprise is nearest to the entropy, up to this probability",
@@ -295,6 +297,7 @@ class Sampling:
         metadata=sampler(
             place=720,
             truncates=True,
+            kernel="f8",
             neutral=0.0,
             checks=(_CUTOFF,),
             sentence="tokens at least this likely, and the likeliest; 0 switches it off",
@@ -305,6 +308,7 @@ class Sampling:
         metadata=sampler(
             place=740,
             truncates=True,
+            kernel="f8",
             neutral=0.0,
             checks=(_CUTOFF,),
             sentence="as epsilon_cutoff, and less strict where the entropy is high; 0 switches it off",
@@ -315,6 +319,8 @@ class Sampling:
         metadata=sampler(
             place=350,
             truncates=True,
+            kernel="f8",
+            off=math.inf,
             neutral=None,
             checks=((lambda n: n is None or 0 < n <= 1e6, "must be above 0, or null to switch it off"),),
             sentence="logits at most this many standard deviations below the greatest",
@@ -336,6 +342,7 @@ class Sampling:
             place=800,
             step="xtc",
             truncates=True,
+            kernel="f8",
             neutral=0.0,
             checks=((lambda p: 0 <= p <= 1, "must be from 0 to 1; 0 switches it off"),),
             sentence="how often the likeliest tokens are excluded (XTC), by a coin of its own; 0 switches it off",
@@ -347,6 +354,7 @@ class Sampling:
             place=800,
             step="xtc",
             switches=False,
+            kernel="f8",
             neutral=0.1,
             checks=((lambda p: 0 <= p <= 0.5, "must be from 0 to 0.5: no two tokens are likelier than that"),),
             sentence="XTC leaves the least likely of the tokens at least this likely, and those below",
@@ -357,6 +365,7 @@ class Sampling:
         metadata=sampler(
             place=300,
             step="temperature",
+            kernel="f8",
             neutral=0.0,
             checks=((lambda t: 0 <= t < 1e6, "must be 0 or above; 0 switches it off"),),
             sentence="the temperature varies by so much around `temperature`, with the entropy; 0 switches it off",
@@ -368,6 +377,7 @@ class Sampling:
             place=300,
             step="temperature",
             switches=False,
+            kernel="f8",
             neutral=1.0,
             checks=((lambda power: 1e-3 <= power <= 1e3, "must be from 0.001 to 1000"),),
             sentence="the power of the entropy's share of the greatest there could be",
@@ -379,6 +389,7 @@ class Sampling:
             place=900,
             step="mirostat",
             truncates=True,
+            kernel="",
             neutral=None,
             checks=((lambda tau: tau is None or 0 < tau <= 1e3, "must be above 0, or null to switch it off"),),
             sentence="the surprise, in bits, that Mirostat 2.0 aims at; it comes last",
@@ -390,6 +401,7 @@ class Sampling:
             place=900,
             step="mirostat",
             switches=False,
+            kernel="",
             neutral=0.1,
             checks=((lambda eta: 0 <= eta <= 1e3, "must be 0 or above"),),
             sentence="how fast Mirostat learns",
@@ -453,6 +465,7 @@ class Sampling:
         metadata=sampler(
             place=220,
             step="dry",
+            kernel="f8",
             neutral=0.0,
             adjusts=True,
             checks=((lambda value: 0 <= value <= 1e6, "must be 0 or above; 0 switches it off"),),
@@ -465,6 +478,7 @@ class Sampling:
             place=220,
             step="dry",
             switches=False,
+            kernel="f8",
             neutral=1.75,
             adjusts=True,
             checks=((lambda base: 1 <= base <= 1e6, "must be at least 1"),),
@@ -477,6 +491,7 @@ class Sampling:
             place=220,
             step="dry",
             switches=False,
+            kernel="i8",
             neutral=2,
             adjusts=True,
             checks=((lambda length: 1 <= length < _LIMIT, "must be at least 1"),),
@@ -489,6 +504,8 @@ class Sampling:
             place=220,
             step="dry",
             switches=False,
+            kernel="i8",
+            off=2**62,
             neutral=None,
             adjusts=True,
             checks=((lambda length: length is None or 1 <= length < _LIMIT, "must be at least 1, or null for the whole text"),),
@@ -501,6 +518,7 @@ class Sampling:
             place=220,
             step="dry",
             switches=False,
+            kernel="",
             neutral=DRY_BREAKERS,
             adjusts=True,
             checks=((all, "holds an empty string"),),
@@ -511,6 +529,7 @@ class Sampling:
         default=0,
         metadata=sampler(
             place=240,
+            kernel="i8",
             neutral=0,
             adjusts=True,
             checks=((lambda n: 0 <= n < _LIMIT, "must be 0 or above; 0 switches it off"),),
@@ -520,7 +539,12 @@ class Sampling:
     suppress_tokens: tuple[int, ...] = field(
         default=(),
         metadata=sampler(
-            place=260, neutral=(), adjusts=True, checks=(_TOKENS,), sentence="token ids that are never sampled: `[198,628]`"
+            place=260,
+            neutral=(),
+            kernel="",
+            adjusts=True,
+            checks=(_TOKENS,),
+            sentence="token ids that are never sampled: `[198,628]`",
         ),
     )
     min_new_tokens: int = field(
@@ -528,6 +552,7 @@ class Sampling:
         metadata=sampler(
             place=260,
             step="suppress_tokens",
+            kernel="",
             neutral=0,
             adjusts=True,
             checks=((lambda n: 0 <= n < _LIMIT, "must be 0 or above, and below 2**31"),),

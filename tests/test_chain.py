@@ -28,11 +28,12 @@ from gptsweep.engine.chain import Rows, chain
 from gptsweep.engine.engine import Engine
 from gptsweep.engine.history import LogitAdjustments, repeated
 from gptsweep.engine.noise import noise_of
+from gptsweep.engine.sampler import kernel_samples
 from gptsweep.errors import ConfigError
 from gptsweep.kernels.abi import ROW
 from gptsweep.models.gpt2 import GPTConfig
 from gptsweep.models.linear import PackedLinear, pack
-from gptsweep.records import SAMPLERS, SETTINGS_OF_0_1, Prefix, Row, Sampling, active_steps, neutral_settings
+from gptsweep.records import SAMPLERS, SETTINGS_OF_0_1, Prefix, Row, Sampling, active_steps, neutral_settings, steps_of
 
 CASES = json.loads((Path(__file__).parent / "data" / "llama_samplers.json").read_text(encoding="utf-8"))["cases"]
 NOT_A_NUMBER = {case["logits"][0] for case in CASES if len(case["order"]) > 1 and len(case["logits"]) in (30, 56)}
@@ -258,6 +259,80 @@ def test_greedy_rows_take_the_likeliest_whatever_truncates() -> None:
     for change in ({"xtc_probability": 1.0}, {"typical_p": 0.1}, {"mirostat_tau": 1.0}, {"dynatemp_range": 1.0}):
         assert active_steps(Sampling(**NEUTRAL | {"temperature": 0} | change)) == ()  # type: ignore[arg-type]
     assert gptsweep.distribution([1.0, 3.0, 2.9], temperature=0, typical_p=0.1, xtc_probability=1).tolist() == [0, 1, 0]
+
+
+# -- kernels -----------------------------------------------------------------------------------------------------------------
+
+DRAWN: dict[str, st.SearchStrategy[Any]] = {
+    "temperature": st.sampled_from([0.0, 0.37, 0.8, 1.0, 1.9]),
+    "top_k": st.sampled_from([None, 1, 3, 40]),
+    "top_p": st.sampled_from([None, 0.137, 0.613, 0.9371]),
+    "min_p": st.sampled_from([None, 0.0137, 0.31]),
+    "typical_p": st.sampled_from([None, 0.137, 0.613, 0.9371, 1.0]),
+    "epsilon_cutoff": st.sampled_from([0.0, 0.00337, 0.0731]),
+    "eta_cutoff": st.sampled_from([0.0, 0.00337, 0.0731]),
+    "top_n_sigma": st.sampled_from([None, 0.71, 1.53]),
+    "xtc_probability": st.sampled_from([0.0, 0.5, 1.0]),
+    "xtc_threshold": st.sampled_from([0.0, 0.0137, 0.13]),
+    "dynatemp_range": st.sampled_from([0.0, 0.3, 3.0]),
+    "dynatemp_exponent": st.sampled_from([0.7, 1.0]),
+    "mirostat_tau": st.sampled_from([None, 0.0137, 2.31]),
+    "repetition_penalty": st.sampled_from([1.0, 1.25]),
+    "frequency_penalty": st.sampled_from([0.0, 0.5]),
+    "logit_bias": st.sampled_from([(), ((0, 1.5),), ((0, 1e30), (1, -2.0))]),
+    "dry_multiplier": st.sampled_from([0.0, 0.83, 1e6]),
+    "dry_base": st.sampled_from([1.0, 1.75]),
+    "dry_allowed_length": st.integers(1, 3),
+    "dry_range": st.sampled_from([None, 1, 4, 9]),
+    "no_repeat_ngram": st.integers(0, 3),
+    "suppress_tokens": st.sampled_from([(), (0,), (0, 1)]),
+    "stop_token_ids": st.sampled_from([(), (1,)]),
+    "min_new_tokens": st.integers(0, 3),
+}
+ORDERS_DRAWN = st.one_of(
+    st.just("hf"),
+    st.just("llama"),
+    st.permutations([step for step in steps_of(Sampling) if step not in ("top_h", "mirostat")]).map(tuple),
+)
+
+
+@st.composite
+def rows_with_all_steps(draw: st.DrawFn) -> tuple[Tensor, list[Row]]:
+    size = draw(st.one_of(st.integers(2, 200), st.sampled_from([64, 65, 1100, 5000])))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    logits = torch.randn(size, generator=generator) * draw(st.sampled_from([0.1, 1.0, 3.0, 30.0]))
+    if draw(st.booleans()):
+        logits = (logits * 2).round() / 2
+    rows = []
+    for _ in range(draw(st.integers(1, 3))):
+        order = draw(ORDERS_DRAWN)
+        names = draw(st.lists(st.sampled_from(sorted(DRAWN)), unique=True, max_size=7))
+        chosen = NEUTRAL | {name: draw(DRAWN[name]) for name in names} | {"max_new_tokens": draw(st.integers(1, 5))}
+        if order == "llama":
+            chosen |= {"epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
+        prompt = draw(st.lists(st.integers(0, min(size, 4) - 1), min_size=1, max_size=12))
+        breakers = draw(st.sampled_from([(), ((0,),), ((1, 0), (1,))]))
+        rows.append(Row(prompt_ids=tuple(prompt), sampling=Sampling(order=order, **chosen), dry_breakers=breakers,
+                        noise_key=draw(st.integers(0, 2**64 - 1)), sample_index=draw(st.integers(0, 2**31))))  # fmt: skip
+    return logits, rows
+
+
+@settings(max_examples=150)
+@given(rows_with_all_steps())
+def test_kernels_choose_what_the_chain_chooses(case: tuple[Tensor, list[Row]]) -> None:
+    logits, rows = case
+    fast, slow = (run(logits, rows, use_kernels=use_kernels) for use_kernels in (True, False))
+    for a, b in zip(fast, slow, strict=True):
+        assert a.token_ids == b.token_ids
+        assert (a.logprob_mean, a.sampler_logprob_mean) == pytest.approx(
+            (b.logprob_mean, b.sampler_logprob_mean), rel=1e-4, abs=1e-4
+        )
+
+
+def test_kernels_have_all_but_what_is_slow_for_them() -> None:
+    assert [name for name, chosen in EVERY.items() if not kernel_samples(Sampling(**{"top_k": None, **chosen}))] == ["top_h"]
+    assert not kernel_samples(Sampling(order=("typical_p", "top_k", "temperature"), typical_p=0.5))
+    assert not kernel_samples(Sampling(order=("top_k", "temperature", "penalties"), repetition_penalty=2))
 
 
 # -- order -------------------------------------------------------------------------------------------------------------------

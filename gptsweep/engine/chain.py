@@ -169,12 +169,10 @@ def dry(x: Tensor, rows: Rows) -> Tensor:
         for name in ("multiplier", "base", "allowed_length")
     )
     look_back = [sampling.dry_range or NO_END for sampling in rows.sampling]
-    # The power stops growing where llama.cpp's float32 would overflow; longer repetitions need not be told apart.
-    top = np.where(base > 1.000001, np.floor(_FLOAT32_MAX_LOG / np.log(np.maximum(base, 1.000001))), 0).astype(np.int64)
-    unbroken = np.array([adjustments.unbroken(back) for adjustments, back in zip(rows.adjustments, look_back, strict=True)
-                         if adjustments is not None])  # fmt: skip
-    row, token, length = rows.repeated(look_back, np.minimum(unbroken, allowed + top).tolist())
-    breaks = np.stack([adjustments.breaks for adjustments in rows.adjustments if adjustments is not None])
+    adjustments = [each for each in rows.adjustments if each is not None]
+    most = [each.dry_most(sampling) for each, sampling in zip(adjustments, rows.sampling, strict=True)]
+    row, token, length = rows.repeated(look_back, most)
+    breaks = np.stack([each.breaks for each in adjustments])
     counts = (length >= allowed[row]) & ~breaks[row, token]
     row, token, length = row[counts], token[counts], length[counts]
     loss = np.minimum(multiplier[row] * base[row] ** (length - allowed[row]), _GREATEST_LOSS)
@@ -342,7 +340,6 @@ def mirostat_mu(sampling: Sampling, tokens: int, sampler_logprob: float) -> floa
 
 # -- shared small parts ------------------------------------------------------------------------------------------------------
 
-_FLOAT32_MAX_LOG = 88.7228391
 _GREATEST_LOSS = 1e30
 _LEAST_TEMPERATURE = 1e-6
 _TOP_H_TOKENS = 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from ..kernels.abi import ADJUSTMENT
 from ..records import Row, Sampling, active_steps
 
+_FLOAT32_MAX_LOG = 88.7228391
 NO_END = 2**62
 """Further back than any text goes."""
 _FOLLOWED = ("dry", "no_repeat_ngram")
@@ -88,11 +90,32 @@ class LogitAdjustments:
         """The ids of prompt and completion, where a step looks at their order."""
         return self._text[: self._length]
 
+    def place(self, record: Any) -> None:
+        """Write into a row's `ROW` record where the adjustments and the text are."""
+        record["adjustments"], record["text"] = self.array.ctypes.data, self._text.ctypes.data
+        record["breaks"] = self.breaks.ctypes.data
+
+    def update(self, record: Any, sampling: Sampling) -> None:
+        """Write into a row's `ROW` record how much of them there is now."""
+        record["n_adjustments"] = len(self)
+        if self._follows:
+            record["n_text"], record["dry_most"] = self._length, self.dry_most(sampling)
+
     def unbroken(self, look_back: int) -> int:
         """How many of the last tokens a repetition may have: those since the last breaker that begins among ``look_back``."""
         begin, end = self._broken
         known = min(self._length, look_back)
         return self._length - 1 - end if begin >= self._length - known else known
+
+    def dry_most(self, sampling: Sampling) -> int:
+        """Up to which length DRY tells repetitions apart: `unbroken`, or where the loss stops growing, if that is less.
+
+        It stops where llama.cpp's float32 would overflow.
+        """
+        if not sampling.dry_multiplier:
+            return 0
+        steps = int(_FLOAT32_MAX_LOG / math.log(sampling.dry_base)) if sampling.dry_base > 1.000001 else 0
+        return min(self.unbroken(sampling.dry_range or NO_END), sampling.dry_allowed_length + steps)
 
     def add(self, token: int) -> None:
         """Count ``token``, which has just been sampled."""

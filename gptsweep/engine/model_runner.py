@@ -107,7 +107,7 @@ class ModelRunner:
         records["position"][slots] = [len(running.token_ids) for running, _ in placed]
         for running, _ in placed:
             if running.adjustments is not None:
-                records["n_adjustments"][running.slot] = len(running.adjustments)
+                running.adjustments.update(records[running.slot], running.row.sampling)
             if running.row.sampling.mirostat_tau is not None:
                 tokens, _, sampler_logprob, _, _ = running.sums
                 records["mirostat_mu"][running.slot] = mirostat_mu(running.row.sampling, tokens, sampler_logprob)

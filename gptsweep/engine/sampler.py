@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..kernels.abi import BLOCK, ROW
+from ..kernels.abi import BLOCK, ROW, STEPS
 from ..records import SAMPLERS, Row, Sampling, active_steps, samplers_of, steps_of
 from .chain import Rows, chain, mirostat_mu, summed
 from .history import LogitAdjustments
@@ -31,15 +31,41 @@ def row_record(row: Row) -> tuple[Any, ...]:
         0,
         *(off if value is None else value for value, off in settings),
         *(row.noise_key, 0, row.sample_index, row.prompt_index, 0, 0),
-        *(0.0, -1, 0.0, 0.0, 0.0),
+        *(_kernel_steps(row.sampling), 0.0, 0, 0, 0, 0),
+        *(-1, 0.0, 0.0, 0.0),
     )
+
+
+_ADJUSTING = ("logit_bias", "penalties", "dry")
+_IN_ORDER = ("temperature", "top_k", "top_p", "min_p")
+_AFTER_TOP_K = ("typical_p", "top_p", "xtc", "mirostat")
+"""Steps after which the kernel cannot tell the k greatest that are left."""
 
 
 @lru_cache(4096)
 def kernel_samples(sampling: Sampling) -> bool:
-    """Whether the kernel ``sample`` has every step that a row uses."""
+    """Whether the kernel ``sample`` has every step that a row uses, in their order: adjustments first."""
     declared, steps = samplers_of(type(sampling)), steps_of(type(sampling))
-    return all(declared[name].kernel is not None for step in active_steps(sampling) for name in steps[step])
+    active = active_steps(sampling)
+    if any(declared[name].kernel is None for step in active for name in steps[step]):
+        return False
+    adjusting = [step for step in active if declared[steps[step][0]].adjusts]
+    summing = [step for step in adjusting if step in _ADJUSTING]
+    before_top_k = active[: active.index("top_k")] if "top_k" in active else ()
+    return (
+        list(active[: len(adjusting)]) == adjusting
+        and summing == sorted(summing, key=_ADJUSTING.index)
+        and not set(_AFTER_TOP_K).intersection(before_top_k)
+    )
+
+
+def _kernel_steps(sampling: Sampling) -> int:
+    """The ``steps`` of a row's `ROW` record."""
+    active = [step for step in active_steps(sampling) if step in STEPS] if kernel_samples(sampling) else []
+    places = [_IN_ORDER.index(step) if step in _IN_ORDER else -1 for step in active]
+    if (places == sorted(places) and -1 not in places and not sampling.dynatemp_range) or not active:
+        return 0
+    return sum(STEPS.index(step) + 1 << 4 * place for place, step in enumerate(active))
 
 
 # -- sampling ----------------------------------------------------------------------------------------------------------------
@@ -114,6 +140,7 @@ def sample_by_kernel(
         vocab_size: ids from here on are never sampled.
     """
     places = (-(-vocab_size // BLOCK) + 1) * BLOCK
+    longest = int(rows["n_text"][order].max(initial=0))
     kernel(
         n_rows=len(order),
         stride=logits.shape[-1],
@@ -122,7 +149,8 @@ def sample_by_kernel(
         rows=rows,
         order=order,
         chunk=max(1, len(order) // 32),
-        scratch=28 * places + 4 * BLOCK,  # ids, weights, logits, marks, the greatest of each block, noise words
+        # ids, weights, logits, marks, the greatest of each block, noise words, keys, lengths of repetitions
+        scratch=36 * places + 4 * BLOCK + 8 * (longest + 1),
     )
 
 

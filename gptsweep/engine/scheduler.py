@@ -272,7 +272,7 @@ class Scheduler:
         running = RunningRow(row, stream, slot, adjustments, stop_matcher, repetition, list(prefix.token_ids), sums)
         self.records[slot] = row_record(row)
         if adjustments is not None:
-            self.records["adjustments"][slot] = adjustments.array.ctypes.data
+            adjustments.place(self.records[slot])
         self.running[slot] = running
         return running
 

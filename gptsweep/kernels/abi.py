@@ -78,6 +78,12 @@ ADJUSTMENT = np.dtype([("id", "i8"), ("bias", "f8"), ("seen", "i8"), ("count", "
 """A token whose logit logit_bias or a penalty changes: ``seen`` in the prompt or completion, ``count`` in the completion. It is
 not sampled at positions below ``banned_until``."""
 
+STEPS = (
+    *("temperature", "top_n_sigma", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "xtc"),
+    "mirostat",
+)
+"""The steps that the kernel has, by their number in ``steps``, from 1 on; adjustments come before them."""
+
 ROW = np.dtype(
     [
         ("logits_row", "i8"),
@@ -88,7 +94,12 @@ ROW = np.dtype(
         ("prompt_index", "i8"),
         ("adjustments", "i8"),
         ("n_adjustments", "i8"),
+        ("steps", "u8"),
         ("mirostat_mu", "f8"),
+        ("text", "i8"),
+        ("n_text", "i8"),
+        ("breaks", "i8"),
+        ("dry_most", "i8"),
         ("token", "i8"),
         ("logprob", "f8"),
         ("sampler_logprob", "f8"),
@@ -97,4 +108,7 @@ ROW = np.dtype(
 )
 """One row's settings and, from ``token`` on, what was chosen. A setting that is null has the number that its declaration
 gives as ``off``; ``adjustments`` is the address of an `ADJUSTMENT` array; ``position`` counts the tokens of the completion;
-``mirostat_mu`` is the greatest surprise, in bits, of a token that Mirostat leaves."""
+``steps`` are `STEPS` in the row's order, the first in its lowest four bits, or 0: temperature, top_k, top_p and min_p in this
+order. ``mirostat_mu`` is the greatest surprise, in bits, of a token that Mirostat leaves. ``text`` is the address of the ids of
+prompt and completion where DRY or n-grams look at them, ``breaks`` that of a truth value for each token, and ``dry_most`` the
+length up to which DRY tells repetitions apart."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, from_dtype
 
-from .abi import ADJUSTMENT, BLOCK, ROW
+from .abi import ADJUSTMENT, BLOCK, ROW, STEPS
 from .intrinsics import (
     FAST,
     compiled,
@@ -22,6 +22,7 @@ from .intrinsics import (
     ordered,
     pointer_to,
     take,
+    uint8_at,
     uint32_at,
     widen,
 )
@@ -29,6 +30,14 @@ from .intrinsics import (
 _LEAST = np.float32(-3e38)
 GUMBEL_MAX = 22.9
 """No noise is greater: -log(-log(u)) at the greatest u, 1 - 2**-33, is 22.87."""
+
+_LISTED = 4096
+"""Typical sampling lists no more tokens than this, if it can help it."""
+LAST = 2**62
+"""Above every token id."""
+(
+    _TEMPERATURE, _TOP_N_SIGMA, _TOP_K, _TOP_P, _MIN_P, _TYPICAL_P, _EPSILON_CUTOFF, _ETA_CUTOFF, _XTC, _MIROSTAT
+) = range(1, len(STEPS) + 1)  # fmt: skip
 
 _row_at, _adjustment_at = pointer_to(from_dtype(ROW)), pointer_to(from_dtype(ADJUSTMENT))
 
@@ -278,9 +287,50 @@ def _gumbel_argmax(row, x, tops, vocab_size, words):
 
 
 @compiled()
-def _adjust(row, x, tops):
-    """Apply logit_bias and the penalties to the few tokens they touch."""
+def _repetitions(text, n, lengths):
+    """``lengths[k]``, for k from 1 to n: how many of the last ids of ``text[:n]`` stand before its k-th last (Z-algorithm)."""
+    left = right = 0
+    for k in range(1, n):
+        length = min(lengths[k - left], right - k) if k < right else 0
+        while k + length < n and text[n - 1 - length] == text[n - 1 - k - length]:
+            length += 1
+        lengths[k] = length
+        if k + length > right:
+            left, right = k, k + length
+    lengths[n] = 0
+
+
+@compiled()
+def _dry_loss(row, length):
+    return min(row.dry_multiplier * row.dry_base ** np.float64(length - row.dry_allowed_length), 1e30)
+
+
+@compiled()
+def _change(x, tops, token, value):
+    x[token] = np.float32(value)
+    block = token // BLOCK
+    tops[block] = greatest_of(x, block * BLOCK, BLOCK)
+
+
+@compiled()
+def _adjust(row, x, tops, marks, lengths, suppresses):
+    """Apply logit_bias, the penalties, DRY and, if ``suppresses``, bans to the few tokens they touch.
+
+    For DRY, ``marks`` holds the longest repetition that a token would go on with, of the tokens that are looked at alone.
+    """
     adjustments = carray(_adjustment_at(row.adjustments), row.n_adjustments)
+    text, breaks = int64_at(row.text), uint8_at(row.breaks)
+    look_back = min(row.n_text, row.dry_range) if row.dry_multiplier > 0 else 0
+    if look_back:
+        _repetitions(int64_at(row.text + 8 * (row.n_text - look_back)), look_back, lengths)
+        for i in range(row.n_adjustments):
+            marks[adjustments[i].id] = 0
+        for k in range(1, look_back + 1):
+            marks[text[row.n_text - k]] = 0
+        for k in range(1, look_back + 1):
+            token, length = text[row.n_text - k], np.uint32(min(lengths[k], row.dry_most))
+            if length >= row.dry_allowed_length and not breaks[token]:
+                marks[token] = max(marks[token], length)
     for i in range(row.n_adjustments):
         adjustment = adjustments[i]
         value = np.float64(x[adjustment.id]) + adjustment.bias
@@ -288,9 +338,433 @@ def _adjust(row, x, tops):
             value = value * row.repetition_penalty if value < 0 else value / row.repetition_penalty
         if adjustment.count:
             value -= adjustment.count * row.frequency_penalty + row.presence_penalty
-        x[adjustment.id] = np.float32(value)
-        block = adjustment.id // BLOCK
-        tops[block] = greatest_of(x, block * BLOCK, BLOCK)
+        if look_back and marks[adjustment.id]:
+            value -= _dry_loss(row, marks[adjustment.id])
+            marks[adjustment.id] = 0
+        if suppresses and row.position < adjustment.banned_until:
+            value = -np.inf
+        _change(x, tops, adjustment.id, value)
+    for k in range(1, look_back + 1):
+        token = text[row.n_text - k]
+        if marks[token]:
+            _change(x, tops, token, np.float64(x[token]) - _dry_loss(row, marks[token]))
+            marks[token] = 0
+
+
+@compiled()
+def _ban_repetitions(row, x, tops, lengths):
+    """Ban the tokens that would make ``no_repeat_ngram`` tokens come twice."""
+    text = int64_at(row.text)
+    _repetitions(text, row.n_text, lengths)
+    for k in range(1, row.n_text + 1):
+        if lengths[k] >= row.no_repeat_ngram - 1 and x[text[row.n_text - k]] > -np.inf:
+            _change(x, tops, text[row.n_text - k], -np.inf)
+
+
+@compiled()
+def _adjust_and_ban(row, logits, begin, vocab_size, x, tops, marks, lengths):
+    """`_adjust`, and bans; those of n-grams, and those of tokens, are left out where they leave no token."""
+    for attempt in range(4):
+        if attempt:
+            _open(logits, begin, vocab_size, x, tops)
+        _adjust(row, x, tops, marks, lengths, attempt % 2 == 0)
+        if row.no_repeat_ngram and row.n_text and attempt < 2:
+            _ban_repetitions(row, x, tops, lengths)
+        if greatest_of(tops, 0, _blocks(vocab_size)) > -np.inf:
+            break
+
+
+# -- rows with other steps, or in another order --------------------------------------------------------------------------------
+#
+# Every step leaves the logits in a window: at least `low`, at most `high`; of those equal to `low` the ids up to `low_last`, of
+# those equal to `high` the ids from `high_first` on. Nothing is gathered that a block's greatest logit can rule out.
+
+
+@compiled()
+def _up(value):
+    """The least float32 that is not below ``value``."""
+    near = np.float32(value)
+    return from_ordered(np.int32(ordered(near) + 1)) if np.float64(near) < value else near
+
+
+@compiled()
+def _down(value):
+    """The greatest float32 that is not above ``value``."""
+    near = np.float32(value)
+    return from_ordered(np.int32(ordered(near) - 1)) if np.float64(near) > value else near
+
+
+@compiled()
+def _is_left(value, token, window):
+    low, low_last, high, high_first = window
+    return (value > low or (value == low and token <= low_last)) and (value < high or (value == high and token >= high_first))
+
+
+@compiled()
+def _few(tops, n_blocks, low):
+    """Whether few blocks have a logit of ``low`` or more: then float64 costs nothing."""
+    live = 0
+    for block in range(n_blocks):
+        live += tops[block] >= low
+    return live <= 16
+
+
+@compiled(fastmath=FAST)
+def _block_mass(x, begin, low, high, greatest, inverse):
+    """`_masses` of one block's logits from ``low`` to ``high``, and how many they are."""
+    part = part_moment = part_count = np.float32(0)
+    for i in range(begin, begin + BLOCK):
+        value = x[i]
+        shifted = min(max((value - greatest) * inverse, np.float32(-87)), np.float32(0))
+        left = np.float32(1) if value >= low else np.float32(0)
+        left = left if value <= high else np.float32(0)
+        e = exp(shifted) * left
+        part += e
+        part_moment += e * shifted
+        part_count += left
+    return part, part_moment, part_count
+
+
+@compiled()
+def _left_masses(x, tops, n_blocks, window, greatest, temperature):
+    """`_masses` of what is left, and how many tokens that is."""
+    low, low_last, high, high_first = window
+    mass = moment = 0.0
+    count = 0
+    few = low_last != LAST or high_first != 0 or _few(tops, n_blocks, low)
+    for block in range(n_blocks):
+        if tops[block] < low:
+            continue
+        if few:
+            for i in range(block * BLOCK, (block + 1) * BLOCK):
+                if _is_left(x[i], i, window):
+                    shifted = (np.float64(x[i]) - np.float64(greatest)) / temperature
+                    e = np.exp(shifted)
+                    mass += e
+                    moment += e * shifted
+                    count += 1
+        else:
+            part, part_moment, some = _block_mass(x, block * BLOCK, low, high, greatest, np.float32(1 / temperature))
+            mass += np.float64(part)
+            moment += np.float64(part_moment)
+            count += np.int64(some)
+    return mass, moment, count
+
+
+@compiled()
+def _left_greatest(x, tops, n_blocks, window):
+    """The greatest logit that is left, and the first id that has it."""
+    best, first = np.float32(-np.inf), -1
+    for block in range(n_blocks):
+        if tops[block] >= window[0] and tops[block] > best:
+            for i in range(block * BLOCK, (block + 1) * BLOCK):
+                if x[i] > best and _is_left(x[i], i, window):
+                    best, first = x[i], i
+    return best, first
+
+
+@compiled(fastmath=FAST)
+def _block_squares(x, begin, low, high, greatest):
+    total = squares = count = np.float32(0)
+    for i in range(begin, begin + BLOCK):
+        value = x[i]
+        left = np.float32(1) if value >= low else np.float32(0)
+        left = left if value <= high else np.float32(0)
+        below = (max(value, np.float32(-3e38)) - greatest) * left
+        total += below
+        squares += below * below
+        count += left
+    return total, squares, count
+
+
+@compiled()
+def _left_deviation(x, tops, n_blocks, window, greatest):
+    """The standard deviation of the logits that are left, which are a whole window."""
+    total = squares = 0.0
+    count = 0
+    few = _few(tops, n_blocks, window[0])
+    for block in range(n_blocks):
+        if tops[block] < window[0]:
+            continue
+        if few:
+            for i in range(block * BLOCK, (block + 1) * BLOCK):
+                left = _is_left(x[i], i, window)
+                below = np.float64(x[i]) - np.float64(greatest) if left else 0.0
+                total += below
+                squares += below * below
+                count += left
+        else:
+            part, part_squares, some = _block_squares(x, block * BLOCK, window[0], window[2], greatest)
+            total += np.float64(part)
+            squares += np.float64(part_squares)
+            count += np.int64(some)
+    mean = total / count
+    return np.sqrt(max(squares / count - mean * mean, 0.0))
+
+
+@compiled()
+def _gather_left(x, tops, n_blocks, window, ids):
+    count = 0
+    for block in range(n_blocks):
+        if tops[block] >= window[0]:
+            for i in range(block * BLOCK, (block + 1) * BLOCK):
+                ids[count] = i
+                count += _is_left(x[i], i, window)
+    return count
+
+
+@compiled()
+def _quantile(keys, weights, count, target):
+    """The least of ``keys`` up to which the weights reach ``target``; the greatest where they do not."""
+    low, high = 0, count
+    reached = 0.0
+    while high - low > 1:
+        pivot = keys[(low + high) // 2]
+        less, place, greater = low, low, high
+        below = equal = 0.0
+        while place < greater:
+            if keys[place] < pivot:
+                below += weights[place]
+                keys[place], keys[less] = keys[less], keys[place]
+                weights[place], weights[less] = weights[less], weights[place]
+                less += 1
+                place += 1
+            elif keys[place] > pivot:
+                greater -= 1
+                keys[place], keys[greater] = keys[greater], keys[place]
+                weights[place], weights[greater] = weights[greater], weights[place]
+            else:
+                equal += weights[place]
+                place += 1
+        if reached + below >= target and less > low:
+            high = less
+        elif reached + below + equal >= target or greater == count:
+            return pivot
+        else:
+            reached += below + equal
+            low = greater
+    return keys[min(low, count - 1)]
+
+
+@compiled()
+def _typical(p, x, tops, n_blocks, window, greatest, temperature, ids, keys, weights):
+    """The window of the tokens whose surprise is nearest to the entropy, as many as weigh ``p`` of all together."""
+    mass, moment, count = _left_masses(x, tops, n_blocks, window, greatest, temperature)
+    low, low_last, high, high_first = window
+    top = np.float64(greatest)
+    # Of x, the surprise is off by |(x - greatest) / temperature - center|.
+    center = moment / mass
+    target = p * mass
+    near, far = 0.0, np.inf
+    within = 0.0
+    if count > _LISTED:
+        tried = 1.0
+        for _ in range(12):
+            floor, ceiling = _up(top + temperature * (center - tried)), _down(top + temperature * (center + tried))
+            inner = (
+                max(low, floor),
+                low_last if low >= floor else LAST,
+                min(high, ceiling),
+                high_first if high <= ceiling else 0,
+            )
+            reached = _left_masses(x, tops, n_blocks, inner, greatest, temperature)[0]
+            if reached < target:
+                near, within = tried, reached
+            else:
+                far = tried
+            if far < np.inf and (near > 0 or tried < 0.02):
+                if far - near < 0.02:
+                    break
+                tried = (near + far) / 2
+            else:
+                tried = tried / 2 if far < np.inf else tried * 2
+    floor, ceiling = max(low, _up(top + temperature * (center - far))), min(high, _down(top + temperature * (center + far)))
+    listed = _gather_left(
+        x, tops, n_blocks, (floor, low_last if floor == low else LAST, ceiling, high_first if ceiling == high else 0), ids
+    )
+    found = 0
+    for place in range(listed):
+        shifted = (np.float64(x[ids[place]]) - top) / temperature
+        off = abs(shifted - center)
+        if off > near or near == 0.0:
+            keys[found] = off
+            weights[found] = np.exp(shifted)
+            found += 1
+    if found == 0:
+        return window
+    last = _quantile(keys, weights, found, target - within)
+    floor, ceiling = np.float32(np.inf), np.float32(-np.inf)
+    for place in range(listed):
+        if abs((np.float64(x[ids[place]]) - top) / temperature - center) <= last:
+            floor, ceiling = min(floor, x[ids[place]]), max(ceiling, x[ids[place]])
+    return (floor, low_last if floor == low else LAST, ceiling, high_first if ceiling == high else 0)
+
+
+@compiled()
+def _nucleus(p, x, tops, n_blocks, window, greatest, temperature, ids, weights):
+    """The window of the fewest likeliest tokens that weigh ``p`` of all together."""
+    low, low_last, high, high_first = window
+    mass = _left_masses(x, tops, n_blocks, window, greatest, temperature)[0]
+    target = p * mass
+    depth = 4.0
+    while True:
+        cut = max(np.float32(np.float64(greatest) - depth * temperature), low)
+        inner = (cut, low_last if cut == low else LAST, high, high_first)
+        count = _gather_left(x, tops, n_blocks, inner, ids)
+        if _weigh(x, ids, weights, count, np.float64(greatest), temperature) >= target or cut == low:
+            break
+        depth *= 2
+    count = _split(x, ids, weights, count, target)
+    floor = np.float32(np.inf)
+    for i in range(count):
+        floor = min(floor, x[ids[i]])
+    last = -1
+    for i in range(count):
+        if x[ids[i]] == floor:
+            last = max(last, ids[i])
+    return (floor, last, high, high_first)
+
+
+@compiled()
+def _kth_greatest(x, tops, n_blocks, k, ids, marks):
+    """The k-th greatest logit of a row, and ties make it no smaller."""
+    bound = _LEAST
+    if k <= n_blocks:
+        for block in range(n_blocks):
+            marks[block] = _mark(tops[block])
+        bound = _kth(marks, n_blocks, k)
+    count = _gather(x, tops, n_blocks, bound, ids)
+    for i in range(count):
+        marks[i] = _mark(x[ids[i]])
+    return _kth(marks, count, min(k, count))
+
+
+@compiled()
+def _exclude_top(row, x, tops, n_blocks, window, greatest, temperature, mass):
+    """XTC's window."""
+    key = np.uint64(row.noise_key)
+    word = _philox(np.uint32(0), np.uint32(row.position), np.uint32(row.sample_index),
+                   np.uint32(np.uint32(row.prompt_index) | np.uint32(0x80000000)),
+                   np.uint32(key & np.uint64(0xFFFFFFFF)), np.uint32(key >> np.uint64(32)))[0]  # fmt: skip
+    if (np.float64(word) + 0.5) / 4294967296.0 >= row.xtc_probability:
+        return window
+    low, low_last, high, high_first = window
+    bound = _up(np.float64(greatest) + temperature * (np.log(row.xtc_threshold) + np.log(mass)))
+    floor = max(low, bound)
+    inner = (floor, low_last if floor == low else LAST, high, high_first)
+    least, last, count = np.float32(np.inf), -1, 0
+    for block in range(n_blocks):
+        if tops[block] >= floor:
+            for i in range(block * BLOCK, (block + 1) * BLOCK):
+                if _is_left(x[i], i, inner):
+                    count += 1
+                    if x[i] <= least:
+                        least, last = x[i], i
+    return (low, low_last, least, last) if count > 1 else window
+
+
+@compiled()
+def _raised(window, floor):
+    """A window without what is below ``floor``."""
+    low, _, high, high_first = window
+    return (floor, LAST, high, high_first) if floor > low else window
+
+
+@compiled()
+def _window(row, x, tops, vocab_size, ids, weights, marks, keys):
+    """What the steps of a row leave, in their order, and the temperature."""
+    n_blocks = _blocks(vocab_size)
+    window = (_LEAST, LAST, np.float32(np.inf), 0)
+    temperature = 1.0
+    steps = row.steps
+    while steps:
+        step = steps & np.uint64(15)
+        steps = steps >> np.uint64(4)
+        greatest, first = _left_greatest(x, tops, n_blocks, window)
+        top = np.float64(greatest)
+        if first < 0:
+            break  # logits that are not numbers
+        if step == _TEMPERATURE:
+            temperature = row.temperature
+            if row.dynatemp_range > 0:
+                mass, moment, count = _left_masses(x, tops, n_blocks, window, greatest, 1.0)
+                if count > 1:
+                    share = min(max((np.log(mass) - moment / mass) / np.log(np.float64(count)), 0.0), 1.0)
+                    least = max(temperature - row.dynatemp_range, 0.0)
+                    varied = least + (temperature + row.dynatemp_range - least) * share**row.dynatemp_exponent
+                    temperature = max(varied, 1e-6)
+        elif step == _TOP_N_SIGMA:
+            deviation = _left_deviation(x, tops, n_blocks, window, greatest)
+            window = _raised(window, _up(top - row.top_n_sigma * deviation))
+        elif step == _TOP_K:
+            if row.top_k < vocab_size:
+                window = _raised(window, _kth_greatest(x, tops, n_blocks, row.top_k, ids, marks))
+        elif step == _TOP_P:
+            if row.top_p < 1:
+                window = _nucleus(row.top_p, x, tops, n_blocks, window, greatest, temperature, ids, weights)
+        elif step == _MIN_P:
+            if row.min_p > 0:
+                window = _raised(window, _up(top + temperature * np.log(row.min_p)))
+        elif step == _TYPICAL_P:
+            if row.typical_p < 1:
+                window = _typical(row.typical_p, x, tops, n_blocks, window, greatest, temperature, ids, keys, weights)
+        else:
+            mass, moment, count = _left_masses(x, tops, n_blocks, window, greatest, temperature)
+            if step == _XTC:
+                window = _exclude_top(row, x, tops, n_blocks, window, greatest, temperature, mass)
+                continue
+            if step == _EPSILON_CUTOFF:
+                least = np.log(row.epsilon_cutoff)
+            elif step == _ETA_CUTOFF:
+                entropy = np.log(mass) - moment / mass
+                least = min(np.log(row.eta_cutoff), np.log(row.eta_cutoff) / 2 - entropy)
+            else:
+                least = -np.log(2.0) * row.mirostat_mu
+            floor = top + temperature * (least + np.log(mass))
+            if floor <= top:
+                window = _raised(window, _up(floor))
+            elif step == _MIROSTAT:
+                window = (greatest, first, greatest, first)
+            else:
+                window = _raised(window, greatest)
+    return window, temperature
+
+
+@compiled()
+def _left_argmax(row, x, tops, vocab_size, window, temperature, words):
+    """`_gumbel_argmax` over what is left."""
+    n_blocks, quads = _blocks(vocab_size), BLOCK // 4
+    winner, best = -1, -np.inf
+    for block in range(n_blocks):
+        if tops[block] < window[0]:
+            continue
+        needed = best - np.float64(min(tops[block], window[2])) / temperature
+        if needed > GUMBEL_MAX:
+            continue
+        least = np.floor(np.exp(-np.exp(-needed)) * 4294967296.0) - 2.0
+        cut = np.uint32(max(least, 0.0))
+        _block_words(row, block, words)
+        for place in range(BLOCK):
+            if words[place] >= cut:
+                token = block * BLOCK + place % quads * 4 + place // quads
+                if token < vocab_size and _is_left(x[token], token, window):
+                    z = np.float64(x[token]) / temperature + _gumbel(words[place])
+                    if z > best or (z == best and token < winner):
+                        winner, best = token, z
+    return winner
+
+
+@compiled()
+def _sample_in_window(row, x, tops, ids, weights, marks, words, keys, vocab_size):
+    """As `_sample_one`, for a row with ``steps``."""
+    n_blocks = _blocks(vocab_size)
+    window, temperature = _window(row, x, tops, vocab_size, ids, weights, marks, keys)
+    greatest, first = _left_greatest(x, tops, n_blocks, window)
+    if first < 0:
+        return -1, 0.0
+    mass = _left_masses(x, tops, n_blocks, window, greatest, temperature)[0]
+    token = _left_argmax(row, x, tops, vocab_size, window, temperature, words)
+    return token, (np.float64(x[token]) - np.float64(greatest)) / temperature - np.log(mass)
 
 
 @compiled()
@@ -326,6 +800,8 @@ def _sample(task, logits):
     places = (n_blocks + 1) * BLOCK
     scratch = take(task.next_scratch, task.scratch)
     ids, weights = int64_at(scratch), float64_at(scratch + 8 * places)
+    keys = float64_at(scratch + 28 * places + 4 * BLOCK)
+    lengths = int64_at(scratch + 36 * places + 4 * BLOCK)
     x, marks = float32_at(scratch + 16 * places), uint32_at(scratch + 20 * places)
     tops, words = float32_at(scratch + 24 * places), uint32_at(scratch + 24 * places + 4 * n_blocks)
     opened = -1
@@ -341,11 +817,14 @@ def _sample(task, logits):
                 greatest = _open(logits, row.logits_row * task.stride, vocab_size, x, tops)
                 mass, moment = _masses(x, vocab_size, greatest, np.float32(1))
                 opened = row.logits_row
-            if row.n_adjustments:
-                _adjust(row, x, tops)
+            if row.n_adjustments or row.n_text:
+                _adjust_and_ban(row, logits, row.logits_row * task.stride, vocab_size, x, tops, marks, lengths)
                 opened = -1
-            token, row.sampler_logprob = _sample_one(row, x, tops, ids, weights, marks, words, vocab_size)
-            row.token = token
+            if row.steps:
+                token, logprob = _sample_in_window(row, x, tops, ids, weights, marks, words, keys, vocab_size)
+            else:
+                token, logprob = _sample_one(row, x, tops, ids, weights, marks, words, vocab_size)
+            row.token, row.sampler_logprob = token, logprob
             raw = np.float64(widen(logits[row.logits_row * task.stride + token])) if token >= 0 else np.nan
             row.logprob = raw - np.float64(greatest) - np.log(mass)
             row.entropy = np.log(mass) - moment / mass
