@@ -26,6 +26,7 @@ from .errors import ConfigError, ModelError
 from .models.architecture import Architecture
 from .prompts import read_prompts
 from .records import (
+    AUTO,
     LAST_STEP,
     MODELS,
     NANOGPT_FILE,
@@ -48,6 +49,10 @@ if TYPE_CHECKING:
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+
+
+_MODELS_OWN = {"overflow": AUTO}
+"""Settings that follow the model where the user says nothing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,7 +101,7 @@ class LM(OpenModel):
         point = Point(
             model=self.source,
             device=self.device,
-            sampling=sampling_of(("prompts", "seed"), num_samples=num_samples, **sampling),
+            sampling=sampling_of(("prompts", "seed"), num_samples=num_samples, **_MODELS_OWN | sampling),
             seed=seed,
         )
         asked = tuple(Prompt(str(i), text) for i, text in enumerate(texts))
@@ -293,7 +298,11 @@ def sweep(
         settings = dict(zip(axes, combination, strict=True)) | own
         text, number = coerce("start", settings.pop("start"), str), settings.pop("seed")
         point = Point(
-            model=lm.source, device=lm.device, sampling=sampling_of(("start", "seed"), **settings), start=text, seed=number
+            model=lm.source,
+            device=lm.device,
+            sampling=sampling_of(("start", "seed"), **_MODELS_OWN | settings),
+            start=text,
+            seed=number,
         )
         tasks.append(Task.of(lm, point, encoded(lm, read_prompts(text), chat_template=point.sampling.chat_template)))
     samples = sorted(LocalExecutor(TorchBackends()).run(lm, Plan.of(lm, tasks)), key=itemgetter(0))

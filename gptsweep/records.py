@@ -35,7 +35,9 @@ LAST_STEP = "last"
 """In the place of a training step: the greatest that there is."""
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-OVERFLOWS = ("crop", "stop", "rebase")
+AUTO = "auto"
+OVERFLOWS = (AUTO, "crop", "stop", "rebase", "extend")
+"""What happens at the end of the context; `AUTO` stands for what the model's own program does."""
 RNGS = ("counter", "torch")
 NOISES = ("common", "independent")
 _GREATEST_ADDEND = 1e30  # far from where float32 ends, whatever is added up

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gptsweep.models.files.tokenizers import _byte_alphabet
 from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.models.linear import can_pack
 
@@ -96,6 +97,27 @@ def save_hf(directory: Path, model: GPT, **changes: Any) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     save_file(hf_weights(model), directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "config.json").write_text(json.dumps(hf_settings(model.config) | changes))
+    return directory
+
+
+def save_llama(directory: Path, seed: int = 0) -> Path:
+    """A tiny Llama under the names that transformers gives, with a token for each byte."""
+    directory.mkdir(parents=True, exist_ok=True)
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 24, "vocab_size": 256}
+    config = {"model_type": "llama", "num_hidden_layers": 1, "max_position_embeddings": 64, "tie_word_embeddings": True}
+    (directory / "config.json").write_text(json.dumps(sizes | config))
+    shapes = {
+        "embed_tokens": (256, 16), "norm": (16,), "layers.0.input_layernorm": (16,), "layers.0.post_attention_layernorm": (16,),
+        "layers.0.self_attn.q_proj": (16, 16), "layers.0.self_attn.k_proj": (8, 16), "layers.0.self_attn.v_proj": (8, 16),
+        "layers.0.self_attn.o_proj": (16, 16), "layers.0.mlp.gate_proj": (24, 16), "layers.0.mlp.up_proj": (24, 16),
+        "layers.0.mlp.down_proj": (16, 24),
+    }  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    weights = {f"model.{name}.weight": torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    model = {"type": "BPE", "vocab": _byte_alphabet(), "merges": []}
+    (directory / "tokenizer.json").write_text(json.dumps({"model": model, "pre_tokenizer": level, "decoder": level}))
     return directory
 
 

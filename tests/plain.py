@@ -10,13 +10,19 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gptsweep.models.architecture import Architecture
+from gptsweep.models.decoder import Decoder, DecoderConfig
 from gptsweep.models.gpt2 import GPT, GPTConfig
+from gptsweep.models.llama import Llama
 from gptsweep.records import Row, Sampling
+
+A = TypeVar("A", bound=Architecture)
 
 UNDECIDED = 1e-4
 """Two tokens that close in the race are decided by rounding, which the twin does in another order."""
@@ -26,20 +32,33 @@ def peaked_gpt(config: GPTConfig, seed: int = 0, dtype: torch.dtype = torch.floa
     """A random model whose distributions have a head and a tail, as a trained one's have; every parameter is random."""
     generator = torch.Generator().manual_seed(seed)
     model = GPT(config).initialise(generator).requires_grad_(False)
+    _make_peaked(model, model.transformer.ln_f.weight, generator)
+    return in_dtype(model, dtype).eval()
+
+
+def peaked_decoder(config: DecoderConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> Decoder:
+    """As `peaked_gpt`, for a decoder; of which family it is, only files know."""
+    generator = torch.Generator().manual_seed(seed)
+    model = Llama(config).initialise(generator).requires_grad_(False)
+    assert model.norm.weight is not None
+    _make_peaked(model, model.norm.weight, generator)
+    return in_dtype(model, dtype).eval()
+
+
+def _make_peaked(model: nn.Module, last_norm: Tensor, generator: torch.Generator) -> None:
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.mul_(5)
         else:
             parameter.add_(torch.empty_like(parameter).normal_(0, 0.1, generator=generator))
     # Logits with a standard deviation of about 3.
-    model.transformer.ln_f.weight.mul_(30 / math.sqrt(config.n_embd))
-    return in_dtype(model, dtype).eval()
+    last_norm.mul_(30 / math.sqrt(len(last_norm)))
 
 
-def in_dtype(model: GPT, dtype: torch.dtype) -> GPT:
+def in_dtype(model: A, dtype: torch.dtype) -> A:
     """``model`` with its parameters in ``dtype``, those of the layer norms excepted, as a loaded one has them."""
     for name, parameter in model.named_parameters():
-        if ".ln_" not in name:
+        if not model.stays_float32(name):
             parameter.data = parameter.data.to(dtype)
     return model
 
@@ -195,7 +214,7 @@ class Twin:
 
 
 @torch.no_grad()
-def decode(model: GPT, row: Row, vocab_size: int, stopped: Callable[[list[int]], bool] = lambda _ids: False) -> Twin:
+def decode(model: GPT | Decoder, row: Row, vocab_size: int, stopped: Callable[[list[int]], bool] = lambda _ids: False) -> Twin:
     """One row with counter noise, everything computed anew for every token.
 
     ``stopped`` is told all new ids each time, and says whether they hold a stop string.
@@ -203,7 +222,7 @@ def decode(model: GPT, row: Row, vocab_size: int, stopped: Callable[[list[int]],
     sampling, block_size, twin = row.sampling, model.config.block_size, Twin()
     half = max(1, block_size // 2)
     context = list(row.prompt_ids)
-    if len(context) > block_size:
+    if len(context) > block_size and sampling.overflow != "extend":
         context = context[-half:] if sampling.overflow == "rebase" else context[-block_size:]
     while not twin.finish_reason:
         logits = model(torch.tensor([context]))[0, -1, :vocab_size].double()
@@ -229,7 +248,7 @@ def decode(model: GPT, row: Row, vocab_size: int, stopped: Callable[[list[int]],
             twin.finish_reason = "stop"
         elif len(twin.token_ids) == sampling.max_new_tokens:
             twin.finish_reason = "length"
-        elif len(context) < block_size:
+        elif len(context) < block_size or sampling.overflow == "extend":
             context.append(token)
         elif sampling.overflow == "crop":
             context = [*context[1:], token]

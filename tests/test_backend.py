@@ -43,6 +43,8 @@ class Table:
     decoded: list[Row] = field(default_factory=list)
     vocab_size = len(LETTERS)
     block_size: int | None = None
+    extends_to: int | None = None
+    overflow = "crop"
     end_tokens: tuple[int, ...] = ()
     fingerprint = "table"
     promise = True

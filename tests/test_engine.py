@@ -28,7 +28,9 @@ from gptsweep.engine.scheduler import Scheduler
 from gptsweep.errors import ModelError
 from gptsweep.free_cores import FreeCores
 from gptsweep.kernels.abi import PAGE
+from gptsweep.models.decoder import Decoder, DecoderConfig
 from gptsweep.models.gpt2 import GPT, GPTConfig
+from gptsweep.models.layers import Llama3Scaling, NormConfig, RotaryConfig
 from gptsweep.models.linear import Int8Linear, PackedLinear, can_pack, pack
 from gptsweep.records import Completion, Row, Sampling
 
@@ -81,7 +83,7 @@ def until(stops: tuple[str, ...]) -> Until:
     return Until(tuple(map(int, stops[0].split())))
 
 
-def twin_of(model: GPT, row: Row) -> plain.Twin:
+def twin_of(model: GPT | Decoder, row: Row) -> plain.Twin:
     """What ``row`` should come out as by an unpacked model."""
     stop = until(row.sampling.stop).ids if row.sampling.stop else None
     return plain.decode(model, row, VOCAB, lambda ids: stop is not None and tuple(ids[-len(stop) :]) == stop)
@@ -110,7 +112,7 @@ POOL = [
 
 
 @st.composite
-def rows_of_all_kinds(draw: st.DrawFn) -> Row:
+def rows_of_all_kinds(draw: st.DrawFn, overflows: Sequence[str] = ("crop", "stop", "rebase")) -> Row:
     penalised = draw(st.booleans())
     stop = draw(st.one_of(st.none(), st.lists(token_ids, min_size=1, max_size=2).map(tuple)))
     return Row(
@@ -127,7 +129,7 @@ def rows_of_all_kinds(draw: st.DrawFn) -> Row:
             logit_bias=((5, 2.0), (9, -1.5)) if draw(st.booleans()) else (),
             stop=(" ".join(map(str, stop)),) if stop else (),
             stop_at_eot=draw(st.booleans()),
-            overflow=draw(st.sampled_from(["crop", "stop", "rebase"])),
+            overflow=draw(st.sampled_from(overflows)),
         ),
         noise_key=draw(st.sampled_from([1, 2, 2**64 - 1])),
         prompt_index=draw(st.integers(0, 1)),
@@ -143,6 +145,68 @@ def test_a_row_is_the_same_to_the_bit_in_any_company(dtype: str, rows: list[Row]
     together = run(engine_of(dtype, max_rows), rows)
     alone = [completion for one in rows for completion in run(engine_of(dtype, 1), [one])]
     assert together == alone
+
+
+@st.composite
+def decoders(draw: st.DrawFn) -> DecoderConfig:
+    """A decoder of any kind, with a context of 24."""
+    n_kv_heads, head_size, n_layer = draw(st.sampled_from([1, 2, 6])), draw(st.sampled_from([8, 10, 80])), 2
+    kind = draw(st.sampled_from(["rms", "layer"]))
+    share = draw(st.sampled_from([1, 2]))
+    window = st.sampled_from([None, None, 1, 5, 17, 23])
+    scaling = draw(st.sampled_from([None, Llama3Scaling(factor=4.0, low=1.0, high=4.0, trained=16.0)]))
+    qkv_bias, out_bias, mlp_bias, parallel, gated, pairs, tied_head = (draw(st.booleans()) for _ in range(7))
+    return DecoderConfig(
+        vocab_size=CONFIG.vocab_size,
+        block_size=CONFIG.block_size,
+        n_layer=n_layer,
+        n_head=6,
+        n_kv_heads=n_kv_heads,
+        head_size=head_size,
+        n_embd=draw(st.sampled_from([48, 60])),
+        n_inner=draw(st.sampled_from([33, 64])),
+        norm=NormConfig(kind=kind, epsilon=1e-5, bias=kind == "layer"),
+        norm_order=draw(st.sampled_from(["pre", "post"])),
+        parallel=parallel,
+        qk_norm=draw(st.sampled_from([None, "head", "width"])),
+        rotary=RotaryConfig(size=head_size // share // 2 * 2, base=100.0, pairs=pairs, scaling=scaling),
+        unrotated=draw(st.sampled_from([(), (1,)])),
+        windows=tuple(draw(window) for _ in range(n_layer)),
+        activation=draw(st.sampled_from(["silu", "gelu", "gelu_tanh", "relu_squared"])),
+        gated=gated,
+        qkv_bias=qkv_bias,
+        out_bias=out_bias,
+        mlp_bias=mlp_bias,
+        tied_head=tied_head,
+    )
+
+
+ANY_OVERFLOW = ("crop", "stop", "rebase", "extend")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=6)
+@given(decoders(), st.lists(rows_of_all_kinds(ANY_OVERFLOW), min_size=2, max_size=5), st.sampled_from([None, 1, 2, 7]))
+def test_a_row_of_any_architecture_is_the_same_to_the_bit_in_any_company(
+    dtype: str, config: DecoderConfig, rows: list[Row], max_rows: int | None
+) -> None:
+    need_packed(dtype)
+    model = plain.peaked_decoder(config, dtype=torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+    pack(model, Int8Linear if dtype == "int8" else PackedLinear)
+    engine = Engine(model, vocab_size=VOCAB, max_rows=max_rows, stop_matcher=until)
+    assert engine.promise
+    assert run(engine, rows) == [completion for one in rows for completion in run(engine, [one])]
+
+
+@settings(max_examples=8)
+@given(decoders(), st.lists(rows_of_all_kinds(ANY_OVERFLOW), min_size=1, max_size=3), st.booleans())
+def test_a_batch_of_any_architecture_is_what_its_twins_are(config: DecoderConfig, rows: list[Row], packed: bool) -> None:
+    unpacked = plain.peaked_decoder(config)
+    model = plain.peaked_decoder(config)
+    if packed:
+        pack(model)
+    for completion in run(Engine(model, vocab_size=VOCAB, stop_matcher=until, use_kernels=packed), rows):
+        assert_is_twin(completion, twin_of(unpacked, completion.row))
 
 
 @settings(max_examples=25)

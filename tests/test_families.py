@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from test_model import cached_logits, ids_for, in_pieces, one_at_a_time, whole
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
+import gptsweep
 from gptsweep.engine.engine import Engine
-from gptsweep.errors import ModelError
+from gptsweep.errors import ConfigError, ModelError
 from gptsweep.models.architecture import Architecture
 from gptsweep.models.loading import LoadedModel, load_model
 from gptsweep.models.registry import architecture_of
@@ -301,3 +303,61 @@ def test_old_checkpoints_hold_buffers_that_are_left_out(tmp_path: Path) -> None:
     save_file(weights, tmp_path / "model.safetensors")
     ids = torch.stack(ids_for(theirs.config, 9))
     assert (loaded(tmp_path).model(ids) - theirs(ids).logits).abs().max() < TOLERANCE
+
+
+# -- past the context --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
+    """A model of transformers with a context of 24 and a window of 10 in its second layer, and its directory."""
+    changes = {"max_position_embeddings": 24, "sliding_window": 10, "max_window_layers": 1, "num_hidden_layers": 2}
+    theirs = peaked(config_of("qwen2 with windows", **changes))
+    return theirs, saved(tmp_path_factory.mktemp("short"), theirs)
+
+
+def engine_rows(overflow: str, lengths: Sequence[int], vocab: Any) -> list[Row]:
+    sampling = Sampling(max_new_tokens=40, temperature=0.0, overflow=overflow)
+    prompts = [tuple(ids.tolist()) for ids in ids_for(vocab, *lengths)]
+    return [Row(prompt_ids=ids, sampling=sampling, noise_key=0, sample_index=i) for i, ids in enumerate(prompts)]
+
+
+@torch.inference_mode()
+def test_a_rotary_model_crops_as_a_window_that_is_read_anew_and_extends_as_transformers(short: tuple[nn.Module, Path]) -> None:
+    theirs, directory = short
+    model = loaded(directory).model
+    rows = [
+        row for overflow in ("crop", "extend", "rebase", "stop") for row in engine_rows(overflow, (5, 24, 30), model.config)
+    ]
+    for completion in Engine(model, vocab_size=VOCAB, max_rows=5).run(rows):
+        seen, overflow = list(completion.row.prompt_ids), completion.row.sampling.overflow
+        if overflow == "stop":
+            wanted = {5: 20, 24: 1}.get(len(seen))
+            assert wanted is None or (len(completion.token_ids) == wanted and completion.finish_reason == "overflow")
+            continue
+        assert completion.finish_reason == "length"
+        for token in completion.token_ids if overflow != "rebase" else ():
+            window = seen[-24:] if overflow == "crop" else seen
+            logits = theirs(torch.tensor([window])).logits[0, -1]
+            assert logits.max() - logits[token] < 1e-4
+            seen.append(token)
+
+
+def test_a_row_that_extends_ends_where_the_positions_do(short: tuple[nn.Module, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = loaded(short[1]).model
+    whole = {c.row.sample_index: c for c in Engine(model, vocab_size=VOCAB).run(engine_rows("extend", (5, 30), model.config))}
+    monkeypatch.setattr(type(model), "extends_to", 33)
+    for completion in Engine(model, vocab_size=VOCAB).run(engine_rows("extend", (5, 30), model.config)):
+        room = 33 + 1 - len(completion.row.prompt_ids)
+        assert completion.token_ids == whole[completion.row.sample_index].token_ids[:room]
+        assert completion.finish_reason == "overflow"
+
+
+def test_by_itself_a_model_does_past_its_context_what_its_own_program_does(short: tuple[nn.Module, Path]) -> None:
+    lm = gptsweep.load(short[1], device="cpu")
+    (made,) = lm.generate('"#$', max_new_tokens=60, temperature=0)
+    assert (made.sampling.overflow, len(made.token_ids)) == ("extend", 60)
+    (cropped,) = gptsweep.load(device="cpu").generate("a", max_new_tokens=2)
+    assert cropped.sampling.overflow == "crop"
+    with pytest.raises(ConfigError, match=r"sampling.overflow=extend: model=shakespeare has no positions beyond its"):
+        gptsweep.load(device="cpu").generate("a", max_new_tokens=2, overflow="extend")

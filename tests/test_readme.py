@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from markdown_it import MarkdownIt
-from model_files import TINY, random_gpt, save_hf, save_meta, save_nanogpt
+from model_files import TINY, random_gpt, save_hf, save_llama, save_meta, save_nanogpt
 from nanochat_twin import SHAPE, random_weights, save_nanochat
 
 import gptsweep.__main__
@@ -69,6 +69,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "prompts.jsonl").write_text('{"prompt": "To be"}\n{"prompt": "Or not", "id": "b"}\n', encoding="utf-8")
     cached = place / "hub" / "models--openai-community--gpt2"
     save_hf(cached / "snapshots" / "0", random_gpt(replace(TINY, vocab_size=50257, block_size=64, activation="gelu_tanh")))
+    for repo, revisions in {
+        "HuggingFaceTB/SmolLM2-135M": ["main"],
+        "EleutherAI/pythia-70m": ["step1000", "step143000"],
+    }.items():
+        for number, revision in enumerate(revisions):
+            refs = place / "hub" / f"models--{repo.replace('/', '--')}" / "refs"
+            save_llama(refs.parent / "snapshots" / str(number), seed=number)
+            refs.mkdir(exist_ok=True)
+            (refs / revision).write_text(str(number), encoding="utf-8")
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text("0", encoding="utf-8")
     return place

@@ -18,7 +18,8 @@ class Workload:
     """Bounds on the rows of a run, known before the first.
 
     How many rows, the most tokens in a prompt and in a whole row, the most new tokens of all rows together, those of prefixes
-    left out, and for how many of those the model reads a whole window again (`windows_read`).
+    left out, and for how many of those the model reads a whole window again (`windows_read`); whether a row goes on past the
+    context with ``overflow=extend``.
     """
 
     rows: int
@@ -26,6 +27,7 @@ class Workload:
     row_tokens: int
     new_tokens: int
     windows: int = 0
+    extends: bool = False
 
     @classmethod
     def of(cls, rows: Sequence[Row], block_size: int | None) -> Workload:
@@ -39,6 +41,7 @@ class Workload:
                 windows_read(row.sampling, len(row.prompt_ids), row.sampling.max_new_tokens, block_size, row.begun)
                 for row in rows
             ),
+            extends=any(row.sampling.overflow == "extend" for row in rows),
         )
 
 
@@ -107,6 +110,14 @@ class Backend(Protocol):
     @property
     def block_size(self) -> int | None:
         """How many tokens the model reads; None: there is no limit."""
+
+    @property
+    def extends_to(self) -> int | None:
+        """How many it reads with ``sampling.overflow=extend``, ``block_size`` where it cannot; None: any number."""
+
+    @property
+    def overflow(self) -> str:
+        """The ``sampling.overflow`` that ``auto`` stands for: what the model's own program does."""
 
     @property
     def end_tokens(self) -> tuple[int, ...]:

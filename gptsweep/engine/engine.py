@@ -136,11 +136,11 @@ class Engine:
         """A scheduler and a model runner that share a new cache for ``max_rows`` rows."""
         # Without a block size no row is as long as this when it is read, for its last token never is.
         block_size = self.model.block_size or workload.row_tokens
-        longest = min(block_size, workload.row_tokens)
+        longest = self._longest(workload)
         self.model.reserve(longest)
         max_cached_prompts = min(_MOST_CACHED_PROMPTS, workload.rows)
         row_pages = pages_for(longest)
-        prompt_pages = pages_for(min(block_size, workload.prompt_tokens))
+        prompt_pages = pages_for(min(longest, workload.prompt_tokens))
         cache = KVCache(
             self.model,
             n_positions=longest,
@@ -155,6 +155,7 @@ class Engine:
             max_rows=max_rows,
             max_cached_prompts=max_cached_prompts,
             block_size=block_size,
+            extends_to=self.model.extends_to or workload.row_tokens,
             vocab_size=self.vocab_size,
             stop_matcher=self.stop_matcher,
             progress=progress,
@@ -169,9 +170,14 @@ class Engine:
         )
         return scheduler, runner
 
+    def _longest(self, workload: Workload) -> int:
+        """The most positions of a sequence."""
+        most = self.model.extends_to if workload.extends else self.model.block_size
+        return min(most or workload.row_tokens, workload.row_tokens)
+
     def _planned_rows(self, workload: Workload) -> int:
         model = self.model
-        positions = PAGE * pages_for(min(model.block_size or workload.row_tokens, workload.row_tokens))
+        positions = PAGE * pages_for(self._longest(workload))
         position_bytes = 2 * model.n_layer * model.n_kv_heads * model.head_size * self.cache_dtype.itemsize
         row_bytes = positions * position_bytes + 4 * model.vocab_size
         return max(1, min(MOST_ROWS, int(_SHARE_OF_MEMORY * available_memory(self.device) / row_bytes)))

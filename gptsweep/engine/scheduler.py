@@ -29,6 +29,10 @@ NewStopMatcher = Callable[[tuple[str, ...]], Callable[[int], bool]]
 """Makes the stop matcher of a sample from its stop strings."""
 
 
+_GOES_ON = ""
+"""In place of a row's ``overflow`` where its context has room, or has no end."""
+
+
 def no_stop_strings(stops: tuple[str, ...]) -> Callable[[int], bool]:
     """In place of a `NewStopMatcher` where no row has stop strings."""
     raise ValueError(f"stop strings {stops} need an engine with a stop_matcher")
@@ -180,6 +184,7 @@ class Scheduler:
         max_rows: rows that decode together at most.
         max_cached_prompts: size of the prefix cache.
         block_size: tokens in a full context.
+        extends_to: the most tokens in that of a row with ``overflow=extend``.
         vocab_size: token ids are below it.
         stop_matcher: as of `Engine`.
         progress: updated after each step.
@@ -198,12 +203,14 @@ class Scheduler:
         max_rows: int,
         max_cached_prompts: int,
         block_size: int,
+        extends_to: int,
         vocab_size: int,
         stop_matcher: NewStopMatcher,
         progress: BackendProgress,
     ) -> None:
         self.waiting, self.cache, self.progress = waiting, cache, progress
-        self.block_size, self.vocab_size, self.stop_matcher = block_size, vocab_size, stop_matcher
+        self.block_size, self.extends_to = block_size, extends_to
+        self.vocab_size, self.stop_matcher = vocab_size, stop_matcher
         self.running: dict[int, RunningRow] = {}
         self.sequences: list[SharedSequence] = []
         self.records = np.zeros(max_rows, ROW)
@@ -281,6 +288,8 @@ class Scheduler:
         row, new = running.row, len(running.token_ids)
         size, half = self.block_size, max(1, self.block_size // 2)
         length = len(row.prompt_ids) + new
+        if row.sampling.overflow == "extend":
+            size = max(size, self.extends_to)
         if row.sampling.overflow == "rebase":
             if len(row.prompt_ids) > size:
                 length = half + new
@@ -328,9 +337,11 @@ class Scheduler:
             for running in sequence.rows:
                 token = sampled[running.slot][0]
                 reason = running.append(*sampled[running.slot])
-                overflow = running.row.sampling.overflow if full else ""
-                if reason is None and overflow == "stop":
+                overflow = running.row.sampling.overflow
+                extends = overflow == "extend"
+                if reason is None and (sequence.length == self.extends_to if extends else full and overflow == "stop"):
                     reason = "overflow"
+                overflow = overflow if full and not extends else _GOES_ON
                 if reason is None:
                     groups.setdefault((token, overflow), []).append(running)
                 else:
@@ -348,7 +359,7 @@ class Scheduler:
         sequence.length += len(read)
         sequence.previous = read[-1]
         if len(read) == self.block_size and sequence.rows[0].token_ids:
-            self.progress.windows += len(sequence.rows)
+            self.progress.windows += sum(running.row.sampling.overflow == "crop" for running in sequence.rows)
         if sequence.prompt and sequence.prompt not in self.prefix_cache:
             if len(self.prefix_cache) == self.max_cached_prompts:
                 self._release(self.prefix_cache.popitem(last=False)[1].block_table)
@@ -373,19 +384,22 @@ class Scheduler:
         return windows_read(running.row.sampling, len(running.row.prompt_ids), new_tokens, self.block_size)
 
     def _split(self, sequence: SharedSequence, groups: dict[tuple[int, str], list[RunningRow]]) -> list[SharedSequence]:
-        """A sequence for each group of rows that sampled the same token, which is pending on it."""
-        if sequence.length == self.block_size or not groups:
-            self._release(sequence.block_table)
-            # Positions move in a full context, so nothing that is cached holds: read all that is kept again.
-            return [
-                SharedSequence(self.free_block_tables.pop(), 0, list(self._window(rows[0])), rows) for rows in groups.values()
-            ]
-        (first, *others) = groups.items()
-        split = [SharedSequence(sequence.block_table, sequence.length, [first[0][0]], first[1], previous=sequence.previous)]
-        for (token, _), rows in others:
-            block_table = self.free_block_tables.pop()
+        """A sequence for each group of rows that sampled the same token, which is pending on it.
+
+        Positions move in a full context that drops tokens, so nothing of it that is cached holds: what it keeps is read again.
+        """
+        going_on = [(token, rows) for (token, overflow), rows in groups.items() if overflow == _GOES_ON]
+        tables = [sequence.block_table, *(self.free_block_tables.pop() for _ in going_on[1:])]
+        for block_table in tables[1:]:
             self.cache.fork(sequence.block_table, block_table, sequence.length)
-            split.append(SharedSequence(block_table, sequence.length, [token], rows, previous=sequence.previous))
+        if not going_on:
+            self._release(sequence.block_table)
+        split = [
+            SharedSequence(block_table, sequence.length, [token], rows, previous=sequence.previous)
+            for block_table, (token, rows) in zip(tables, going_on, strict=False)  # where none goes on, the table is free
+        ]
+        dropping = [rows for (_, overflow), rows in groups.items() if overflow != _GOES_ON]
+        split += [SharedSequence(self.free_block_tables.pop(), 0, list(self._window(rows[0])), rows) for rows in dropping]
         return split
 
     def _release(self, block_table: int) -> None:

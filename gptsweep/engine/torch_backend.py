@@ -48,6 +48,8 @@ class TorchBackend:
         )
         self.vocab_size = tokenizer.vocab_size
         self.block_size: int | None = loaded.model.block_size
+        self.extends_to = loaded.model.extends_to
+        self.overflow = loaded.model.OVERFLOW
         self.end_tokens = tokenizer.end_ids
         self.fingerprint = loaded.fingerprint
         self.promise = self.engine.promise

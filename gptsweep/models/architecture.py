@@ -73,6 +73,10 @@ class Model(CacheShape, Protocol):
     @property
     def block_size(self) -> int | None: ...
     @property
+    def extends_to(self) -> int | None:
+        """The most positions that it reads with ``overflow=extend``, ``block_size`` where it cannot; None: any number."""
+
+    @property
     def n_head(self) -> int: ...
 
     @property
@@ -128,6 +132,9 @@ class Architecture(nn.Module, ABC):
     HEAD: ClassVar[str]
     """Names of the two weights that are one where the head is tied."""
 
+    OVERFLOW: ClassVar[str] = "crop"
+    """The ``sampling.overflow`` that does what the architecture's own program does at the end of the context."""
+
     config: Config
 
     @abstractmethod
@@ -164,6 +171,10 @@ class Architecture(nn.Module, ABC):
         return self.config.vocab_size
 
     @property
+    def extends_to(self) -> int | None:
+        return self.block_size
+
+    @property
     def windows(self) -> Sequence[int | None]:
         return (None,) * self.n_layer
 
@@ -185,17 +196,17 @@ class Architecture(nn.Module, ABC):
         """Logits of the next token at every place of ``ids``.
 
         Args:
-            ids: ``int64 [batch, time]``, with ``1 <= time <= block_size``.
+            ids: ``int64 [batch, time]``, with ``1 <= time <= extends_to``.
 
         Returns:
             ``[batch, time, vocab_size]`` in the model's dtype.
 
         Raises:
-            ValueError: ``time`` is longer than the model's ``block_size``.
+            ValueError: ``time`` is longer than what the model reads.
         """
         time = ids.shape[-1]
-        if self.block_size is not None and time > self.block_size:
-            raise ValueError(f"ids has {time} tokens a row, more than the model's block_size, {self.block_size}")
+        if self.extends_to is not None and time > self.extends_to:
+            raise ValueError(f"ids has {time} tokens a row, more than the model's block_size, {self.extends_to}")
         self.reserve(time)
         positions = torch.arange(time, device=ids.device)
         asked: dict[str, Any] = {}

@@ -189,6 +189,7 @@ class Decoder(Architecture):
     """A decoder of one family; see the module. Parameters have the same names in all families."""
 
     EMBEDDING = "embed.weight"
+    OVERFLOW = "extend"  # transformers' generate() goes on
     HEAD = "head.weight"
 
     DEFAULTS: ClassVar[Mapping[str, Any]]
@@ -233,6 +234,10 @@ class Decoder(Architecture):
     @property
     def head_size(self) -> int:
         return self.config.head_size
+
+    @property
+    def extends_to(self) -> int | None:
+        return None
 
     @property
     def windows(self) -> tuple[int | None, ...]:

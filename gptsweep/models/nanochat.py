@@ -19,6 +19,9 @@ from .decoder import Attention, Block, Decoder, DecoderConfig, Place
 from .hf_settings import HFSettings
 from .layers import Embedding, Linear, Norm, Rotary, SoftCap, Turns
 
+_POSITIONS = 10
+"""nanochat's tables of rotary positions are so many contexts long."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NanochatConfig(DecoderConfig):
@@ -133,6 +136,10 @@ class Nanochat(Decoder):
             self.smear_share = nn.Parameter(torch.zeros(1))
         if config.backout:
             self.backout_share = nn.Parameter(torch.zeros(1))
+
+    @property
+    def extends_to(self) -> int:
+        return _POSITIONS * self.config.block_size
 
     @property
     def reads_previous(self) -> bool:

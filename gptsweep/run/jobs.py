@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..analysis.summary import summarise, text_metrics
 from ..display import get_logger
 from ..errors import DeviceError, GptsweepError
 from ..prompts import read_prompts
-from ..records import Point
+from ..records import AUTO, OVERFLOWS, Point
 from ..store.reader import read_manifest
 from ..store.schema import SAMPLING_KEYS
 from ..store.writer import PointWriter
@@ -84,10 +84,14 @@ def finished(job: Job, executor: Executor) -> Mapping[str, Any] | None:
     manifest = read_manifest(directory) or {}
     if manifest.get("status") != "complete" or not isinstance(identity := manifest.get("point_id"), str):
         return None
-    settings, prompts = wanted_settings(executor, point), read_prompts(point.start)
-    known = {"model": model_of(point.model), "dtype": settings["dtype"], "device": settings["device"]}
+    prompts = read_prompts(point.start)
     with PointWriter(directory, identity) as writer:
         samples = writer.samples()
+        if point.sampling.overflow == AUTO and samples and samples[0].get("overflow") in OVERFLOWS:
+            # What it stands for, the model would know.
+            point = replace(point, sampling=replace(point.sampling, overflow=samples[0]["overflow"]))
+        settings = wanted_settings(executor, point)
+        known = {"model": model_of(point.model), "dtype": settings["dtype"], "device": settings["device"]}
         there = {(sample["prompt_index"], prompts[sample["prompt_index"]].text == sample["prompt"])
                  for sample in samples if sample["prompt_index"] < len(prompts)}  # fmt: skip
         asked = itertools.product(range(len(prompts)), range(point.sampling.num_samples))

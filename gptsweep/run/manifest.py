@@ -80,6 +80,7 @@ def provenance(model: OpenModel, task: Task) -> dict[str, object]:
         "dtype": how.dtype,
         "arithmetic": how.arithmetic,
         "compile": task.point.device.compile,
+        **({} if model.backend.overflow == "crop" else {"default_overflow": model.backend.overflow}),
         "threads": how.threads,
         "versions": {"gptsweep": own_version(), **how.versions, "python": platform.python_version()},
         "machine": platform.platform(),

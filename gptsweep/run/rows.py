@@ -19,6 +19,7 @@ from ..engine.stopping import Repetition
 from ..errors import ConfigError, PromptError
 from ..models.files.tokenizers import Tokenizer, breaker_tokens, completion_text, stop_matcher
 from ..records import (
+    AUTO,
     Completion,
     DeviceSettings,
     ModelSource,
@@ -114,10 +115,17 @@ class Task:
             ConfigError: a setting does not go with the model.
         """
         sampling = point.sampling
+        if sampling.overflow == AUTO:
+            sampling = replace(sampling, overflow=model.backend.overflow)
+            point = replace(point, sampling=sampling)
         texts, prompt_ids = prompts
         block_size, longest = model.backend.block_size, max(map(len, prompt_ids), default=0)
-        if sampling.overflow == "stop" and block_size is not None and longest > block_size:
-            what = f"a prompt has {longest} tokens, and the model reads {block_size}; shorten it, or use sampling.overflow=crop"
+        if sampling.overflow == "extend" and block_size is not None and model.backend.extends_to == block_size:
+            what = f"model={model.source.name} has no positions beyond its context of {block_size}; use crop, rebase or stop"
+            raise ConfigError("sampling.overflow", "extend", what)
+        most = _most_tokens(model.backend, sampling)
+        if most is not None and longest > most:
+            what = f"a prompt has {longest} tokens, and the model reads {most}; shorten it, or use sampling.overflow=crop"
             raise PromptError("start", point.start, what)
         if sampling.stop_at_eot and not model.backend.end_tokens:
             raise ConfigError(
@@ -164,7 +172,7 @@ class Task:
         sampling, ids, backend = self.point.sampling, prefix.token_ids, model.backend
         if key[0] >= len(self.prompts) or (prefix.stream is None) != (sampling.rng == "counter") or not backend.resumes(prefix):
             return False
-        length = len(self.prompt_ids[key[0]]) + len(ids)
+        length, most = len(self.prompt_ids[key[0]]) + len(ids), _most_tokens(backend, sampling)
         return (
             len(ids) < sampling.max_new_tokens
             and max(ids, default=0) < backend.vocab_size
@@ -172,7 +180,7 @@ class Task:
             and set(sampling.stop_token_ids).isdisjoint(ids)
             and not (sampling.stop_on_repetition and any(map(Repetition(*sampling.stop_on_repetition), ids)))
             and not (sampling.stop and any(map(stop_matcher(model.tokenizer, sampling.stop), ids)))
-            and not (sampling.overflow == "stop" and backend.block_size is not None and length > backend.block_size)
+            and (most is None or length <= most)
         )
 
     def dedup_key(self, key: Key) -> object:
@@ -210,6 +218,11 @@ class Task:
 def _breakers(tokenizer: Any, breakers: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
     """`breaker_tokens`, which looks at the whole vocabulary, once for all points of a sweep."""
     return breaker_tokens(tokenizer, breakers)
+
+
+def _most_tokens(backend: Backend, sampling: Sampling) -> int | None:
+    """The most tokens that are read of a row that drops none; None: any number, or it drops some."""
+    return {"stop": backend.block_size, "extend": backend.extends_to}.get(sampling.overflow)
 
 
 @lru_cache
@@ -283,6 +296,7 @@ class Plan:
             row_tokens=max((tokens + most for tokens, most in prompts), default=1),
             new_tokens=new_tokens,
             windows=windows,
+            extends=any(task.point.sampling.overflow == "extend" for task in tasks),
         )
         return cls(tuple(tasks), recipients, prefixes, workload)
 
