@@ -361,3 +361,10 @@ def test_by_itself_a_model_does_past_its_context_what_its_own_program_does(short
     assert cropped.sampling.overflow == "crop"
     with pytest.raises(ConfigError, match=r"sampling.overflow=extend: model=shakespeare has no positions beyond its"):
         gptsweep.load(device="cpu").generate("a", max_new_tokens=2, overflow="extend")
+
+
+def test_a_model_without_tokenizer_gets_none_of_another_type(tmp_path: Path) -> None:
+    saved(tmp_path, peaked(config_of("gpt_neox", vocab_size=50304)))
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=r"the directory has no tokenizer\.json, or vocab\.json with merges\.txt$"):
+        loaded(tmp_path)

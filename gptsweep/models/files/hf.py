@@ -107,6 +107,8 @@ def _tokenizer(settings: Mapping[str, Any], vocab_size: int, files: ModelFiles) 
     gpt2 = GPT2Tokenizer()
     if files.unreachable:
         raise files.absent(what)
+    if settings.get("model_type") != "gpt2":  # Pythia's vocabulary has the size of GPT-2's
+        raise files.absent(what)
     if not gpt2.vocab_size <= vocab_size <= GPT2_PADDED_VOCAB:
         raise files.absent(f"{what}, and its vocabulary of {vocab_size} is not GPT-2's")
     log.warning("%s has no %s: GPT-2 encoding", files.value, what)
