@@ -21,7 +21,7 @@ from .architecture import Architecture, Attend, LinearLayer
 from .files.weights import Stacked, Stored, StoredTensor
 from .fused import Fusable, FusedTurn, NormOfHeads
 from .hf_settings import HFSettings
-from .layers import ACTIVATIONS, Activation, Embedding, Gated, Linear, Norm, NormConfig, Rotary, RotaryConfig, Turns
+from .layers import ROWWISE_ACTIVATIONS, Activation, Embedding, Gated, Linear, Norm, NormConfig, Rotary, RotaryConfig, Turns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +142,7 @@ class MLP(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        activation = ACTIVATIONS[config.activation]()
+        activation = ROWWISE_ACTIVATIONS[config.activation]()
         self.up: nn.Module = Linear(config.n_embd, config.n_inner * (2 if config.gated else 1), bias=config.mlp_bias)
         self.activation: nn.Module = Gated(activation) if config.gated else activation
         self.down: nn.Module = Linear(config.n_inner, config.n_embd, bias=config.mlp_bias)

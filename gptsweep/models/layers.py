@@ -47,6 +47,20 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+class RowwiseSiLU(nn.SiLU):
+    """SiLU with the same bits wherever in a vector a number stands; torch's own computes the last few in another way."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (1 + torch.exp(-x))
+
+
+class RowwiseQuickGELU(QuickGELU):
+    """`QuickGELU`, as `RowwiseSiLU`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (1 + torch.exp(-1.702 * x))
+
+
 class SquaredReLU(nn.Module):
     """``max(x, 0) ** 2`` (So et al., 2021, "Primer")."""
 
@@ -98,6 +112,8 @@ ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
     "tanh": nn.Tanh,
 }
+ROWWISE_ACTIVATIONS = ACTIVATIONS | {"quick_gelu": RowwiseQuickGELU, "silu": RowwiseSiLU}
+"""The same, batch-invariant where no kernel computes them. GPT-2's samples have the bits of the others."""
 
 
 def activation_code(activation: nn.Module | None) -> int | None:
