@@ -142,6 +142,23 @@ def test_a_window_that_moves_has_no_token_before_its_first(monkeypatch: pytest.M
         assert list(found.token_ids) == twin.token_ids
 
 
+@pytest.mark.parametrize("era", ["B", "C", "F"])
+def test_past_the_context_a_sample_goes_on_as_nanochat_does_for_ten_times_as_far(era: str) -> None:
+    shape = SHAPE | {"sequence_len": 12} | ({"window_pattern": "SL"} if era != "B" else {})
+    weights = random_weights(era, shape)
+    lm = gptsweep.load(save_nanochat(Path("base/d3"), weights, shape), dtype="float32", device="cpu")
+    sampling = Sampling(max_new_tokens=200, temperature=0.0, overflow="extend")
+    prompt = ids_of(9)
+    (found,) = lm.engine.run([Row(prompt_ids=tuple(prompt), sampling=sampling, noise_key=0)])
+    assert (found.finish_reason, len(found.token_ids)) == ("overflow", 120 - 9 + 1)
+    logits = twin_logits(weights, shape, era, [*prompt, *found.token_ids[:-1]])[8:]
+    best = logits.topk(2)
+    sure = best.values[:, 0] - best.values[:, 1] > UNDECIDED
+    assert sure.sum() > 100
+    assert torch.equal(best.indices[sure, 0], torch.tensor(found.token_ids)[sure])
+    assert lm.generate("the", max_new_tokens=15)[0].sampling.overflow == "extend"  # what auto stands for
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_other_dtypes_compute_about_the_same(dtype: str) -> None:
     _, weights, shape = loaded("F")
