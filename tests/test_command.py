@@ -429,7 +429,7 @@ def test_the_module_ends_with_the_status_of_a_mistake(tmp_path: Path) -> None:
     [
         (["mo"], {"model=", "model."}),
         (["model=gpt2-"], {"model=gpt2-large", "model=gpt2-medium", "model=gpt2-xl"}),
-        (["seed=1", "sampling.top_"], {"sampling.top_k=", "sampling.top_p="}),
+        (["seed=1", "sampling.top_"], {"sampling.top_h=", "sampling.top_k=", "sampling.top_n_sigma=", "sampling.top_p="}),
     ],
 )
 def test_the_tab_key_offers_groups_choices_and_keys(

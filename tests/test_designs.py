@@ -158,7 +158,7 @@ def test_the_characters_of_a_cell_are_the_text(composing: Any, text: str) -> Non
         ("p.csv", "sampling.top_k\n2.5\n", "line 2 has sampling.top_k=2.5: must be a whole number, or null"),
         ("p.csv", "sampling.top_p\n${seed}\n", "line 2 has sampling.top_p=${seed}: must be a number, or null"),
         ("p.csv", "sampling\n../x\n", "line 2 has sampling=../x: must be the name of a choice"),
-        ("p.csv", "model,model.out_dir\ngpt2,x\n", "line 2 has model.out_dir=x: only model=resume takes it"),
+        ("p.csv", "model,model.file\ngpt2,x\n", "line 2 has model.file=x: only model=resume takes it"),
         ("p.jsonl", "[1]", 'line 1 is not an object; each line is an object like {"sampling.top_k": 50}'),
         ("p.jsonl", '{"seed": 1, "seed": 2}', "line 1 names a key twice"),
         ("p.jsonl", '{"start": 1}', "line 1 has start=1: must be text; put a number, true or false in quotes"),
