@@ -6,6 +6,7 @@ import copy
 import importlib
 import os
 import pickle
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,7 @@ import pytest
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.plugins import Plugins
+from hydra.core.singleton import Singleton
 from hydra.plugins.launcher import Launcher
 from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, IntegrationTestSuite, LauncherTestSuite
 from hydra.types import RunMode
@@ -214,13 +216,17 @@ def test_a_run_directory_holds_what_hydras_own_launcher_leaves_there(run: Run, t
 
 
 @pytest.fixture
-def in_reverse(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A plugin with an executor of its own is installed."""
-    monkeypatch.syspath_prepend(Path(__file__).parent / "plugins")
-    plugin = importlib.import_module("hydra_plugins.in_reverse")
-    Plugins.instance().register(plugin.InReverseLauncher)
-    plugin.PLANS.clear()
-    return plugin
+def in_reverse(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """A plugin with an executor of its own is installed, for one test: joblib's processes get all that Hydra knows of."""
+    before = Singleton.get_state()
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent / "plugins")
+        plugin = importlib.import_module("hydra_plugins.in_reverse")
+        Plugins.instance().register(plugin.InReverseLauncher)
+        plugin.PLANS.clear()
+        yield plugin
+    del sys.modules["hydra_plugins.in_reverse"]
+    Singleton.set_state(before)  # looks for plugins again, where it is no longer
 
 
 def test_an_executor_of_ones_own_runs_a_sweep_to_the_same_files(run: Run, tmp_path: Path, in_reverse: ModuleType) -> None:
