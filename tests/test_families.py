@@ -129,14 +129,16 @@ def test_forward_gives_transformers_logits(both: tuple[nn.Module, Architecture])
     assert (ours(ids) - wanted).abs().max() < TOLERANCE
 
 
-@pytest.mark.parametrize("passes", [whole, one_at_a_time, in_pieces])
-def test_the_cached_path_gives_transformers_logits(both: tuple[nn.Module, Architecture], passes: Any) -> None:
+@pytest.mark.parametrize(("passes", "use_kernels"), [(whole, False), (one_at_a_time, True), (in_pieces, True)])
+def test_the_cached_path_gives_transformers_logits(
+    both: tuple[nn.Module, Architecture], passes: Any, use_kernels: bool
+) -> None:
     theirs, ours = both
     sequences = ids_for(ours.config, 40, 1, 16, 9, 39)
     ours.reserve(40)
     with torch.inference_mode():
         wanted = [theirs(ids[None]).logits[0] for ids in sequences]
-    for ids, logits, right in zip(sequences, cached_logits(ours, sequences, passes, use_kernels=False), wanted, strict=True):
+    for ids, logits, right in zip(sequences, cached_logits(ours, sequences, passes, use_kernels), wanted, strict=True):
         assert len(ids) - 1 in logits
         for position, made in logits.items():
             assert (made - right[position]).abs().max() < TOLERANCE
