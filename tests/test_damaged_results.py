@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_sweep import made_samples
 
+from gptsweep.analysis.columns import typed_column
 from gptsweep.analysis.frames import read_sweep
 from gptsweep.analysis.summary import summarise, summary_of, text_metrics
 from gptsweep.errors import ResultsError
@@ -155,3 +156,17 @@ def test_a_config_whose_aliases_name_a_thousand_million_values_ends_no_review(wh
         lines.append(f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]")
     (sweep / "partial/.hydra/config.yaml").write_text("\n".join([*lines, "start: *i", "seed: *i"]))
     assert len(read_sweep(sweep).samples) == 2 * len(SAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "read"),
+    [
+        ("num_prompts", ["1" + "0" * 400, "2"], [0, 2]),
+        ("num_samples", [10**40, 3, None, "x", float("inf")], [0, 3, 0, 0, 0]),
+        ("seed", ["1" + "0" * 30, "2"], ["1" + "0" * 30, "2"]),
+        ("seed", ["-1" + "0" * 30], ["-1" + "0" * 30]),
+        ("seed", [str(2**64 - 1), "2"], [2**64 - 1, 2]),
+    ],
+)
+def test_a_number_that_no_column_can_hold_ends_no_review(name: str, cells: list[Any], read: list[Any]) -> None:
+    assert list(typed_column(name, cells)) == read

@@ -51,7 +51,8 @@ def typed_column(name: str, cells: Sequence[Any]) -> pd.Series[Any]:
     """One column: text if its name says so or a cell is no number; whole numbers stay whole beside empty cells."""
     known = [value for value in cells if value is not None]
     if name in COUNTS:
-        return pd.Series(pd.to_numeric(pd.Series(cells, dtype=object), errors="coerce")).fillna(0).astype("int64")
+        counts = pd.Series(pd.to_numeric(pd.Series(cells, dtype=object), errors="coerce"), dtype="float64")
+        return counts.where(counts.abs() < 2**53).fillna(0).astype("int64")  # no count of a damaged file is believed
     if name in METRICS or name in spread_columns() or (not known and name not in TEXT_COLUMNS):
         return pd.Series(pd.to_numeric(pd.Series(cells, dtype=object), errors="coerce"), dtype="float64")
     if name not in TEXT_COLUMNS and known:
@@ -67,7 +68,7 @@ def typed_column(name: str, cells: Sequence[Any]) -> pd.Series[Any]:
                 kind = ("UInt64" if large else "Int64") if len(known) < len(cells) else ("uint64" if large else "int64")
                 return pd.Series(ints, dtype=kind)
             return pd.Series(numbers, dtype="float64")
-        except ValueError:
+        except (ValueError, OverflowError):  # OverflowError: an integer beyond 64 bits
             pass
     return strings([None if value is None else str(value) for value in cells])
 
