@@ -228,6 +228,12 @@ def test_the_coin_of_xtc_is_of_its_own_and_of_its_row(use_kernels: bool) -> None
     )
 
 
+@pytest.mark.parametrize("change", [{"top_k": 1}, {"suppress_tokens": (0,)}])
+def test_xtc_at_a_threshold_of_0_keeps_a_token_that_is_left(change: dict[str, Any]) -> None:
+    p = gptsweep.distribution([0.2, 0.1, -0.1], xtc_probability=1, xtc_threshold=0, **change)
+    assert p.tolist() == ([1, 0, 0] if "top_k" in change else [0, 0, 1])
+
+
 @KERNELS
 def test_a_sample_ends_where_it_repeats_itself(use_kernels: bool) -> None:
     logits = torch.zeros(4)

@@ -313,7 +313,7 @@ def xtc(x: Tensor, rows: Rows) -> Tensor:
     """Exclude top choices (p-e-w 2024), as llama.cpp has it: where the row's coin says so, of the tokens at least
     ``xtc_threshold`` likely only the least likely is left, the highest id among equals."""
     probability, threshold = rows.column("xtc_probability"), rows.column("xtc_threshold")
-    likely = x.to(threshold.dtype).log_softmax(-1) >= threshold.log()
+    likely = (x.to(threshold.dtype).log_softmax(-1) >= threshold.log()) & (x > -torch.inf)  # with a threshold of 0, too
     least = x.where(likely, torch.full_like(x, torch.inf)).amin(-1, keepdim=True)
     last = x.shape[-1] - 1 - (likely & (x == least)).flip(-1).to(torch.int8).argmax(-1, keepdim=True)
     falls = coin(**rows.noise_at(), dtype=probability.dtype)[:, None] < probability
