@@ -40,6 +40,16 @@ class Config(Protocol):
     @property
     def vocab_size(self) -> int: ...
     @property
+    def block_size(self) -> int | None: ...
+    @property
+    def n_layer(self) -> int: ...
+    @property
+    def n_head(self) -> int: ...
+    @property
+    def n_kv_heads(self) -> int: ...
+    @property
+    def head_size(self) -> int: ...
+    @property
     def tied_head(self) -> bool: ...
 
 
@@ -142,21 +152,6 @@ class Architecture(nn.Module, ABC):
         """On the meta device this must draw nothing."""
         super().__init__()
 
-    @property
-    @abstractmethod
-    def block_size(self) -> int | None: ...
-    @property
-    @abstractmethod
-    def n_layer(self) -> int: ...
-    @property
-    @abstractmethod
-    def n_head(self) -> int: ...
-    @property
-    @abstractmethod
-    def n_kv_heads(self) -> int: ...
-    @property
-    @abstractmethod
-    def head_size(self) -> int: ...
     @abstractmethod
     def hidden(self, ids: Tensor, positions: Tensor, attend: Attend, keep: Tensor | None = None) -> Tensor: ...
     @abstractmethod
@@ -169,6 +164,26 @@ class Architecture(nn.Module, ABC):
     @property
     def vocab_size(self) -> int:
         return self.config.vocab_size
+
+    @property
+    def block_size(self) -> int | None:
+        return self.config.block_size
+
+    @property
+    def n_layer(self) -> int:
+        return self.config.n_layer
+
+    @property
+    def n_head(self) -> int:
+        return self.config.n_head
+
+    @property
+    def n_kv_heads(self) -> int:
+        return self.config.n_kv_heads
+
+    @property
+    def head_size(self) -> int:
+        return self.config.head_size
 
     @property
     def extends_to(self) -> int | None:

@@ -216,26 +216,6 @@ class Decoder(Architecture):
             self.head.weight = self.embed.weight
 
     @property
-    def block_size(self) -> int:
-        return self.config.block_size
-
-    @property
-    def n_layer(self) -> int:
-        return self.config.n_layer
-
-    @property
-    def n_head(self) -> int:
-        return self.config.n_head
-
-    @property
-    def n_kv_heads(self) -> int:
-        return self.config.n_kv_heads
-
-    @property
-    def head_size(self) -> int:
-        return self.config.head_size
-
-    @property
     def extends_to(self) -> int | None:
         return None
 

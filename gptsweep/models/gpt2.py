@@ -170,30 +170,6 @@ class GPT(Architecture):
         """The transformer's blocks, first to last."""
         return cast(list[Block], list(self.transformer.h))
 
-    @property
-    def embedding(self) -> Tensor:
-        return self.transformer.wte.weight
-
-    @property
-    def block_size(self) -> int:
-        return self.config.block_size
-
-    @property
-    def n_layer(self) -> int:
-        return self.config.n_layer
-
-    @property
-    def n_head(self) -> int:
-        return self.config.n_head
-
-    @property
-    def n_kv_heads(self) -> int:
-        return self.config.n_kv_heads
-
-    @property
-    def head_size(self) -> int:
-        return self.config.head_size
-
     def hidden(self, ids: Tensor, positions: Tensor, attend: Attend, keep: Tensor | None = None) -> Tensor:
         x: Tensor = self.transformer.wte(ids).float() + self.transformer.wpe(positions).float()
         for layer, block in enumerate(self.blocks):
