@@ -17,7 +17,7 @@ from .attention import AttentionMetadata, paged_attention, paged_attention_by_ke
 from .chain import Rows, mirostat_mu, summed
 from .cuda_graphs import DecodeSteps
 from .kv_cache import KVCache, Span
-from .sampler import kernel_samples, nanogpt_sample, sample, sample_by_kernel
+from .sampler import nanogpt_sample, sample, sample_by_kernel
 from .scheduler import RunningRow, SharedSequence
 
 try:
@@ -112,7 +112,7 @@ class ModelRunner:
                 tokens, _, sampler_logprob, _, _ = running.sums
                 records["mirostat_mu"][running.slot] = mirostat_mu(running.row.sampling, tokens, sampler_logprob)
         with_counter = [running for running, _ in placed if running.stream.generator is None]
-        by_kernel = [self.use_kernels and kernel_samples(running.row.sampling) for running in with_counter]
+        by_kernel = [self.use_kernels and running.kernel_samples for running in with_counter]
         self._sample_by_kernel(list(itertools.compress(with_counter, by_kernel)), logits, records)
         self._sample_plainly([r for r, fast in zip(with_counter, by_kernel, strict=True) if not fast], logits, records)
         for running, _ in placed:

@@ -22,7 +22,7 @@ from ..records import Completion, FinishReason, Prefix, Row
 from .backend import BackendProgress, windows_read
 from .history import LogitAdjustments
 from .kv_cache import KVCache, Span
-from .sampler import row_record, stream_at
+from .sampler import kernel_samples, row_record, stream_at
 from .stopping import Repetition
 
 NewStopMatcher = Callable[[tuple[str, ...]], Callable[[int], bool]]
@@ -52,7 +52,7 @@ class Stream:
 
 @dataclass(slots=True, eq=False)
 class RunningRow:
-    """A row that is decoding. ``slot`` is its place in `Scheduler.records`.
+    """A row that is decoding. ``slot`` is its place in `Scheduler.records`; ``kernel_samples``: as of `sampler`.
 
     ``sums`` holds a number of tokens; their summed logprob, sampler logprob and entropy in nats; and the state of the stream
     after them. It is replaced as a whole, so that its parts agree whenever another thread or a signal handler reads it.
@@ -61,6 +61,7 @@ class RunningRow:
     row: Row
     stream: Stream
     slot: int
+    kernel_samples: bool
     adjustments: LogitAdjustments | None
     stop_matcher: Callable[[int], bool] | None
     repetition: Repetition | None
@@ -276,7 +277,8 @@ class Scheduler:
                 adjustments.add(token)
         state = None if stream.generator is None else stream.generator.get_state()
         sums = len(prefix.token_ids), prefix.logprob, prefix.sampler_logprob, prefix.entropy, state
-        running = RunningRow(row, stream, slot, adjustments, stop_matcher, repetition, list(prefix.token_ids), sums)
+        by_kernel, token_ids = kernel_samples(sampling), list(prefix.token_ids)
+        running = RunningRow(row, stream, slot, by_kernel, adjustments, stop_matcher, repetition, token_ids, sums)
         self.records[slot] = row_record(row)
         if adjustments is not None:
             adjustments.place(self.records[slot])
