@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ from .analysis.metrics import MAUVE, METRICS, Metric
 from .analysis.own_metrics import OwnMetric
 from .analysis.reference import Reference, kept_reference, read_kept
 from .analysis.row_filter import where
-from .analysis.samplers import SamplerComparison
+from .analysis.samplers import Direction, SamplerComparison
 from .display import STDOUT, drop, one_line, ready_streams, say
 from .errors import GptsweepError, ResultsError
 from .report import report
@@ -49,7 +49,7 @@ EXAMPLES = """examples:
 """
 
 
-DIRECTIONS = ("min", "max", "reference")
+DIRECTIONS = get_args(Direction)
 """What can be best of a metric."""
 
 
