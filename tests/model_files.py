@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gptsweep.models.files.tokenizers import _byte_alphabet
+from gptsweep.models.files.byte_pairs import byte_alphabet
 from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.models.linear import can_pack
 
@@ -116,7 +116,7 @@ def save_llama(directory: Path, seed: int = 0) -> Path:
     weights = {f"model.{name}.weight": torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-    model = {"type": "BPE", "vocab": _byte_alphabet(), "merges": []}
+    model = {"type": "BPE", "vocab": byte_alphabet(), "merges": []}
     (directory / "tokenizer.json").write_text(json.dumps({"model": model, "pre_tokenizer": level, "decoder": level}))
     return directory
 

@@ -34,8 +34,9 @@ from safetensors.torch import save_file
 
 from gptsweep.errors import GptsweepError, ModelError
 from gptsweep.models.checkpoint import Checkpoint, load_weights
+from gptsweep.models.files.byte_pairs import BytePairTokenizer, byte_alphabet
 from gptsweep.models.files.embedded import open_embedded
-from gptsweep.models.files.tokenizers import BytePairTokenizer, CharTokenizer, GPT2Tokenizer, _byte_alphabet, gpt2_ranks
+from gptsweep.models.files.tokenizers import CharTokenizer, GPT2Tokenizer, gpt2_ranks
 from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.models.registry import open_checkpoint
 from gptsweep.records import ModelSource
@@ -667,7 +668,7 @@ def test_a_tokenizer_of_another_kind_is_refused(tmp_path: Path, trained_vocabula
 
 def write_gpt2_vocabulary(directory: Path) -> None:
     """GPT-2's ``vocab.json`` and ``merges.txt``: merges are found again by encoding each token with the ranks below its own."""
-    spelling = {byte: character for character, byte in _byte_alphabet().items()}
+    spelling = {byte: character for character, byte in byte_alphabet().items()}
     ranks = gpt2_ranks()
     merges = []
     for token, rank in ranks.items():

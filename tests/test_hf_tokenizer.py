@@ -15,14 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptsweep.errors import ModelError
-from gptsweep.models.files.tokenizers import (
-    Added,
-    BytePairTokenizer,
-    GPT2Tokenizer,
-    Tokenizer,
-    completion_text,
-    read_hf_tokenizer,
-)
+from gptsweep.models.files.byte_pairs import Added, BytePairTokenizer
+from gptsweep.models.files.generated_text import completion_text
+from gptsweep.models.files.hf_tokenizer import read_hf_tokenizer
+from gptsweep.models.files.tokenizers import GPT2Tokenizer, Tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 END = "<|endoftext|>"

@@ -14,17 +14,9 @@ from tiktoken.load import load_tiktoken_bpe
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from gptsweep.errors import PromptError
-from gptsweep.models.files.tokenizers import (
-    RANKS,
-    Added,
-    BytePairTokenizer,
-    CharTokenizer,
-    GPT2Tokenizer,
-    Tokenizer,
-    _byte_alphabet,
-    completion_text,
-    stop_matcher,
-)
+from gptsweep.models.files.byte_pairs import Added, BytePairTokenizer, byte_alphabet
+from gptsweep.models.files.generated_text import completion_text, stop_matcher
+from gptsweep.models.files.tokenizers import RANKS, CharTokenizer, GPT2Tokenizer, Tokenizer
 
 GPT2 = GPT2Tokenizer()
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
@@ -148,7 +140,7 @@ def test_byte_pairs_are_merged_as_hugging_face_merges_them(corpus: list[str], te
     added = ["<|", "<|x", "1"]
     theirs.train_from_iterator(corpus, vocab_size=300, min_frequency=1, special_tokens=added, show_progress=False)
     model = json.loads(theirs._tokenizer.to_str())["model"]
-    alphabet = _byte_alphabet()
+    alphabet = byte_alphabet()
 
     def spelt(token: str) -> bytes:
         return bytes(alphabet[character] for character in token)

@@ -11,7 +11,8 @@ import torch
 
 from ..display import get_logger
 from ..models.architecture import Architecture
-from ..models.files.tokenizers import Tokenizer, stop_matcher
+from ..models.files.generated_text import stop_matcher
+from ..models.files.tokenizers import Tokenizer
 from ..models.loading import LoadedModel, layer_kinds, load_model, resolve_device, resolve_dtype
 from ..records import ENGINE_VERSION, Completion, DeviceSettings, ModelSource, Prefix, Row
 from .backend import OnStep, Provenance, Workload

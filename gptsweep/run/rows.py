@@ -17,7 +17,8 @@ from typing import Any, cast
 from ..engine.backend import Backend, Workload, windows_read
 from ..engine.stopping import Repetition
 from ..errors import ConfigError, PromptError
-from ..models.files.tokenizers import Tokenizer, breaker_tokens, completion_text, stop_matcher
+from ..models.files.generated_text import breaker_tokens, completion_text, stop_matcher
+from ..models.files.tokenizers import Tokenizer
 from ..records import (
     AUTO,
     Completion,

@@ -15,9 +15,10 @@ from ...records import ModelSource
 from ..architecture import Architecture
 from ..checkpoint import Checkpoint, by_name, checkpoint_of, fit
 from ..registry import ARCHITECTURES, architecture_of
+from .hf_tokenizer import read_hf_tokenizer
 from .pickles import mapping_of
 from .places import ModelFiles, config_of, files_of
-from .tokenizers import GPT2Tokenizer, Tokenizer, read_hf_tokenizer
+from .tokenizers import GPT2Tokenizer, Tokenizer
 from .weights import StoredTensor, TorchFile, read_safetensors
 
 log = get_logger(__name__)

@@ -13,7 +13,7 @@ import tiktoken
 from ...errors import ModelError, brief
 from ...files import open_to_read
 from .pickles import Inert, PickleError, read_pickle
-from .tokenizers import Tokenizer, _fingerprint, _lookup, _require_unicode, _table
+from .tokenizers import Tokenizer, bytes_by_id, bytes_of, fingerprint_of, require_unicode
 
 BOS = "<|bos|>"
 USER_START, USER_END = "<|user_start|>", "<|user_end|>"
@@ -48,32 +48,32 @@ class NanochatTokenizer(Tokenizer):
         ranks, special = dict(ranks), dict(special)
         self._encoding = tiktoken.Encoding("nanochat", pat_str=words, mergeable_ranks=ranks, special_tokens=special)
         self._special = special
-        self._bytes = _table(ranks, special)
+        self._bytes = bytes_by_id(ranks, special)
         self.vocab_size = len(self._bytes)
         self.bos_id = special[BOS]
         self.eot_id: int | None = special.get(ASSISTANT_END, self.bos_id)
         tokens = [token.hex() for token in self._bytes]
-        self.fingerprint = _fingerprint("nanochat", words, tokens, sorted(special.items()))
+        self.fingerprint = fingerprint_of("nanochat", words, tokens, sorted(special.items()))
 
     @property
     def end_ids(self) -> tuple[int, ...]:
         return tuple(dict.fromkeys([self._special.get(ASSISTANT_END, self.bos_id), self.bos_id]))
 
     def encode(self, text: str) -> list[int]:
-        _require_unicode(text)
+        require_unicode(text)
         ids = self._encoding.encode(text, allowed_special="all")
         return ids if ids[:1] == [self.bos_id] else [self.bos_id, *ids]
 
     def encode_turn(self, text: str) -> list[int]:
         """As `Tokenizer.encode_turn`; special tokens in ``text`` are plain text, as in nanochat's ``render_conversation``."""
-        _require_unicode(text)
+        require_unicode(text)
         if not {USER_START, USER_END, ASSISTANT_START} <= set(self._special):
             return super().encode_turn(text)
         start, end, answer = (self._special[name] for name in (USER_START, USER_END, ASSISTANT_START))
         return [self.bos_id, start, *self._encoding.encode_ordinary(text), end, answer]
 
     def token_bytes(self, token: int) -> bytes:
-        return _lookup(self._bytes, token)
+        return bytes_of(self._bytes, token)
 
 
 def read_tokenizer(path: Path, vocab_size: int) -> NanochatTokenizer:
