@@ -34,5 +34,5 @@ def test_a_value_passes_at_most_eight_files_on_its_way_to_disk() -> None:
     names = re.findall(r"`(\w+)`", files.partition(";")[0])
     assert len(names) == len(set(names)) <= 8
     steps = re.findall(r"`((?:\w+/)*(\w+)\.py)`", walk)
-    assert set(names) == {name for _, name in steps} - {"records"}, "the type of the value is no station"
+    assert set(names) == {name for _, name in steps} - {"points"}, "the type of the value is no station"
     assert all((PACKAGE / path).exists() for path, _ in steps)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gptsweep
-from gptsweep import records
 from gptsweep.engine.engine import Engine
 from gptsweep.errors import ModelError
 from gptsweep.models.architecture import Architecture, Attend, LinearLayer
@@ -26,7 +25,7 @@ from gptsweep.models.files.weights import read_safetensors
 from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.models.loading import load_model
 from gptsweep.models.registry import ARCHITECTURES, FORMATS, _imported, architecture_of, open_checkpoint
-from gptsweep.records import DeviceSettings, ModelSource, Row, Sampling
+from gptsweep.records import DeviceSettings, ModelSource, Row, Sampling, sources
 
 LETTERS = "\n abcdefghij"
 
@@ -163,7 +162,7 @@ def toy_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_line_of_the_registry_names_what_there_is() -> None:
-    assert set(FORMATS) == set(records.MODELS)
+    assert set(FORMATS) == set(sources.MODELS)
     assert all(callable(_imported(entry)) for entry in FORMATS.values())
     assert architecture_of("gpt2") is GPT
     assert all(issubclass(architecture_of(name), Architecture) for name in ARCHITECTURES)
@@ -217,7 +216,7 @@ def test_two_architectures_with_the_same_weights_are_two_models(toy_dir: Path, m
 
 def test_a_format_of_ones_own_opens_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FORMATS, "toy", f"{__name__}:open_toy")
-    monkeypatch.setattr(records, "MODELS", (*records.MODELS, "toy"))
+    monkeypatch.setattr(sources, "MODELS", (*sources.MODELS, "toy"))
     model = peaked_gpt(GPTConfig(block_size=16, vocab_size=len(LETTERS), n_layer=1, n_head=2, n_embd=16))
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     save_file(

@@ -1,222 +1,30 @@
-"""The nouns: what a user asked for (`Point`), what the engine runs (`Row`), what lands on disk (`Sample`).
+"""How the next token is chosen: the settings, each sampler declared at its own.
 
-Every one is frozen and checks its own invariants, so whoever holds one need not look again. The module is long because
-each sampler is declared here, at its setting.
+The module is long because a sampler is known by its declaration alone, and all declarations are here.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from functools import cache, lru_cache
-from numbers import Real
-from typing import Any, Literal, TypeVar, cast, get_type_hints
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from typing import Any
 
-from .errors import ConfigError, PromptError
+from ..errors import ConfigError
+from .checks import LIMIT, coerce, coerce_fields, one_of, require
+from .samplers import neutral_settings, sampler, samplers_of, steps_of
 
-_T = TypeVar("_T")
-
-SCHEMA_VERSION = 1
-"""The format of lines and manifests. Raised when a field changes its meaning or goes, not when one is added."""
-ENGINE_VERSION = 3
-"""The arithmetic: raised when the same point gives other tokens than before, as each `point_id` holds it. A new setting leaves
-both versions: ids and lines name it only where it is not neutral."""
-
-MODELS = ("shakespeare", "resume", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "hf", "nanochat")
-NANOGPT_FILE = "ckpt.pt"
-"""The checkpoint in an ``out_dir`` where no other is named."""
-GPT2_META = "gpt2"
-"""In the place of a ``meta.pkl``: GPT-2's encoding."""
-LAST_STEP = "last"
-"""In the place of a training step: the greatest that there is."""
-DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
-DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 AUTO = "auto"
 OVERFLOWS = (AUTO, "crop", "stop", "rebase", "extend")
 """What happens at the end of the context; `AUTO` stands for what the model's own program does."""
 RNGS = ("counter", "torch")
 NOISES = ("common", "independent")
 _GREATEST_ADDEND = 1e30  # far from where float32 ends, whatever is added up
-_LIMIT = 2**31
-"""Counts and token ids are below this: they are counters of the noise, and 32-bit numbers in files and libraries."""
-FINISH_REASONS = ("length", "stop", "eot", "overflow", "repetition")
-FINISH_REASONS_OF_0_1 = FINISH_REASONS[:4]
-"""Every summary counts these; others where there are some."""
-FinishReason = Literal["length", "stop", "eot", "overflow", "repetition"]
-
-
-EXAMPLES: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-"""What a value of a type is called in an error."""
-
-
-def require(holds: bool, key: str, value: object, wanted: str) -> None:
-    """Raise `ConfigError` unless ``holds``."""
-    if not holds:
-        raise ConfigError(key, value, wanted)
-
-
-def one_of(key: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise `ConfigError` unless ``value`` is one of ``choices``."""
-    require(value in choices, key, value, f"must be one of {', '.join(choices)}")
-
-
-def coerce(key: str, value: Any, kind: type, *, optional: bool = False) -> Any:
-    """``value`` as a plain Python value of ``kind``, so that ``1`` and ``1.0``, or NumPy's and Python's, are one setting.
-
-    Args:
-        key: names the value in the error.
-        value: a Python value, or a scalar of NumPy, pandas or torch.
-        kind: ``int`` (also takes a whole float), ``float`` (also takes an int), ``bool`` or ``str``.
-        optional: whether None is a value.
-
-    Raises:
-        ConfigError: ``value`` is not one of ``kind``. No text is read as a number, and no truth value taken for one.
-    """
-    if optional and value is None:
-        return None
-    given: object = value
-    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
-        value = value.item()
-    if kind in (int, float) and isinstance(value, Real) and not isinstance(value, bool):
-        number: Any = value
-        try:
-            if kind is float or int(number) == number:
-                return kind(number)
-        except (OverflowError, ValueError):  # infinity and NaN are no whole numbers, and 10**400 is no float
-            pass
-    elif kind in (bool, str) and isinstance(value, kind):
-        return kind(value)
-    raise ConfigError(key, given, f"must be {EXAMPLES[kind]}" + (", or null" if optional else ""))
-
-
-@cache
-def _scalars(record: Any) -> tuple[tuple[str, type, bool], ...]:
-    """The fields of a record that hold one plain value: name, type, and whether None is allowed."""
-    hints = get_type_hints(record).items()
-    return tuple((name, kind, hint != kind) for name, hint in hints for kind in EXAMPLES if hint in (kind, kind | None))
-
-
-def _coerce_fields(record: Any, section: str) -> None:
-    """Make the plain fields of a frozen record plain Python values of their types."""
-    kind_of_record: Any = type(record)
-    for name, kind, optional in _scalars(kind_of_record):
-        object.__setattr__(record, name, coerce(section + name, getattr(record, name), kind, optional=optional))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSource:
-    """Where a model comes from: the config group ``model``."""
-
-    name: str = "shakespeare"
-    out_dir: str = "out"
-    meta: str | None = None
-    path: str | None = None
-    file: str = NANOGPT_FILE
-    step: str = LAST_STEP
-    tokenizer: str | None = None
-    softcap: float | None = None
-    revision: str | None = None
-
-    def __post_init__(self) -> None:
-        _coerce_fields(self, "model.")
-        one_of("model", self.name, MODELS)
-        counted = self.step.isascii() and self.step.isdecimal() and len(self.step) <= 18
-        require(self.step == LAST_STEP or counted, "model.step", self.step, f"must be a step of the training, or {LAST_STEP}")
-        object.__setattr__(self, "step", str(int(self.step)) if counted else self.step)
-        soft = self.softcap is None or 0 < self.softcap < math.inf
-        require(soft, "model.softcap", self.softcap, "must be a positive number, or null for that of the checkpoint's time")
-        named = bool(self.file) and "\0" not in self.file
-        require(named, "model.file", self.file, f"must be the name of a file in model.out_dir, such as {NANOGPT_FILE}")
-        require(self.name != "hf" or bool(self.path), "model.path", self.path, "model=hf needs a local directory or a hub id")
-        wanted = "must be a branch, a tag or a commit of the model on the hub; null is its main branch"
-        require(self.revision is None or bool(self.revision.strip()), "model.revision", self.revision, wanted)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceSettings:
-    """Where and in which arithmetic a model runs: the config group ``device``.
-
-    ``name`` is ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. ``threads`` None: torch's own. ``max_rows`` None: planned
-    from memory.
-    """
-
-    name: str = "auto"
-    dtype: str = "auto"
-    compile: bool = False
-    threads: int | None = None
-    max_rows: int | None = None
-
-    def __post_init__(self) -> None:
-        _coerce_fields(self, "device.")
-        object.__setattr__(self, "dtype", DTYPE_ALIASES.get(self.dtype, self.dtype))
-        kind, _, index = self.name.partition(":")
-        require(
-            self.name in ("auto", "cpu", "mps") or (kind == "cuda" and (index.isdecimal() or self.name == "cuda")),
-            "device.name",
-            self.name,
-            "must be auto, cpu, cuda, cuda:N or mps",
-        )
-        one_of("device.dtype", self.dtype, DTYPES)
-        for name in ("threads", "max_rows"):
-            value = getattr(self, name)
-            require(
-                value is None or 1 <= value < _LIMIT, f"device.{name}", value, "must be at least 1 and below 2**31, or null"
-            )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampler:
-    """The declaration of a sampler's setting: the metadata of its field in `Sampling`.
-
-    The config's schema, validation, the kernels' record, the README's row and what a `point_id` hashes follow from it. A
-    sampler is one *step* of sampling, named like its setting where it has only one; `engine.chain` has the function of
-    each step, on all rows at once.
-
-    Args:
-        place: where the step stands among the others; steps are applied in ascending order.
-        neutral: the value that changes nothing: the default of a setting that 0.1 did not have.
-        checks: each a condition on the value, and the end of the error if it does not hold.
-        sentence: what the README says of it.
-        step: the step that the setting belongs to; empty: its own name.
-        switches: whether a value that is not neutral switches the step on. False: it only says how the step works.
-        adjusts: whether the step changes the logits of some tokens, as it does for greedy rows too. False: it says which
-            tokens are left, and how likely.
-        kernel: the NumPy type of the setting's field in the kernels' `ROW` record; empty: the kernel has it from elsewhere;
-            None: the kernel does not have the step, and rows that use it are sampled by the plain chain.
-        off: what stands for None in that record.
-        truncates: whether it takes tokens out of the choice. The samplers that do and are on name the family of a point in a
-            comparison of samplers; of several settings of one sampler only the one that switches it on is declared so.
-    """
-
-    place: int
-    neutral: object
-    checks: tuple[tuple[Callable[[Any], bool], str], ...]
-    sentence: str
-    step: str = ""
-    switches: bool = True
-    adjusts: bool = False
-    kernel: str | None = None
-    off: float | None = None
-    truncates: bool = False
-
-    def is_on(self, value: object) -> bool:
-        """Whether it does anything at this value of its setting: one that is neither neutral nor stands for that."""
-        return value is not None and value != self.neutral and value != self.off
-
-
-def sampler(**declaration: Any) -> dict[str, Sampler]:
-    """The metadata of a sampler's field."""
-    return {"sampler": Sampler(**declaration)}
-
-
 DRY_BREAKERS = ("\n", ":", '"', "*")
 _SHARE = (lambda p: p is None or 0 < p <= 1, "must be above 0 and at most 1, or null to switch it off")
 _CUTOFF = (lambda p: 0 <= p < 1, "must be at least 0 and below 1; 0 switches it off")
-_TOKENS = (lambda ids: all(0 <= token < _LIMIT for token in ids), "must hold token ids, 0 or above")
+_TOKENS = (lambda ids: all(0 <= token < LIMIT for token in ids), "must hold token ids, 0 or above")
 _ADDEND = (lambda value: abs(value) <= _GREATEST_ADDEND, "must be from -1e30 to 1e30; 0 switches it off")
 
 
@@ -266,7 +74,7 @@ class Sampling:
             kernel="f8",
             off=1.0,
             truncates=True,
-            checks=((lambda p: p is None or 0 < p <= 1, "must be above 0 and at most 1, or null to switch it off"),),
+            checks=(_SHARE,),
             sentence="after temperature and top_k: the fewest likeliest tokens that hold this probability together",
         ),
     )
@@ -454,7 +262,7 @@ class Sampling:
             kernel="",
             checks=(
                 (
-                    lambda bias: all(0 <= token < _LIMIT and abs(addend) <= _GREATEST_ADDEND for token, addend in bias),
+                    lambda bias: all(0 <= token < LIMIT and abs(addend) <= _GREATEST_ADDEND for token, addend in bias),
                     "must map token ids (0 or above) to numbers from -1e30 to 1e30",
                 ),
                 (lambda bias: bias == tuple(sorted(dict(bias).items())), "names a token id twice"),
@@ -496,7 +304,7 @@ class Sampling:
             kernel="i8",
             neutral=2,
             adjusts=True,
-            checks=((lambda length: 1 <= length < _LIMIT, "must be at least 1"),),
+            checks=((lambda length: 1 <= length < LIMIT, "must be at least 1"),),
             sentence="tokens of a repetition that cost nothing",
         ),
     )
@@ -510,7 +318,7 @@ class Sampling:
             off=2**62,
             neutral=None,
             adjusts=True,
-            checks=((lambda length: length is None or 1 <= length < _LIMIT, "must be at least 1, or null for the whole text"),),
+            checks=((lambda length: length is None or 1 <= length < LIMIT, "must be at least 1, or null for the whole text"),),
             sentence="how many tokens DRY looks back; null is the whole text",
         ),
     )
@@ -534,7 +342,7 @@ class Sampling:
             kernel="i8",
             neutral=0,
             adjusts=True,
-            checks=((lambda n: 0 <= n < _LIMIT, "must be 0 or above; 0 switches it off"),),
+            checks=((lambda n: 0 <= n < LIMIT, "must be 0 or above; 0 switches it off"),),
             sentence="no so many tokens come twice, in prompt and completion; 0 switches it off",
         ),
     )
@@ -557,7 +365,7 @@ class Sampling:
             kernel="",
             neutral=0,
             adjusts=True,
-            checks=((lambda n: 0 <= n < _LIMIT, "must be 0 or above, and below 2**31"),),
+            checks=((lambda n: 0 <= n < LIMIT, "must be 0 or above, and below 2**31"),),
             sentence="before so many, neither `stop_token_ids` nor, with `stop_at_eot`, the end of text is sampled",
         ),
     )
@@ -577,7 +385,7 @@ class Sampling:
 
         bias: Any = self.logit_bias
         given = {"logit_bias": dict(bias) if isinstance(bias, Mapping) else bias}  # as errors show them
-        _coerce_fields(self, "sampling.")
+        coerce_fields(self, "sampling.")
         object.__setattr__(self, "logit_bias", _bias(self.logit_bias))
         for name in ("stop", "dry_breakers"):
             object.__setattr__(self, name, _texts(f"sampling.{name}", getattr(self, name)))
@@ -587,14 +395,14 @@ class Sampling:
         if not isinstance(self.order, str):
             object.__setattr__(self, "order", _texts("sampling.order", self.order))
         for name in ("num_samples", "max_new_tokens"):
-            check(1 <= getattr(self, name) < _LIMIT, name, "must be at least 1 and below 2**31")
+            check(1 <= getattr(self, name) < LIMIT, name, "must be at least 1 and below 2**31")
         for name, declared in samplers_of(type(self)).items():
             for holds, wanted in declared.checks:
                 check(holds(getattr(self, name)), name, wanted)
         check(all(self.stop), "stop", "holds an empty string, which would stop every sample at once")
         check(_TOKENS[0](self.stop_token_ids), "stop_token_ids", _TOKENS[1])
         repeated = self.stop_on_repetition
-        some = len(repeated) == 2 and repeated[0] >= 1 and repeated[1] >= 2 and max(repeated) < _LIMIT
+        some = len(repeated) == 2 and repeated[0] >= 1 and repeated[1] >= 2 and max(repeated) < LIMIT
         check(some or not repeated, "stop_on_repetition", "must be [n, k], a period of up to n tokens, at least 2 times; or []")
         one_of("sampling.overflow", self.overflow, OVERFLOWS)
         one_of("sampling.rng", self.rng, RNGS)
@@ -627,33 +435,6 @@ SETTINGS_OF_0_1 = (
     *("frequency_penalty", "logit_bias", "stop", "stop_at_eot", "overflow", "rng", "noise"),
 )
 """What every line of samples and every `point_id` names. A setting added since then is named where it is not neutral."""
-
-
-def _cached(function: Callable[[type[Sampling]], _T]) -> Callable[[type[Sampling]], _T]:
-    """`cache` for functions of a class: mypy takes the ``__hash__`` of a data class for that of its instances."""
-    return cast(Callable[[type[Sampling]], _T], cache(function))
-
-
-@_cached
-def samplers_of(kind: type[Sampling]) -> dict[str, Sampler]:
-    """The declarations of the samplers' settings by their names. ``kind`` is `Sampling`, or a class that adds to it."""
-    return {f.name: f.metadata["sampler"] for f in fields(kind) if "sampler" in f.metadata}
-
-
-@_cached
-def neutral_settings(kind: type[Sampling]) -> dict[str, Any]:
-    """The value of each setting that changes nothing: a sampler's as declared, another's default."""
-    declared = samplers_of(kind)
-    return {f.name: declared[f.name].neutral if f.name in declared else f.default for f in fields(kind)}
-
-
-@_cached
-def steps_of(kind: type[Sampling]) -> dict[str, tuple[str, ...]]:
-    """The steps of sampling in their order, each with the names of its settings."""
-    steps: dict[str, list[str]] = defaultdict(list)
-    for name, declared in sorted(samplers_of(kind).items(), key=lambda item: item[1].place):
-        steps[declared.step or name].append(name)
-    return {step: tuple(names) for step, names in steps.items()}
 
 
 def step_order(sampling: Sampling) -> tuple[str, ...]:
@@ -735,171 +516,3 @@ def _numbers(key: str, value: Any) -> tuple[int, ...]:
     if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable):
         raise ConfigError(key, value, "must be a list of whole numbers")
     return tuple(coerce(key, number, int) for number in value)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
-    """One point of a sweep, as the config says it; nothing is read from disk yet."""
-
-    model: ModelSource = field(default_factory=ModelSource)
-    device: DeviceSettings = field(default_factory=DeviceSettings)
-    sampling: Sampling = field(default_factory=Sampling)
-    start: str = "\n"
-    seed: int = 1337
-
-    def __post_init__(self) -> None:
-        _coerce_fields(self, "")
-        require(0 <= self.seed < 2**64, "seed", self.seed, "must be from 0 to 2**64 - 1")
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """One prompt: its text, and the id that samples carry."""
-
-    id: str
-    text: str
-
-    def __post_init__(self) -> None:
-        if not self.text:
-            raise PromptError("start", self.text, f"prompt {self.id} is empty; give at least one character or <|endoftext|>")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prefix:
-    """What an unfinished `Row` has so far: its first tokens, and sums in nats that the means of its `Completion` are made of.
-
-    ``stream`` is the state of the generator behind ``rng=torch`` after these tokens; None where the noise is counter-based.
-    """
-
-    token_ids: tuple[int, ...] = ()
-    logprob: float = 0.0
-    sampler_logprob: float = 0.0
-    entropy: float = 0.0
-    stream: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One sample for the engine to generate: token ids and settings, no text.
-
-    Rows with equal ``prompt_ids`` share one prefill. ``noise_key`` is the 64-bit key of the counter noise; with
-    ``prompt_index`` and ``sample_index`` it decides every random number of the row. ``end_tokens`` end the sample
-    if ``sampling.stop_at_eot``; ``sampling.stop`` ends it where the backend finds one of these texts in what it
-    decodes; ``dry_breakers`` are token ids that no repetition goes across. A row with a ``prefix`` continues after it,
-    with the same result as without;
-    of rows that draw from one stream (``rng=torch``), only the first may have a prefix.
-    """
-
-    prompt_ids: tuple[int, ...]
-    sampling: Sampling
-    noise_key: int
-    prompt_index: int = 0
-    sample_index: int = 0
-    end_tokens: tuple[int, ...] = ()
-    dry_breakers: tuple[tuple[int, ...], ...] = ()
-    prefix: Prefix | None = None
-
-    def __post_init__(self) -> None:
-        if not self.prompt_ids:
-            raise PromptError("start", "", "the prompt is empty; give at least one character or <|endoftext|>")
-
-    @property
-    def begun(self) -> int:
-        """How many tokens the row has already."""
-        return 0 if self.prefix is None else len(self.prefix.token_ids)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
-    """What the engine made of a `Row`.
-
-    ``token_ids`` holds every sampled token, the one that completed a stop string or was end-of-text included. The means run
-    over those tokens: ``logprob_mean`` under the model's own distribution (temperature 1, nothing truncated or penalised),
-    ``sampler_logprob_mean`` under the distribution sampled from, ``entropy_mean`` of the model's own distribution; all in
-    nats, None where no token was sampled.
-    """
-
-    row: Row
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason
-    logprob_mean: float | None
-    sampler_logprob_mean: float | None
-    entropy_mean: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """A line of ``samples.jsonl``. It holds no time and no path, so that the same point gives the same bytes anywhere."""
-
-    point_id: str
-    prompt_id: str
-    prompt_index: int
-    sample_index: int
-    seed: int
-    sampling: Sampling
-    model: str
-    prompt: str
-    completion: str
-    finish_reason: FinishReason
-    prompt_tokens: int
-    token_ids: tuple[int, ...]
-    logprob_mean: float | None
-    sampler_logprob_mean: float | None
-    entropy_mean: float | None
-
-    @property
-    def key(self) -> tuple[int, int]:
-        """The sample's place in its point, and in the file: ``(prompt_index, sample_index)``."""
-        return self.prompt_index, self.sample_index
-
-    def as_json(self) -> dict[str, Any]:
-        """The line's fields in the file's order."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "point_id": self.point_id,
-            "sample_id": f"{self.point_id}-{self.prompt_index}-{self.sample_index}",
-            "prompt_id": self.prompt_id,
-            "prompt_index": self.prompt_index,
-            "sample_index": self.sample_index,
-            "seed": self.seed,
-            **self.sampling.as_json(),
-            "model": self.model,
-            "prompt": self.prompt,
-            "completion": self.completion,
-            "finish_reason": self.finish_reason,
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": len(self.token_ids),
-            "token_ids": list(self.token_ids),
-            "logprob_mean": self.logprob_mean,
-            "sampler_logprob_mean": self.sampler_logprob_mean,
-            "entropy_mean": self.entropy_mean,
-        }
-
-    def line(self) -> str:
-        """One line of JSON, newline included; lone surrogates and control characters are escaped."""
-        return json.dumps(self.as_json(), ensure_ascii=True, allow_nan=False, separators=(", ", ": ")) + "\n"
-
-
-def point_id(point: Point, *, prompts: tuple[Prompt, ...], weights: str, tokenizer: str, dtype: str, device_type: str) -> str:
-    """Sixteen hex digits that name everything that decides the point's tokens, and nothing else.
-
-    Args:
-        point: the settings; ``num_samples``, rows, threads and names in it are left out.
-        prompts: what ``point.start`` was read as.
-        weights: fingerprint of the model's weights and shape.
-        tokenizer: fingerprint of the vocabulary.
-        dtype: the resolved dtype, never ``auto``; ``int8 in halves`` on a CPU where int8 products have to be parted.
-        device_type: ``cpu``, ``cuda`` or ``mps``.
-    """
-    decides = {
-        "engine_version": ENGINE_VERSION,
-        "weights": weights,
-        "tokenizer": tokenizer,
-        "prompts": [asdict(prompt) for prompt in prompts],
-        "sampling": point.sampling.as_json(),
-        "seed": point.seed,
-        "dtype": dtype,
-        "device_type": device_type,
-        "compile": point.device.compile,
-    }
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,50 @@
+"""The nouns: what a user asked for (`Point`), what the engine runs (`Row`), what lands on disk (`Sample`).
+
+Every one is frozen and checks its own invariants, so whoever holds one need not look again.
+"""
+
+from .checks import EXAMPLES, coerce, require
+from .points import ENGINE_VERSION, Point, point_id
+from .rows import FINISH_REASONS, FINISH_REASONS_OF_0_1, SCHEMA_VERSION, Completion, FinishReason, Prefix, Prompt, Row, Sample
+from .samplers import neutral_settings, sampler, samplers_of, steps_of
+from .sampling import AUTO, NOISES, ORDERS, OVERFLOWS, RNGS, SAMPLERS, SETTINGS_OF_0_1, Sampling, active_steps, step_order
+from .sources import DTYPES, GPT2_META, LAST_STEP, MODELS, NANOGPT_FILE, DeviceSettings, ModelSource
+
+__all__ = [
+    "AUTO",
+    "DTYPES",
+    "ENGINE_VERSION",
+    "EXAMPLES",
+    "FINISH_REASONS",
+    "FINISH_REASONS_OF_0_1",
+    "GPT2_META",
+    "LAST_STEP",
+    "MODELS",
+    "NANOGPT_FILE",
+    "NOISES",
+    "ORDERS",
+    "OVERFLOWS",
+    "RNGS",
+    "SAMPLERS",
+    "SCHEMA_VERSION",
+    "SETTINGS_OF_0_1",
+    "Completion",
+    "DeviceSettings",
+    "FinishReason",
+    "ModelSource",
+    "Point",
+    "Prefix",
+    "Prompt",
+    "Row",
+    "Sample",
+    "Sampling",
+    "active_steps",
+    "coerce",
+    "neutral_settings",
+    "point_id",
+    "require",
+    "sampler",
+    "samplers_of",
+    "step_order",
+    "steps_of",
+]

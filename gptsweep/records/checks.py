@@ -1,0 +1,68 @@
+"""What the fields of a record must be: the type, and what the error says where a value is none."""
+
+from __future__ import annotations
+
+from functools import cache
+from numbers import Real
+from typing import Any, get_type_hints
+
+from ..errors import ConfigError
+
+LIMIT = 2**31
+"""Counts and token ids are below this: they are counters of the noise, and 32-bit numbers in files and libraries."""
+EXAMPLES: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+"""What a value of a type is called in an error."""
+
+
+def require(holds: bool, key: str, value: object, wanted: str) -> None:
+    """Raise `ConfigError` unless ``holds``."""
+    if not holds:
+        raise ConfigError(key, value, wanted)
+
+
+def one_of(key: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise `ConfigError` unless ``value`` is one of ``choices``."""
+    require(value in choices, key, value, f"must be one of {', '.join(choices)}")
+
+
+def coerce(key: str, value: Any, kind: type, *, optional: bool = False) -> Any:
+    """``value`` as a plain Python value of ``kind``, so that ``1`` and ``1.0``, or NumPy's and Python's, are one setting.
+
+    Args:
+        key: names the value in the error.
+        value: a Python value, or a scalar of NumPy, pandas or torch.
+        kind: ``int`` (also takes a whole float), ``float`` (also takes an int), ``bool`` or ``str``.
+        optional: whether None is a value.
+
+    Raises:
+        ConfigError: ``value`` is not one of ``kind``. No text is read as a number, and no truth value taken for one.
+    """
+    if optional and value is None:
+        return None
+    given: object = value
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        value = value.item()
+    if kind in (int, float) and isinstance(value, Real) and not isinstance(value, bool):
+        number: Any = value
+        try:
+            if kind is float or int(number) == number:
+                return kind(number)
+        except (OverflowError, ValueError):  # infinity and NaN are no whole numbers, and 10**400 is no float
+            pass
+    elif kind in (bool, str) and isinstance(value, kind):
+        return kind(value)
+    raise ConfigError(key, given, f"must be {EXAMPLES[kind]}" + (", or null" if optional else ""))
+
+
+@cache
+def _scalars(record: Any) -> tuple[tuple[str, type, bool], ...]:
+    """The fields of a record that hold one plain value: name, type, and whether None is allowed."""
+    hints = get_type_hints(record).items()
+    return tuple((name, kind, hint != kind) for name, hint in hints for kind in EXAMPLES if hint in (kind, kind | None))
+
+
+def coerce_fields(record: Any, section: str) -> None:
+    """Make the plain fields of a frozen record plain Python values of their types."""
+    kind_of_record: Any = type(record)
+    for name, kind, optional in _scalars(kind_of_record):
+        object.__setattr__(record, name, coerce(section + name, getattr(record, name), kind, optional=optional))

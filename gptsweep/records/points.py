@@ -1,0 +1,56 @@
+"""What a user asked for, and the id of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+
+from .checks import coerce_fields, require
+from .rows import Prompt
+from .sampling import Sampling
+from .sources import DeviceSettings, ModelSource
+
+ENGINE_VERSION = 3
+"""The arithmetic: raised when the same point gives other tokens than before, as each `point_id` holds it. A new setting leaves
+both versions: ids and lines name it only where it is not neutral."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One point of a sweep, as the config says it; nothing is read from disk yet."""
+
+    model: ModelSource = field(default_factory=ModelSource)
+    device: DeviceSettings = field(default_factory=DeviceSettings)
+    sampling: Sampling = field(default_factory=Sampling)
+    start: str = "\n"
+    seed: int = 1337
+
+    def __post_init__(self) -> None:
+        coerce_fields(self, "")
+        require(0 <= self.seed < 2**64, "seed", self.seed, "must be from 0 to 2**64 - 1")
+
+
+def point_id(point: Point, *, prompts: tuple[Prompt, ...], weights: str, tokenizer: str, dtype: str, device_type: str) -> str:
+    """Sixteen hex digits that name everything that decides the point's tokens, and nothing else.
+
+    Args:
+        point: the settings; ``num_samples``, rows, threads and names in it are left out.
+        prompts: what ``point.start`` was read as.
+        weights: fingerprint of the model's weights and shape.
+        tokenizer: fingerprint of the vocabulary.
+        dtype: the resolved dtype, never ``auto``; ``int8 in halves`` on a CPU where int8 products have to be parted.
+        device_type: ``cpu``, ``cuda`` or ``mps``.
+    """
+    decides = {
+        "engine_version": ENGINE_VERSION,
+        "weights": weights,
+        "tokenizer": tokenizer,
+        "prompts": [asdict(prompt) for prompt in prompts],
+        "sampling": point.sampling.as_json(),
+        "seed": point.seed,
+        "dtype": dtype,
+        "device_type": device_type,
+        "compile": point.device.compile,
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,145 @@
+"""What the engine runs (`Row`), what it makes of it (`Completion`), and what lands on disk (`Sample`)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..errors import PromptError
+from .sampling import Sampling
+
+SCHEMA_VERSION = 1
+"""The format of lines and manifests. Raised when a field changes its meaning or goes, not when one is added."""
+FINISH_REASONS = ("length", "stop", "eot", "overflow", "repetition")
+FINISH_REASONS_OF_0_1 = FINISH_REASONS[:4]
+"""Every summary counts these; others where there are some."""
+FinishReason = Literal["length", "stop", "eot", "overflow", "repetition"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt: its text, and the id that samples carry."""
+
+    id: str
+    text: str
+
+    def __post_init__(self) -> None:
+        if not self.text:
+            raise PromptError("start", self.text, f"prompt {self.id} is empty; give at least one character or <|endoftext|>")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefix:
+    """What an unfinished `Row` has so far: its first tokens, and sums in nats that the means of its `Completion` are made of.
+
+    ``stream`` is the state of the generator behind ``rng=torch`` after these tokens; None where the noise is counter-based.
+    """
+
+    token_ids: tuple[int, ...] = ()
+    logprob: float = 0.0
+    sampler_logprob: float = 0.0
+    entropy: float = 0.0
+    stream: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One sample for the engine to generate: token ids and settings, no text.
+
+    Rows with equal ``prompt_ids`` share one prefill. ``noise_key`` is the 64-bit key of the counter noise; with
+    ``prompt_index`` and ``sample_index`` it decides every random number of the row. ``end_tokens`` end the sample
+    if ``sampling.stop_at_eot``; ``sampling.stop`` ends it where the backend finds one of these texts in what it
+    decodes; ``dry_breakers`` are token ids that no repetition goes across. A row with a ``prefix`` continues after it,
+    with the same result as without;
+    of rows that draw from one stream (``rng=torch``), only the first may have a prefix.
+    """
+
+    prompt_ids: tuple[int, ...]
+    sampling: Sampling
+    noise_key: int
+    prompt_index: int = 0
+    sample_index: int = 0
+    end_tokens: tuple[int, ...] = ()
+    dry_breakers: tuple[tuple[int, ...], ...] = ()
+    prefix: Prefix | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids:
+            raise PromptError("start", "", "the prompt is empty; give at least one character or <|endoftext|>")
+
+    @property
+    def begun(self) -> int:
+        """How many tokens the row has already."""
+        return 0 if self.prefix is None else len(self.prefix.token_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What the engine made of a `Row`.
+
+    ``token_ids`` holds every sampled token, the one that completed a stop string or was end-of-text included. The means run
+    over those tokens: ``logprob_mean`` under the model's own distribution (temperature 1, nothing truncated or penalised),
+    ``sampler_logprob_mean`` under the distribution sampled from, ``entropy_mean`` of the model's own distribution; all in
+    nats, None where no token was sampled.
+    """
+
+    row: Row
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    logprob_mean: float | None
+    sampler_logprob_mean: float | None
+    entropy_mean: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """A line of ``samples.jsonl``. It holds no time and no path, so that the same point gives the same bytes anywhere."""
+
+    point_id: str
+    prompt_id: str
+    prompt_index: int
+    sample_index: int
+    seed: int
+    sampling: Sampling
+    model: str
+    prompt: str
+    completion: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    token_ids: tuple[int, ...]
+    logprob_mean: float | None
+    sampler_logprob_mean: float | None
+    entropy_mean: float | None
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """The sample's place in its point, and in the file: ``(prompt_index, sample_index)``."""
+        return self.prompt_index, self.sample_index
+
+    def as_json(self) -> dict[str, Any]:
+        """The line's fields in the file's order."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "point_id": self.point_id,
+            "sample_id": f"{self.point_id}-{self.prompt_index}-{self.sample_index}",
+            "prompt_id": self.prompt_id,
+            "prompt_index": self.prompt_index,
+            "sample_index": self.sample_index,
+            "seed": self.seed,
+            **self.sampling.as_json(),
+            "model": self.model,
+            "prompt": self.prompt,
+            "completion": self.completion,
+            "finish_reason": self.finish_reason,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": len(self.token_ids),
+            "token_ids": list(self.token_ids),
+            "logprob_mean": self.logprob_mean,
+            "sampler_logprob_mean": self.sampler_logprob_mean,
+            "entropy_mean": self.entropy_mean,
+        }
+
+    def line(self) -> str:
+        """One line of JSON, newline included; lone surrogates and control characters are escaped."""
+        return json.dumps(self.as_json(), ensure_ascii=True, allow_nan=False, separators=(", ", ": ")) + "\n"
