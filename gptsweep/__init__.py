@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from .threads import choose_wait
 
 if TYPE_CHECKING:
-    from .analysis.frames import Sweep as Sweep
     from .analysis.frames import read_sweep as read_sweep
+    from .analysis.sweep import Sweep as Sweep
     from .api import LM as LM
     from .api import distribution as distribution
     from .api import load as load
@@ -55,7 +55,8 @@ _HOMES = {
     **dict.fromkeys(("GptsweepError", "ConfigError", "ModelError", "PromptError", "DeviceError", "ResultsError"), "errors"),
     **dict.fromkeys(("GPT", "GPTConfig"), "models.gpt2"),
     **dict.fromkeys(("LM", "distribution", "load", "sweep"), "api"),
-    **dict.fromkeys(("Sweep", "read_sweep"), "analysis.frames"),
+    "Sweep": "analysis.sweep",
+    "read_sweep": "analysis.frames",
     "Sample": "records",
 }
 

@@ -10,11 +10,11 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -50,6 +50,9 @@ from .multirun.sweepers import all_points, is_planned, sweeper_of
 from .prompts import read_reference
 from .records import ModelSource, Point
 from .store.schema import MANIFEST, SWEEP
+
+if TYPE_CHECKING:
+    from .run.rows import OpenModel
 
 PROGRAM = sys.argv[0]
 LISTED = 20
@@ -88,7 +91,6 @@ class Report(Callback):
             ready_params(config)
             if config.reference is not None:
                 read_reference(config.reference)
-            shown = {"show_rows": not config.quiet, "compare": config.compare_samplers}
             if config.compare_samplers is not None:
                 from .analysis.asked import require_comparisons  # late: pandas
 
@@ -97,6 +99,8 @@ class Report(Callback):
             directory = Path(os.path.abspath(config.hydra.sweep.dir))
             if not os.path.lexists(directory / SWEEP):  # else what it holds may need no model
                 require_some({point.model: None for point in points})
+            open_model = partial(open_model_of, points[0])
+            shown = {"show_rows": not config.quiet, "compare": config.compare_samplers, "open_model": open_model}
             at_end = score = None
             if "FusedLauncher" in config.hydra.launcher._target_:
                 hydra.config_loader = loader  # it knows the points now
@@ -106,7 +110,7 @@ class Report(Callback):
                 hydra.config_loader = SweepLoader(hydra.config_loader.get_search_path())
                 at_end = partial(finish_sweep, directory, loader.planned, **shown)
                 if config.reference is not None:
-                    score = partial(score_reference, directory, config.reference, points[0])
+                    score = partial(score_reference, directory, config.reference, open_model)
             begin_sweep(directory, at_end, score)
         except Exception as error:
             raise Refused(error) from error
@@ -124,7 +128,8 @@ class Report(Callback):
         refresh_sweep(Path(config.hydra.runtime.output_dir).parent)
         if job_return.status is JobStatus.COMPLETED:
             if config.reference is not None:
-                score_reference(Path(config.hydra.runtime.output_dir), config.reference, point_from_config(config))
+                open_model = partial(open_model_of, point_from_config(config))
+                score_reference(Path(config.hydra.runtime.output_dir), config.reference, open_model)
             say_where(config.hydra.runtime.output_dir)
         elif isinstance(error := job_return._return_value, GptsweepError):
             raise Refused(error) from error  # before Hydra prints a line of its own about it
@@ -246,13 +251,19 @@ def check_sweep(config: DictConfig, loader: PointLoader) -> list[Point]:
     return [job.point for job in loader.plan(config, planned)]
 
 
-def score_reference(directory: Path, source: str, point: Point) -> None:
-    """Score the reference text with the model of ``point``."""
-    from .engine.torch_backend import TorchBackends  # late: pandas, and torch
+def open_model_of(point: Point) -> OpenModel:
+    """The model of ``point``, on this machine."""
+    from .engine.torch_backend import TorchBackends  # late: torch
     from .run.executors.local import LocalExecutor
-    from .run.reference import score_own
 
-    score_own(directory, source, partial(LocalExecutor(TorchBackends()).open, point.model, point.device))
+    return LocalExecutor(TorchBackends()).open(point.model, point.device)
+
+
+def score_reference(directory: Path, source: str, open_model: Callable[[], OpenModel]) -> None:
+    """`score_own`, imported when it is needed."""
+    from .run.reference import score_own  # late: pandas
+
+    score_own(directory, source, open_model)
 
 
 def check_directories(config: DictConfig, key: str, lines: list[str], value: str) -> None:

@@ -10,22 +10,22 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from .analysis.asked import Asked, kept
+from .analysis.asked import Asked, kept, metric_of, named_metrics
 from .analysis.columns import label, ordered, plain
-from .analysis.frames import Sweep, read_sweep
-from .analysis.metrics import MAUVE, METRICS, Metric
-from .analysis.own_metrics import OwnMetric
-from .analysis.reference import Reference, kept_reference, read_kept
+from .analysis.frames import read_sweep
+from .analysis.metrics import MAUVE, METRICS
+from .analysis.reference import Reference, kept_reference, with_own
 from .analysis.row_filter import where
-from .analysis.samplers import Direction, SamplerComparison
+from .analysis.samplers import Aim, SamplerComparison
+from .analysis.sweep import Sweep
 from .display import STDOUT, drop, one_line, ready_streams, say
 from .errors import GptsweepError, ResultsError
 from .report import report
@@ -47,10 +47,6 @@ EXAMPLES = """examples:
   python -m gptsweep.review outputs/sweeps/night --samplers --metric seq_rep_4:min
   python -m gptsweep.review outputs/sweeps/night --format csv > night.csv
 """
-
-
-DIRECTIONS = get_args(Direction)
-"""What can be best of a metric."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -148,10 +144,12 @@ def review(options: argparse.Namespace, console: Console | None = None) -> None:
     Raises:
         GptsweepError: a name, a condition or a path is wrong.
     """
-    options.metric, own = asked_metrics(options.metric)
-    whole, options.own = read_sweep(*options.path).scored(*own), own
-    if MAUVE.name in {name.partition(":")[0] for name in options.metric}:
-        whole = whole.scored(mauve_of(options, whole))
+    options.metric, options.own = named_metrics(options.metric or ())
+    whole = read_sweep(*options.path).scored(*options.own)
+    if MAUVE.name in map(metric_of, options.metric):
+        reference_of(options, whole)  # which scores the text, if that is asked for
+        opened = partial(open_maker, whole, options.model)
+        whole = whole.scored(mauve_metric(options.path[0], opened, scored_the_text=options.model is None))
     sweep = whole.only(where(whole.summary, options.where)) if options.where else whole
     if sweep.summary.empty:
         raise ResultsError("where", options.where, f"holds for none of the {len(whole.summary)} points")
@@ -199,7 +197,7 @@ def review_samplers(options: argparse.Namespace, whole: Sweep, sweep: Sweep, con
     for other in ("diff", "best", "group", "sort", "plots"):
         if given := getattr(options, other):
             raise ResultsError(other, str(given), "does not go with --samplers")
-    asked = Asked.of(",".join(options.metric), options.by)
+    asked = Asked(tuple(options.metric), tuple(options.by.split(",")) if options.by else None)
     if not asked.metrics:
         raise ResultsError("metric", None, "say what is best: --samplers --metric NAME:min, NAME:max or NAME:reference")
     text = reference_of(options, whole)
@@ -216,7 +214,7 @@ def review_samplers(options: argparse.Namespace, whole: Sweep, sweep: Sweep, con
             say(f"gptsweep.review: {each.sentence}", error=True)
     say_problems(whole, text)
     if not options.no_report and len(options.path) == 1:
-        if not options.where and sweep.declared.keys() <= METRICS.keys():  # others are not known to later pages
+        if not options.where:
             asked.keep(options.path[0])
         bring_up_to_date(options.path[0], whole, text, found)
 
@@ -240,7 +238,7 @@ def say_problems(sweep: Sweep, reference: Reference | None) -> None:
 def reference_of(options: argparse.Namespace, sweep: Sweep) -> Reference | None:
     """The reference text: one that is asked for here and cannot be had is an error, else what was scored earlier."""
     directory = options.path[0]
-    if options.model and not options.reference and MAUVE.name not in {name.partition(":")[0] for name in options.metric}:
+    if options.model and not options.reference and MAUVE.name not in map(metric_of, options.metric):
         raise ResultsError("model", options.model, "goes with --reference FILE:path, or with --metric mauve")
     if options.reference == "null":
         (directory / REFERENCE).unlink(missing_ok=True)
@@ -248,30 +246,6 @@ def reference_of(options: argparse.Namespace, sweep: Sweep) -> Reference | None:
         text = update_reference(directory, sweep, options.reference, partial(open_maker, sweep, options.model))
         return with_own(text, directory, options.own)
     return with_own(kept_reference(directory, sweep), directory, options.own)
-
-
-def with_own(text: Reference | None, directory: Path, own: Sequence[OwnMetric]) -> Reference | None:
-    """The reference text with a user's own metrics of its pieces, each a sample without a prompt."""
-    if text is None or not own or (known := read_kept(directory)) is None:
-        return text
-    pieces = [{"prompt": "", "prompt_id": "0"} | piece for piece in known["samples"]]
-    return replace(text, metrics={**text.metrics, **{each.metric.name: each.mean(pieces, None) for each in own}})
-
-
-def mauve_of(options: argparse.Namespace, sweep: Sweep) -> OwnMetric:
-    """MAUVE against the reference text, by the model of ``--model``, else by the one that scored the text.
-
-    Raises:
-        GptsweepError: there is no reference text, or see `reference_of`.
-    """
-    reference_of(options, sweep)
-    if (known := read_kept(options.path[0])) is None:
-        raise ResultsError("metric", MAUVE.name, "needs a text to be near to; give one with --reference FILE:path")
-    opened = cache(partial(open_maker, sweep, options.model))
-    made_by = {name: known["wanted"].get(name) for name in ("weights", "tokenizer", "dtype")}
-    if options.model:
-        made_by = {"weights": opened().fingerprint, "tokenizer": opened().tokenizer.fingerprint, "dtype": opened().dtype}
-    return mauve_metric(known["samples"], made_by, opened)
 
 
 def open_maker(sweep: Sweep, asked: str | None) -> OpenModel:
@@ -308,24 +282,6 @@ def bring_up_to_date(
         say(f"report: {path / REPORT}", error=True)
     except ResultsError as error:
         say(f"gptsweep.review: no report: {error}", error=True)
-
-
-def asked_metrics(asked: Sequence[str] | None) -> tuple[list[str], list[OwnMetric]]:
-    """What ``--metric`` names, a user's own metrics by the names of their functions; and those metrics.
-
-    Raises:
-        ConfigError: see `OwnMetric.named`.
-    """
-    names, own = [], []
-    for text in (text for each in asked or () for text in each.split(",") if text):
-        name, colon, direction = text.rpartition(":")
-        if direction not in DIRECTIONS:
-            name, colon, direction = text, "", ""
-        if ":" in name:
-            own.append(OwnMetric.named(name))
-            name = own[-1].metric.name
-        names.append(f"{name}{colon}{direction}")
-    return names, own
 
 
 def chosen_metrics(sweep: Sweep, names: Sequence[str]) -> list[str]:
@@ -381,27 +337,6 @@ def matching(key: str, typed: str, values: Sequence[Any]) -> Any:
     raise ResultsError("diff", f"{key}={typed}", f"is not there; {key} has {', '.join(map(label, values))}")
 
 
-def best_of(
-    rows: pd.DataFrame, best: str, reference: Mapping[str, float | None] | None, declared: Mapping[str, Metric]
-) -> tuple[str, int]:
-    """The metric named by ``--best``, and the number of the best row."""
-    name, _, direction = best.partition(":")
-    if name not in declared:
-        raise ResultsError("best", best, f"must start with one of {', '.join(declared)}")
-    direction = direction or {"lower": "min", "higher": "max"}.get(declared[name].direction, "")
-    if direction not in DIRECTIONS:
-        raise ResultsError("best", best, f"no metric is best by itself: say {name}:min, {name}:max or {name}:reference")
-    if name not in rows or not rows[name].notna().any():
-        raise ResultsError("best", best, "no point has this metric")
-    values = rows[name].to_numpy(float)
-    if direction == "reference":
-        goal = (reference or {}).get(name)
-        if goal is None:
-            raise ResultsError("best", best, "there is no reference text with this metric; give one with --reference FILE:path")
-        values = np.abs(values - goal)
-    return name, int(np.nanargmax(values) if direction == "max" else np.nanargmin(values))
-
-
 def verdicts(
     sweep: Sweep, rows: pd.DataFrame, best: str, reference: Mapping[str, float | None] | None = None
 ) -> tuple[str, list[str]]:
@@ -409,7 +344,11 @@ def verdicts(
 
     That is ``best``, ``alike`` (the samples cannot tell it from the best), ``differs``, or ``unclear`` (too few pairs).
     """
-    name, at = best_of(rows, best, reference, sweep.declared)
+    aim = Aim.of(best, reference, sweep.declared, asked_by="best")
+    name = aim.metric.name
+    if name not in rows or not rows[name].notna().any():
+        raise ResultsError("best", best, "no point has this metric")
+    at = int(np.nanargmax(aim.ranked(rows[name].to_numpy(float))))
     keys = keys_of(rows)
     thin = sweep.thinned()
     first = settings_of_row(rows.iloc[at].to_dict(), keys)

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gptsweep.analysis.frames import Sweep, read_sweep
+from gptsweep.analysis.frames import read_sweep
 from gptsweep.analysis.reference import Reference, kept_reference
 from gptsweep.analysis.summary import summary_of
+from gptsweep.analysis.sweep import Sweep
 from gptsweep.records import Sample, Sampling
 from gptsweep.report import report
 

@@ -29,6 +29,7 @@ from gptsweep.analysis.samplers import MAX_CLUSTERS, blocks, family_of
 from gptsweep.config import CONF_DIR
 from gptsweep.errors import ResultsError
 from gptsweep.records import SAMPLERS, Sampling
+from gptsweep.store import schema
 
 SCORES = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=7)
 
@@ -261,9 +262,31 @@ def test_a_sweep_ends_with_the_comparison_that_its_setting_asks_for(run: Run, tm
     assert [family["name"] for family in page_samplers(directory)[0]["families"]] == ["top_k=3", "top_k=4"]
 
 
+def test_a_sweep_ends_with_the_comparison_by_a_metric_of_ones_own_and_by_mauve(run: Run, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "out", seed=1)
+    (tmp_path / "text.txt").write_text("abc no de\nhij " * 100)
+    own = "def vowels(sample: dict) -> float:\n    return sample['completion'].count('a')\n"
+    (tmp_path / "own_for_comparison.py").write_text(own)
+    ended = run(
+        "-m", "name=s", "model=resume", "sampling.num_samples=24", "sampling.max_new_tokens=6", "sampling.top_k=null,4",
+        "reference=FILE:text.txt", "compare_samplers='mauve:max,own_for_comparison:vowels:reference,perplexity:min'",
+    )  # fmt: skip
+    assert ended.status == 0
+    said = " ".join(ended.err.split())
+    assert all(f"By {aim}, " in said for aim in ("highest MAUVE", "lowest Perplexity"))
+    assert "By vowels nearest to the reference text's " in said
+    directory = tmp_path / "outputs" / "sweeps" / "s"
+    assert [family["name"] for family in page_samplers(directory)[1]["families"]] == ["no truncation", "top_k"]
+    assert all("own_for_comparison:vowels" in path.read_text() for path in directory.glob(f"*/{schema.SCORES}"))
+    assert kept(directory) == Asked(("perplexity:min",))  # what later pages know; results name no function
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [
+        ("nowhere_at_all:vowels:max", "compare_samplers=nowhere_at_all:vowels: cannot be imported"),
+        ("mauve:max", "give one with reference=FILE:path"),
+        ("mauve:reference", "say mauve:max"),
         ("perplexity", "say perplexity:min"),
         ("banana:max", "banana must be one of"),
         ("perplexity:reference", "give one with reference=FILE:path"),

@@ -16,8 +16,9 @@ import yaml
 from made_sweep import made_samples, write_point, write_sweep
 
 from gptsweep.analysis import stats as compare
-from gptsweep.analysis.frames import Sweep, read_sweep
+from gptsweep.analysis.frames import read_sweep
 from gptsweep.analysis.metrics import METRICS
+from gptsweep.analysis.sweep import Sweep
 from gptsweep.errors import ResultsError
 
 

@@ -20,7 +20,7 @@ from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from scipy import stats
 
 from gptsweep import review
-from gptsweep.analysis import metrics
+from gptsweep.analysis import metrics, self_bleu
 from gptsweep.analysis.frames import read_sweep
 from gptsweep.analysis.metrics import METRICS, Metric
 from gptsweep.analysis.summary import metric_reasons, text_metrics, token_mean
@@ -218,7 +218,7 @@ def test_order_of_samples_changes_nothing(group: list[str], rng: random.Random) 
 @settings(max_examples=40, deadline=None)
 def test_a_sample_and_its_copy_match_each_other_perfectly(group: list[str]) -> None:
     rows = numbered(*group, group[0])
-    copied = metrics.group_bleu([[metrics.ngrams(row["completion"].split(), n) for n in (1, 2, 3, 4)] for row in rows])
+    copied = self_bleu.group_bleu([[metrics.ngrams(row["completion"].split(), n) for n in (1, 2, 3, 4)] for row in rows])
     assert copied[0] == copied[4] == pytest.approx(1)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from made_sweep import VOCABULARY, made_samples, write_point, write_report, write_sweep
 
-from gptsweep.analysis import frames
+from gptsweep.analysis import sweep as analysed
 from gptsweep.analysis.frames import read_sweep
 from gptsweep.analysis.reference import Reference
 from gptsweep.display import UNSAFE
@@ -101,7 +101,7 @@ def test_a_mean_beside_half_a_digit_is_rounded_once() -> None:
 
 
 def test_too_many_samples_are_thinned_evenly_and_the_page_knows(sweep_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frames, "MAX_SAMPLES", 60)
+    monkeypatch.setattr(analysed, "MAX_SAMPLES", 60)
     data = report_data.page_data(read_sweep(sweep_dir), "night")
     samples = data["samples"]
     assert 30 <= len(samples["text"]) <= 60

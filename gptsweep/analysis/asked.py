@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,39 @@ from ..errors import ConfigError, ResultsError
 from ..files import open_inside
 from ..store.durable import atomic_write
 from ..store.schema import COMPARISONS
-from .frames import Sweep
-from .metrics import METRICS
+from .metrics import MAUVE, METRICS
+from .own_metrics import OwnMetric
 from .reference import Reference
-from .samplers import Aim, SamplerComparison
+from .samplers import Aim, SamplerComparison, parted
+from .sweep import Sweep
 
 MAX_BYTES = 1 << 16
 """A ``samplers.json`` that is larger is not ours."""
 MAX_METRICS = 20
+
+
+def named_metrics(texts: Sequence[str], setting: str = "metric") -> tuple[list[str], list[OwnMetric]]:
+    """Metrics as they are typed, several with commas between, each with ``:min``, ``:max``, ``:reference`` or nothing after it.
+
+    Returns:
+        The same, one by one, with a user's own metrics by the names of their functions; and those metrics.
+
+    Raises:
+        ConfigError: see `OwnMetric.named`.
+    """
+    names, own = [], []
+    for text in (text.strip() for each in texts for text in each.split(",") if text.strip()):
+        name, direction = parted(text)
+        if ":" in name:
+            own.append(OwnMetric.named(name, setting))
+            name = own[-1].metric.name
+        names.append(f"{name}:{direction}" if direction else name)
+    return names, own
+
+
+def metric_of(text: str) -> str:
+    """The name of the metric in ``METRIC:min`` and its like."""
+    return parted(text)[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +53,6 @@ class Asked:
 
     metrics: tuple[str, ...]
     by: tuple[str, ...] | None = None
-
-    @classmethod
-    def of(cls, metrics: str, by: str | None = None) -> Asked:
-        """From names with commas between, as they are typed."""
-        names, keys = (tuple(name.strip() for name in (text or "").split(",") if name.strip()) for text in (metrics, by))
-        return cls(names, keys or None)
 
     def compare(self, sweep: Sweep, reference: Reference | None) -> list[SamplerComparison]:
         """The comparisons.
@@ -44,8 +64,9 @@ class Asked:
         return [sweep.compare_samplers(name, self.by, reference=metrics) for name in self.metrics]
 
     def keep(self, directory: Path) -> None:
-        """Write ``samplers.json``."""
-        atomic_write(directory / COMPARISONS, (json.dumps({"metrics": self.metrics, "by": self.by}) + "\n").encode())
+        """Write ``samplers.json``, but for metrics that later pages cannot compute: a user's own, and MAUVE."""
+        if metrics := [name for name in self.metrics if metric_of(name) in METRICS]:
+            atomic_write(directory / COMPARISONS, (json.dumps({"metrics": metrics, "by": self.by}) + "\n").encode())
 
 
 def kept(directory: Path) -> Asked | None:
@@ -60,7 +81,7 @@ def kept(directory: Path) -> Asked | None:
     lists = [metrics] if by is None else [metrics, by]
     if not all(isinstance(each, list) and each and all(isinstance(name, str) for name in each) for each in lists):
         return None
-    if len(metrics) > MAX_METRICS or any(name.partition(":")[0] not in METRICS for name in metrics):
+    if len(metrics) > MAX_METRICS or any(metric_of(name) not in METRICS for name in metrics):
         return None
     return Asked(tuple(metrics), by and tuple(by))
 
@@ -73,15 +94,18 @@ def require_comparisons(asked: str, reference: str | None) -> None:
         reference: that of the setting ``reference``.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: it does not, or a metric of the user's own is none.
     """
-    names = Asked.of(asked).metrics
+    names, own = named_metrics([asked], "compare_samplers")
     if not names:
         raise ConfigError("compare_samplers", asked, "must be METRIC:min, METRIC:max or METRIC:reference, or null")
+    declared = {**METRICS, MAUVE.name: MAUVE, **{each.metric.name: each.metric for each in own}}
     try:
-        for name in names:
-            _, direction = Aim.split(name)
-            if direction == "reference" and reference is None:
+        for text in names:
+            name, direction = Aim.split(text, declared)
+            if name == MAUVE.name and direction == "reference":
+                raise ConfigError("compare_samplers", asked, f"{name} is of the reference text by itself; say {name}:max")
+            if (direction == "reference" or name == MAUVE.name) and reference is None:
                 raise ConfigError("compare_samplers", asked, "needs a reference text; give one with reference=FILE:path")
     except ResultsError as error:
         raise ConfigError("compare_samplers", asked, f"{error.value} {error.wanted}") from error

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from ..display import counted
 from ..files import open_to_read
 from ..records import FINISH_REASONS
 from ..store.schema import MEANS, REFERENCE, is_whole
-from .frames import Sweep
 from .metrics import METRICS
+from .own_metrics import OwnMetric
 from .summary import summary_of
+from .sweep import Sweep
 
 MAX_PIECES = 200
 MAX_BYTES = 64 * 2**20
@@ -56,6 +57,23 @@ def reference_of(kept: Mapping[str, Any], sweep: Sweep) -> Reference:
     elif pieces < wanted_pieces:
         note = f"{have}, and a point has {counted(wanted_pieces, 'sample')}; metrics of whole points do not compare"
     return Reference(metrics, kept["source"], note)
+
+
+def with_own(text: Reference | None, directory: Path, own: Sequence[OwnMetric]) -> Reference | None:
+    """The reference text with a user's own metrics of its pieces, each a sample without a prompt.
+
+    Args:
+        text: what `kept_reference` found in ``directory``.
+        directory: where its pieces are kept.
+        own: the metrics.
+
+    Raises:
+        ResultsError: a function fails.
+    """
+    if text is None or not own or (known := read_kept(directory)) is None:
+        return text
+    pieces = [{"prompt": "", "prompt_id": "0"} | piece for piece in known["samples"]]
+    return replace(text, metrics={**text.metrics, **{each.metric.name: each.mean(pieces, None) for each in own}})
 
 
 def read_kept(directory: Path) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -25,10 +25,20 @@ from .metrics import METRICS, Metric
 from .stats import Floats, Ints, places_of, seeds_of
 
 Direction = Literal["min", "max", "reference"]
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 MIN_HALVED = 12
 """Prompts that are halved where there are as many; with fewer, samples are."""
 MAX_CLUSTERS = 400
 """Clusters beyond are taken together, so that the cost stays bounded: they are independent, so any blocks of them are, too."""
+
+
+def parted(text: str) -> tuple[str, Direction | None]:
+    """``METRIC:min``, ``METRIC:max`` or ``METRIC:reference`` as the metric and the direction; None where none is given."""
+    name, _, given = text.rpartition(":")
+    for direction in DIRECTIONS:
+        if given == direction:
+            return name, direction
+    return text, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +51,12 @@ class Aim:
 
     @classmethod
     def of(
-        cls, text: str, reference: Mapping[str, float | None] | None = None, declared: Mapping[str, Metric] = METRICS
+        cls,
+        text: str,
+        reference: Mapping[str, float | None] | None = None,
+        declared: Mapping[str, Metric] = METRICS,
+        *,
+        asked_by: str = "metric",
     ) -> Aim:
         """From ``METRIC:min``, ``METRIC:max`` or ``METRIC:reference``; without a direction the metric's usual one.
 
@@ -49,37 +64,40 @@ class Aim:
             text: as it is typed.
             reference: the metrics of a reference text.
             declared: the metrics by name.
+            asked_by: the option that errors name.
 
         Raises:
             ResultsError: there is no such metric, it has no usual direction, or the reference text has none.
         """
-        name, direction = cls.split(text, declared)
+        name, direction = cls.split(text, declared, asked_by=asked_by)
         target = (reference or {}).get(name) if direction == "reference" else None
         if direction == "reference" and (target is None or not math.isfinite(target)):
             wanted = "there is no reference text with this metric; give one with --reference FILE:path"
-            raise ResultsError("metric", text, wanted)
+            raise ResultsError(asked_by, text, wanted)
         return cls(declared[name], direction, target)
 
     @staticmethod
-    def split(text: str, declared: Mapping[str, Metric] = METRICS) -> tuple[str, Direction]:
+    def split(text: str, declared: Mapping[str, Metric] = METRICS, *, asked_by: str = "metric") -> tuple[str, Direction]:
         """The metric and the direction.
 
         Raises:
             ResultsError: there is no such metric, or it has no usual direction and none is given.
         """
-        name, _, given = text.rpartition(":")
-        if given not in get_args(Direction):
-            name, given = text, ""
+        name, given = parted(text)
         if name not in declared:
-            raise ResultsError("metric", name, f"must be one of {', '.join(declared)}")
-        direction = given or {"lower": "min", "higher": "max"}.get(declared[name].direction)
+            raise ResultsError(asked_by, name, f"must be one of {', '.join(declared)}")
+        usual: dict[str, Direction] = {"lower": "min", "higher": "max"}
+        direction = given or usual.get(declared[name].direction)
         if direction is None:
-            raise ResultsError("metric", text, f"no metric is best by itself: say {name}:min, {name}:max or {name}:reference")
-        return name, cast(Direction, direction)
+            raise ResultsError(asked_by, text, f"no metric is best by itself: say {name}:min, {name}:max or {name}:reference")
+        return name, direction
 
     def score(self, ratio: Floats) -> Floats:
         """Ratios, whose negative exponential some metrics are, as scores: higher is better."""
-        values = np.exp(-ratio) if self.metric.exponential else ratio
+        return self.ranked(np.exp(-ratio) if self.metric.exponential else ratio)
+
+    def ranked(self, values: Floats) -> Floats:
+        """Values of the metric as scores."""
         if self.target is not None:
             return np.asarray(-np.abs(values - self.target))
         return values if self.direction == "max" else -values

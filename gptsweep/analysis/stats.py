@@ -17,7 +17,7 @@ and of exp(-R) it is exp(-R) * se(R), the delta method. Intervals of a differenc
 replacement and take percentiles (Efron and Tibshirani 1993, An Introduction to the Bootstrap, 13.3; Field and Welsh 2007,
 Bootstrapping Clustered Data).
 
-Pure functions on the frames that `frames.read_sweep` makes; `frames.Sweep.group` and `.compare` call them.
+Pure functions on the frames that `frames.read_sweep` makes; `sweep.Sweep.group` and `.compare` call them.
 """
 
 from __future__ import annotations

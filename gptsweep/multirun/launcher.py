@@ -30,7 +30,9 @@ from .sweep_files import write_report
 from .sweepers import is_planned
 
 if TYPE_CHECKING:
+    from ..records import Point
     from ..run.executors import Executor
+    from ..run.rows import OpenModel
 
 log = get_logger(__name__)
 
@@ -96,18 +98,20 @@ class FusedSweep:
         self.directory.mkdir(parents=True, exist_ok=True)
         # A sweeper that tunes does not say which batch is the last.
         last = is_planned(self.config) and first_number + len(planned) >= self.loader.points
+        compare, open_model = self.config.compare_samplers, partial(self._open, planned[0].point)
         try:
             returns = self._run(planned)
-            if self.config.reference and self._executor is not None:
+            if self.config.reference:
                 from ..run.reference import score_own  # late: pandas
 
-                first = planned[0].point
-                score_own(self.directory, self.config.reference, partial(self._executor.open, first.model, first.device))
+                score_own(self.directory, self.config.reference, open_model)
         except Interrupted as stopped:
+            compare = None  # its metrics may take long
             raise Interrupted(stopped.signal_number, self.config.name, stopped.unfinished) from None
         finally:
             self._configure_log()
-            write_report(self.directory, show_rows=last and not self.config.quiet, compare=self.config.compare_samplers)
+            shows_rows = last and not self.config.quiet
+            write_report(self.directory, show_rows=shows_rows, compare=compare, open_model=open_model)
         self._failures += [
             (str(self.directory / os.path.relpath(job.directory, self.directory)), done._return_value)
             for job, done in zip(planned, returns, strict=True)
@@ -118,6 +122,10 @@ class FusedSweep:
         if self._failures and last:
             raise SweepError(self._failures, self.loader.points, self.config.name)
         return [done for done in returns if done.status is not JobStatus.FAILED]
+
+    def _open(self, point: Point) -> OpenModel:
+        self._executor = self._executor or self._new_executor()
+        return self._executor.open(point.model, point.device)
 
     def _run(self, planned: Sequence[Planned]) -> list[JobReturn]:
         # Late: numpy and torch, which --help and a mistake in the config need not wait for.

@@ -20,6 +20,7 @@ from ..store.schema import FAILURES, MANIFEST, PARTIAL, REPORT, SWEEP, SWEEP_LOC
 from ..store.sweep_table import SweepTable
 
 if TYPE_CHECKING:
+    from ..run.rows import OpenModel
     from .compose import Planned
 
 log = get_logger(__name__)
@@ -75,14 +76,20 @@ def note_failure(sweep: Path, point: Path, error: Exception) -> None:
         os.close(fd)
 
 
-def finish_sweep(directory: Path, planned: Sequence[Planned], *, show_rows: bool, compare: str | None = None) -> None:
+def finish_sweep(
+    directory: Path,
+    planned: Sequence[Planned],
+    *,
+    show_rows: bool,
+    compare: str | None,
+    open_model: Callable[[], OpenModel],
+) -> None:
     """Write ``sweep.csv`` and ``report.html`` where the launcher does not.
 
     Args:
         directory: of the sweep.
         planned: its points, as far as they are known.
-        show_rows: whether the first rows of the review are to be shown.
-        compare: the setting ``compare_samplers``.
+        show_rows, compare, open_model: as `write_report` takes them.
     """
     # Late: torch.
     from ..engine.torch_backend import TorchBackends
@@ -98,7 +105,7 @@ def finish_sweep(directory: Path, planned: Sequence[Planned], *, show_rows: bool
             table.fail(Path(failure["directory"]), failure["error"])
     (directory / FAILURES).unlink(missing_ok=True)
     table.close()
-    write_report(directory, show_rows=show_rows, compare=compare)
+    write_report(directory, show_rows=show_rows, compare=compare, open_model=open_model)
 
 
 def require_no_sweep(directory: Path) -> None:
@@ -119,7 +126,7 @@ def refresh_sweep(directory: Path) -> None:
             SweepTable(directory).close()
 
 
-def write_report(directory: Path, *, show_rows: bool = False, compare: str | None = None) -> None:
+def write_report(directory: Path, *, show_rows: bool, compare: str | None, open_model: Callable[[], OpenModel]) -> None:
     """Write ``report.html``; a sweep without a single sample has none, and a page that cannot be made fails no sweep.
 
     Args:
@@ -127,12 +134,15 @@ def write_report(directory: Path, *, show_rows: bool = False, compare: str | Non
         show_rows: whether the first rows of the review are shown, too, and the command that shows the rest.
         compare: the setting ``compare_samplers``: comparisons of samplers for the page, and to be shown where rows are. Without
             it the page has those that were asked for before.
+        open_model: loads the model that gives MAUVE its features, if a comparison is by that.
     """
-    from ..analysis.asked import Asked, kept  # late: pandas
+    from ..analysis.asked import Asked, kept, metric_of, named_metrics  # late: pandas
     from ..analysis.frames import read_sweep
-    from ..analysis.reference import kept_reference
+    from ..analysis.metrics import MAUVE
+    from ..analysis.reference import kept_reference, with_own
     from ..report import report
     from ..report.terminal import print_comparisons, print_first_rows
+    from ..run.nearness import mauve_metric
 
     if not any(directory.glob(f"**/{MANIFEST}")) and not any(directory.glob(f"**/{PARTIAL}")):
         return
@@ -141,16 +151,20 @@ def write_report(directory: Path, *, show_rows: bool = False, compare: str | Non
         if show_rows:
             print_first_rows(directory, sweep)
         reference, comparisons = kept_reference(directory, sweep), []
-        asked = kept(directory) if compare is None else Asked.of(compare)
-        if asked is not None:
-            try:
-                comparisons = asked.compare(sweep, reference)
-            except ResultsError as error:
-                log.warning("no comparison of samplers: %s", error)
+        try:
+            asked = kept(directory)
             if compare is not None:
+                names, own = named_metrics([compare], "compare_samplers")
+                asked = Asked(tuple(names))
                 asked.keep(directory)
-                if show_rows:
-                    print_comparisons(comparisons)
+                sweep, reference = sweep.scored(*own), with_own(reference, directory, own)
+                if MAUVE.name in map(metric_of, names):
+                    sweep = sweep.scored(mauve_metric(directory, open_model))
+            comparisons = asked.compare(sweep, reference) if asked else []
+        except GptsweepError as error:
+            log.warning("no comparison of samplers: %s", error)
+        if compare is not None and show_rows:
+            print_comparisons(comparisons)
         html = report(sweep, directory.resolve().name, reference, comparisons)
         atomic_write(directory / REPORT, html)
     except Exception as error:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from ..analysis.frames import Sweep
 from ..analysis.reference import Reference
 from ..analysis.samplers import SamplerComparison
+from ..analysis.sweep import Sweep
 from ..display import UNSAFE, one_line
 from .data import page_data
 

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from ..analysis.columns import label, ordered, plain
-from ..analysis.frames import Sweep
 from ..analysis.reference import Reference
 from ..analysis.samplers import SamplerComparison
 from ..analysis.stats import MIN_PAIRS, by_seed
+from ..analysis.sweep import Sweep
 from ..store.schema import MEANS, SAMPLE_KEY, STATUSES
 
 MAX_CELLS = 20_000

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..analysis.columns import label, ordered, plain
-from ..analysis.frames import Sweep
+from ..analysis.sweep import Sweep
 from ..errors import ResultsError
 from .data import numbers
 

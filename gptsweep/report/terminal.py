@@ -20,9 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..analysis.columns import label, ordered, plain
-from ..analysis.frames import Sweep
 from ..analysis.metrics import Metric
 from ..analysis.samplers import SamplerComparison
+from ..analysis.sweep import Sweep
 from ..display import counted, one_line, visible
 from ..store.schema import SAMPLE_KEY, STATUSES
 from .tables import FEWEST, Column, fitting, print_blocks, print_in_parts, print_table

@@ -6,30 +6,40 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from ..analysis.mauve import MIN_TEXTS, VERSION, mauve
 from ..analysis.metrics import MAUVE
 from ..analysis.own_metrics import OwnMetric
+from ..analysis.reference import read_kept
 from ..engine.backend import Featurizer
 from ..errors import ResultsError
 from .rows import OpenModel
 
 
-def mauve_metric(
-    pieces: Sequence[Mapping[str, Any]], made_by: Mapping[str, Any], open_model: Callable[[], OpenModel]
-) -> OwnMetric:
-    """MAUVE as a metric of points, see `Sweep.scored`.
+def mauve_metric(directory: Path, open_model: Callable[[], OpenModel], *, scored_the_text: bool = True) -> OwnMetric:
+    """MAUVE against the reference text of ``directory`` as a metric of points, see `Sweep.scored`.
 
-    Texts are read from their first token, without the prompts that they continue. Empty ones are left out.
+    Texts are read from their first token, without the prompts that they continue. Empty ones are left out. Values are kept
+    with a hash of the pieces of the text and of what names the model.
 
     Args:
-        pieces: of the reference text, as ``reference.json`` has them.
-        made_by: what names the model, beside the pieces, in the hash that kept values carry.
+        directory: of the sweep or run.
         open_model: loads the model; called if there is something to compute.
+        scored_the_text: whether it is the model that scored the text; another one is named by itself.
+
+    Raises:
+        ResultsError: there is no reference text.
+        GptsweepError: as ``open_model``.
     """
+    if (known := read_kept(directory)) is None:
+        raise ResultsError("metric", MAUVE.name, "needs a text to be near to; give one with --reference FILE:path")
     opened = cache(open_model)
-    reference = [str(piece["completion"]) for piece in pieces]
+    made_by = {name: known["wanted"].get(name) for name in ("weights", "tokenizer", "dtype")}
+    if not scored_the_text:
+        made_by = {"weights": opened().fingerprint, "tokenizer": opened().tokenizer.fingerprint, "dtype": opened().dtype}
+    reference = [str(piece["completion"]) for piece in known["samples"]]
     of_reference = cache(lambda: features_of(opened(), reference))
 
     def nearness(samples: Sequence[Mapping[str, Any]]) -> float | None:
@@ -39,7 +49,7 @@ def mauve_metric(
         value = mauve(features_of(opened(), texts), of_reference())
         return None if isinstance(value, str) else value
 
-    source = json.dumps([VERSION, dict(made_by), reference], sort_keys=True)
+    source = json.dumps([VERSION, made_by, reference], sort_keys=True)
     return OwnMetric(MAUVE, nearness, hashlib.sha256(source.encode()).hexdigest(), MAUVE.name)
 
 

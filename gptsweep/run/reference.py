@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ..analysis.frames import Sweep, read_sweep
+from ..analysis.frames import read_sweep
 from ..analysis.reference import MAX_PIECES, Reference, read_kept, reference_of
+from ..analysis.sweep import Sweep
 from ..display import get_logger
 from ..engine.backend import Scorer
 from ..errors import GptsweepError, ResultsError

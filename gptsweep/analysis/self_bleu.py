@@ -1,0 +1,80 @@
+"""self-BLEU-4: how alike the samples of one prompt are (Zhu et al. 2018, Texygen)."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+SELF_BLEU_REFERENCES = 4
+"""References a sample is held against in self-BLEU; fixed, because self-BLEU rises with their number."""
+SELF_BLEU_GROUPS = 40
+"""At most this many groups of ``SELF_BLEU_REFERENCES + 1`` samples are compared in one point, so that its cost is bounded."""
+
+Grams = Sequence[Sequence[tuple[Any, ...]]]
+"""The word 1- to 4-grams of a text."""
+
+
+def self_bleu(prompts: Sequence[int], grams: Sequence[Grams]) -> float | str:
+    """self-BLEU-4 (Zhu et al. 2018): mean BLEU-4 of a sample against others of the same prompt as references.
+
+    Zhu et al. use all others; here each sample has the 4 others of its group of five, so that the value means the same for
+    any number of samples. Groups are consecutive samples of a prompt, in order; where they do not come out even the last group
+    reaches back, and only its new samples count as hypotheses. At most 40 groups, evenly spread over the point, are used.
+    Samples of fewer than 4 words are left out. BLEU on words, uniform weights, a precision of zero counted as 0.1 / n-grams
+    (Chen and Cherry 2014, method 1, as in Texygen).
+
+    Args:
+        prompts: prompt index by sample, equal ones side by side.
+        grams: word 1- to 4-grams by sample.
+    """
+    size = SELF_BLEU_REFERENCES + 1
+    long_enough = [(prompt, every) for prompt, every in zip(prompts, grams, strict=True) if every[3]]
+    groups: list[tuple[list[Grams], int]] = []
+    for _, members in groupby(long_enough, key=lambda member: member[0]):
+        texts = [every for _, every in members]
+        if len(texts) >= size:
+            groups += [(texts[start : start + size], size) for start in range(0, len(texts) - size + 1, size)]
+            if left := len(texts) % size:
+                groups.append((texts[-size:], left))
+    if not groups:
+        return f"needs {size} samples of one prompt with at least 4 words each"
+    step = max(1.0, len(groups) / SELF_BLEU_GROUPS)
+    chosen = [groups[int(place * step)] for place in range(min(len(groups), SELF_BLEU_GROUPS))]
+    scores = [score for group, counted in chosen for score in group_bleu(group)[size - counted :]]
+    return math.fsum(scores) / len(scores)
+
+
+def group_bleu(group: Sequence[Grams]) -> list[float]:
+    """BLEU-4 of each text against all others of the group.
+
+    An n-gram counts at most as often as one of the others holds it. With its k-th occurrence in a text as an item of its own,
+    the clipped count is the number of the text's items that any other text has too.
+    """
+    lengths = [len(grams[0]) for grams in group]
+    logs = [0.0] * len(group)
+    for n in range(4):
+        items = [numbered(grams[n]) for grams in group]
+        once: set[object] = set()
+        shared: set[object] = set()
+        for each in items:
+            shared |= once & each
+            once |= each
+        for index, each in enumerate(items):
+            matches = len(each & shared)
+            logs[index] += math.log((matches or 0.1) / len(each)) if matches or n else -math.inf
+    scores = []
+    for index, length in enumerate(lengths):
+        nearest = min(lengths[:index] + lengths[index + 1 :], key=lambda other: (abs(other - length), other))
+        scores.append(math.exp(logs[index] / 4 + min(0.0, 1 - nearest / length)))
+    return scores
+
+
+def numbered(grams: Sequence[tuple[Any, ...]]) -> set[object]:
+    """As many items as ``grams``: each gram, and for its k-th occurrence from the second on the pair of the two."""
+    items: set[object] = set(grams)
+    if len(items) < len(grams):
+        items.update((gram, k) for gram, times in Counter(grams).items() for k in range(2, times + 1))
+    return items

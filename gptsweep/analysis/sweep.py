@@ -1,0 +1,325 @@
+"""A sweep as tables: its points grouped, two of them compared, its samplers compared, with metrics of a user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from ..errors import ConfigError, ResultsError
+from ..store.schema import MEANS, SAMPLE_KEY
+from . import stats as compare
+from .columns import ordered
+from .metrics import METRICS, Metric, Outcome
+from .own_metrics import FIELDS, OwnMetric
+from .samplers import Aim, SamplerComparison, compare_samplers
+from .summary import metric_reasons, sample_mean
+
+if TYPE_CHECKING:
+    import xarray
+
+MAX_SAMPLES = 10_000
+MAX_TEXT = 6_000_000
+"""Samples that are compared pair by pair: so many, and so many characters. Beyond, whole places (prompt,
+seed, sample_index) are left out evenly."""
+
+PointChoice = int | str | Mapping[str, Any]
+"""A point: its row in ``summary``, its ``directory``, or settings that all points meant share, as ``{"temperature": 0.7}``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """What `frames.read_sweep` read.
+
+    ``summary`` has a row a point: settings, metrics, ``status`` (complete, partial, failed, missing), ``error``, ``directory``.
+    ``samples`` has a row a sample; ``point`` is the row of its point in ``summary``, ``token_ids`` holds int32 arrays.
+    ``settings`` names the settings columns, ``swept`` those of them that differ between points. ``problems`` says, one line
+    each, what could not be read and in which file; ``damaged_lines`` is how many lines of samples that were. ``declared`` has
+    the metrics by name, those of a user's own (`scored`) last; ``directories`` the run directories, by label of ``summary``.
+    """
+
+    summary: pd.DataFrame
+    samples: pd.DataFrame
+    settings: tuple[str, ...]
+    swept: tuple[str, ...]
+    problems: tuple[str, ...] = ()
+    damaged_lines: int = 0
+    declared: Mapping[str, Metric] = field(default_factory=lambda: METRICS)
+    directories: Mapping[int, Path] = field(default_factory=dict)
+
+    @cached_property
+    def _textual(self) -> tuple[compare.Floats, compare.Mask]:
+        """`compare.text_values` of the samples as far as they are known, and of which they are."""
+        return np.full((len(self.samples), len(compare.textual())), np.nan), np.zeros(len(self.samples), dtype=bool)
+
+    def measured(self, points: pd.DataFrame) -> pd.DataFrame:
+        """`compare.sample_values` of the samples of these rows of ``summary``, and what tells which are independent.
+
+        ``copy_of`` is equal for samples of copies of one point, ``noise_of`` for samples that draw from the same noise.
+        """
+        chosen = self.samples["point"].isin(points.index).to_numpy(bool)
+        values, known = self._textual
+        new = chosen & ~known
+        values[new] = compare.text_values(self.samples[new])
+        known |= new
+        found = compare.sample_values(self.samples[chosen], values[chosen], self.declared)
+        for name, numbers in (("copy_of", compare.identities(points)), ("noise_of", compare.noises(points))):
+            found[name] = found["point"].map(dict(zip(points.index, numbers, strict=True))).astype("int64")
+        return found
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics that ``summary`` has a value of, in the order they are shown."""
+        return [name for name in self.declared if name in self.summary and self.summary[name].notna().any()]
+
+    def points(self, choice: PointChoice) -> pd.DataFrame:
+        """The rows of ``summary`` that are meant.
+
+        Raises:
+            ResultsError: there is none.
+        """
+        table = self.summary
+        if isinstance(choice, Mapping):
+            chosen = np.ones(len(table), dtype=bool)
+            for name, value in choice.items():
+                if name not in self.settings:
+                    raise ResultsError("point", name, f"is not a setting here; swept are {', '.join(self.swept) or 'none'}")
+                column = table[name]
+                chosen &= (column.isna() if value is None else (column == value).fillna(False)).to_numpy(bool)
+            table = table[chosen]
+        elif isinstance(choice, str):
+            names = table["directory"]
+            table = table[(names == choice) | names.str.endswith("/" + choice)]
+        else:
+            table = table[table.index == choice]
+        if table.empty:
+            shown = ",".join(f"{name}={value}" for name, value in choice.items()) if isinstance(choice, Mapping) else choice
+            raise ResultsError("point", shown, "is no point of this sweep; give a row number, a directory, or settings")
+        return table
+
+    def group(self, by: Sequence[str] | None = None) -> pd.DataFrame:
+        """Points that agree in ``by`` taken together: by default all swept settings but the seed.
+
+        Returns:
+            A row a group with the settings ``by``, ``points`` (labels), ``num_points``, ``num_samples``, and for every metric
+            its mean, ``<metric>_se`` and ``<metric>_n``. A metric per sample is the mean over all samples of the group, n
+            counts samples; a metric per point is the mean over its points, n counts points. Samples and points that stand
+            in several directories count once. Errors are over what is independent, as `compare` (the module) says: samples of
+            different prompts, seeds or sample_index, and for a metric per point seeds; one seed alone has no error there.
+        """
+        keys = [key for key in self.swept if key != "seed"] if by is None else list(by)
+        for key in keys:
+            if key not in self.settings:
+                raise ResultsError("group", key, f"is not a setting here; swept are {', '.join(self.swept) or 'none'}")
+        table = self.summary
+        codes = np.zeros(len(table), dtype=np.int64)
+        if keys:
+            codes[:] = table.groupby(keys, dropna=False, sort=False).ngroup()
+        _, first, counts = np.unique(codes, return_index=True, return_counts=True)
+        points = np.split(table.index.to_numpy()[np.argsort(codes, kind="stable")], np.cumsum(counts)[:-1])
+        columns: dict[str, Any] = {key: table[key].array.take(first) for key in keys}
+        columns["points"] = [tuple(each.tolist()) for each in points]
+        # Of copies of a point the one with the most samples stands for all.
+        order = np.argsort(-table["num_samples"].to_numpy(), kind="stable")
+        copies = pd.DataFrame({"group": codes, "copy_of": compare.identities(table)}).iloc[order].duplicated().sort_index()
+        alone, own = table[~copies.to_numpy()], codes[~copies.to_numpy()]
+        columns["num_points"] = np.bincount(own, minlength=len(counts))
+        names = {per: [name for name in self.metrics if self.declared[name].per == per] for per in ("sample", "point")}
+        found = {name: compare.per_point(name, alone, own, len(counts)) for name in names["point"]}
+        if compare.shares(table, codes):
+            samples = self.measured(table)
+            samples["group"] = samples["point"].map(dict(zip(table.index, codes, strict=True)))
+            samples = samples[~samples.duplicated(["group", "copy_of", "prompt_index", "seed", "sample_index"])]
+            at = samples["group"].to_numpy(np.int64)
+            clusters = compare.places_of(samples[[*SAMPLE_KEY, "noise_of"]])
+            columns["num_samples"] = np.bincount(at, minlength=len(counts))
+            found |= {
+                name: compare.per_sample(self.declared[name], samples, at, len(counts), clusters) for name in names["sample"]
+            }
+        else:
+            columns["num_samples"] = np.bincount(codes, weights=table["num_samples"]).astype(int)
+            found |= {name: compare.from_summaries(self.declared[name], table, codes, len(counts)) for name in names["sample"]}
+        for name in self.metrics:
+            columns[name], columns[f"{name}_se"], columns[f"{name}_n"] = found[name]
+        return pd.DataFrame(columns)
+
+    def compare(self, a: PointChoice, b: PointChoice) -> pd.DataFrame:
+        """What changes from ``a`` to ``b``, metric by metric, in the units of the metric.
+
+        Samples are paired over prompt, seed, sample_index and every swept setting that ``a`` and ``b`` leave open; under
+        common noise a pair shares its random numbers, so its difference is much less noisy than two means. Intervals are 95 %
+        percentile bootstrap (2,000 resamples, always the same): pairs of one prompt, seed and sample_index, which share
+        their noise, are drawn together. Metrics per point are paired over points, those of one seed drawn together.
+
+        Returns:
+            A row a metric: ``a``, ``b`` (means over the pairs), ``difference`` (b - a), ``low``, ``high``, ``pairs``,
+            ``differs`` (whether the interval leaves out 0) and ``reason`` (why there is no interval, or no verdict).
+        """
+        first, second = self.points(a), self.points(b)
+        fixed = set(a if isinstance(a, Mapping) else self.swept) | set(b if isinstance(b, Mapping) else self.swept)
+        left_open = [key for key in self.swept if key not in fixed and key != "seed"]
+        place = ["prompt_index", "sample_index", "seed"]
+        sides = [self.measured(points).drop_duplicates(["copy_of", *place]) for points in (first, second)]
+        pairs = sides[0].merge(sides[1], on=[*left_open, *place], suffixes=("_a", "_b"))
+        pairs["cluster"] = compare.places_of(pairs[[*place, "noise_of_a", "noise_of_b"]])
+        rows = compare.paired_samples(pairs, self.declared)
+        shared = [key for key in (*left_open, "seed") if key in self.settings]
+        points = [each.assign(copy_of=compare.identities(each), noise_of=compare.noises(each)) for each in (first, second)]
+        points = [each.sort_values("num_samples", ascending=False, kind="stable").drop_duplicates("copy_of") for each in points]
+        both = points[0].merge(points[1], how="inner" if shared else "cross", on=shared or None, suffixes=("_a", "_b"))
+        both["cluster"] = compare.places_of(both[[*({"seed"} & set(shared)), "noise_of_a", "noise_of_b"]])
+        rows |= {name: compare.paired_points(both, name) for name in self.metrics if self.declared[name].per == "point"}
+        table = pd.DataFrame.from_dict({name: rows[name] for name in self.declared if name in rows}, orient="index")
+        table.index.name = "metric"
+        return table
+
+    def effect(self, key: str) -> pd.DataFrame:
+        """What a swept setting does: `compare` from its lowest value to its highest, an unset one counting as highest."""
+        values = ordered(self.summary[key])
+        return self.compare({key: values[0]}, {key: values[-1]})
+
+    def compare_samplers(
+        self, metric: str, by: Sequence[str] | None = None, *, reference: Mapping[str, float | None] | None = None
+    ) -> SamplerComparison:
+        """Which family of samplers is ahead when each is tuned equally long: the expected best of n tried settings.
+
+        Settings (points that differ in more than the seed) are grouped by which samplers truncate, and the expected best of n
+        = 1 to N of each family is found: exactly, without replacement, chosen on one half of the prompts or samples and scored
+        on the other. Formulas and sources: the module `budgets`.
+
+        Args:
+            metric: ``METRIC:min``, ``METRIC:max`` or ``METRIC:reference`` (nearest to the reference text).
+            by: settings whose values make a family, in place of the samplers that truncate.
+            reference: the metrics of a reference text, as `Reference` has them.
+
+        Raises:
+            ResultsError: a name is wrong, or there is one family only.
+        """
+        aim = Aim.of(metric, reference, self.declared)
+        for key in by or ():
+            if key not in self.settings:
+                raise ResultsError("by", key, f"is not a setting here; swept are {', '.join(self.swept) or 'none'}")
+        order = np.argsort(-self.summary["num_samples"].to_numpy(), kind="stable")
+        whole = self.summary.iloc[order]
+        points = whole[~pd.Series(compare.identities(whole), whole.index).duplicated()].sort_index()
+        keys = [key for key in self.swept if key != "seed" or key in (by or ())]
+        setting = compare.places_of(points[keys]) if keys else np.zeros(len(points), dtype=np.int64)
+        samples = self.measured(points) if aim.metric.per == "sample" else None
+        return compare_samplers(aim, points, samples, setting, by)
+
+    def scored(self, *metrics: Callable[[Any], float | None] | OwnMetric) -> Sweep:
+        """The sweep with metrics of one's own: every table, comparison and page then has them as it has the others.
+
+        Args:
+            metrics: functions of one argument, a sample (annotated as ``dict``) or the samples of a point (as ``list``); see
+                `own_metrics`. Values are kept beside the samples, and computed once for the same code and samples.
+
+        Raises:
+            ConfigError: a function's argument is not annotated so, or it has the name of a metric or a column.
+            ResultsError: a function fails; the error names the sample.
+        """
+        found = self
+        for each in metrics:
+            metric = each if isinstance(each, OwnMetric) else OwnMetric.of(each)
+            found = found._with(metric)
+        return found
+
+    def _with(self, own: OwnMetric) -> Sweep:
+        metric, samples = own.metric, self.samples.sort_values(list(SAMPLE_KEY), kind="stable")
+        if metric.name in {*self.summary, *self.samples} - {metric.name if metric.name in self.declared else None}:
+            raise ConfigError("metric", own.key, "has the name of a column; give the function another")
+        values = pd.Series(np.nan, samples.index)
+        outcomes: dict[Any, tuple[Outcome | None, Outcome | None]] = {}
+        for point, rows in samples.groupby("point", sort=False):
+            number = own.values(records_of(rows), self.directories.get(int(str(point))))
+            if metric.per == "point":
+                outcomes[point] = number[0], None
+            else:
+                values[rows.index] = np.array(number, dtype=float)
+                outcomes[point] = sample_mean([value for value in number if value is not None], metric)
+        columns = [metric.name, metric.spread][: 1 + bool(metric.spread)]
+        cells = {
+            column: [
+                None if isinstance(cell := outcomes.get(point, (None, None))[at], str) else cell for point in self.summary.index
+            ]
+            for at, column in enumerate(columns)
+        }
+        summary = self.summary.assign(**{column: pd.Series(cell, self.summary.index, float) for column, cell in cells.items()})
+        table = self.samples if metric.per == "point" else self.samples.assign(**{metric.name: values})
+        return replace(self, summary=summary, samples=table, declared={**self.declared, metric.name: metric})
+
+    def only(self, chosen: npt.NDArray[np.bool_]) -> Sweep:
+        """The sweep with these points alone; their labels stay."""
+        summary = self.summary[chosen]
+        return replace(self, summary=summary, samples=self.samples[self.samples["point"].isin(summary.index)])
+
+    def thinned(self) -> Sweep:
+        """The sweep with as many samples as a page holds; what stays is the same at every point."""
+        samples = self.samples
+        size = samples["completion"].str.len().sum()
+        share = min(1.0, MAX_SAMPLES / max(1, len(samples)), MAX_TEXT / max(1, size))
+        if share == 1.0:
+            return self
+        places = samples.groupby(["sample_index", "prompt_index", "seed"], sort=True).ngroup()
+        kept = max(1, int((places.max() + 1) * share))
+        chosen = np.linspace(0, int(places.max()), kept).round().astype(int)
+        return replace(self, samples=samples[places.isin(chosen)])
+
+    def reasons(self) -> dict[str, str]:
+        """Why a metric is empty somewhere: by metric, the reason at the first point where it is."""
+        found: dict[str, str] = {}
+        for name in self.declared:
+            if name not in self.summary or self.summary[name].notna().all():
+                continue
+            point = self.summary.index[self.summary[name].isna()][0]
+            samples = self.samples[self.samples["point"] == point]
+            samples = samples.astype(dict.fromkeys(MEANS, object)).where(samples.notna(), None)
+            why = metric_reasons(samples.to_dict("records")).get(name) if len(samples) else "has no samples yet"
+            own = f"needs {self.declared[name].needs}"
+            found[name] = why or ("not in the point's summary" if name in METRICS else own)
+        return found
+
+    def failures(self) -> list[str]:
+        """A line for each point that failed, the first hundred."""
+        failed = self.summary[self.summary["status"] == "failed"]
+        lines = [
+            f"{row['directory']}: {row['error'] if pd.notna(row['error']) else 'failed'}"
+            for _, row in failed.head(100).iterrows()
+        ]
+        return [*lines, f"{len(failed) - 100} further points failed"] if len(failed) > 100 else lines
+
+    def to_xarray(self) -> xarray.Dataset:
+        """The metrics as an `xarray.Dataset` with the swept settings as dimensions; ``null`` stands for an unset one.
+
+        Raises:
+            ResultsError: xarray is not installed, or two points have the same settings.
+        """
+        try:
+            import xarray as _  # noqa: F401  an optional dependency
+        except ImportError as error:
+            raise ResultsError("to_xarray", "xarray", "is not installed; pip install xarray") from error
+        keys = list(self.swept) or ["point_id"]
+        table = self.summary.copy()
+        for key in keys:
+            if table[key].isna().any():
+                table[key] = table[key].astype(object).where(table[key].notna(), "null")
+        if table.duplicated(keys).any():
+            raise ResultsError("to_xarray", ", ".join(keys), "does not tell all points apart; read one sweep at a time")
+        wide = table.set_index(keys)[[*self.metrics, "num_samples"]]
+        dataset: xarray.Dataset = wide.astype(float).to_xarray()
+        return dataset
+
+
+def records_of(samples: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of ``Sweep.samples`` as the fields of their lines of ``samples.jsonl``, in Python's own types."""
+    columns = {name: samples[name].tolist() for name in FIELDS}
+    columns["token_ids"] = [ids.tolist() for ids in samples["token_ids"]]
+    for name in MEANS:
+        columns[name] = [None if np.isnan(value) else value for value in columns[name]]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
