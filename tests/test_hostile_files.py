@@ -334,7 +334,7 @@ def test_pytorch_model_bin_is_read_whole_and_in_shards(tmp_path: Path, is_archiv
 
 def test_weights_are_those_that_torch_load_reads(tmp_path: Path) -> None:
     """Views, shared and transposed storages, every dtype of a weight, both formats: bit for bit."""
-    from gptsweep.models.files.weights import TorchFile
+    from gptsweep.models.files.torch_file import TorchFile
 
     base = torch.randn(6, 8)
     tensors = {

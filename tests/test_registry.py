@@ -20,8 +20,8 @@ from gptsweep.engine.engine import Engine
 from gptsweep.errors import ModelError
 from gptsweep.models.architecture import Architecture, Attend, LinearLayer
 from gptsweep.models.checkpoint import Checkpoint, checkpoint_of, fit
+from gptsweep.models.files.safetensors_file import read_safetensors
 from gptsweep.models.files.tokenizers import CharTokenizer
-from gptsweep.models.files.weights import read_safetensors
 from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.models.loading import load_model
 from gptsweep.models.registry import ARCHITECTURES, FORMATS, _imported, architecture_of, open_checkpoint

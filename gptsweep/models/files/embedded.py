@@ -9,8 +9,8 @@ from ...errors import ModelError
 from ...records import ModelSource
 from ..checkpoint import Checkpoint, checkpoint_of, fit
 from ..gpt2 import GPT, GPTConfig
+from .safetensors_file import read_safetensors
 from .tokenizers import CharTokenizer
-from .weights import read_safetensors
 
 EMBEDDED = Path(__file__).parents[2] / "data" / "shakespeare"
 

@@ -18,8 +18,10 @@ from ..registry import ARCHITECTURES, architecture_of
 from .hf_tokenizer import read_hf_tokenizer
 from .pickles import mapping_of
 from .places import ModelFiles, config_of, files_of
+from .safetensors_file import read_safetensors
 from .tokenizers import GPT2Tokenizer, Tokenizer
-from .weights import StoredTensor, TorchFile, read_safetensors
+from .torch_file import TorchFile
+from .weights import StoredTensor
 
 log = get_logger(__name__)
 

@@ -23,7 +23,8 @@ from ..nanochat import Nanochat, NanochatConfig
 from .nanochat_directory import KEY, checkpoint_at, tokenizer_of
 from .nanochat_tokenizer import read_tokenizer
 from .pickles import mapping_of
-from .weights import StoredTensor, TorchFile
+from .torch_file import TorchFile
+from .weights import StoredTensor
 
 log = get_logger(__name__)
 

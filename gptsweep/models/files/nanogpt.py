@@ -17,7 +17,7 @@ from .meta import read_meta
 from .pickles import mapping_of
 from .places import nanogpt_file
 from .tokenizers import CharTokenizer, GPT2Tokenizer
-from .weights import TorchFile
+from .torch_file import TorchFile
 
 log = get_logger(__name__)
 
