@@ -21,7 +21,8 @@ from ..records import Completion, Row, Sampling
 from .backend import BackendProgress, OnStep, Workload
 from .kv_cache import KVCache, pages_for
 from .model_runner import HAS_KERNELS, ModelRunner
-from .scheduler import NewStopMatcher, Scheduler, WaitingQueue, no_stop_strings, unfinished
+from .scheduler import NewStopMatcher, Scheduler, no_stop_strings, unfinished
+from .waiting import WaitingQueue
 
 log = get_logger(__name__)
 

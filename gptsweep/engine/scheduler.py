@@ -7,13 +7,11 @@ tokens, positions change, so the sequence is read again from its start.
 
 from __future__ import annotations
 
-import itertools
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..kernels.abi import PAGE, ROW
@@ -24,6 +22,7 @@ from .history import LogitAdjustments
 from .kv_cache import KVCache, Span
 from .sampler import kernel_samples, row_record, stream_at
 from .stopping import Repetition
+from .waiting import Stream, WaitingQueue
 
 NewStopMatcher = Callable[[tuple[str, ...]], Callable[[int], bool]]
 """Makes the stop matcher of a sample from its stop strings."""
@@ -36,18 +35,6 @@ _GOES_ON = ""
 def no_stop_strings(stops: tuple[str, ...]) -> Callable[[int], bool]:
     """In place of a `NewStopMatcher` where no row has stop strings."""
     raise ValueError(f"stop strings {stops} need an engine with a stop_matcher")
-
-
-@dataclass(slots=True)
-class Stream:
-    """Rows that run one after another: a single row, or with ``rng=torch`` all that draw from one random stream.
-
-    ``prefix`` is what the first of ``rows`` has already.
-    """
-
-    rows: deque[Row]
-    generator: torch.Generator | None = None
-    prefix: Prefix | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -127,53 +114,6 @@ class SharedSequence:
     rows: list[RunningRow]
     prompt: tuple[int, ...] = ()
     previous: int = NO_TOKEN
-
-
-class WaitingQueue:
-    """The streams that wait, made from rows no earlier than they are asked for.
-
-    Args:
-        rows: the rows, in the order in which they start; those of one random stream come one after another.
-        torch_stream: `Model.torch_stream`.
-    """
-
-    def __init__(self, rows: Iterable[Row], torch_stream: Callable[[int], torch.Generator]) -> None:
-        self._returned: deque[Stream] = deque()
-        self._streams = _streams(rows, torch_stream)
-
-    def __bool__(self) -> bool:
-        if not self._returned:
-            self._returned.extend(itertools.islice(self._streams, 1))
-        return bool(self._returned)
-
-    def pop(self) -> Stream:
-        """Take the first stream; there must be one."""
-        return self._returned.popleft()
-
-    def push_front(self, stream: Stream) -> None:
-        """Make ``stream`` the first."""
-        self._returned.appendleft(stream)
-
-    def begun(self) -> list[tuple[Row, Prefix]]:
-        """The waiting rows that have a prefix, with it."""
-        return [(stream.rows[0], stream.prefix) for stream in self._returned if stream.prefix is not None]
-
-
-def _streams(rows: Iterable[Row], torch_stream: Callable[[int], torch.Generator]) -> Iterator[Stream]:
-    """A stream for each row; rows with ``rng=torch`` that differ in nothing but sample_index share one."""
-
-    def key(row: Row) -> object:
-        return row if row.sampling.rng == "counter" else (row.sampling, row.noise_key, row.prompt_index, row.prompt_ids)
-
-    for _, group in itertools.groupby(rows, key):
-        together = deque(group)
-        prefix = together[0].prefix
-        if together[0].sampling.rng == "counter":
-            yield from (Stream(deque([row]), None, row.prefix) for row in together)
-        elif prefix is None or prefix.stream is None:
-            yield Stream(together, torch_stream(together[0].noise_key))
-        else:
-            yield Stream(together, stream_at(prefix.stream), prefix)
 
 
 class Scheduler:
