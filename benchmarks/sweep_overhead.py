@@ -92,7 +92,7 @@ def compose_milliseconds(times: int = 10) -> float:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
-    from gptsweep.config import CONF_DIR
+    from gptsweep.config_schema import CONF_DIR
 
     hydra = Hydra.create_main_hydra2("gptsweep", create_config_search_path(str(CONF_DIR)))
     since = time.process_time()

@@ -4,7 +4,7 @@ from importlib import import_module
 
 from hydra.core.plugins import Plugins
 
-from gptsweep.config import register
+from gptsweep.config_schema import register
 
 register()
 # Hydra looked for launchers and sweepers when it started, which may have been before it came to know of this package.

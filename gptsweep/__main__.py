@@ -27,7 +27,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from .command_help import complete, help_text
-from .config import CONF_DIR, keys, meant, point_from_config, register, unknown_key
+from .config import meant, point_from_config, unknown_key
+from .config_schema import CONF_DIR, keys, register
 from .display import counted, drop, ready_streams, say, write_out
 from .errors import ConfigError, GptsweepError, Interrupted, ResultsError, SweepError, describe
 from .models.registry import require_some

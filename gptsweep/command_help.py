@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from .config import CONF_DIR, GROUPS, choices, keys
+from .config_schema import CONF_DIR, GROUPS, choices, keys
 
 HELP = r"""gptsweep samples from GPT models: one run, or a sweep of settings in one batched pass.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,29 @@ from .errors import PromptError
 from .records import Prompt
 
 log = get_logger(__name__)
+
+_FILES = ("FILE", "LINES", "JSONL")
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
+
+
+def names_file(start: str) -> bool:
+    """Whether ``start`` names a file of prompts."""
+    return start.startswith(tuple(f"{kind}:" for kind in _FILES))
+
+
+def unescaped(text: str) -> str:
+    """The text that was meant, from what was typed for a string of ``sampling.stop``, say."""
+    return re.sub(r"\\([nrt\\])", lambda match: _ESCAPES[match[1]], text)
+
+
+def unescaped_start(typed: str) -> str:
+    """The setting ``start``, from what was typed for it: a backslash in the name of a file stands for itself."""
+    return typed if names_file(typed) else unescaped(typed)
+
+
+def escaped(text: str) -> str:
+    r"""``text`` as it is typed for ``start``: newlines, tabs and backslashes as ``\n``, ``\t`` and ``\\``."""
+    return text.translate({ord(meant): f"\\{typed}" for typed, meant in _ESCAPES.items()})
 
 
 def read_prompts(start: str) -> tuple[Prompt, ...]:
@@ -29,7 +53,7 @@ def read_prompts(start: str) -> tuple[Prompt, ...]:
         PromptError: the file cannot be read, or a line of it is not as above, or it holds no prompt.
     """
     kind, separator, path = start.partition(":")
-    if not separator or kind not in ("FILE", "LINES", "JSONL"):
+    if not separator or kind not in _FILES:
         return (Prompt("0", start),)
     text = _read(start, path)
     if kind == "FILE":

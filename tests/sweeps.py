@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from plain import peaked_gpt
 
 from gptsweep import __main__ as command
-from gptsweep.config import CONF_DIR, register
+from gptsweep.config_schema import CONF_DIR, register
 from gptsweep.models.gpt2 import GPTConfig
 from gptsweep.multirun.compose import PointLoader
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 import gptsweep
 from gptsweep import __main__ as command
 from gptsweep import multirun
-from gptsweep.config import GROUPS, choices, keys
+from gptsweep.config_schema import GROUPS, choices, keys
 from gptsweep.errors import ModelError
 from gptsweep.run import session
 

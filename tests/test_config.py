@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from gptsweep.config import (
+from gptsweep.config import point_from_config
+from gptsweep.config_schema import (
     CHOICES,
     CONF_DIR,
     DIRECTORY_BYTES,
@@ -31,7 +32,6 @@ from gptsweep.config import (
     choices,
     keys,
     point_dir,
-    point_from_config,
     register,
 )
 from gptsweep.errors import ConfigError

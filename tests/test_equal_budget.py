@@ -26,7 +26,7 @@ from gptsweep.analysis.asked import Asked, kept
 from gptsweep.analysis.budgets import compare_families, expected_best, expected_chosen, halves, rank_weights
 from gptsweep.analysis.frames import read_sweep
 from gptsweep.analysis.samplers import MAX_CLUSTERS, blocks, family_of
-from gptsweep.config import CONF_DIR
+from gptsweep.config_schema import CONF_DIR
 from gptsweep.errors import ResultsError
 from gptsweep.records import SAMPLERS, Sampling
 from gptsweep.store import schema

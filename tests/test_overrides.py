@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sweeps import Run
 
-from gptsweep.config import keys
+from gptsweep.config_schema import keys
 from gptsweep.multirun.overrides import as_typed
 
 LOOKALIKES = [

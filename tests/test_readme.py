@@ -22,7 +22,8 @@ import gptsweep.__main__
 import gptsweep.review
 from gptsweep.analysis.metrics import MAUVE, METRICS
 from gptsweep.command_help import HELP
-from gptsweep.config import CONF_DIR, choices, point_from_config, register
+from gptsweep.config import point_from_config
+from gptsweep.config_schema import CONF_DIR, choices, register
 from gptsweep.engine.backend import windows_read
 from gptsweep.multirun.steps import with_steps
 from gptsweep.multirun.sweepers import points_in_file, random_points

@@ -13,7 +13,7 @@ import torch
 from test_sampling import many, run
 from torch import Tensor
 
-from gptsweep.config import sampling_schema
+from gptsweep.config_schema import sampling_schema
 from gptsweep.engine.chain import CHAIN, Rows
 from gptsweep.engine.sampler import row_record, sample
 from gptsweep.errors import ConfigError

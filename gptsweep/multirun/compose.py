@@ -17,7 +17,8 @@ from hydra.core.override_parser.types import Glob, Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ..config import choices, keys, point_from_config, takes
+from ..config import point_from_config
+from ..config_schema import choices, keys, takes
 from ..errors import ConfigError
 from ..records import Point
 from .hydra_internals import ConfigLoaderImpl, apply_values, get_overrides_dirname, quick_loading

@@ -11,7 +11,8 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ..config import GROUPS, choices, from_omegaconf, keys, meant, unknown_key
+from ..config import from_omegaconf, meant, unknown_key
+from ..config_schema import GROUPS, choices, keys
 from ..display import STDOUT
 from ..errors import ConfigError, GptsweepError, shown
 from .overrides import how_to_quote, quoted

@@ -17,7 +17,7 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from ..config import Config
+from ..config_schema import Config
 from ..display import counted, get_logger
 from ..errors import Interrupted, SweepError
 from ..run.progress import Progress

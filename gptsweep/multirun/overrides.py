@@ -19,8 +19,9 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.grammar.gen.OverrideLexer import OverrideLexer
 
-from ..config import FILE_PREFIXES, escaped, is_optional, is_plain_number, is_text, keys, list_of_text, unescaped
+from ..config_schema import is_optional, is_plain_number, is_text, keys, list_of_text
 from ..errors import ConfigError
+from ..prompts import escaped, names_file, unescaped
 
 _OPEN = {OverrideLexer.POPEN, OverrideLexer.BRACKET_OPEN, OverrideLexer.BRACE_OPEN}
 _CLOSE = {OverrideLexer.PCLOSE, OverrideLexer.BRACKET_CLOSE, OverrideLexer.BRACE_CLOSE}
@@ -64,7 +65,7 @@ def how_to_quote(key: str, value: str) -> str:
         line = f"{key}=[{','.join(quoted(item.strip()) for item in items[1].split(','))}]"
         what = "put each string in quotes"
     else:
-        is_prompt = key == "start" and not value.startswith(FILE_PREFIXES)
+        is_prompt = key == "start" and not names_file(value)
         line = f"{key}={quoted(escaped(unescaped(value)) if is_prompt else value)}"
         what = "to take it as text, quote it twice"
     if line.isprintable() and len(line) <= _LONGEST_HINT:

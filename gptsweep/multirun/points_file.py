@@ -19,7 +19,8 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from ..config import GROUPS, is_optional, is_text, keys, list_of_text, takes, unknown_key, wanted
+from ..config import unknown_key, wanted
+from ..config_schema import GROUPS, is_optional, is_text, keys, list_of_text, takes
 from ..errors import ConfigError, shown
 from ..files import JSON_BYTES, open_to_read
 from ..records import coerce

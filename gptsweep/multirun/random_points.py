@@ -12,7 +12,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, ValueType
 
-from ..config import keys
+from ..config_schema import keys
 from ..records import require
 from .points_file import MAX_POINTS
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..files import open_inside
+from ..prompts import unescaped_start
 from .schema import COLUMN_OF_KEY, SAMPLING_KEYS, column_name, column_of_setting
 
 if TYPE_CHECKING:
@@ -91,13 +92,11 @@ def _parser() -> OverridesParser:
 
 def as_point(name: str, value: Any) -> Any:
     """A value of a config as the point has it."""
-    from ..config import FILE_PREFIXES, unescaped  # late: Hydra, which only unfinished points need
-
-    return unescaped(value) if name == "start" and isinstance(value, str) and not value.startswith(FILE_PREFIXES) else value
+    return unescaped_start(value) if name == "start" and isinstance(value, str) else value
 
 
 def is_shortened(name: str) -> bool:
-    """Whether a directory's name is one that `config.point_dir` has cut and ended in a hash: not what anybody typed."""
+    """Whether a directory's name is one that `config_schema.point_dir` has cut and ended in a hash: not what anybody typed."""
     return re.search(r"-[0-9a-f]{12}$", name) is not None
 
 

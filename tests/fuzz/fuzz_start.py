@@ -22,10 +22,12 @@ from hydra.types import RunMode
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from gptsweep.config import CONF_DIR, FILE_PREFIXES, point_from_config, register, unescaped
+from gptsweep.config import point_from_config
+from gptsweep.config_schema import CONF_DIR, register
 from gptsweep.errors import ConfigError
 from gptsweep.multirun.compose import PointLoader
 from gptsweep.multirun.overrides import as_typed, how_to_quote
+from gptsweep.prompts import unescaped_start
 
 GRAMMAR = [*"'\"\\,()[]{}:=$ \t\n+-._0123456789eE/*@?|%#<>!~&;^`", "null", "true", "False", "nan", "inf", "1e3", "1_000"]
 CALLS = ["str(", "choice(", "range(", "sort(", "tag(", "glob(", "int(", "extend_list(", "FILE:", "${", "\\${", "\\n", "\\\\"]
@@ -58,22 +60,17 @@ class Sampled:
         return [point_from_config(self._loader.load_sweep_config(self._master, line)).start for line in lines]
 
 
-def meant(text: str) -> str:
-    """What ``text`` stands for where it is typed for ``start``."""
-    return text if text.startswith(FILE_PREFIXES) else unescaped(text)
-
-
 def check_run(sampled: Sampled, text: str) -> None:
     """In one run, ``start=text`` is sampled as typed, or refused with what to type."""
     if re.search(r"(?<!\\)(\\\\)*\$\{", text) or text == "???":
         return  # an interpolation, and Hydra's mark of a missing value
     try:
-        assert sampled(f"start={text}") == [meant(text)] or is_needed_quoting(sampled, text) or "\\${" in text
+        assert sampled(f"start={text}") == [unescaped_start(text)] or is_needed_quoting(sampled, text) or "\\${" in text
     except ConfigError as refused:
         how = re.fullmatch(r".*?; type (.*) for the text in them, or (.*) for all of it", refused.wanted, re.DOTALL)
         (bare,), (whole,) = (shlex.split(how[number]) for number in (1, 2)) if how else ([text], [text])
-        assert sampled(whole) == [meant(text)]
-        assert sampled(bare) == [meant(text[1:-1])]
+        assert sampled(whole) == [unescaped_start(text)]
+        assert sampled(bare) == [unescaped_start(text[1:-1])]
 
 
 def is_needed_quoting(sampled: Sampled, text: str) -> bool:
@@ -84,7 +81,7 @@ def is_needed_quoting(sampled: Sampled, text: str) -> bool:
     (found,) = sampled(f"start={text}")
     inside = [re.sub(r"(\\+)(?=['\"]|$)", lambda match: match[1][: len(match[1]) // 2], text[1:-1])]
     inside += [re.sub(rf"(\\+)(?={text[0]}|$)", lambda match: match[1][: len(match[1]) // 2], text[1:-1])]
-    return found in map(meant, inside) or QuotedString(found, quote).with_quotes() == text
+    return found in map(unescaped_start, inside) or QuotedString(found, quote).with_quotes() == text
 
 
 def check_sweep(sampled: Sampled, texts: Sequence[str], quote: bool) -> None:
@@ -99,9 +96,9 @@ def check_sweep(sampled: Sampled, texts: Sequence[str], quote: bool) -> None:
         line = how_to_quote("start", error.override.partition("=")[2])
         if "start=FILE:" not in line:
             (typed,) = shlex.split(line.partition(": ")[2])
-            assert sampled(typed, sweeping=True) == [meant(",".join(texts))]
+            assert sampled(typed, sweeping=True) == [unescaped_start(",".join(texts))]
         return
-    assert found == [meant(text) for text in texts]
+    assert found == [unescaped_start(text) for text in texts]
 
 
 def main() -> None:

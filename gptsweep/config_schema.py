@@ -1,0 +1,264 @@
+"""The schema of the config: every key that a user types, with its type; the values stand in ``conf/*.yaml``.
+
+It goes into Hydra's ConfigStore. No torch and no pandas here: ``--help`` and a mistyped key must answer at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field, fields, make_dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf, StringNode
+from omegaconf.errors import ValidationError
+
+from .records import (
+    DTYPES,
+    EXAMPLES,
+    MODELS,
+    NOISES,
+    ORDERS,
+    OVERFLOWS,
+    RNGS,
+    SETTINGS_OF_0_1,
+    Sampling,
+    neutral_settings,
+)
+
+_PACKAGED = Path(__file__).resolve().parent / "conf"
+CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else _PACKAGED.parent.parent / "conf"
+"""Absolute path of ``conf/``: inside the package in a wheel, beside it in a checkout."""
+
+GROUPS = ("model", "device", "sampling", "experiment")
+DIRECTORY_BYTES = 100
+"""A point's directory name is no longer than this; a name that would be ends in a hash instead."""
+
+
+@dataclass
+class ModelConfig:
+    """The group ``model``: what every choice has."""
+
+    name: str = MISSING
+
+
+@dataclass
+class ResumeConfig(ModelConfig):
+    """``model=resume``: a checkpoint of nanoGPT's train.py."""
+
+    out_dir: str = MISSING
+    file: str = MISSING
+    meta: str | None = MISSING
+
+
+@dataclass
+class HubConfig(ModelConfig):
+    """``model=hf``: a local directory or a hub id."""
+
+    path: str | None = MISSING
+    revision: str | None = MISSING
+
+
+@dataclass
+class NanochatConfig(ModelConfig):
+    """``model=nanochat``: a checkpoint directory of nanochat."""
+
+    out_dir: str = MISSING
+    step: str = MISSING
+    tokenizer: str | None = MISSING
+    softcap: float | None = MISSING
+
+
+@dataclass
+class DeviceConfig:
+    """The group ``device``."""
+
+    name: str = MISSING
+    dtype: str = MISSING
+    compile: bool = MISSING
+    threads: int | None = MISSING
+    max_rows: int | None = MISSING
+
+
+def sampling_schema(kind: type[Sampling]) -> Any:
+    """The group ``sampling``: each setting of ``kind``, with the type in which it is typed."""
+    entries: list[tuple[str, Any, Any]] = []
+    for name, hint in get_type_hints(kind).items():
+        typed = _TYPED.get(hint, hint)
+        container = getattr(typed, "__origin__", None)
+        # A file of settings that 0.1 wrote, or a user for it, does not name later ones.
+        early = name in ("num_samples", *SETTINGS_OF_0_1)
+        neutral = neutral_settings(kind)[name]
+        if container in (dict, list):
+            entries.append((name, typed, field(default_factory=partial(container, () if early else neutral))))
+        else:
+            entries.append((name, typed, field(default=MISSING if early else neutral)))
+    return make_dataclass("SamplingConfig", entries, namespace={"__module__": __name__})  # where pickle finds it
+
+
+_TYPED: dict[Any, Any] = {
+    tuple[tuple[int, float], ...]: dict[int, float],
+    tuple[int, ...]: list[int],
+    tuple[str, ...]: list[Any],  # of strings; OmegaConf would make "1000.0" of 1e3
+    str | tuple[str, ...]: Any,
+}
+"""The type of a key whose value the records hold in another."""
+SamplingConfig = sampling_schema(Sampling)
+
+
+@dataclass
+class Config:
+    """Everything a user can set, Hydra's own settings apart."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)  # type: ignore[valid-type]  # made above
+    start: str = MISSING
+    seed: int = MISSING
+    name: str = MISSING
+    overwrite: bool = MISSING
+    quiet: bool | None = MISSING
+    objective: str | None = MISSING
+    reference: str | None = MISSING
+    compare_samplers: str | None = MISSING
+
+
+MODEL_SCHEMAS: dict[str, type[ModelConfig]] = {"resume": ResumeConfig, "hf": HubConfig, "nanochat": NanochatConfig}
+"""The choices of ``model`` that take more keys than the others, by name."""
+
+
+def takes(model: str, key: str) -> bool:
+    """Whether a choice of ``model`` has ``key``, which begins with ``model.``."""
+    return key.removeprefix("model.") in {f.name for f in fields(MODEL_SCHEMAS.get(model, ModelConfig))}
+
+
+CHOICES = {
+    "model.name": MODELS,
+    "device.dtype": DTYPES,
+    "sampling.overflow": OVERFLOWS,
+    "sampling.rng": RNGS,
+    "sampling.noise": NOISES,
+}
+EXAMPLES_OF_KEYS: dict[Any, str] = {
+    **EXAMPLES,
+    list[Any]: 'a list of strings, such as ["\\n\\n"]',
+    list[int]: "a list of whole numbers, such as [198,628]",
+    Any: f"{', '.join(ORDERS)}, or a list of names such as [penalties,top_k,temperature]",
+    dict[int, float]: "a mapping from token ids to numbers, such as {50256:-100}",
+}
+
+
+class TextNode(StringNode):
+    """A key that holds text, and takes no number for it: what YAML and Hydra read as one is no longer what was written."""
+
+    def _validate_and_convert_impl(self, value: Any) -> str:
+        if isinstance(value, (bool, int, float)):
+            raise ValidationError(f"{shown(value)} is {KINDS[type(value)]}, and this must be text; {_IN_QUOTES}")
+        text: str = super()._validate_and_convert_impl(value)
+        return text
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TextNode:
+        copy = TextNode()
+        self._deepcopy_impl(copy, memo)
+        return copy
+
+
+KINDS = {bool: "true or false", int: "a number", float: "a number"}
+_IN_QUOTES = 'put it in quotes, as in key: "1e3" in a file and \'key="1e3"\' on a command line'
+
+
+def shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def register() -> None:
+    """Put the schemas into Hydra's ConfigStore, and ``${gptsweep.…}`` into OmegaConf; may be called again."""
+    store = ConfigStore.instance()
+    store.store(name="gptsweep_config", node=whole_schema(), provider="gptsweep")
+    for name, schema in MODEL_SCHEMAS.items():
+        store.store(name=f"gptsweep_{name}", node=_with_text(OmegaConf.structured(schema)), provider="gptsweep")
+    OmegaConf.register_new_resolver("gptsweep.conf_dir", lambda: str(CONF_DIR), replace=True)
+    OmegaConf.register_new_resolver("gptsweep.point_dir", point_dir, replace=True)
+
+
+def whole_schema() -> DictConfig:
+    schema = _with_text(OmegaConf.structured(Config))
+    # Hydra closes every mapping of a composed config to new keys; this one is all keys of the user's own.
+    OmegaConf.set_struct(schema.sampling.logit_bias, False)
+    return schema
+
+
+def _with_text(schema: DictConfig) -> DictConfig:
+    """``schema`` with a `TextNode` for each key that holds text."""
+    for key, node in schema._content.items():  # type: ignore[union-attr]  # no public way sets a node of one's own
+        if isinstance(node, DictConfig):
+            _with_text(node)
+        elif type(node) is StringNode and key != "step":  # `step: 2000` in a file is what it looks like
+            text = TextNode(node._value(), key=key, parent=schema, is_optional=node._is_optional())
+            schema.__dict__["_content"][key] = text
+    return schema
+
+
+def point_dir(override_dirname: str) -> str:
+    """The directory name of a sweep's point, from Hydra's ``key=value,key=value`` of its overrides.
+
+    A name that is short and plain stays as it is. One that is not (long, or with slashes, quotes, spaces) is cut down to what
+    every file system takes and ends in a hash of the whole, so two points never share one. A number for text, ``start='42'``,
+    is named without its quotes.
+    """
+    override_dirname = re.sub(
+        r"(?<=[=\[,])'([^',\]]*)'(?=[,\]]|$)",
+        lambda match: match[1] if is_plain_number(match[1]) else match[0],
+        override_dirname,
+    )
+    plain = re.sub(r"[^A-Za-z0-9._=,+-]", "_", override_dirname).rstrip(".")
+    if plain == override_dirname and len(plain) <= DIRECTORY_BYTES:
+        return plain or "defaults"
+    tail = "-" + hashlib.sha256(override_dirname.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    return plain[: DIRECTORY_BYTES - len(tail)].rstrip("_") + tail
+
+
+@cache
+def keys() -> dict[str, Any]:
+    """Every key of every choice as a user types it, with its type."""
+    sections = {"model": (ModelConfig, *MODEL_SCHEMAS.values()), "device": (DeviceConfig,), "sampling": (SamplingConfig,)}
+    found: dict[str, Any] = {key: hint for key, hint in get_type_hints(Config).items() if key not in sections}
+    for section, schemas in sections.items():
+        for schema in schemas:
+            found |= {f"{section}.{name}": hint for name, hint in get_type_hints(schema).items()}
+    return found
+
+
+def is_text(key: str) -> bool:
+    """Whether ``key`` is one whose value is text."""
+    return keys()[key] in (str, str | None)
+
+
+def list_of_text(key: str) -> bool:
+    """Whether ``key`` is one whose value is a list of texts."""
+    return bool(keys()[key] == list[Any])
+
+
+def is_optional(key: str) -> bool:
+    """Whether ``key`` may be null."""
+    return type(None) in getattr(keys()[key], "__args__", ())
+
+
+def is_plain_number(text: str) -> bool:
+    """Whether ``text`` is a number or a truth value exactly as Python writes it, as ``42``, ``0.5`` and ``True``."""
+    for kind in (int, float):
+        try:
+            if str(kind(text)) == text:
+                return True
+        except ValueError:
+            pass
+    return text in ("True", "False")
+
+
+def choices(group: str) -> list[str]:
+    """The choices of a group that ``conf/`` holds, the default first."""
+    defaults = re.findall(r"^  - \w+: ([\w-]+)$", (CONF_DIR / "config.yaml").read_text(encoding="utf-8"), re.MULTILINE)
+    return sorted((path.stem for path in (CONF_DIR / group).glob("*.yaml")), key=lambda name: (name not in defaults, name))
