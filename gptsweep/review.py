@@ -21,7 +21,8 @@ from rich.console import Console
 from .analysis.asked import Asked, kept, metric_of, named_metrics
 from .analysis.columns import label, ordered, plain
 from .analysis.frames import read_sweep
-from .analysis.metrics import MAUVE, METRICS
+from .analysis.metrics import MAUVE, METRICS, PREFERENCE
+from .analysis.rated import rated, require_ratings
 from .analysis.reference import Reference, kept_reference, with_own
 from .analysis.row_filter import where
 from .analysis.samplers import Aim, SamplerComparison
@@ -29,6 +30,7 @@ from .analysis.sweep import Sweep
 from .display import STDOUT, drop, one_line, ready_streams, say
 from .errors import GptsweepError, ResultsError
 from .report import report
+from .report.ratings import print_ratings, with_ranking
 from .report.terminal import default_metrics, keys_of, print_difference, print_samplers, print_sweep, settings_of_row
 from .run.nearness import mauve_metric
 from .run.reference import maker_name, update_reference
@@ -45,6 +47,7 @@ EXAMPLES = """examples:
   python -m gptsweep.review outputs/sweeps/night --best self_bleu_4:min
   python -m gptsweep.review outputs/sweeps/night --diff temperature=0.5,top_k=50 temperature=1.0,top_k=50
   python -m gptsweep.review outputs/sweeps/night --samplers --metric seq_rep_4:min
+  python -m gptsweep.review outputs/sweeps/night --ratings ann.jsonl bob.jsonl
   python -m gptsweep.review outputs/sweeps/night --format csv > night.csv
 """
 
@@ -59,7 +62,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    known = ", ".join([*METRICS, MAUVE.name])
+    known = ", ".join([*METRICS, MAUVE.name, PREFERENCE.name])
     found = Parser(
         prog="python -m gptsweep.review", description="Review a sweep: tables here, report.html beside the results.",
         epilog=f"{EXAMPLES}\nmetrics: {known}", formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
@@ -81,19 +84,17 @@ def parser() -> argparse.ArgumentParser:
         "--group", metavar="KEY[,KEY]", help="one row for each value of these settings, everything else together"
     )
     found.add_argument(
-        "--best",
-        metavar="METRIC:min|max|reference",
+        "--best", metavar="METRIC:min|max|reference",
         help="mark the best row, and those that the samples cannot distinguish from it",
-    )
+    )  # fmt: skip
     found.add_argument(
         "--samplers", action="store_true",
         help="compare families of samplers, each tuned equally long: the expected best of n settings, by the metric",
     )  # fmt: skip
     found.add_argument(
-        "--by",
-        metavar="KEY[,KEY]",
+        "--by", metavar="KEY[,KEY]",
         help="with --samplers: a family is the points that agree in these settings, not in samplers",
-    )
+    )  # fmt: skip
     found.add_argument(
         "--reference", metavar="FILE:PATH", help="compare everything with a text; later reviews show it, too; null removes it"
     )
@@ -102,6 +103,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="the model to score --reference with, if results name a path; or that gives --metric mauve its features",
     )
+    found.add_argument(
+        "--ratings", action="extend", nargs="+", metavar="FILE",
+        help="rank settings by ratings of their samples, see docs/rating.md; later reviews show them, too; null removes them",
+    )  # fmt: skip
     found.add_argument("--diff", nargs=2, metavar="POINT", help="compare two points: row numbers, settings or directories")
     found.add_argument("--samples", type=int, default=3, metavar="N", help="with --diff: so many samples side by side (3)")
     found.add_argument("--format", choices=("table", "csv", "json"), help="table on a terminal, csv in a pipe")
@@ -145,7 +150,8 @@ def review(options: argparse.Namespace, console: Console | None = None) -> None:
         GptsweepError: a name, a condition or a path is wrong.
     """
     options.metric, options.own = named_metrics(options.metric or ())
-    whole = read_sweep(*options.path).scored(*options.own)
+    alone = options.path[0] if len(options.path) == 1 else None
+    whole = rated(read_sweep(*options.path), alone, options.ratings or (), keep=not options.no_report).scored(*options.own)
     if MAUVE.name in map(metric_of, options.metric):
         reference_of(options, whole)  # which scores the text, if that is asked for
         opened = partial(open_maker, whole, options.model)
@@ -158,6 +164,7 @@ def review(options: argparse.Namespace, console: Console | None = None) -> None:
         return
     if options.by:
         raise ResultsError("by", options.by, "goes with --samplers")
+    require_ratings([*options.metric, options.best or ""], sweep)
     names = chosen_metrics(sweep, options.metric)
     rows = sorted_rows(sweep.group(options.group.split(",") if options.group else None), options.sort)
     text = reference_of(options, whole)
@@ -174,10 +181,13 @@ def review(options: argparse.Namespace, console: Console | None = None) -> None:
     elif form == "table":
         best, marks = verdicts(sweep, rows, options.best, reference) if options.best else ("", [""] * len(rows))
         print_sweep(console, sweep, rows, names, best, marks, reference, asked_metrics=bool(options.metric))
+        if sweep.ratings:
+            print_ratings(console, sweep.ratings, sweep.ratings.ranked(rows))
     else:
         if options.best:
             rows["verdict"] = verdicts(sweep, rows, options.best, reference)[1]
-        write_frame(flat(rows, names, reference), form)
+        table = flat(rows, names, reference)
+        write_frame(with_ranking(table, sweep.ratings.ranked(rows)) if sweep.ratings else table, form)
     say_problems(whole, text)
     if options.plots:
         from .report.plots import write_plots  # matplotlib is an optional dependency

@@ -20,7 +20,7 @@ from nanochat_twin import SHAPE, random_weights, save_nanochat
 
 import gptsweep.__main__
 import gptsweep.review
-from gptsweep.analysis.metrics import MAUVE, METRICS
+from gptsweep.analysis.metrics import MAUVE, METRICS, PREFERENCE
 from gptsweep.command_help import HELP
 from gptsweep.config import point_from_config
 from gptsweep.config_schema import CONF_DIR, choices, register
@@ -186,5 +186,5 @@ def test_the_readme_defines_every_metric() -> None:
     defined = re.findall(r"^\| `(\w+)` \| (.*) \|$", text.split("| metric |")[1].split("\n\n")[0], re.MULTILINE)
     assert dict(defined) == {
         name: metric.meaning + (", in nats" if metric.unit == "nats" else "")
-        for name, metric in {**METRICS, MAUVE.name: MAUVE}.items()
+        for name, metric in {**METRICS, MAUVE.name: MAUVE, PREFERENCE.name: PREFERENCE}.items()
     }

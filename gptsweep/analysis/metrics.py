@@ -87,6 +87,7 @@ class Metric:
         needs: what a sample must be to have a value, after "needs".
         deviation: a column of ``summary.csv`` that has the standard deviation over samples. Without one ``<name>_se`` has the
             standard error of the mean.
+        rated: ratings of pairs of samples give the value, of settings alone.
         direction: whether ``--best`` takes the lowest or the highest if the user does not say; ``none``: the user must say.
         default: whether it is shown where the user names no metrics.
         axis: of the plot of quality against diversity, which the metric has if it is there.
@@ -103,19 +104,20 @@ class Metric:
     exponential: bool = False
     needs: str = "a sample"
     deviation: str = ""
+    rated: bool = False
     direction: Literal["lower", "higher", "none"] = "none"
     default: bool = False
     axis: Literal["", "x", "y"] = ""
 
     @property
-    def per(self) -> Literal["sample", "point"]:
-        """Whether one sample has a value, or a point alone."""
-        return "sample" if self.of_point is None else "point"
+    def per(self) -> Literal["sample", "point", "pair"]:
+        """Whether one sample has a value, a point alone, or a setting by its pairs with others."""
+        return "pair" if self.rated else "sample" if self.of_point is None else "point"
 
     @property
     def spread(self) -> str:
-        """The column of ``summary.csv`` that says how far samples are apart; empty for a metric per point."""
-        return "" if self.of_point is not None else self.deviation or f"{self.name}_se"
+        """The column of ``summary.csv`` that says how far samples are apart; empty where no sample has a value."""
+        return "" if self.per != "sample" else self.deviation or f"{self.name}_se"
 
     def value(self, text: Text) -> float | None:
         """The value of one sample, before ``exponential``."""
@@ -338,3 +340,15 @@ MAUVE = Metric(
     direction="higher",
 )
 """The metric that takes a model: the review computes it where it is asked for, and keeps it beside the point."""
+
+PREFERENCE = Metric(
+    name="preference",
+    label="Preference",
+    meaning="share of wins that raters would give a setting if it met every other one equally often",
+    unit="share",
+    rated=True,
+    needs="ratings of its samples",
+    direction="higher",
+    default=True,
+)
+"""The metric that takes raters: the review computes it from their files."""

@@ -13,11 +13,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from ..errors import ConfigError, ResultsError
+from ..store.ratings import Rating
 from ..store.schema import MEANS, SAMPLE_KEY
 from . import stats as compare
 from .columns import ordered
-from .metrics import METRICS, Metric, Outcome
+from .metrics import METRICS, PREFERENCE, Metric, Outcome
 from .own_metrics import FIELDS, OwnMetric
+from .ratings import Ratings
 from .samplers import Aim, SamplerComparison, compare_samplers
 from .summary import metric_reasons, sample_mean
 
@@ -41,7 +43,8 @@ class Sweep:
     ``samples`` has a row a sample; ``point`` is the row of its point in ``summary``, ``token_ids`` holds int32 arrays.
     ``settings`` names the settings columns, ``swept`` those of them that differ between points. ``problems`` says, one line
     each, what could not be read and in which file; ``damaged_lines`` is how many lines of samples that were. ``declared`` has
-    the metrics by name, those of a user's own (`scored`) last; ``directories`` the run directories, by label of ``summary``.
+    the metrics by name, those of a user's own (`scored`) last; ``directories`` the run directories, by label of ``summary``;
+    ``ratings`` those of samples (`rated`).
     """
 
     summary: pd.DataFrame
@@ -52,6 +55,7 @@ class Sweep:
     damaged_lines: int = 0
     declared: Mapping[str, Metric] = field(default_factory=lambda: METRICS)
     directories: Mapping[int, Path] = field(default_factory=dict)
+    ratings: Ratings | None = None
 
     @cached_property
     def _textual(self) -> tuple[compare.Floats, compare.Mask]:
@@ -145,6 +149,8 @@ class Sweep:
         else:
             columns["num_samples"] = np.bincount(codes, weights=table["num_samples"]).astype(int)
             found |= {name: compare.from_summaries(self.declared[name], table, codes, len(counts)) for name in names["sample"]}
+        if self.ratings:
+            found[PREFERENCE.name] = self.ratings.preferences(table.index, codes, len(counts))
         for name in self.metrics:
             columns[name], columns[f"{name}_se"], columns[f"{name}_n"] = found[name]
         return pd.DataFrame(columns)
@@ -175,9 +181,25 @@ class Sweep:
         both = points[0].merge(points[1], how="inner" if shared else "cross", on=shared or None, suffixes=("_a", "_b"))
         both["cluster"] = compare.places_of(both[[*({"seed"} & set(shared)), "noise_of_a", "noise_of_b"]])
         rows |= {name: compare.paired_points(both, name) for name in self.metrics if self.declared[name].per == "point"}
+        if self.ratings:
+            by = list(a) if isinstance(a, Mapping) and isinstance(b, Mapping) and set(a) == set(b) else None
+            rows[PREFERENCE.name] = self.ratings.compared(*self._settings_of(first, second, by))
         table = pd.DataFrame.from_dict({name: rows[name] for name in self.declared if name in rows}, orient="index")
         table.index.name = "metric"
         return table
+
+    def _settings_of(
+        self, first: pd.DataFrame, second: pd.DataFrame, by: Sequence[str] | None
+    ) -> tuple[pd.Index[Any], npt.NDArray[np.int64], int, int, int]:
+        """The points, the setting of each (two are ``first`` and ``second``), how many there are, and which those two are."""
+        keys = [key for key in self.swept if key != "seed"] if by is None else list(by)
+        codes = np.zeros(len(self.summary), dtype=np.int64)
+        if keys:
+            codes[:] = compare.places_of(self.summary[keys])
+        count = int(codes.max(initial=0)) + 1
+        for number, points in ((count, first), (count + 1, second)):
+            codes[self.summary.index.isin(points.index)] = number
+        return self.summary.index, codes, count + 2, count, count + 1
 
     def effect(self, key: str) -> pd.DataFrame:
         """What a swept setting does: `compare` from its lowest value to its highest, an unset one counting as highest."""
@@ -202,6 +224,8 @@ class Sweep:
             ResultsError: a name is wrong, or there is one family only.
         """
         aim = Aim.of(metric, reference, self.declared)
+        if aim.metric.per == "pair":
+            raise ResultsError("metric", metric, "is of settings that raters compared, not of samples; families have none")
         for key in by or ():
             if key not in self.settings:
                 raise ResultsError("by", key, f"is not a setting here; swept are {', '.join(self.swept) or 'none'}")
@@ -229,6 +253,21 @@ class Sweep:
             metric = each if isinstance(each, OwnMetric) else OwnMetric.of(each)
             found = found._with(metric)
         return found
+
+    def rated(self, ratings: Sequence[Rating]) -> Sweep:
+        """The sweep with ratings of its samples: the metric ``preference``, in every table, comparison and page.
+
+        Args:
+            ratings: of any number of raters, as `store.ratings.read_ratings` has them. In ``summary`` a point has the
+                preference of its setting, its seeds together.
+
+        Raises:
+            ResultsError: see `Ratings.of`.
+        """
+        found = Ratings.of(ratings, self.summary, self.samples)
+        index, codes, count, *_ = self._settings_of(self.summary[:0], self.summary[:0], None)
+        summary = self.summary.assign(**{PREFERENCE.name: found.preferences(index, codes, count)[0][codes]})
+        return replace(self, summary=summary, declared={PREFERENCE.name: PREFERENCE, **self.declared}, ratings=found)
 
     def _with(self, own: OwnMetric) -> Sweep:
         metric, samples = own.metric, self.samples.sort_values(list(SAMPLE_KEY), kind="stable")

@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from ..analysis.metrics import PREFERENCE
 from ..analysis.own_metrics import OwnMetric
 from ..analysis.summary import summarise, text_metrics
 from ..config import point_from_config
@@ -89,6 +90,9 @@ def require_objective(name: str | None) -> None:
     if name is not None and ":" in name:
         OwnMetric.named(name, "objective")
         return
+    if name == PREFERENCE.name:
+        wanted = "takes people who have read the samples; to tune on a judge, name a function of yours, module:function"
+        raise ConfigError("objective", name, wanted)
     columns = [*summarise({}, []), "tokens_per_second", *text_metrics([])]
     if name is not None and name not in columns:
         raise ConfigError("objective", name, f"must be one of {', '.join(columns)}, or module:function")

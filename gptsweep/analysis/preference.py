@@ -1,0 +1,233 @@
+"""How settings rank by comparisons of two samples: win rates, a Bradley-Terry model, agreement between raters.
+
+A comparison says that the first of two samples is better (score 1), the second (0), or neither (1/2). Ties count as half a
+win for both, in win rates and in the model: what is estimated is the expected score, whatever part of it ties make.
+
+The model (Bradley and Terry 1952, Rank Analysis of Incomplete Block Designs) gives setting i a strength s_i, in log-odds, and
+P(i beats j) = 1 / (1 + exp(s_j - s_i)). Strengths are those of the penalised likelihood under a normal prior with standard
+deviation 2, which weighs as much as one comparison of equals (``PRIOR``): they exist, and are unique, also where a setting won
+everything or two groups of settings never met (Ford 1957, Solution of a Ranking Problem from Binary Comparisons, says when
+they exist without one).
+
+Comparisons of one cluster, a prompt, are not independent. Errors are those of the clustered sandwich (Liang and Zeger 1986,
+Longitudinal Data Analysis Using Generalized Linear Models), with the factor G / (G - 1) for G clusters and the prior as one
+more observation:
+
+    A = sum of p (1 - p) (e_i - e_j)(e_i - e_j)' + PRIOR I      e_i: the unit vector of setting i
+    B = G / (G - 1) * sum over clusters of u_c u_c' + PRIOR I   u_c = sum in cluster c of (score - p)(e_i - e_j)
+    cov(s) = A^-1 B A^-1, for strengths around their mean
+
+A *preference* is what people ask for: the share of wins that a setting would have if it met every other one equally often, the
+mean of P(i beats j) over j. Raw win rates depend on whom a setting met, and pairs that are chosen to tell the leaders apart
+make leaders meet leaders. Errors by the delta method, intervals on the logit scale with quantiles of Student's t with G - 1
+degrees of freedom. Intervals of win rates are Wilson's with the effective number of comparisons p (1 - p) / se^2 (Korn and
+Graubard 1998, Confidence Intervals for Proportions with Small Expected Number of Positive Counts Estimated from Survey Data).
+
+Agreement is Krippendorff's alpha for nominal data (Krippendorff 2011, Computing Krippendorff's Alpha-Reliability): 1 where
+raters agree always, 0 where they agree as often as chance would have it; any number of raters, each of some of the pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy.special import expit, stdtrit
+
+from .stats import Floats, Ints, Mask, ratio
+
+PRIOR = 0.25
+"""Precision of the prior of a strength: p (1 - p) of one comparison of equals."""
+COVERAGE = 0.95
+_ENOUGH = 1e-10
+_STEPS = 100
+
+
+@dataclass(frozen=True, eq=False)
+class Comparisons:
+    """Comparisons of settings, which are numbered from 0.
+
+    Args:
+        first, second: [n], the two settings of each, different.
+        score: [n], 1 where the first is better, 0 where the second is, 1/2 where neither is.
+        cluster: [n], equal for comparisons that are not independent.
+        settings: how many there are; those that were never compared have no value.
+    """
+
+    first: Ints
+    second: Ints
+    score: Floats
+    cluster: Ints
+    settings: int
+
+    @cached_property
+    def clusters(self) -> int:
+        """How many clusters there are."""
+        return len(np.unique(self.cluster))
+
+    @cached_property
+    def met(self) -> Mask:
+        """[settings], whether a setting was compared."""
+        met = np.zeros(self.settings, dtype=bool)
+        met[self.first] = met[self.second] = True
+        return met
+
+    @property
+    def quantile(self) -> float:
+        """Of Student's t, for intervals; infinite where there is one cluster."""
+        return float(stdtrit(self.clusters - 1, (1 + COVERAGE) / 2)) if self.clusters > 1 else math.inf
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """A `Comparisons`' strengths.
+
+    ``strength`` [settings], their mean over those that were compared 0; ``covariance`` [settings, settings]; both 0 for a
+    setting that was not compared. ``information`` is the A of this module.
+    """
+
+    comparisons: Comparisons
+    strength: Floats
+    information: Floats
+    covariance: Floats
+
+    @cached_property
+    def error(self) -> Floats:
+        """[settings], standard errors of the strengths."""
+        return np.sqrt(np.diag(self.covariance))
+
+    @cached_property
+    def _wins(self) -> Floats:
+        """[settings, settings], P(i beats j); 0 on the diagonal and where one was never compared."""
+        found = expit(self.strength[:, None] - self.strength[None, :])
+        both = np.outer(self.comparisons.met, self.comparisons.met)
+        np.fill_diagonal(both, False)
+        return np.asarray(found * both)
+
+    @cached_property
+    def preference(self) -> Floats:
+        """[settings], the expected share of wins against every other setting, each met equally often; NaN where unknown."""
+        others = self.comparisons.met.sum() - 1
+        return np.where(self.comparisons.met, self._wins.sum(axis=1) / max(1, others), np.nan)
+
+    @cached_property
+    def _preference_covariance(self) -> Floats:
+        slope = self._wins * (1 - self._wins) / max(1, self.comparisons.met.sum() - 1)
+        jacobian = np.diag(slope.sum(axis=1)) - slope
+        return np.asarray(jacobian @ self.covariance @ jacobian.T)
+
+    @cached_property
+    def preference_error(self) -> Floats:
+        """[settings], standard errors of the preferences; NaN where unknown."""
+        return np.where(self.comparisons.met, np.sqrt(np.diag(self._preference_covariance).clip(0)), np.nan)
+
+    @cached_property
+    def preference_interval(self) -> tuple[Floats, Floats]:
+        """[settings] each, the ends of the preferences' intervals."""
+        share, reach = self.preference, self.comparisons.quantile * self.preference_error
+        middle, scale = np.log(share / (1 - share)), share * (1 - share)
+        return np.asarray(expit(middle - reach / scale)), np.asarray(expit(middle + reach / scale))
+
+    def difference(self, a: int, b: int) -> tuple[float, float, float]:
+        """The preference of ``b`` minus that of ``a``, and the ends of its interval."""
+        spread = self._preference_covariance
+        error = math.sqrt(max(0.0, spread[a, a] + spread[b, b] - 2 * spread[a, b]))
+        middle, reach = float(self.preference[b] - self.preference[a]), self.comparisons.quantile * error
+        return middle, max(-1.0, middle - reach), min(1.0, middle + reach)
+
+
+def bradley_terry(found: Comparisons, prior: float = PRIOR) -> Ranking:
+    """The strengths of settings, by Newton's method; see the docstring of this module.
+
+    Args:
+        found: the comparisons.
+        prior: the precision of the prior; with 0 the strengths of maximal likelihood, which must exist.
+    """
+    size = found.settings
+    pairs, pair = np.unique(found.first * size + found.second, return_inverse=True)
+    i, j = pairs // size, pairs % size
+    times, wins = np.bincount(pair, minlength=len(pairs)), np.bincount(pair, found.score, len(pairs))
+
+    def loss(strength: Floats) -> float:
+        gap = strength[i] - strength[j]
+        return float((times * np.logaddexp(0, gap) - wins * gap).sum() + prior / 2 * strength @ strength)
+
+    def information(strength: Floats) -> Floats:
+        p = expit(strength[i] - strength[j])
+        weight = np.zeros((size, size))
+        np.add.at(weight, (i, j), times * p * (1 - p))
+        weight += weight.T
+        return np.asarray(np.diag(weight.sum(axis=1) + prior) - weight)
+
+    strength = np.zeros(size)
+    for _ in range(_STEPS):
+        rest = wins - times * expit(strength[i] - strength[j])
+        slope = np.bincount(i, rest, size) - np.bincount(j, rest, size) - prior * strength
+        step = np.linalg.lstsq(information(strength), slope, rcond=None)[0] if prior == 0 else np.linalg.solve(
+            information(strength), slope)  # fmt: skip
+        if np.abs(step).max(initial=0.0) < _ENOUGH:
+            break
+        while loss(strength + step) > loss(strength) + _ENOUGH:
+            step = step / 2
+        strength = strength + step
+    strength = np.where(found.met, strength - strength[found.met].mean() if found.met.any() else 0.0, 0.0)
+    return Ranking(found, strength, information(strength), _covariance(found, strength, information(strength), prior))
+
+
+def _covariance(found: Comparisons, strength: Floats, information: Floats, prior: float) -> Floats:
+    """The covariance of the strengths around their mean."""
+    size, count = found.settings, found.clusters
+    rest = found.score - expit(strength[found.first] - strength[found.second])
+    _, cluster = np.unique(found.cluster, return_inverse=True)
+    scores = np.zeros((count, size))
+    np.add.at(scores, (cluster, found.first), rest)
+    np.add.at(scores, (cluster, found.second), -rest)
+    spread = scores.T @ scores * (count / max(1, count - 1)) + prior * np.eye(size)
+    inverse = np.linalg.pinv(information, hermitian=True)
+    met = found.met.astype(float)
+    centred = np.diag(met) - np.outer(met, met) / max(1.0, met.sum())
+    return np.asarray(centred @ inverse @ spread @ inverse @ centred)
+
+
+def win_rates(found: Comparisons) -> tuple[Floats, Floats, Floats, Floats, Ints]:
+    """The share of its comparisons that each setting won, its standard error, the ends of its interval, and their number."""
+    size, score = found.settings, found.score
+    setting = np.concatenate([found.first, found.second])
+    cluster = np.concatenate([found.cluster, found.cluster])
+    share, error, count = ratio(np.concatenate([score, 1 - score]), np.ones(2 * len(score)), setting, size, cluster)
+    own = np.unique(np.stack([setting, cluster]), axis=1)[0]
+    clusters = np.bincount(own, minlength=size)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        effective = np.where(error > 0, share * (1 - share) / error**2, np.inf)
+        # Half of the scores being ties halves their variance; more than twice the comparisons is chance.
+        effective = np.clip(np.where((share > 0) & (share < 1), effective, count), 1, 2 * count)
+        z2 = np.where(clusters > 1, stdtrit(np.maximum(1, clusters - 1), (1 + COVERAGE) / 2), np.inf) ** 2
+        middle = (share + z2 / (2 * effective)) / (1 + z2 / effective)
+        reach = np.sqrt(z2 * (share * (1 - share) / effective + z2 / (4 * effective**2))) / (1 + z2 / effective)
+    known = clusters > 1
+    low, high = np.where(known, middle - reach, np.nan), np.where(known, middle + reach, np.nan)
+    return share, error, low.clip(0, 1), high.clip(0, 1), count
+
+
+def agreement(unit: Ints, category: Ints) -> tuple[float, int]:
+    """Krippendorff's alpha for nominal data, and the number of units that two raters or more judged.
+
+    Args:
+        unit: [n], what was judged.
+        category: [n], the judgement, from 0.
+
+    Returns:
+        NaN where no unit has two judgements, or all judgements are the same.
+    """
+    _, unit = np.unique(unit, return_inverse=True)
+    table = np.zeros((unit.max(initial=-1) + 1, category.max(initial=0) + 1))
+    np.add.at(table, (unit, category), 1)
+    table = table[table.sum(axis=1) > 1]
+    size, total = table.sum(axis=1), table.sum()
+    if not len(table):
+        return math.nan, 0
+    observed = ((size**2 - (table**2).sum(axis=1)) / (size - 1)).sum() / total
+    expected = (total**2 - (table.sum(axis=0) ** 2).sum()) / (total * (total - 1))
+    return float(1 - observed / expected) if expected > 0 else math.nan, len(table)
