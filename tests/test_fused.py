@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from gptsweep.models.decoder import Attention, DecoderConfig
 from gptsweep.models.fused import fuse
-from gptsweep.models.layers import ACTIVATIONS, Activation, Gated, Norm, NormConfig, Rotary, RotaryConfig, SoftCap
+from gptsweep.models.layers import ACTIVATIONS, Activation, ByVectors, Gated, Norm, NormConfig, Rotary, RotaryConfig, SoftCap
 from gptsweep.models.linear import Int8Linear, PackedLinear, goes_with
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -59,6 +60,27 @@ def test_rms_norm(dtype: torch.dtype, rows: int, width: int, weight: bool, narro
     assert_close(made, norm(x), dtype if narrow else torch.float32)
     assert torch.equal(by_kernel(x[rows - 1 :]), made[rows - 1 :])
     assert torch.equal(by_kernel(x.contiguous()), made)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["silu", "quick_gelu", "tanh", "relu"])
+@torch.inference_mode()
+def test_an_activation_without_a_kernel(dtype: torch.dtype, name: Activation) -> None:
+    """Of GPT-2s of other makers: a row alone, and in batches of 2 to 64, has the same bits; those of torch in whole vectors."""
+    activation, before = ACTIVATIONS[name](), torch.get_num_threads()
+    plain = activation.activation if isinstance(activation, ByVectors) else activation
+    try:
+        for width, threads in itertools.product((1, 20, 52, 3073), (1, 2, 3)):
+            x = (5 * drawn(64, width)).to(dtype)
+            torch.set_num_threads(threads)
+            whole = activation(x)
+            for rows in (1, 2, 3, 7, 16, 33):
+                for begin in (0, 64 - rows):
+                    assert torch.equal(activation(x[begin : begin + rows]), whole[begin : begin + rows])
+            torch.set_num_threads(1)
+            assert torch.equal(whole[:2], plain(x[:2].flatten().repeat_interleave(64))[::64].view(2, -1))
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -37,6 +37,10 @@ class Embedding(nn.Embedding):
             super().reset_parameters()
 
 
+_VECTOR, _ONE_THREAD = 64, 32_704
+"""Numbers that torch's loops take at once at most, and numbers, a multiple of that, that one thread takes alone."""
+
+
 # -- activations -------------------------------------------------------------------------------------------------------------
 
 
@@ -45,6 +49,26 @@ class QuickGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
+
+
+class ByVectors(nn.Module):
+    """An activation of torch's, on a CPU with the same bits wherever in a batch a number stands.
+
+    torch takes the numbers vector by vector, and the last few of each thread's in another way. Here rows are padded to whole
+    vectors, and given to torch in pieces that it leaves to one thread: every number has the bits that a vector gives it.
+    """
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
+            return cast(Tensor, self.activation(x))
+        width = x.shape[-1]
+        padded = F.pad(x, (0, -width % _VECTOR))
+        pieces = [self.activation(piece) for piece in torch.split(padded.reshape(-1), _ONE_THREAD)]
+        return torch.cat(pieces).view(padded.shape)[..., :width]
 
 
 class RowwiseSiLU(nn.SiLU):
@@ -106,14 +130,15 @@ class SoftCap(nn.Module, Fusable):
 ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "gelu_tanh": partial(nn.GELU, approximate="tanh"),
-    "quick_gelu": QuickGELU,
+    "quick_gelu": lambda: ByVectors(QuickGELU()),
     "relu": nn.ReLU,
     "relu_squared": SquaredReLU,
-    "silu": nn.SiLU,
+    "silu": lambda: ByVectors(nn.SiLU()),
     "tanh": nn.Tanh,
 }
 ROWWISE_ACTIVATIONS = ACTIVATIONS | {"quick_gelu": RowwiseQuickGELU, "silu": RowwiseSiLU}
-"""The same, batch-invariant where no kernel computes them. GPT-2's samples have the bits of the others."""
+"""The same, with formulas whose bits do not depend on the place either. Samples on disk have the bits of theirs: GPT-2's of
+torch's activations, other models' of these."""
 
 
 def activation_code(activation: nn.Module | None) -> int | None:
