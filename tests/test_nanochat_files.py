@@ -406,4 +406,6 @@ def test_a_step_in_a_file_is_a_number_or_text(run: Run) -> None:
         Path("mine/experiment/x.yaml").write_text(text)
         ended = run("--config-dir", "mine", "experiment=x", "name=r", "quiet=true", "sampling.max_new_tokens=2", "start=the")
         assert ended.status == 0, ended.err
-    assert json.loads(Path("outputs/runs/r/manifest.json").read_text())["model"]["out_dir"] == HERE
+        manifest = json.loads(Path("outputs/runs/r/manifest.json").read_text())
+        assert manifest["model"]["out_dir"] == HERE
+        assert manifest["step"] == 100, "whatever was typed, and whatever the last step is later"

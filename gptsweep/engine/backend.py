@@ -90,6 +90,7 @@ class Provenance:
         threads: CPU threads.
         made_by: what decides the bits of samples beside what `point_id` names: if it is equal, so are they.
         versions: of the libraries that compute.
+        step: of the training, as resolved, never ``last``; None: the model has no such thing.
     """
 
     dtype: str
@@ -98,6 +99,7 @@ class Provenance:
     threads: int
     made_by: Mapping[str, object]
     versions: Mapping[str, str]
+    step: int | None = None
 
 
 class Backend(Protocol):

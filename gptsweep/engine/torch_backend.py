@@ -68,6 +68,7 @@ class TorchBackend:
                 **_machine(self.engine.device),
             },
             versions={"torch": torch.__version__},
+            step=loaded.step,
         )
 
     def resumes(self, prefix: Prefix) -> bool:

@@ -34,6 +34,7 @@ class Checkpoint:
 
     ``fingerprint`` is a SHA-256 over the shape and the stored weights: equal wherever the files lie, and whatever else they
     hold. ``weights`` says for each parameter of ``architecture(config)`` where it is stored; a tied head is not among them.
+    ``step`` is that of the training, where the format names one.
     """
 
     architecture: type[Architecture]
@@ -41,6 +42,7 @@ class Checkpoint:
     tokenizer: Tokenizer
     fingerprint: str
     weights: Mapping[str, Stored]
+    step: int | None = None
 
 
 def load_weights(checkpoint: Checkpoint, model: Architecture, dtype: torch.dtype) -> None:

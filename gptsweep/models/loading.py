@@ -28,7 +28,7 @@ class LoadedModel:
 
     ``fingerprint`` is that of its `Checkpoint`; ``dtype`` is resolved, never ``auto``. ``arithmetic`` is what the layers
     compute in, as `point_id` takes it: ``dtype``, or ``int8 in halves`` (see `multiplies_in_halves`). ``free_cores`` says how
-    many threads to compute with; None: with as many as torch has.
+    many threads to compute with; None: with as many as torch has. ``step`` is that of its `Checkpoint`.
     """
 
     model: Architecture
@@ -38,6 +38,7 @@ class LoadedModel:
     dtype: str
     arithmetic: str
     free_cores: FreeCores | None = None
+    step: int | None = None
 
 
 def load_model(source: ModelSource, settings: DeviceSettings) -> LoadedModel:
@@ -76,6 +77,7 @@ def load_model(source: ModelSource, settings: DeviceSettings) -> LoadedModel:
         dtype=dtype,
         arithmetic=arithmetic,
         free_cores=free_cores if device.type == "cpu" else None,
+        step=checkpoint.step,
     )
 
 

@@ -74,6 +74,7 @@ def provenance(model: OpenModel, task: Task) -> dict[str, object]:
     return {
         "promise": model.promise,
         "model": model_of(task.point.model),
+        **({} if how.step is None else {"step": how.step}),
         "weights": model.fingerprint,
         "tokenizer": model.tokenizer.fingerprint,
         "device": how.device,

@@ -114,7 +114,7 @@ def open_nanochat(
         "step %d, as nanochat's code of %s computes: soft cap %g%s; %r before each prompt",
         number, era.since, config.softcap, unsure, vocabulary.bos,
     )  # fmt: skip
-    return checkpoint_of(Nanochat, config, vocabulary, fitting, KEY, out_dir)
+    return replace(checkpoint_of(Nanochat, config, vocabulary, fitting, KEY, out_dir), step=number)
 
 
 def era_of(weights: Mapping[str, StoredTensor], wrong: Callable[[str], ModelError]) -> Era:
