@@ -30,7 +30,7 @@ from gptsweep.store.unfinished import SECONDS, Unfinished
 
 SWEEP = (
     *("-m", "model=resume", "seed=1,2,3", "sampling.rng=counter,torch", "sampling.num_samples=3"),
-    *("sampling.max_new_tokens=24", "sampling.overflow=rebase"),
+    *("sampling.max_new_tokens=24", "sampling.overflow=rebase", "sampling.logprobs=2"),
 )
 ROWS = 2
 STEPS = 4
@@ -90,6 +90,10 @@ def finish(started: tuple[int, int]) -> float:
     return time.monotonic() - since
 
 
+def logprobs_of(sweep: Path) -> dict[str, bytes]:
+    return {path.parent.name: path.read_bytes() for path in sweep.glob("*/logprobs.jsonl")}
+
+
 def state(sweep: Path) -> tuple[int, int]:
     """Points with a manifest, and bytes of samples."""
     size = sum(path.stat().st_size for path in sweep.glob("*/samples*"))
@@ -101,8 +105,8 @@ def run(kills: int) -> dict[str, int]:
     torch.set_num_threads(1)  # no pool of threads is started, so that a child has all it needs
     count()
     assert sweep_here("whole") == 0  # and everything is imported and compiled before the fork
-    whole = samples_of(sweeps / "whole")
-    assert len(whole) == 6
+    whole, inside = samples_of(sweeps / "whole"), logprobs_of(sweeps / "whole")
+    assert len(whole) == len(inside) == 6
     tokens = int(counts[1])
     seconds = finish(start("timed"))
     counts[:] = 0
@@ -121,6 +125,7 @@ def run(kills: int) -> dict[str, int]:
         if len(list(sweep.glob("*/manifest.json"))) == 6 or done == kills:
             finish(start(sweep.name))
             assert samples_of(sweep) == whole
+            assert logprobs_of(sweep) == inside
             number += 1
     twice = int(counts[1]) - number * tokens
     assert twice <= done * (STEPS + 1) * ROWS

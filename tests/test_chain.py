@@ -313,7 +313,9 @@ def rows_with_all_steps(draw: st.DrawFn) -> tuple[Tensor, list[Row]]:
     for _ in range(draw(st.integers(1, 3))):
         order = draw(ORDERS_DRAWN)
         names = draw(st.lists(st.sampled_from(sorted(DRAWN)), unique=True, max_size=7))
-        chosen = NEUTRAL | {name: draw(DRAWN[name]) for name in names} | {"max_new_tokens": draw(st.integers(1, 5))}
+        chosen = (
+            NEUTRAL | {name: draw(DRAWN[name]) for name in names} | {"max_new_tokens": draw(st.integers(1, 5)), "logprobs": 2}
+        )
         if order == "llama":
             chosen |= {"epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
         prompt = draw(st.lists(st.integers(0, min(size, 4) - 1), min_size=1, max_size=12))
@@ -330,6 +332,7 @@ def test_kernels_choose_what_the_chain_chooses(case: tuple[Tensor, list[Row]]) -
     fast, slow = (run(logits, rows, use_kernels=use_kernels) for use_kernels in (True, False))
     for a, b in zip(fast, slow, strict=True):
         assert a.token_ids == b.token_ids
+        assert [(c.rank, c.survivors, c.top_ids) for c in a.logprobs] == [(c.rank, c.survivors, c.top_ids) for c in b.logprobs]
         assert (a.logprob_mean, a.sampler_logprob_mean) == pytest.approx(
             (b.logprob_mean, b.sampler_logprob_mean), rel=1e-4, abs=1e-4
         )

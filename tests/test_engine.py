@@ -130,6 +130,7 @@ def rows_of_all_kinds(draw: st.DrawFn, overflows: Sequence[str] = ("crop", "stop
             stop=(" ".join(map(str, stop)),) if stop else (),
             stop_at_eot=draw(st.booleans()),
             overflow=draw(st.sampled_from(overflows)),
+            logprobs=draw(st.sampled_from([0, 3])),
         ),
         noise_key=draw(st.sampled_from([1, 2, 2**64 - 1])),
         prompt_index=draw(st.integers(0, 1)),

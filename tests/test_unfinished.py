@@ -49,7 +49,7 @@ def engine_of(dtype: str = "float32", max_rows: int | None = None) -> Engine:
 
 def outcome(completion: Completion) -> tuple[object, ...]:
     c = completion
-    return c.token_ids, c.finish_reason, c.logprob_mean, c.sampler_logprob_mean, c.entropy_mean
+    return c.token_ids, c.finish_reason, c.logprob_mean, c.sampler_logprob_mean, c.entropy_mean, c.logprobs
 
 
 def whole_run(engine: Engine, rows: Sequence[Row]) -> list[tuple[object, ...]]:

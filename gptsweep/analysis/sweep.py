@@ -22,6 +22,7 @@ from .own_metrics import FIELDS, OwnMetric
 from .ratings import Ratings
 from .samplers import Aim, SamplerComparison, compare_samplers
 from .summary import metric_reasons, sample_mean
+from .tokens import token_frame
 
 if TYPE_CHECKING:
     import xarray
@@ -76,6 +77,17 @@ class Sweep:
         for name, numbers in (("copy_of", compare.identities(points)), ("noise_of", compare.noises(points))):
             found[name] = found["point"].map(dict(zip(points.index, numbers, strict=True))).astype("int64")
         return found
+
+    @cached_property
+    def tokens(self) -> pd.DataFrame:
+        """What was measured at each token of samples made with ``sampling.logprobs``: a row a token, read at first use.
+
+        ``sample`` is the row of its sample in ``samples``; ``position`` counts the tokens of a completion from 0, and ``begin``
+        and ``end`` say which characters of the completion it is. ``logprob``, ``sampler_logprob``, ``rank``, ``entropy``,
+        ``survivors``, ``top_ids`` and ``top_logprobs`` are as in `gptsweep.records.TokenLogprobs`; ``text`` and ``top_texts``
+        are the texts of the ids.
+        """
+        return token_frame(self.samples, self.directories)
 
     @property
     def metrics(self) -> list[str]:

@@ -17,6 +17,7 @@ from .attention import AttentionMetadata, paged_attention, paged_attention_by_ke
 from .chain import Rows, mirostat_mu, summed
 from .cuda_graphs import DecodeSteps
 from .kv_cache import KVCache, Span
+from .logprobs import token_logprobs
 from .sampler import nanogpt_sample, sample, sample_by_kernel
 from .scheduler import RunningRow, SharedSequence
 
@@ -123,6 +124,12 @@ class ModelRunner:
         if not np.isfinite(done["logprob"] + done["entropy"]).all():
             dtype = str(self.model.embedding.dtype).removeprefix("torch.")
             raise ModelError("device.dtype", dtype, "the model's logits are not numbers; try float32, or check the checkpoint")
+        recorded = [running for running, _ in placed if running.row.sampling.logprobs]
+        if recorded:
+            asked = [running.row.sampling.logprobs for running in recorded]
+            some = records[[running.slot for running in recorded]]
+            for running, found in zip(recorded, token_logprobs(logits[:, : self.vocab_size], some, asked), strict=True):
+                running.logprobs.append(found)
 
     def _sample_by_kernel(self, rows: list[RunningRow], logits: Tensor, records: Records) -> None:
         """Sample for rows with ``rng=counter`` that the kernel has every step of."""
@@ -147,8 +154,8 @@ class ModelRunner:
         logits = logits.clone()
         logits[self.vocab_size :] = -torch.inf
         logprobs = logits.double().log_softmax(-1)
-        token, sampler_logprob = nanogpt_sample(logits, _settings([running], record, logits.device), generator)
-        record["token"], record["sampler_logprob"] = token, sampler_logprob
+        token, sampler_logprob, survivors = nanogpt_sample(logits, _settings([running], record, logits.device), generator)
+        record["token"], record["sampler_logprob"], record["survivors"] = token, sampler_logprob, survivors
         record["logprob"] = float(logprobs[token])
         record["entropy"] = float(summed(torch.special.entr(logprobs.exp())))
 

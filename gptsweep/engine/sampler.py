@@ -32,7 +32,7 @@ def row_record(row: Row) -> tuple[Any, ...]:
         *(off if value is None else value for value, off in settings),
         *(row.noise_key, 0, row.sample_index, row.prompt_index, 0, 0),
         *(_kernel_steps(row.sampling), 0.0, 0, 0, 0, 0),
-        *(-1, 0.0, 0.0, 0.0),
+        *(-1, 0, 0.0, 0.0, 0.0),
     )
 
 
@@ -79,7 +79,7 @@ def sample(logits: Tensor, records: npt.NDArray[Any], rows: Rows) -> None:
     Args:
         logits: ``[sequences, vocab_size]``, floating point; ``records["logits_row"]`` is the index of a row's.
         records: `ROW` records.
-        rows: the settings of the rows, in the same order.
+        rows: the settings of the rows, in the same order. ``survivors`` is written where one of them asks for logprobs.
     """
     device, precise = logits.device, precise_dtype(logits.device)
     own = logits[rows.integers(records["logits_row"].astype(np.int64))]
@@ -97,6 +97,8 @@ def sample(logits: Tensor, records: npt.NDArray[Any], rows: Rows) -> None:
     ]).cpu()  # fmt: skip
     for name, values in zip(("token", "logprob", "sampler_logprob", "entropy"), found.numpy(), strict=True):
         records[name] = values
+    if any(sampling.logprobs for sampling in rows.sampling):
+        records["survivors"] = (x > -torch.inf).sum(-1).masked_fill(greedy, 1).cpu().numpy()
 
 
 def chained_probabilities(
@@ -165,7 +167,7 @@ def stream_at(state: bytes) -> torch.Generator:
     return generator
 
 
-def nanogpt_sample(logits: Tensor, rows: Rows, generator: torch.Generator) -> tuple[int, float]:
+def nanogpt_sample(logits: Tensor, rows: Rows, generator: torch.Generator) -> tuple[int, float, int]:
     """The next token as nanoGPT's ``generate`` draws it: top_k, a softmax over the whole vocabulary, ``multinomial``.
 
     Args:
@@ -174,10 +176,10 @@ def nanogpt_sample(logits: Tensor, rows: Rows, generator: torch.Generator) -> tu
         generator: the stream that all samples draw from in turn.
 
     Returns:
-        The token, and its log-probability under the distribution drawn from.
+        The token, its log-probability under the distribution drawn from, and how many tokens that has.
     """
     x = chain(logits[None], rows, torch.float32)[0]
     if rows.sampling[0].temperature == 0:
-        return int(x.argmax()), 0.0
+        return int(x.argmax()), 0.0, 1
     token = int(torch.multinomial(x.softmax(-1), 1, generator=generator))
-    return token, float(x.double().log_softmax(-1)[token])
+    return token, float(x.double().log_softmax(-1)[token]), int((x > -torch.inf).sum())

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..kernels.abi import PAGE, ROW
 from ..models.architecture import NO_TOKEN
-from ..records import Completion, FinishReason, Prefix, Row
+from ..records import Completion, FinishReason, Prefix, Row, TokenLogprobs
 from .backend import BackendProgress, windows_read
 from .history import LogitAdjustments
 from .kv_cache import KVCache, Span
@@ -43,6 +43,7 @@ class RunningRow:
 
     ``sums`` holds a number of tokens; their summed logprob, sampler logprob and entropy in nats; and the state of the stream
     after them. It is replaced as a whole, so that its parts agree whenever another thread or a signal handler reads it.
+    ``logprobs`` has a record for each of these tokens, and may have that of the next, where the row asks for them.
     """
 
     row: Row
@@ -54,6 +55,7 @@ class RunningRow:
     repetition: Repetition | None
     token_ids: list[int]
     sums: tuple[int, float, float, float, Tensor | None]
+    logprobs: list[TokenLogprobs]
 
     def append(self, token: int, logprob: float, sampler_logprob: float, entropy: float) -> FinishReason | None:
         """Append a sampled token. Returns why the row is finished, or None."""
@@ -85,6 +87,7 @@ class RunningRow:
             sampler_logprob=sampler_logprob,
             entropy=entropy,
             stream=None if state is None else state.numpy().tobytes(),
+            logprobs=tuple(self.logprobs[:n]),
         )
 
     def completion(self, reason: FinishReason) -> Completion:
@@ -97,6 +100,7 @@ class RunningRow:
             logprob_mean=logprob / n,
             sampler_logprob_mean=sampler_logprob / n,
             entropy_mean=entropy / n,
+            logprobs=tuple(self.logprobs),
         )
 
 
@@ -218,7 +222,8 @@ class Scheduler:
         state = None if stream.generator is None else stream.generator.get_state()
         sums = len(prefix.token_ids), prefix.logprob, prefix.sampler_logprob, prefix.entropy, state
         by_kernel, token_ids = kernel_samples(sampling), list(prefix.token_ids)
-        running = RunningRow(row, stream, slot, by_kernel, adjustments, stop_matcher, repetition, token_ids, sums)
+        logprobs = list(prefix.logprobs) if sampling.logprobs else []
+        running = RunningRow(row, stream, slot, by_kernel, adjustments, stop_matcher, repetition, token_ids, sums, logprobs)
         self.records[slot] = row_record(row)
         if adjustments is not None:
             adjustments.place(self.records[slot])

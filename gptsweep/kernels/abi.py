@@ -101,6 +101,7 @@ ROW = np.dtype(
         ("breaks", "i8"),
         ("dry_most", "i8"),
         ("token", "i8"),
+        ("survivors", "i8"),
         ("logprob", "f8"),
         ("sampler_logprob", "f8"),
         ("entropy", "f8"),
@@ -111,4 +112,5 @@ gives as ``off``; ``adjustments`` is the address of an `ADJUSTMENT` array; ``pos
 ``steps`` are `STEPS` in the row's order, the first in its lowest four bits, or 0: temperature, top_k, top_p and min_p in this
 order. ``mirostat_mu`` is the greatest surprise, in bits, of a token that Mirostat leaves. ``text`` is the address of the ids of
 prompt and completion where DRY or n-grams look at them, ``breaks`` that of a truth value for each token, and ``dry_most`` the
-length up to which DRY tells repetitions apart."""
+length up to which DRY tells repetitions apart. ``survivors`` is how many tokens could be sampled: those that no step dropped;
+1 of a greedy row."""

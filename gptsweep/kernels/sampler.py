@@ -761,21 +761,22 @@ def _sample_in_window(row, x, tops, ids, weights, marks, words, keys, vocab_size
     window, temperature = _window(row, x, tops, vocab_size, ids, weights, marks, keys)
     greatest, first = _left_greatest(x, tops, n_blocks, window)
     if first < 0:
-        return -1, 0.0
-    mass = _left_masses(x, tops, n_blocks, window, greatest, temperature)[0]
+        return -1, 0.0, 0
+    mass, _, count = _left_masses(x, tops, n_blocks, window, greatest, temperature)
     token = _left_argmax(row, x, tops, vocab_size, window, temperature, words)
-    return token, (np.float64(x[token]) - np.float64(greatest)) / temperature - np.log(mass)
+    return token, (np.float64(x[token]) - np.float64(greatest)) / temperature - np.log(mass), count
 
 
 @compiled()
 def _sample_one(row, x, tops, ids, weights, marks, words, vocab_size):
-    """The next token of a row from its adjusted logits, and its log-probability under the distribution sampled from."""
+    """The next token of a row from its adjusted logits, its log-probability under the distribution sampled from, and how many
+    tokens that has; -1 for all that no adjustment bans."""
     greatest = greatest_of(tops, 0, _blocks(vocab_size))
     if row.temperature == 0:
         block = _first_block_with(tops, _blocks(vocab_size), greatest)
         for i in range(block * BLOCK, (block + 1) * BLOCK):
             if x[i] == greatest:
-                return i, 0.0
+                return i, 0.0, 1
     count = _survivors(row, x, tops, vocab_size, np.float64(greatest), ids, weights, marks)
     if count < 0:
         mass = _masses(x, vocab_size, greatest, np.float32(1 / row.temperature))[0]
@@ -787,7 +788,16 @@ def _sample_one(row, x, tops, ids, weights, marks, words, vocab_size):
             z = np.float64(x[ids[i]]) / row.temperature + _gumbel_of(row, ids[i])
             if z > best:
                 token, best = ids[i], z
-    return token, (np.float64(x[token]) - np.float64(greatest)) / row.temperature - np.log(mass)
+    return token, (np.float64(x[token]) - np.float64(greatest)) / row.temperature - np.log(mass), count
+
+
+@compiled(fastmath=FAST)
+def _possible(x, vocab_size):
+    """How many logits are not -inf."""
+    count = np.int32(0)
+    for i in range(vocab_size):
+        count += np.int32(x[i] >= _LEAST)
+    return np.int64(count)
 
 
 @compiled()
@@ -821,10 +831,12 @@ def _sample(task, logits):
                 _adjust_and_ban(row, logits, row.logits_row * task.stride, vocab_size, x, tops, marks, lengths)
                 opened = -1
             if row.steps:
-                token, logprob = _sample_in_window(row, x, tops, ids, weights, marks, words, keys, vocab_size)
+                token, logprob, left = _sample_in_window(row, x, tops, ids, weights, marks, words, keys, vocab_size)
             else:
-                token, logprob = _sample_one(row, x, tops, ids, weights, marks, words, vocab_size)
-            row.token, row.sampler_logprob = token, logprob
+                token, logprob, left = _sample_one(row, x, tops, ids, weights, marks, words, vocab_size)
+            row.token, row.sampler_logprob, row.survivors = token, logprob, left
+            if left < 0:
+                row.survivors = vocab_size if opened >= 0 else _possible(x, vocab_size)
             raw = np.float64(widen(logits[row.logits_row * task.stride + token])) if token >= 0 else np.nan
             row.logprob = raw - np.float64(greatest) - np.log(mass)
             row.entropy = np.log(mass) - moment / mass

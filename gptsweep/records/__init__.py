@@ -4,10 +4,23 @@ Every one is frozen and checks its own invariants, so whoever holds one need not
 """
 
 from .checks import EXAMPLES, coerce, require
+from .logprobs import LOGPROB_DIGITS, SampleLogprobs, TokenLogprobs
 from .points import ENGINE_VERSION, Point, point_id
 from .rows import FINISH_REASONS, FINISH_REASONS_OF_0_1, SCHEMA_VERSION, Completion, FinishReason, Prefix, Prompt, Row, Sample
 from .samplers import neutral_settings, sampler, samplers_of, steps_of
-from .sampling import AUTO, NOISES, ORDERS, OVERFLOWS, RNGS, SAMPLERS, SETTINGS_OF_0_1, Sampling, active_steps, step_order
+from .sampling import (
+    AUTO,
+    NOISES,
+    ORDERS,
+    OVERFLOWS,
+    RNGS,
+    SAMPLERS,
+    SETTINGS_OF_0_1,
+    UNDECIDING,
+    Sampling,
+    active_steps,
+    step_order,
+)
 from .sources import DTYPES, GPT2_META, LAST_STEP, MODELS, NANOGPT_FILE, DeviceSettings, ModelSource
 
 __all__ = [
@@ -19,6 +32,7 @@ __all__ = [
     "FINISH_REASONS_OF_0_1",
     "GPT2_META",
     "LAST_STEP",
+    "LOGPROB_DIGITS",
     "MODELS",
     "NANOGPT_FILE",
     "NOISES",
@@ -28,6 +42,7 @@ __all__ = [
     "SAMPLERS",
     "SCHEMA_VERSION",
     "SETTINGS_OF_0_1",
+    "UNDECIDING",
     "Completion",
     "DeviceSettings",
     "FinishReason",
@@ -37,7 +52,9 @@ __all__ = [
     "Prompt",
     "Row",
     "Sample",
+    "SampleLogprobs",
     "Sampling",
+    "TokenLogprobs",
     "active_steps",
     "coerce",
     "neutral_settings",

@@ -35,7 +35,7 @@ def point_id(point: Point, *, prompts: tuple[Prompt, ...], weights: str, tokeniz
     """Sixteen hex digits that name everything that decides the point's tokens, and nothing else.
 
     Args:
-        point: the settings; ``num_samples``, rows, threads and names in it are left out.
+        point: the settings; `UNDECIDING` ones, rows, threads and names in it are left out.
         prompts: what ``point.start`` was read as.
         weights: fingerprint of the model's weights and shape.
         tokenizer: fingerprint of the vocabulary.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..errors import PromptError
+from .logprobs import SampleLogprobs, TokenLogprobs
 from .sampling import Sampling
 
 SCHEMA_VERSION = 1
@@ -34,6 +35,7 @@ class Prefix:
     """What an unfinished `Row` has so far: its first tokens, and sums in nats that the means of its `Completion` are made of.
 
     ``stream`` is the state of the generator behind ``rng=torch`` after these tokens; None where the noise is counter-based.
+    ``logprobs`` has a record for each of the tokens if ``sampling.logprobs`` asks for them.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -41,6 +43,7 @@ class Prefix:
     sampler_logprob: float = 0.0
     entropy: float = 0.0
     stream: bytes | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +84,7 @@ class Completion:
     ``token_ids`` holds every sampled token, the one that completed a stop string or was end-of-text included. The means run
     over those tokens: ``logprob_mean`` under the model's own distribution (temperature 1, nothing truncated or penalised),
     ``sampler_logprob_mean`` under the distribution sampled from, ``entropy_mean`` of the model's own distribution; all in
-    nats, None where no token was sampled.
+    nats, None where no token was sampled. ``logprobs`` has a record for each token if ``row.sampling.logprobs`` asks for them.
     """
 
     row: Row
@@ -90,11 +93,15 @@ class Completion:
     logprob_mean: float | None
     sampler_logprob_mean: float | None
     entropy_mean: float | None
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """A line of ``samples.jsonl``. It holds no time and no path, so that the same point gives the same bytes anywhere."""
+    """A line of ``samples.jsonl``. It holds no time and no path, so that the same point gives the same bytes anywhere.
+
+    ``logprobs``, which has a line in a file of its own, is there if ``sampling.logprobs`` asks for it.
+    """
 
     point_id: str
     prompt_id: str
@@ -111,6 +118,7 @@ class Sample:
     logprob_mean: float | None
     sampler_logprob_mean: float | None
     entropy_mean: float | None
+    logprobs: SampleLogprobs | None = field(default=None, repr=False)
 
     @property
     def key(self) -> tuple[int, int]:

@@ -36,7 +36,8 @@ class Sampling:
     ``logit_bias`` holds ``(token id, addend)`` pairs by ascending id, and may be given as a mapping; ``stop`` and
     ``dry_breakers`` may be given as one text, or as any collection of texts. ``stop_on_repetition`` is empty, or a longest
     period n and a number of times k: a sample ends when its last tokens are the same period, of up to n tokens, k times.
-    ``chat_template``: prompts are turns of a user.
+    ``chat_template``: prompts are turns of a user. ``logprobs``: so many alternatives of each token are recorded, with what was
+    measured at it (`TokenLogprobs`); 0 records nothing.
     """
 
     num_samples: int = 10
@@ -378,6 +379,7 @@ class Sampling:
     overflow: str = "crop"
     rng: str = "counter"
     noise: str = "common"
+    logprobs: int = 0
 
     def __post_init__(self) -> None:
         def check(holds: bool, name: str, wanted: str) -> None:
@@ -399,6 +401,7 @@ class Sampling:
         for name, declared in samplers_of(type(self)).items():
             for holds, wanted in declared.checks:
                 check(holds(getattr(self, name)), name, wanted)
+        check(0 <= self.logprobs <= 1000, "logprobs", "must be from 0 to 1000; 0 records nothing")
         check(all(self.stop), "stop", "holds an empty string, which would stop every sample at once")
         check(_TOKENS[0](self.stop_token_ids), "stop_token_ids", _TOKENS[1])
         repeated = self.stop_on_repetition
@@ -421,14 +424,17 @@ class Sampling:
     def as_json(self) -> dict[str, Any]:
         """Settings by name as JSON and pandas hold them: all of 0.1, and others where they are not neutral.
 
-        ``num_samples``, which decides no token, is left out.
+        What decides no token, `UNDECIDING`, is left out.
         """
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "num_samples"}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in UNDECIDING}
         neutral = neutral_settings(type(self))
         return {
             name: _as_json(name, value) for name, value in values.items() if name in SETTINGS_OF_0_1 or value != neutral[name]
         }
 
+
+UNDECIDING = ("num_samples", "logprobs")
+"""Settings that say how many samples there are and what is recorded of them, and decide no token of any."""
 
 SETTINGS_OF_0_1 = (
     *("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty"),

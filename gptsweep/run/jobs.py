@@ -56,7 +56,9 @@ def work_ahead(groups: Mapping[Any, Sequence[Job]]) -> list[tuple[int, int]]:
                     prompts[start] = 0
             wanted = prompts[start] * sampling.num_samples
             manifest = read_manifest(job.directory) or {}
-            if manifest.get("status") != "complete" or manifest.get("lines") != wanted:
+            recorded = manifest.get("logprobs", 0)
+            enough = isinstance(recorded, int) and recorded >= sampling.logprobs
+            if manifest.get("status") != "complete" or manifest.get("lines") != wanted or not enough:
                 rows += wanted
                 tokens += wanted * sampling.max_new_tokens
         ahead.append((rows, tokens))
@@ -85,7 +87,7 @@ def finished(job: Job, executor: Executor) -> Mapping[str, Any] | None:
     if manifest.get("status") != "complete" or not isinstance(identity := manifest.get("point_id"), str):
         return None
     prompts = read_prompts(point.start)
-    with PointWriter(directory, identity) as writer:
+    with PointWriter(directory, identity, logprobs=point.sampling.logprobs) as writer:
         samples = writer.samples()
         if point.sampling.overflow == AUTO and samples and samples[0].get("overflow") in OVERFLOWS:
             # What it stands for, the model would know.

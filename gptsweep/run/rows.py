@@ -17,7 +17,7 @@ from typing import Any, cast
 from ..engine.backend import Backend, Workload, windows_read
 from ..engine.stopping import Repetition
 from ..errors import ConfigError, PromptError
-from ..models.files.generated_text import breaker_tokens, completion_text, stop_matcher
+from ..models.files.generated_text import breaker_tokens, completion_text, stop_matcher, text_ends
 from ..models.files.tokenizers import Tokenizer
 from ..records import (
     AUTO,
@@ -29,6 +29,7 @@ from ..records import (
     Prompt,
     Row,
     Sample,
+    SampleLogprobs,
     Sampling,
     active_steps,
     point_id,
@@ -182,6 +183,7 @@ class Task:
             and not (sampling.stop_on_repetition and any(map(Repetition(*sampling.stop_on_repetition), ids)))
             and not (sampling.stop and any(map(stop_matcher(model.tokenizer, sampling.stop), ids)))
             and (most is None or length <= most)
+            and (not sampling.logprobs or _has_logprobs(prefix, min(sampling.logprobs, backend.vocab_size)))
         )
 
     def dedup_key(self, key: Key) -> object:
@@ -192,10 +194,17 @@ class Task:
         return self.prompt_ids[key[0]], sampling, self.noise_key, key
 
     def sample(self, tokenizer: Tokenizer, key: Key, completion: Completion) -> Sample:
-        """The line of ``samples.jsonl`` that a completion makes."""
+        """The line of ``samples.jsonl`` that a completion makes, and that of ``logprobs.jsonl``.
+
+        Raises:
+            ConfigError: the backend has no log-probabilities of single tokens.
+        """
         sampling, prompt = self.point.sampling, self.prompts[key[0]]
         last = completion.token_ids[-1] if completion.token_ids else None
         ended = completion.finish_reason == "eot" or (completion.finish_reason == "stop" and last in sampling.stop_token_ids)
+        text = completion_text(tokenizer, completion.token_ids, sampling.stop, last if ended else None)
+        if sampling.logprobs and len(completion.logprobs) != len(completion.token_ids):
+            raise ConfigError("sampling.logprobs", sampling.logprobs, "this backend does not record log-probabilities; use 0")
         return Sample(
             point_id=self.point_id,
             prompt_id=prompt.id,
@@ -205,14 +214,33 @@ class Task:
             sampling=sampling,
             model=self.point.model.name,
             prompt=prompt.text,
-            completion=completion_text(tokenizer, completion.token_ids, sampling.stop, last if ended else None),
+            completion=text,
             finish_reason=completion.finish_reason,
             prompt_tokens=len(self.prompt_ids[key[0]]),
             token_ids=completion.token_ids,
             logprob_mean=completion.logprob_mean,
             sampler_logprob_mean=completion.sampler_logprob_mean,
             entropy_mean=completion.entropy_mean,
+            logprobs=_sample_logprobs(tokenizer, completion, text) if sampling.logprobs else None,
         )
+
+
+def _sample_logprobs(tokenizer: Tokenizer, completion: Completion, text: str) -> SampleLogprobs:
+    """The records of a completion with the texts of their tokens; ``text`` is the completion's."""
+    ids = completion.token_ids
+    named = sorted({*ids, *itertools.chain.from_iterable(token.top_ids for token in completion.logprobs)})
+    return SampleLogprobs(
+        asked=completion.row.sampling.logprobs,
+        tokens=completion.logprobs,
+        ends=tuple(text_ends(tokenizer, ids, len(text))),
+        texts={token: tokenizer.decode([token]) for token in named},
+    )
+
+
+def _has_logprobs(prefix: Prefix, alternatives: int) -> bool:
+    return len(prefix.logprobs) == len(prefix.token_ids) and all(
+        len(token.top_ids) == alternatives for token in prefix.logprobs
+    )
 
 
 @lru_cache(16)

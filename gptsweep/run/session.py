@@ -380,6 +380,7 @@ class _Batch:
                 overwrite=job.overwrite,
                 made_by=self.made_by,
                 settings=deciding_settings(self.model, task),
+                logprobs=task.point.sampling.logprobs,
             )
             self.writers[task] = writer.__enter__()
         self.writers.move_to_end(task)

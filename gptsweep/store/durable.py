@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 import sys
@@ -17,6 +18,8 @@ from .schema import TEMPORARY
 
 NOT_SUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.EBADF, errno.EIO, 524}
 """What file systems answer that know no locks, or cannot sync a directory; 524 is NFS's own ENOTSUPP."""
+
+_SEAL_DIGITS = 16
 
 _REMEDIES = {
     errno.ENOSPC: "free some space and give the same command again: finished samples are kept",
@@ -93,6 +96,12 @@ def write_temporary(path: Path, chunks: Iterable[bytes]) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     return temporary
+
+
+def seal(body: bytes) -> bytes:
+    """The end of a line of JSON that begins with ``body``: a checksum, without which a digit that a disk or an editor changed
+    would be a value."""
+    return b',"check":"%s"}\n' % hashlib.sha256(body).hexdigest()[:_SEAL_DIGITS].encode()
 
 
 def sync_directory(directory: Path) -> None:

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from ..records import FINISH_REASONS, FINISH_REASONS_OF_0_1, SETTINGS_OF_0_1, Sampling, neutral_settings
+from ..records import FINISH_REASONS, FINISH_REASONS_OF_0_1, SETTINGS_OF_0_1, UNDECIDING, Sampling, neutral_settings
 
 SAMPLES = "samples.jsonl"
 PARTIAL = "samples.partial.jsonl"
+LOGPROBS = "logprobs.jsonl"
+LOGPROBS_PARTIAL = "logprobs.partial.jsonl"
 SUMMARY = "summary.csv"
 MANIFEST = "manifest.json"
 ORIGINS = "origins.json"
@@ -42,7 +44,7 @@ SAMPLE_KEY = ("prompt_index", "seed", "sample_index")
 """Fields that tell the samples of one setting apart."""
 MEANS = ("logprob_mean", "sampler_logprob_mean", "entropy_mean")
 """Fields of a line that the engine measured, in nats; each may be null."""
-SAMPLING_KEYS = tuple(each.name for each in fields(Sampling) if each.name != "num_samples")
+SAMPLING_KEYS = tuple(each.name for each in fields(Sampling) if each.name not in UNDECIDING)
 SETTINGS_SINCE_0_1 = {
     name: list(neutral) if isinstance(neutral, tuple) else neutral
     for name, neutral in neutral_settings(Sampling).items()

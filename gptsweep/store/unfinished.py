@@ -22,8 +22,8 @@ import orjson
 from ..display import counted, get_logger
 from ..errors import ResultsError
 from ..files import open_to_read
-from ..records import Prefix
-from .durable import atomic_write
+from ..records import Prefix, TokenLogprobs
+from .durable import atomic_write, seal
 from .schema import TEMPORARY, UNFINISHED, Key
 
 log = get_logger(__name__)
@@ -131,13 +131,10 @@ class Unfinished:
             "entropy": prefix.entropy,
             "stream": None if prefix.stream is None else base64.b64encode(prefix.stream).decode(),
         }
+        if prefix.logprobs:
+            fields["logprobs"] = list(map(tuple, prefix.logprobs))
         body = orjson.dumps(fields)[:-1]
-        return body + _seal(body)
-
-
-def _seal(body: bytes) -> bytes:
-    """The end of a line: without it, a digit that a disk or an editor changed would be a token."""
-    return b',"check":"%s"}\n' % hashlib.sha256(body).hexdigest()[:_CHECK_DIGITS].encode()
+        return body + seal(body)
 
 
 def _parsed(line: bytes) -> tuple[str, Key, str, Prefix]:
@@ -146,8 +143,8 @@ def _parsed(line: bytes) -> tuple[str, Key, str, Prefix]:
     Raises:
         ValueError, KeyError, TypeError: it is damaged.
     """
-    body = line[: -len(_seal(b""))]
-    if line != body + _seal(body):
+    body = line[: -len(seal(b""))]
+    if line != body + seal(body):
         raise ValueError("the checksum is another")
     fields = orjson.loads(line)
     point, maker, stream = fields["point_id"], fields["made_by"], fields["stream"]
@@ -167,5 +164,20 @@ def _parsed(line: bytes) -> tuple[str, Key, str, Prefix]:
         sampler_logprob=sums[1],
         entropy=sums[2],
         stream=None if stream is None else base64.b64decode(stream, validate=True),
+        logprobs=tuple(map(_token_logprobs, fields.get("logprobs", ()))),
     )
     return point, (numbers[0], numbers[1]), maker, prefix
+
+
+def _token_logprobs(values: list[Any]) -> TokenLogprobs:
+    """One token's values.
+
+    Raises:
+        ValueError, TypeError: they are none.
+    """
+    *own, top_ids, top_logprobs = values
+    found = TokenLogprobs._make([*own, tuple(top_ids), tuple(top_logprobs)])
+    counts, numbers = (found.rank, found.survivors, *top_ids), (*found[:2], found.entropy, *top_logprobs)
+    if not set(map(type, counts)) <= {int} or not set(map(type, numbers)) <= {int, float} or len(top_ids) != len(top_logprobs):
+        raise ValueError("a field has another type")
+    return found

@@ -15,36 +15,31 @@ import io
 import json
 import os
 import secrets
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..display import get_logger
+from ..display import counted, get_logger
 from ..errors import ResultsError, shown
 from ..files import open_file, open_to_read
 from ..records import ENGINE_VERSION, SCHEMA_VERSION, Sample
 from .csv_files import csv_bytes, csv_rows
-from .durable import append, refusals_as_results_errors, replace, sync_directory, write_temporary
+from .durable import refusals_as_results_errors, replace, sync_directory
+from .keyed_lines import KeyedLines, Place
 from .lock import DirectoryLock
+from .logprobs import line_of, lines_of, parsed
 from .origins import Origins
 from .reader import open_lines, read_manifest
-from .schema import MANIFEST, ORIGINS, PARTIAL, SAMPLES, SUMMARY, TEMPORARY, Key, key_of
+from .schema import LOGPROBS, LOGPROBS_PARTIAL, MANIFEST, ORIGINS, PARTIAL, SAMPLES, SUMMARY, TEMPORARY, Key, key_of
 
 log = get_logger(__name__)
 
+_REPLACED = tuple(f".{name}." for name in (SAMPLES, LOGPROBS, SUMMARY, MANIFEST, ORIGINS))
+"""How the names of temporary files begin."""
+
 CHECK_DIGITS = 16
 """Hex digits of each line's sha256 kept in the manifest: they tell which lines of a changed file can still be trusted."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where the whole line of a sample lies."""
-
-    file: str
-    offset: int
-    length: int
 
 
 class PointWriter:
@@ -62,6 +57,8 @@ class PointWriter:
         overwrite: replace the samples of another point. They stay until the first sample of this one is there.
         made_by: what decides the bits of samples that are added, by name; kept for each part of the samples.
         settings: of the point, by the names a user types; named in the error where the directory holds another point.
+        logprobs: a sample counts as there only if ``logprobs.jsonl`` has so many alternatives of each of its tokens; 0: that
+            file is left as it is.
 
     Raises:
         ResultsError: on enter, where another process holds the directory, it holds another point, or it cannot be
@@ -76,13 +73,16 @@ class PointWriter:
         overwrite: bool = False,
         made_by: Mapping[str, Any] | None = None,
         settings: Mapping[str, object] | None = None,
+        logprobs: int = 0,
     ) -> None:
         self.directory = Path(directory)
         self.point_id = point_id
         self.settings = settings or {}
         self.overwrite = overwrite
         self.complete = False
-        self._places: dict[Key, _Place] = {}
+        self.logprobs = logprobs
+        self._samples = KeyedLines(self.directory, SAMPLES, PARTIAL)
+        self._logprobs = KeyedLines(self.directory, LOGPROBS, LOGPROBS_PARTIAL)
         self._replaces = False
         self._lock = DirectoryLock(self.directory)
         self._origins = Origins(self.directory, made_by)
@@ -95,7 +95,8 @@ class PointWriter:
     @property
     def done(self) -> frozenset[Key]:
         """Keys of the samples that are on disk."""
-        return frozenset(self._places)
+        whole = frozenset(self._samples.places)
+        return whole & self._logprobs.places.keys() if self.logprobs else whole
 
     def __enter__(self) -> PointWriter:
         with refusals_as_results_errors(self.directory):
@@ -117,24 +118,31 @@ class PointWriter:
         strangers = {sample.point_id for sample in samples} - {self.point_id}
         if strangers:
             raise ValueError(f"samples of point {strangers.pop()} given to the writer of point {self.point_id}")
-        lines = {sample.key: sample.line().encode() for sample in samples if sample.key not in self._places}
-        if not lines:
+        lines = {sample.key: sample.line().encode() for sample in samples if sample.key not in self._samples.places}
+        # A sample that is made anew may be another one where the promise is not kept, so its old log-probabilities go.
+        measured = {
+            sample.key: line_of(sample)
+            for sample in samples
+            if self.logprobs and (sample.key in lines or sample.key not in self._logprobs.places)
+        }
+        if not lines and not measured:
             return
         with refusals_as_results_errors(self.directory):
+            for sample in samples:
+                if sample.key in measured and sample.key not in lines:
+                    self._require_same(sample)
             self._remove_replaced()
-            self._begin()
-            offset = append(self.directory / PARTIAL, b"".join(lines.values()))
-            if offset == 0:
-                sync_directory(self.directory)
+            if measured:  # first: a sample without them would be made again
+                self._logprobs.append(measured)
+            if lines:
+                self._begin()
+                self._samples.append(lines)
         self.complete = False
-        for key, line in lines.items():
-            self._places[key] = _Place(PARTIAL, offset, len(line))
-            offset += len(line)
 
     def samples(self) -> list[dict[str, Any]]:
         """What is on disk, ordered by ``(prompt_index, sample_index)``."""
         with refusals_as_results_errors(self.directory):
-            return [json.loads(line) for line in self._lines()]
+            return [json.loads(line) for line in self._samples.lines()]
 
     def finish(self, summary: Mapping[str, object], manifest: Mapping[str, object]) -> None:
         """Make ``samples.jsonl`` of everything on disk, then ``summary.csv``, then ``manifest.json``.
@@ -146,9 +154,11 @@ class PointWriter:
         """
         with refusals_as_results_errors(self.directory):
             self._remove_replaced()
-            self._settle()
+            self._samples.settle(self._remove_manifest)
+            if self.logprobs:
+                self._logprobs.settle(lambda: None)
             whole, checks = hashlib.sha256(), []
-            for line in self._lines():
+            for line in self._samples.lines():
                 whole.update(line)
                 checks.append(hashlib.sha256(line).hexdigest()[:CHECK_DIGITS])
             row = csv_bytes(list(summary), [summary])
@@ -161,13 +171,15 @@ class PointWriter:
                 "lines": len(checks),
                 "summary_sha256": hashlib.sha256(row).hexdigest(),
             }
+            if self.logprobs:
+                own |= {"logprobs": self.logprobs}
             if self._origins.parts:
                 own |= {"parts": self._origins.parts, "promise": bool(manifest.get("promise")) and self._origins.promise}
             text = json.dumps({**own, **manifest, **own, "line_sha256": "".join(checks)}, indent=2, allow_nan=False) + "\n"
             replace(self.directory / SUMMARY, [row])
             sync_directory(self.directory)
             replace(self.directory / MANIFEST, [text.encode()])
-            for name in (PARTIAL, ORIGINS):
+            for name in (PARTIAL, ORIGINS, *((LOGPROBS_PARTIAL,) if self.logprobs else ())):
                 (self.directory / name).unlink(missing_ok=True)
             sync_directory(self.directory)
         self.complete = True
@@ -194,7 +206,7 @@ class PointWriter:
                     digest.update(line)
                     changed = manifest is not None and hashlib.sha256(line).hexdigest()[:CHECK_DIGITS] not in checks
                 if sample is not None and not changed:
-                    self._places.setdefault(key_of(sample), _Place(name, offset, len(line)))
+                    self._samples.places.setdefault(key_of(sample), Place(name, offset, len(line)))
                 elif name == PARTIAL and not line.endswith(b"\n"):
                     torn_from = offset
                 else:
@@ -205,10 +217,10 @@ class PointWriter:
             self._refuse_or_replace(owners)
             return
         if torn_from is not None:
-            log.info("%s: dropped a half-written last line", self.directory / PARTIAL)
-            with os.fdopen(open_file(self.directory / PARTIAL, os.O_WRONLY), "wb") as file:
-                file.truncate(torn_from)
-        self._origins.read(manifest, self._places)
+            self._cut(PARTIAL, torn_from)
+        if self.logprobs:
+            self._read_logprobs()
+        self._origins.read(manifest, self._samples.places)
         intact = manifest is not None and digest.hexdigest() == manifest.get("sha256")
         self._report(manifest, intact, damaged)
         self.complete = (
@@ -216,11 +228,43 @@ class PointWriter:
             and intact
             and manifest.get("status") == "complete"
             and self._has_summary(manifest)
-            and all(place.file == SAMPLES for place in self._places.values())
+            and self._samples.finished
+            and self._logprobs.finished
         )
         if self.complete:
             for name in (PARTIAL, ORIGINS):
                 (self.directory / name).unlink(missing_ok=True)
+
+    def _read_logprobs(self) -> None:
+        """Find the lines of log-probabilities that are whole and have enough alternatives, the last of each sample."""
+        for name in (LOGPROBS, LOGPROBS_PARTIAL):
+            end = damaged = 0
+            for line in lines_of(self.directory / name, open_to_read):
+                offset, end = end, end + len(line)
+                found = parsed(line)
+                if found is None and name == LOGPROBS_PARTIAL and not line.endswith(b"\n"):
+                    self._cut(name, offset)
+                elif found is None:
+                    damaged += 1
+                elif found["point_id"] == self.point_id and found["alternatives"] >= self.logprobs:
+                    self._logprobs.places[key_of(found)] = Place(name, offset, len(line))
+            if damaged:
+                what = counted(damaged, "damaged line; it is made again", "damaged lines; they are made again")
+                log.warning("%s: %s", self.directory / name, what)
+
+    def _cut(self, name: str, offset: int) -> None:
+        log.info("%s: dropped a half-written last line", self.directory / name)
+        with os.fdopen(open_file(self.directory / name, os.O_WRONLY), "wb") as file:
+            file.truncate(offset)
+
+    def _require_same(self, sample: Sample) -> None:
+        """A sample that was made again for its log-probabilities must have the tokens of the one on disk."""
+        if json.loads(self._samples.line(sample.key))["token_ids"] != list(sample.token_ids):
+            what = (
+                "was made by another kind of machine or another torch, and its samples come out otherwise here, so that their"
+                " log-probabilities cannot be added; give another name"
+            )
+            raise ResultsError("name", str(self.directory), what)
 
     def _has_summary(self, manifest: Mapping[str, Any]) -> bool:
         """Whether ``summary.csv`` is as it was finished; version 0.1 kept no hash of it, there its row must fit the samples."""
@@ -248,7 +292,7 @@ class PointWriter:
             raise ResultsError(
                 "name", str(self.directory), f"holds {what}; give another name, or overwrite=true to replace what is there"
             )
-        self._places.clear()
+        self._samples.places.clear()
         self._replaces = True
 
     def _differing(self, other: str) -> str:
@@ -267,7 +311,7 @@ class PointWriter:
 
     def _report(self, manifest: dict[str, Any] | None, intact: bool, damaged: Mapping[str, list[int]]) -> None:
         if manifest is not None and not intact:
-            kept = sum(place.file == SAMPLES for place in self._places.values())
+            kept = sum(place.file == SAMPLES for place in self._samples.places.values())
             log.warning(
                 "%s was changed after it was finished: %d of its %s samples are as they were; the others are made again",
                 self.directory / SAMPLES, kept, manifest.get("lines"),
@@ -280,14 +324,14 @@ class PointWriter:
     def _remove_replaced(self) -> None:
         """Remove the other point's files, the claim that they are complete first."""
         if self._replaces:
-            for name in (MANIFEST, SUMMARY, SAMPLES, PARTIAL, ORIGINS):
+            for name in (MANIFEST, SUMMARY, SAMPLES, PARTIAL, LOGPROBS, LOGPROBS_PARTIAL, ORIGINS):
                 (self.directory / name).unlink(missing_ok=True)
             self._origins.parts = []
             self._replaces = False
 
     def _begin(self) -> None:
         """Note what the samples are made by that come now; without a sync, as a new file of each point would cost one."""
-        if (data := self._origins.begin(self._places)) is not None:
+        if (data := self._origins.begin(self._samples.places)) is not None:
             path = self.directory / ORIGINS
             temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
             with os.fdopen(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
@@ -304,48 +348,8 @@ class PointWriter:
     def _remove_temporaries(self) -> None:
         """Remove what a killed process had not finished writing."""
         for name in os.listdir(self.directory):
-            if name.endswith(TEMPORARY) and name.startswith((f".{SAMPLES}.", f".{SUMMARY}.", f".{MANIFEST}.", f".{ORIGINS}.")):
+            if name.endswith(TEMPORARY) and name.startswith(_REPLACED):
                 (self.directory / name).unlink(missing_ok=True)
-
-    def _settle(self) -> None:
-        """Make ``samples.jsonl`` hold every line, in order; where a file already does, it is not written again."""
-        samples, partial = self.directory / SAMPLES, self.directory / PARTIAL
-        if self._is_ordered(SAMPLES):
-            return
-        if self._is_ordered(PARTIAL):
-            self._remove_manifest()
-            os.replace(partial, samples)
-        else:
-            with contextlib.closing(self._lines()) as lines:
-                temporary = write_temporary(samples, lines)
-            self._remove_manifest()
-            os.replace(temporary, samples)
-        offset = 0
-        for key in sorted(self._places):
-            length = self._places[key].length
-            self._places[key] = _Place(SAMPLES, offset, length)
-            offset += length
-
-    def _is_ordered(self, name: str) -> bool:
-        """Whether file ``name`` holds exactly the lines of all samples, in order."""
-        offset = 0
-        for key in sorted(self._places):
-            place = self._places[key]
-            if place.file != name or place.offset != offset:
-                return False
-            offset += place.length
-        path = self.directory / name
-        return path.exists() and path.stat().st_size == offset
-
-    def _lines(self) -> Generator[bytes, None, None]:
-        """The lines of all samples, in order."""
-        with contextlib.ExitStack() as stack:
-            names = {place.file for place in self._places.values()}
-            files = {name: stack.enter_context(open(self.directory / name, "rb")) for name in names}
-            for key in sorted(self._places):
-                place = self._places[key]
-                files[place.file].seek(place.offset)
-                yield files[place.file].read(place.length)
 
 
 def _counts(data: bytes) -> list[str | None]:

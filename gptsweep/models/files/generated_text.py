@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ...errors import PromptError
 from .tokenizers import Tokenizer, text_of, utf8
@@ -63,3 +64,12 @@ def completion_text(tokenizer: Tokenizer, ids: Sequence[int], stops: tuple[str, 
     text = b"".join(map(tokenizer.token_bytes, ids))
     found = [(start + len(stop), start) for stop in map(utf8, stops) if (start := text.find(stop)) >= 0]
     return text_of(text[: min(found)[1]] if found else text)
+
+
+def text_ends(tokenizer: Tokenizer, ids: Sequence[int], length: int) -> Iterator[int]:
+    """For each token of a completion, how many of its ``length`` characters are complete after it."""
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    end = 0
+    for place, token in enumerate(ids, start=1):
+        end += len(decode(tokenizer.token_bytes(token)))
+        yield length if place == len(ids) else min(end, length)

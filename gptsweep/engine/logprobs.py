@@ -1,0 +1,79 @@
+"""What ``sampling.logprobs`` records of a sampled token: its rank, and the likeliest tokens at its place.
+
+Ranks and alternatives are found by comparing the logits themselves, which rounds nothing; log-probabilities are that of the
+sampled token, as it was measured when it was sampled, and differences of logits to it. So a record is the same in any batch,
+as the logits are, and its sums are those of the sample's means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..records import LOGPROB_DIGITS, TokenLogprobs
+
+
+def token_logprobs(logits: Tensor, records: npt.NDArray[Any], asked: Sequence[int]) -> list[TokenLogprobs]:
+    """The records of tokens that have just been sampled.
+
+    Args:
+        logits: ``[sequences, vocab_size]``, floating point; ``records["logits_row"]`` is the index of a row's.
+        records: `ROW` records ``[rows]``.
+        asked: how many alternatives each row wants; it gets no more than there are.
+    """
+    read, place = np.unique(records["logits_row"], return_inverse=True)  # rows that share a sequence share their alternatives
+    x = logits[torch.from_numpy(read).to(logits.device)].float()
+    ids, values = likeliest(x, min(max(asked), x.shape[-1]))
+    at = torch.from_numpy(place).to(x.device)
+    own = x[at, torch.from_numpy(records["token"].copy()).to(x.device)]
+    ranks = torch.stack([1 + (x[each] > logit).sum() for each, logit in zip(place.tolist(), own, strict=True)]).tolist()
+    above = (values.double()[at] - own.double()[:, None]).cpu().numpy() + records["logprob"][:, None]
+    top_logprobs = (above.round(LOGPROB_DIGITS) + 0.0).tolist()
+    top_ids = ids.tolist()
+    measured = (records[name].tolist() for name in ("logprob", "sampler_logprob", "entropy", "survivors"))
+    return [
+        TokenLogprobs(
+            logprob=_rounded(logprob),
+            sampler_logprob=_rounded(sampler_logprob),
+            rank=rank,
+            entropy=_rounded(entropy),
+            survivors=survivors,
+            top_ids=tuple(top_ids[shared][:n]),
+            top_logprobs=tuple(tops[:n]),
+        )
+        for logprob, sampler_logprob, entropy, survivors, rank, shared, tops, n in zip(
+            *measured, ranks, place.tolist(), top_logprobs, asked, strict=True
+        )
+    ]
+
+
+def likeliest(x: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The ids of the ``n`` greatest logits of each row, descending, and the logits; of equal ones the lower id comes first.
+
+    Args:
+        x: ``float32 [rows, vocab_size]``.
+        n: at most vocab_size.
+
+    Returns:
+        ``int64 [rows, n]`` and ``float32 [rows, n]``.
+    """
+    values, ids = x.topk(n)
+    # topk leaves open which of several equal logits it takes. Only the last it took can be equal to one that it left.
+    tied = ((x >= values[:, -1:]).sum(-1) > n).nonzero()[:, 0].tolist()
+    for row in tied:
+        least = values[row, -1]
+        first = (x[row] == least).nonzero()[:, 0][: int((values[row] == least).sum())]
+        ids[row, n - len(first) :] = first
+    by_id = ids.argsort(-1)
+    ids, values = ids.gather(-1, by_id), values.gather(-1, by_id)
+    order = values.argsort(stable=True, dim=-1, descending=True)
+    return ids.gather(-1, order), values.gather(-1, order)
+
+
+def _rounded(number: float) -> float:
+    return round(number, LOGPROB_DIGITS) + 0.0  # no minus before a zero

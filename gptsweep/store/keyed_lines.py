@@ -1,0 +1,100 @@
+"""Lines of a point's samples in two files: appended to one as they come, then made one file in the order of the samples."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .durable import append, sync_directory, write_temporary
+from .schema import Key
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the whole line of a sample lies."""
+
+    file: str
+    offset: int
+    length: int
+
+
+class KeyedLines:
+    """Where each sample's line is, and how it gets there. Memory grows by a key and a place for each, not by its text.
+
+    Args:
+        directory: of the run.
+        whole: the name of the file of a finished point.
+        partial: the name of the one that lines are appended to.
+    """
+
+    def __init__(self, directory: Path, whole: str, partial: str) -> None:
+        self.directory, self.whole, self.partial = directory, whole, partial
+        self.places: dict[Key, Place] = {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether no line lies in the partial file."""
+        return all(place.file == self.whole for place in self.places.values())
+
+    def append(self, lines: Mapping[Key, bytes]) -> None:
+        """Append lines to the partial file; they are durable when this returns."""
+        offset = append(self.directory / self.partial, b"".join(lines.values()))
+        if offset == 0:
+            sync_directory(self.directory)
+        for key, line in lines.items():
+            self.places[key] = Place(self.partial, offset, len(line))
+            offset += len(line)
+
+    def line(self, key: Key) -> bytes:
+        """The line of one sample."""
+        place = self.places[key]
+        with open(self.directory / place.file, "rb") as file:
+            file.seek(place.offset)
+            return file.read(place.length)
+
+    def lines(self) -> Generator[bytes, None, None]:
+        """The lines of all samples, in order."""
+        with contextlib.ExitStack() as stack:
+            names = {place.file for place in self.places.values()}
+            files = {name: stack.enter_context(open(self.directory / name, "rb")) for name in names}
+            for key in sorted(self.places):
+                place = self.places[key]
+                files[place.file].seek(place.offset)
+                yield files[place.file].read(place.length)
+
+    def settle(self, before: Callable[[], None]) -> None:
+        """Make the whole file hold every line, in order; where it already does, it is not written again.
+
+        Args:
+            before: is called before that file changes.
+        """
+        whole, partial = self.directory / self.whole, self.directory / self.partial
+        if self._is_ordered(self.whole):
+            return
+        if self._is_ordered(self.partial):
+            before()
+            os.replace(partial, whole)
+        else:
+            with contextlib.closing(self.lines()) as lines:
+                temporary = write_temporary(whole, lines)
+            before()
+            os.replace(temporary, whole)
+        offset = 0
+        for key in sorted(self.places):
+            length = self.places[key].length
+            self.places[key] = Place(self.whole, offset, length)
+            offset += length
+
+    def _is_ordered(self, name: str) -> bool:
+        """Whether file ``name`` holds exactly the lines of all samples, in order."""
+        offset = 0
+        for key in sorted(self.places):
+            place = self.places[key]
+            if place.file != name or place.offset != offset:
+                return False
+            offset += place.length
+        path = self.directory / name
+        return path.exists() and path.stat().st_size == offset
