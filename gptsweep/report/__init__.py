@@ -37,7 +37,8 @@ def report(
 def page(data: dict[str, Any]) -> str:
     """The page around its data. Nothing in ``data`` can end the script element it stands in."""
     assets = resources.files(__package__)
-    parts = {name: (assets / f"page.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
+    names = {"html": ("page.html",), "css": ("page.css", "tokens.css"), "js": ("tokens.js", "page.js")}
+    parts = {part: "".join((assets / name).read_text(encoding="utf-8") for name in files) for part, files in names.items()}
     # In a pattern of JavaScript, code points of more than four digits stand in braces.
     unsafe = re.sub(r"\\U000([0-9a-f]{5})", r"\\u{\1}", UNSAFE)
     text = json.dumps(data | {"unsafe": unsafe}, ensure_ascii=True, allow_nan=False, separators=(",", ":"))

@@ -16,6 +16,7 @@ from ..analysis.samplers import SamplerComparison
 from ..analysis.stats import MIN_PAIRS, by_seed
 from ..analysis.sweep import Sweep
 from ..store.schema import MEANS, SAMPLE_KEY, STATUSES
+from .token_data import token_columns
 
 MAX_CELLS = 20_000
 """Means over settings that a page holds; where there would be more it offers none."""
@@ -31,6 +32,7 @@ def page_data(
     shown = sweep.thinned()
     values = {key: ordered(groups[key]) for key in keys}
     statuses = sweep.summary["status"].to_dict()
+    measured = measured_samples(shown, group_of)
     return {
         "title": title,
         "facts": facts(sweep),
@@ -61,7 +63,8 @@ def page_data(
         "samplers": [sampler_curves(each) for each in comparisons],
         "min_pairs": MIN_PAIRS,
         "prompts": list(shown.samples["prompt"].cat.categories),
-        "samples": sample_columns(shown, group_of),
+        "samples": sample_columns(shown, measured),
+        "tokens": token_columns(shown, shown.samples.loc[measured.index]),
         "total": int(groups["num_samples"].sum()),
         "reference": {name: number(reference.metrics.get(name)) for name in sweep.metrics} if reference else None,
         "reference_note": f"Reference text {reference.source}. {reference.note}".strip() if reference else "",
@@ -130,11 +133,15 @@ def sampler_curves(found: SamplerComparison) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def sample_columns(sweep: Sweep, group_of: Mapping[int, int]) -> dict[str, Any]:
-    """The samples, column by column, each once; a metric per sample is None where it has no value."""
+def measured_samples(sweep: Sweep, group_of: Mapping[int, int]) -> pd.DataFrame:
+    """`Sweep.measured` of the samples on the page, each once, with its ``group``."""
     measured = sweep.measured(sweep.summary)
     measured["group"] = measured["point"].map(group_of)
-    measured = measured[~measured.duplicated(["group", "copy_of", *SAMPLE_KEY])]
+    return measured[~measured.duplicated(["group", "copy_of", *SAMPLE_KEY])]
+
+
+def sample_columns(sweep: Sweep, measured: pd.DataFrame) -> dict[str, Any]:
+    """The samples that are `measured_samples`, column by column; a metric per sample is None where it has no value."""
     samples = sweep.samples.loc[measured.index]
     columns: dict[str, Any] = {
         "group": measured["group"].tolist(),

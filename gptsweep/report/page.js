@@ -102,7 +102,7 @@ const open = keys.map(() => (data.cells ? all : 0)); // a page that holds no mea
 const state = {
   metric: first, x: numeric[0] ?? 0, y: numeric[1] ?? 0, fixed: open.slice(),
   mx: onAxis("x"), my: onAxis("y"),
-  columns: spread(), at: 0, find: "", sort: "", base: null, all: false,
+  columns: spread(), at: 0, find: "", sort: "", base: null, all: false, inside: false,
 };
 
 /** The points that the sample browser opens with: along the first setting its ends and its middle, of the others the middle. */
@@ -140,6 +140,7 @@ function readAddress() {
     if (asked.length) state.columns = [...new Set(asked)].slice(0, MAX_COLUMNS);
   }
   state.find = given.get("find") ?? state.find;
+  state.inside = given.get("inside") === "1";
   const sort = given.get("sort") ?? state.sort, sorted = sort.replace(/^-/, "");
   state.sort = byName[sorted] || keys.some((one) => one.name === sorted) ? sort : "";
   state.base = given.get("base") === TEXT && data.reference ? TEXT : group(given.get("base") ?? "");
@@ -158,6 +159,7 @@ function writeAddress() {
   if (places.length) parts.set("sample", places[state.at].id);
   for (const name of ["find", "sort"]) if (state[name]) parts.set(name, state[name]);
   if (state.base !== null) parts.set("base", state.base);
+  if (state.inside) parts.set("inside", "1");
   ours = "#" + parts;
   history.replaceState(null, "", ours);
 }
@@ -760,6 +762,8 @@ function write(node, text, find = state.find.toLowerCase()) {
   plain(text.slice(from));
 }
 
+const inside = tokenView(data.tokens, { el, write, show, text: (i) => samples.text[i] });
+
 /** Runs of a phrase of at most 120 characters said at least three times on end, over at least 24 characters. */
 function repeats(text) {
   const found = [];
@@ -839,6 +843,8 @@ function drawSampleControls() {
     el("button", { type: "button", id: "next", onclick: () => move(1) }, "Next →"),
     el("span", { id: "where", role: "status" }), el("label", {}, "Filter ", search),
     el("button", { type: "button", id: "more", onclick: () => { const free = [...readable, ...every].find((g) => !state.columns.includes(g)); if (free !== undefined) toggle(free); } }, "Add a column"),
+    inside.some && el("button", { type: "button", id: "inside", "aria-pressed": String(state.inside), onclick: () => update({ inside: !state.inside }, drawSampleControls, drawSamples) }, "Shade by surprise"),
+    inside.some && state.inside && inside.legend(),
     el("span", { class: "keys" }, el("kbd", {}, "←"), " ", el("kbd", {}, "→"), " move on"));
   const shownCount = samples.text.length;
   $("samples-lead").textContent = (count > 1
@@ -887,6 +893,15 @@ function drawSamples() {
     const bits = [plural(samples.completion_tokens[i], "token"), `perplexity ${samples.logprob_mean[i] === null ? "–" : show(Math.exp(-samples.logprob_mean[i]))}`];
     if (at && fork !== null) bits.push(text === reference ? "the same text as A" : fork ? `parts from A after ${plural(fork, "character")}` : "differs from A at once");
     head.append(el("span", { class: "facts" }, bits.join(" · ")));
+    const ending = el("span", { class: "end" }, { length: "", stop: " ■ stop string", eot: " ■ end of text", overflow: " ■ context full" }[samples.finish[i]] || "");
+    const promptOwn = prompts.size > 1 && promptBox(samples.prompt[i]);
+    if (state.inside && inside.has(i)) {
+      const parting = fork !== null && !(at && text === reference) ? fork : null;
+      const [shaded, panel] = inside.body(i, parting, at ? "here it parts from A" : "here the others part from it");
+      shaded.append(ending);
+      box.append(el("div", {}, promptOwn, shaded, panel));
+      return box;
+    }
     const body = el("div", { class: "text" });
     if (fork !== null && !(at && text === reference) && fork < text.length) {
       const before = el("span", { class: "before" });
@@ -905,8 +920,8 @@ function drawSamples() {
       writeFolded(whole, text, `${i}w`);
       if (whole !== body) body.append(whole);
     }
-    body.append(el("span", { class: "end" }, { length: "", stop: " ■ stop string", eot: " ■ end of text", overflow: " ■ context full" }[samples.finish[i]] || ""));
-    box.append(el("div", {}, prompts.size > 1 && promptBox(samples.prompt[i]), body));
+    body.append(ending);
+    box.append(el("div", {}, promptOwn, body, state.inside && el("p", { class: "note inspect" }, "The tokens of this sample are not on this page.")));
     return box;
   }));
 }

@@ -1,0 +1,63 @@
+"""What the page shows inside a sample: of each token its text, how likely it was, and what else was likely there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from ..analysis.sweep import Sweep
+from ..analysis.tokens import logprobs_of
+from ..store.schema import SAMPLE_KEY
+
+MAX_TOKENS = 100_000
+"""Tokens that a page holds the measurements of: about 10 MB."""
+ALTERNATIVES = 8
+"""Alternatives of a token that it holds."""
+
+
+def token_columns(sweep: Sweep, samples: pd.DataFrame) -> dict[str, Any] | None:
+    """The measured tokens of the samples on the page; None where none was made with ``sampling.logprobs``.
+
+    Of each place (prompt, seed, sample_index) the samples of all points are there or none, the first places first.
+
+    Args:
+        sweep: that they are of.
+        samples: rows of ``Sweep.samples`` in the order of the page.
+
+    Returns:
+        ``texts``, each once; and ``of``, for each sample None or its tokens: ``text`` and ``tops`` are places in ``texts``,
+        ``ends`` counts a script's characters (UTF-16), logarithms are in nats.
+    """
+    order = samples.groupby(list(SAMPLE_KEY), sort=True).ngroup()
+    tokens = samples["completion_tokens"].groupby(order).sum().sort_index().cumsum()
+    held = samples[order.isin(tokens.index[tokens <= MAX_TOKENS]).to_numpy(bool)]
+    texts: dict[str, int] = {}
+    place = {label: number for number, label in enumerate(samples.index)}
+    found: list[dict[str, Any] | None] = [None] * len(samples)
+    for label, line in logprobs_of(held, sweep.directories):
+        found[place[label]] = _tokens(line, str(samples["completion"].loc[label]), texts)
+    return {"texts": list(texts), "of": found} if texts else None
+
+
+def _tokens(line: dict[str, Any], completion: str, texts: dict[str, int]) -> dict[str, Any]:
+    """One sample's tokens; ``texts`` takes texts that it does not have yet."""
+    known = {token: texts.setdefault(text, len(texts)) for token, text in line["texts"].items()}
+    return {
+        "text": [known[str(token)] for token in line["token_ids"]],
+        "ends": _in_utf16(completion, line["ends"]),
+        "tops": [[known[str(token)] for token in ids[:ALTERNATIVES]] for ids in line["top_ids"]],
+        "logprob": [round(value, 3) for value in line["logprob"]],
+        "sampler": [round(value, 3) for value in line["sampler_logprob"]],
+        "entropy": [round(value, 2) for value in line["entropy"]],
+        "top": [[round(value, 3) for value in values[:ALTERNATIVES]] for values in line["top_logprobs"]],
+        "rank": line["rank"],
+        "left": line["survivors"],
+    }
+
+
+def _in_utf16(text: str, ends: Sequence[int]) -> list[int]:
+    """Places in a text, counted as a script counts them."""
+    wide = [place for place, character in enumerate(text) if ord(character) > 0xFFFF]
+    return [end + sum(place < end for place in wide) for end in ends] if wide else list(ends)
