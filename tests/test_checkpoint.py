@@ -650,7 +650,7 @@ def test_a_tokenizer_of_another_kind_is_refused(tmp_path: Path, trained_vocabula
     good = json.loads(path.read_text())
     assert isinstance(hf(tmp_path).tokenizer, BytePairTokenizer)
     for change, says in [
-        ({"normalizer": {"type": "NFC"}}, "normalizer='NFC'"),
+        ({"normalizer": {"type": "Lowercase"}}, "normalizer.type='Lowercase'"),
         ({"pre_tokenizer": {"type": "Metaspace"}}, "pre_tokenizer.type='Metaspace'"),
         ({"model": good["model"] | {"type": "Unigram"}}, "model.type='Unigram'"),
         ({"model": good["model"] | {"byte_fallback": True}}, "model.byte_fallback=True"),

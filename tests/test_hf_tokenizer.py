@@ -91,7 +91,7 @@ def ours(directory: Path, limit: int = 500) -> Tokenizer:
     def find(name: str) -> Path | None:
         return path if (path := directory / name).is_file() else None
 
-    found = read_hf_tokenizer(find, limit=limit, eot_id=0, key="model.path", value="here")
+    found = read_hf_tokenizer(find, config={"eos_token_id": 0}, limit=limit, key="model.path", value="here")
     assert found is not None
     return found
 
@@ -253,7 +253,7 @@ def test_a_hostile_tokenizer_json_neither_pads_nor_truncates_nor_runs_its_expres
     assert ours(write(tmp_path, hostile)).encode("self" * 50) == plain
     slow = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
     for part in ({"pre_tokenizer": slow}, {"normalizer": {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}}):
-        with pytest.raises(ModelError, match=r"its tokenizer\.json has (pre_tokenizer\.type|normalizer)="):
+        with pytest.raises(ModelError, match=r"its tokenizer\.json has (pre_tokenizer|normalizer)\.type="):
             ours(write(tmp_path, trained | part))
     (tmp_path / "tokenizer.json").write_text("[" * 100_000)
     with pytest.raises(ModelError, match=r"its tokenizer\.json cannot be read"):

@@ -23,6 +23,7 @@ from ..analysis.sweep import Sweep
 from ..display import get_logger
 from ..engine.backend import Scorer
 from ..errors import GptsweepError, ResultsError
+from ..models.files.generated_text import completion_text
 from ..prompts import read_reference
 from ..records import DTYPES, MODELS
 from ..store.durable import atomic_write
@@ -133,7 +134,7 @@ def score(model: OpenModel, text: str, *, length: int, pieces: int) -> list[dict
         piece = ids[start : start + length]
         place = {"prompt_index": 0, "seed": 0, "sample_index": index, "prompt_tokens": start}
         said = {
-            "completion": model.tokenizer.decode(piece),
+            "completion": completion_text(model.tokenizer, piece, (), None),
             "token_ids": piece,
             "completion_tokens": length,
             "finish_reason": "length",

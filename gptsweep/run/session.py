@@ -19,6 +19,7 @@ from ..analysis.summary import summarise, text_metrics
 from ..display import counted, get_logger
 from ..engine.backend import BackendProgress
 from ..errors import GptsweepError, Interrupted, ResultsError
+from ..models.files.generated_text import text_so_far
 from ..prompts import read_prompts
 from ..records import DeviceSettings, ModelSource, Prefix, Sample
 from ..store.reader import read_manifest
@@ -40,6 +41,9 @@ _SIGPIPE = 13  # Windows has no name for it
 _OPEN_POINTS = 200
 """Points whose directories are held open at once, at most: each takes a file descriptor, of which a process has few."""
 
+
+_SHOWN = 80
+"""Characters of a prompt, and tokens of a sample, that a line of progress is made of."""
 
 _MORE = "sample more than asked for: it stays, and counts", "samples more than asked for: they stay, and count"
 _STRANGE = (
@@ -293,8 +297,8 @@ class _Batch:
             tasks, unfinished = self.in_flight
             for (place, key), prefix in itertools.islice(unfinished(), 1):
                 task = tasks[place]
-                text = task.prompts[key[0]].text[-80:] + self.model.tokenizer.decode(prefix.token_ids[-80:])
-                self.progress.show_text(text)
+                made = text_so_far(self.model.tokenizer, prefix.token_ids, _SHOWN)
+                self.progress.show_text(task.prompts[key[0]].text[-_SHOWN:] + made)
         if self.unfinished is not None and self.unfinished.due:
             self._keep()
         if isinstance(self.progress.refusal, BrokenPipeError):

@@ -1,12 +1,17 @@
-"""Byte-level byte-pair vocabularies other than GPT-2's, by Hugging Face's ``tokenizers``."""
+"""Vocabularies that Hugging Face's ``tokenizers`` encodes for, and among them the byte-level ones of GPT-2's kind."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING
 
 from .tokenizers import Tokenizer, bytes_by_id, bytes_of, fingerprint_of, refuse, require_unicode
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken
+    from tokenizers import Tokenizer as Encoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +34,63 @@ class Added:
         return not (self.lstrip or self.rstrip or self.single_word)
 
 
-class BytePairTokenizer(Tokenizer):
-    """A byte-level byte-pair vocabulary other than GPT-2's, by Hugging Face's ``tokenizers``.
+class LibraryTokenizer(Tokenizer):
+    """A vocabulary for which Hugging Face's ``tokenizers`` encodes.
+
+    Args:
+        encoder: the library's tokenizer, which adds nothing of its own.
+        table: bytes by id.
+        added: the texts of the added tokens.
+        spells: whether a character has a token; None where each has.
+        eot_id: the token that ends a text, None where there is none.
+        first_ids: tokens that every prompt begins with.
+        fingerprint: as of `Tokenizer`.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        table: Sequence[bytes],
+        added: Iterable[str],
+        spells: Callable[[str], bool] | None,
+        eot_id: int | None,
+        first_ids: Sequence[int],
+        fingerprint: str,
+    ) -> None:
+        self._encoder = encoder
+        self._bytes = table
+        self._added = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True))) or r"(?!)")
+        self._spells = spells
+        self._first_ids = list(first_ids)
+        self.vocab_size = len(table)
+        self.eot_id = eot_id
+        self.fingerprint = fingerprint
+
+    def encode(self, text: str) -> list[int]:
+        return self._first_ids + self.encode_bare(text)
+
+    def encode_bare(self, text: str) -> list[int]:
+        require_unicode(text)
+        if self._spells is not None:
+            self._require_spelling(text, self._spells)
+        ids: list[int] = self._encoder.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes_of(self._bytes, token)
+
+    def _require_spelling(self, text: str, spells: Callable[[str], bool]) -> None:
+        """Refuse a character without a token; the library would leave it out."""
+        start = 0
+        for found in [*self._added.finditer(text), None]:
+            for place in range(start, len(text) if found is None else found.start()):
+                if not spells(text[place]):
+                    refuse(text, place, "is not in the model's vocabulary")
+            start = 0 if found is None else found.end()
+
+
+class BytePairTokenizer(LibraryTokenizer):
+    """A byte-level byte-pair vocabulary other than GPT-2's, which splits text as GPT-2's does.
 
     tiktoken is not used: it takes a token's id for the rank of its merge and merges any pair that spells a token, which holds
     for GPT-2's vocabulary and not for every other.
@@ -54,8 +114,8 @@ class BytePairTokenizer(Tokenizer):
         first_ids: Sequence[int] = (),
     ) -> None:
         # Imported late: only models with a vocabulary of their own need it.
-        from tokenizers import AddedToken, models, pre_tokenizers
         from tokenizers import Tokenizer as Encoder
+        from tokenizers import models, pre_tokenizers
 
         spelling = {byte: character for character, byte in byte_alphabet().items()}
 
@@ -68,53 +128,40 @@ class BytePairTokenizer(Tokenizer):
             if ids.setdefault(text, token.id) != token.id:
                 raise ValueError(f"the added token {text!r} has the ids {token.id} and {ids[text]}")
         once = dict.fromkeys(merges)  # of a pair that stands there twice the first counts
-        self._encoder = Encoder(models.BPE(ids, [(spelt(left), spelt(right)) for left, right in once]))
-        self._encoder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
-        self._encoder.add_tokens(
-            [
-                AddedToken(
-                    text,
-                    lstrip=token.lstrip,
-                    rstrip=token.rstrip,
-                    single_word=token.single_word,
-                    normalized=token.normalized,
-                    special=True,
-                )
-                for text, token in added.items()
-            ]
-        )
-        self._added = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True))) or r"(?!)")
-        self._spells_all = all(bytes([byte]) in vocabulary for byte in range(256))
-        self._vocabulary = dict(vocabulary)
-        self._first_ids = list(first_ids)
+        encoder = Encoder(models.BPE(ids, [(spelt(left), spelt(right)) for left, right in once]))
+        encoder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+        encoder.add_tokens(library_tokens(added))
+        known = frozenset(vocabulary)
+
+        def spells(character: str) -> bool:
+            return all(bytes([byte]) in known for byte in character.encode())
+
         numbers = {text: token.id for text, token in added.items()}
-        self._bytes = bytes_by_id(vocabulary, numbers)
-        self.vocab_size = len(self._bytes)
-        self.eot_id = eot_id
+        table = bytes_by_id(vocabulary, numbers)
         pairs = [(left.hex(), right.hex()) for left, right in merges]
-        tokens = [token.hex() for token in self._bytes]
         flags = [(text, *astuple(token)[1:4]) for text, token in sorted(added.items()) if not token.takes_plain_text]
-        more = [part for part in (flags, self._first_ids) if part]
-        self.fingerprint = fingerprint_of("bytepair", tokens, pairs, sorted(numbers.items()), eot_id, prefix_space, *more)
+        more = [part for part in (flags, list(first_ids)) if part]
+        tokens = [token.hex() for token in table]
+        fingerprint = fingerprint_of("bytepair", tokens, pairs, sorted(numbers.items()), eot_id, prefix_space, *more)
+        spells_all = all(bytes([byte]) in known for byte in range(256))
+        super().__init__(encoder, table, added, None if spells_all else spells, eot_id, first_ids, fingerprint)
 
-    def encode(self, text: str) -> list[int]:
-        require_unicode(text)
-        if not self._spells_all:
-            self._require_spelling(text)
-        ids: list[int] = self._encoder.encode(text, add_special_tokens=False).ids
-        return self._first_ids + ids
 
-    def token_bytes(self, token: int) -> bytes:
-        return bytes_of(self._bytes, token)
+def library_tokens(added: Mapping[str, Added]) -> list[AddedToken]:
+    """Added tokens as the library takes them."""
+    from tokenizers import AddedToken  # late, as above
 
-    def _require_spelling(self, text: str) -> None:
-        """Refuse a character with a byte that has no token; the library would leave it out."""
-        start = 0
-        for found in [*self._added.finditer(text), None]:
-            for place in range(start, len(text) if found is None else found.start()):
-                if not all(bytes([byte]) in self._vocabulary for byte in text[place].encode()):
-                    refuse(text, place, "is not in the model's vocabulary")
-            start = 0 if found is None else found.end()
+    return [
+        AddedToken(
+            text,
+            lstrip=token.lstrip,
+            rstrip=token.rstrip,
+            single_word=token.single_word,
+            normalized=token.normalized,
+            special=True,
+        )
+        for text, token in added.items()
+    ]
 
 
 def byte_alphabet() -> dict[str, int]:

@@ -10,6 +10,8 @@ from ...errors import PromptError
 from .tokenizers import Tokenizer, text_of, utf8
 
 _LONGEST_BREAKER, _LONGEST_TAIL = 40, 20
+_CONTINUES = bytes(range(0x80, 0xC0))
+"""The bytes of a character in UTF-8 but its first."""
 
 
 def stop_matcher(tokenizer: Tokenizer, stops: tuple[str, ...]) -> Callable[[int], bool]:
@@ -50,7 +52,7 @@ def breaker_tokens(tokenizer: Tokenizer, breakers: tuple[str, ...]) -> tuple[tup
                 rest = wanted[begun:]
                 if own.endswith(wanted[:begun]) and (rest.decode("utf-8", "replace").encode() == rest):
                     with contextlib.suppress(PromptError):  # what the model has no tokens for, it cannot generate
-                        found[(token, *tokenizer.encode(rest.decode())[:_LONGEST_TAIL])] = None
+                        found[(token, *tokenizer.encode_bare(rest.decode())[:_LONGEST_TAIL])] = None
     return tuple(found)
 
 
@@ -73,3 +75,11 @@ def text_ends(tokenizer: Tokenizer, ids: Sequence[int], length: int) -> Iterator
     for place, token in enumerate(ids, start=1):
         end += len(decode(tokenizer.token_bytes(token)))
         yield length if place == len(ids) else min(end, length)
+
+
+def text_so_far(tokenizer: Tokenizer, ids: Sequence[int], most: int) -> str:
+    """The text of the last ``most`` of ``ids`` while more are to come: a character that is cut at either end is left out."""
+    text = b"".join(map(tokenizer.token_bytes, ids[-most:]))
+    if len(ids) > most:
+        text = text.lstrip(_CONTINUES)
+    return codecs.getincrementaldecoder("utf-8")("replace").decode(text)

@@ -100,10 +100,7 @@ def _file(path: Path, files: ModelFiles) -> Iterable[tuple[str, StoredTensor]]:
 
 
 def _tokenizer(settings: Mapping[str, Any], vocab_size: int, files: ModelFiles) -> Tokenizer:
-    end = settings.get("eos_token_id")
-    end = end[0] if isinstance(end, list) and end else end
-    eot_id = end if isinstance(end, int) else None
-    found = read_hf_tokenizer(_sized(files), limit=vocab_size, eot_id=eot_id, key=files.key, value=files.value)
+    found = read_hf_tokenizer(_sized(files), config=settings, limit=vocab_size, key=files.key, value=files.value)
     if found is not None:
         return found
     what = "tokenizer.json, or vocab.json with merges.txt"

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, AnyStr
 
 from ...display import get_logger
-from ...errors import ModelError
-from .byte_pairs import Added, BytePairTokenizer, byte_alphabet
+from ...errors import ModelError, brief
+from .byte_pairs import Added, BytePairTokenizer, LibraryTokenizer, byte_alphabet
+from .hf_pipeline import QWEN, Pipeline, PipelineTokenizer, llama, read_pipeline
+from .hf_text import HFTokenizer
 from .tokenizers import END_OF_TEXT, GPT2Tokenizer, Tokenizer, gpt2_ranks, utf8
 
 log = get_logger(__name__)
 
 _GPT2_MERGES = 50_000
+_STEPS_FROM_JSON = ("mistral", "olmo2")
+"""The model types for which transformers takes tokenizer.json's steps, whatever tokenizer_config.json calls their class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,80 +32,132 @@ class _Vocabulary:
     added: Mapping[str, Added]
     prefix_space: bool = False
     first_ids: Sequence[int] = ()
+    pipeline: Pipeline | None = None  # None: GPT-2's
 
 
 def read_hf_tokenizer(
-    find: Callable[[str], Path | None], *, limit: int, eot_id: int | None, key: str, value: str
+    find: Callable[[str], Path | None], *, config: Mapping[str, Any], limit: int, key: str, value: str
 ) -> Tokenizer | None:
     """The tokenizer of a Hugging Face model directory, from ``tokenizer.json`` or ``vocab.json`` with ``merges.txt``.
 
     Args:
         find: the path of one of the model's files, None where it has no such file.
+        config: the model's ``config.json``.
         limit: rows of the model's embedding; an added token at or beyond it is left out, said in the log.
-        eot_id: what the model's config calls its end-of-text token.
         key: the config key to name in errors, and
         value: its value.
 
     Returns:
-        `GPT2Tokenizer` where the vocabulary is GPT-2's, with or without added tokens; None where there is no vocabulary file.
+        `GPT2Tokenizer` where the vocabulary is GPT-2's, with or without added tokens, and no file names further end tokens or a
+        chat template; None where there is no vocabulary file.
 
     Raises:
-        ModelError: the vocabulary is damaged, larger than the model's, or works in a way that is not GPT-2's.
+        ModelError: the vocabulary is damaged, larger than the model's, or works in a way that gptsweep does not run.
     """
 
     def wrong(what: str) -> ModelError:
-        return ModelError(key, value, f"{what}; gptsweep reads GPT-2's kind of byte-level byte-pair vocabularies")
+        return ModelError(key, value, f"{what}; gptsweep reads byte-pair vocabularies, byte-level or with byte fallback")
 
-    def read(name: str) -> Any:
-        if (path := find(name)) is None:
-            return None
+    def text(name: str) -> str | None:
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            return None if (path := find(name)) is None else path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
             raise wrong(f"its {name} cannot be read ({error})") from error
 
+    def read(name: str) -> Any:
+        try:
+            return None if (contents := text(name)) is None else json.loads(contents)
+        except (ValueError, RecursionError) as error:
+            raise wrong(f"its {name} cannot be read ({error})") from error
+
+    def settings_in(name: str) -> dict[str, Any] | None:
+        if (settings := read(name)) is not None and not isinstance(settings, dict):
+            raise wrong(f"its {name} is not a JSON object")
+        return settings
+
     try:
-        settings = read("tokenizer_config.json")
-        if settings is not None and not isinstance(settings, dict):
-            raise wrong("its tokenizer_config.json is not a JSON object")
+        settings = settings_in("tokenizer_config.json")
         if (whole := read("tokenizer.json")) is not None:
             vocabulary = _from_tokenizer_json(whole, wrong)
-        elif (ids := read("vocab.json")) is not None and (path := find("merges.txt")) is not None:
-            lines = path.read_text(encoding="utf-8").split("\n")
-            merges = [_pair(line) for line in lines if line and not line.startswith("#version")]
-            vocabulary = _Vocabulary(ids, merges, _added_tokens(read, ids, settings or {}))
+        elif (ids := read("vocab.json")) is not None and (lines := text("merges.txt")) is not None:
+            merges = [_pair(line) for line in lines.split("\n") if line and not line.startswith("#version")]
+            pipeline = QWEN if _class(settings or {}) == "Qwen2Tokenizer" else None
+            vocabulary = _Vocabulary(ids, merges, _added_tokens(read, ids, settings or {}), pipeline=pipeline)
         elif settings is not None:
             kind = settings.get("tokenizer_class")
             raise wrong(f"its tokenizer is a {kind or 'kind'} without tokenizer.json, or vocab.json and merges.txt")
         else:
             return None
-        return _build(_configured(vocabulary, settings or {}, wrong), limit, eot_id, wrong)
+        settings = {**(settings_in("special_tokens_map.json") or {}), **(settings or {})}
+        ends = _ends("config.json", config, wrong)
+        configured = _configured(vocabulary, settings, config.get("model_type"), wrong)
+        tokenizer = _build(configured, limit, ends[0] if ends else None, wrong)
+        ends += _ends("generation_config.json", settings_in("generation_config.json") or {}, wrong)
+        if configured.first_ids:
+            log.info("%s is put before each prompt", tokenizer.decode(configured.first_ids))
+        return HFTokenizer.of(tokenizer, ends, _special_tokens(settings), _chat_template(text, settings, wrong), value)
     except ModelError:
         raise
     except Exception as error:  # what a damaged file raises is of many kinds, and the library's have no class of their own
         raise wrong(f"its vocabulary files are damaged ({type(error).__name__}: {error})") from error
 
 
+def _class(settings: Mapping[str, Any]) -> str:
+    return str(settings.get("tokenizer_class")).removesuffix("Fast")
+
+
+def _ends(name: str, settings: Mapping[str, Any], wrong: Callable[[str], ModelError]) -> list[int]:
+    """The tokens that end a text, as a model's config names them."""
+    found = settings.get("eos_token_id")
+    ends = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(token) is int for token in ends):
+        raise wrong(f"its {name} has eos_token_id={brief(found)}, which is neither a token's id nor a list of them")
+    return list(ends)
+
+
+def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Texts of special tokens by name: ``bos_token``, ``eos_token`` and others, which a chat template may ask for."""
+    texts = {
+        name: token.get("content") if isinstance(token, dict) else token
+        for name, token in settings.items()
+        if name.endswith("_token") and not name.startswith("add_")
+    }
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def _chat_template(
+    text: Callable[[str], str | None], settings: Mapping[str, Any], wrong: Callable[[str], ModelError]
+) -> str | None:
+    """The template of conversations; of several, which have names, the one called ``default``."""
+    if (found := text("chat_template.jinja")) is not None:
+        return found
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        named = {each["name"]: each["template"] for each in template}
+        if "default" not in named:
+            log.warning("none of the chat templates is the default one: %s", ", ".join(map(str, named)))
+        template = named.get("default")
+    if template is not None and not isinstance(template, str):
+        raise wrong(f"its tokenizer_config.json has chat_template={brief(template)}, which is no text")
+    return template
+
+
 def _from_tokenizer_json(whole: Any, wrong: Callable[[str], ModelError]) -> _Vocabulary:
-    model, split = whole["model"], whole.get("pre_tokenizer") or {}
-    unusual = [
+    model = whole["model"]
+    for name, is_there, usual in (
         ("model.type", model.get("type", "BPE"), "BPE"),
         ("model.dropout", model.get("dropout") or None, None),
-        ("model.byte_fallback", model.get("byte_fallback") or False, False),
-        ("model.ignore_merges", model.get("ignore_merges") or False, False),
         ("model.continuing_subword_prefix", model.get("continuing_subword_prefix") or "", ""),
         ("model.end_of_word_suffix", model.get("end_of_word_suffix") or "", ""),
-        ("normalizer", (whole.get("normalizer") or {}).get("type"), None),
-        ("pre_tokenizer.type", split.get("type"), "ByteLevel"),
-        ("pre_tokenizer.use_regex", split.get("use_regex", True), True),
-    ]
-    for name, is_there, usual in unusual:
+    ):
         if is_there != usual:
-            raise wrong(f"its tokenizer.json has {name}={is_there!r} where GPT-2's has {usual!r}")
+            raise wrong(f"its tokenizer.json has {name}={brief(is_there)} where gptsweep runs {usual!r}")
+    pipeline = read_pipeline(whole, wrong)
     added = {token["content"]: _added(token["id"], token) for token in whole.get("added_tokens") or []}
     merges = [_pair(pair) if isinstance(pair, str) else (pair[0], pair[1]) for pair in model["merges"]]
     first_ids = _ids_in_front(whole.get("post_processor") or {}, wrong)
-    return _Vocabulary(model["vocab"], merges, added, bool(split.get("add_prefix_space")), first_ids)
+    kept = None if pipeline.is_gpt2 else pipeline
+    return _Vocabulary(model["vocab"], merges, added, pipeline.puts_space, first_ids, kept)
 
 
 def _ids_in_front(template: Any, wrong: Callable[[str], ModelError]) -> list[int]:
@@ -119,12 +175,21 @@ def _ids_in_front(template: Any, wrong: Callable[[str], ModelError]) -> list[int
     return []
 
 
-def _configured(vocabulary: _Vocabulary, settings: Mapping[str, Any], wrong: Callable[[str], ModelError]) -> _Vocabulary:
-    """``vocabulary`` with what ``tokenizer_config.json`` adds to it: ``add_prefix_space`` and ``add_bos_token``."""
-    # transformers takes the setting of classes that are made of a vocabulary, and tokenizer.json's for the others.
-    from_json = settings.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
-    if "add_prefix_space" in settings and not from_json:
-        vocabulary = replace(vocabulary, prefix_space=bool(settings["add_prefix_space"]))
+def _configured(
+    vocabulary: _Vocabulary, settings: Mapping[str, Any], model_type: object, wrong: Callable[[str], ModelError]
+) -> _Vocabulary:
+    """``vocabulary`` with what ``tokenizer_config.json`` changes: ``add_prefix_space``, ``legacy`` and ``add_bos_token``."""
+    # transformers takes the settings of classes that are made of a vocabulary, and tokenizer.json's for the others.
+    kind, pipeline = _class(settings), vocabulary.pipeline
+    from_json = kind in ("PreTrainedTokenizer", "TokenizersBackend") or model_type in _STEPS_FROM_JSON
+    if pipeline is not None and kind == "LlamaTokenizer":
+        if not from_json and not pipeline.is_byte_level:
+            puts_space = settings.get("add_prefix_space") in (None, True)
+            vocabulary = replace(vocabulary, pipeline=llama(pipeline, puts_space, bool(settings.get("legacy"))))
+    elif "add_prefix_space" in settings and not from_json:
+        puts_space = bool(settings["add_prefix_space"])
+        pipeline = None if pipeline is None else pipeline.with_prefix_space(puts_space)
+        vocabulary = replace(vocabulary, prefix_space=puts_space, pipeline=pipeline)
     if settings.get("add_bos_token") and not vocabulary.first_ids:
         bos = settings.get("bos_token", END_OF_TEXT)
         text = bos["content"] if isinstance(bos, dict) else bos
@@ -160,7 +225,7 @@ def _pair(line: str) -> tuple[str, str]:
 
 def _build(
     vocabulary: _Vocabulary, limit: int, eot_id: int | None, wrong: Callable[[str], ModelError]
-) -> GPT2Tokenizer | BytePairTokenizer:
+) -> GPT2Tokenizer | LibraryTokenizer:
     if not all(type(number) is int and number >= 0 for number in [*vocabulary.ids.values(), *vocabulary.first_ids]):
         raise wrong("its vocabulary gives a token an id that is not a whole number")
     for text, token in vocabulary.added.items():
@@ -172,7 +237,21 @@ def _build(
     if beyond:
         log.warning("added tokens beyond the model's %d embeddings are left out: %s", limit, ", ".join(map(repr, beyond)))
     added = {text: token for text, token in vocabulary.added.items() if text not in beyond}
-    alphabet = byte_alphabet()
+    if vocabulary.pipeline is None:
+        return _build_byte_pairs(replace(vocabulary, added=added), limit, eot_id, beyond, wrong)
+    ids = {token: number for token, number in vocabulary.ids.items() if token not in vocabulary.added}
+    known = {**ids, **{text: token.id for text, token in vocabulary.added.items()}}
+    _check_merges(vocabulary.merges, known, wrong)
+    eot_id = _check_ids(ids, added, limit, vocabulary.first_ids, eot_id, wrong)
+    merges = [pair for pair in vocabulary.merges if "".join(pair) not in beyond and beyond.keys().isdisjoint(pair)]
+    return PipelineTokenizer(ids, merges, added, vocabulary.pipeline, eot_id, vocabulary.first_ids)
+
+
+def _build_byte_pairs(
+    vocabulary: _Vocabulary, limit: int, eot_id: int | None, beyond: Collection[str], wrong: Callable[[str], ModelError]
+) -> GPT2Tokenizer | BytePairTokenizer:
+    """A vocabulary of GPT-2's kind; ``beyond`` are the added tokens that were left out."""
+    alphabet, added = byte_alphabet(), vocabulary.added
 
     def spelt(token: str) -> bytes:
         return bytes(map(alphabet.__getitem__, token))
@@ -185,27 +264,45 @@ def _build(
         return set(token) <= set(alphabet) and (spelt(token) in made or len(token) == 1)
 
     ids = {
-        spelt(token): number for token, number in vocabulary.ids.items() if token not in vocabulary.added or is_merged(token)
+        spelt(token): number
+        for token, number in vocabulary.ids.items()
+        if (token not in added and token not in beyond) or is_merged(token)
     }
-    for verb, needed in ("make", made), ("take", {part for pair in merges for part in pair}):
-        if unknown := needed - set(ids):
-            raise wrong(f"its merges {verb} {min(unknown)!r}, which is not in its vocabulary")
-    tokens = {number: token for token, number in ids.items()} | {token.id: utf8(text) for text, token in added.items()}
-    numbers = set(tokens)
-    if not ids:
-        raise wrong("its vocabulary is empty")
-    if len(tokens) < len({*ids, *map(utf8, added)}):
-        raise wrong("its vocabulary gives two tokens the same id")
-    if max(numbers) >= limit:
-        raise wrong(f"its vocabulary goes up to id {max(numbers)}, beyond the model's {limit} embeddings")
-    if strange := set(vocabulary.first_ids) - numbers:
-        raise wrong(f"it puts the token {min(strange)} before every text, and has no such token")
-    if eot_id not in numbers:
-        eot_id = added[END_OF_TEXT].id if END_OF_TEXT in added else None
+    _check_merges(merges, ids, wrong)
+    eot_id = _check_ids(ids, added, limit, vocabulary.first_ids, eot_id, wrong)
     is_plain = not (vocabulary.prefix_space or vocabulary.first_ids)
     if is_plain and all(token.takes_plain_text for token in added.values()) and _is_gpt2(ids, merges, added):
         return GPT2Tokenizer({text: token.id for text, token in added.items()}, eot_id)
     return BytePairTokenizer(ids, merges, added, eot_id, vocabulary.prefix_space, vocabulary.first_ids)
+
+
+def _check_merges(merges: Iterable[tuple[AnyStr, AnyStr]], ids: Collection[AnyStr], wrong: Callable[[str], ModelError]) -> None:
+    for left, right in merges:
+        for verb, needed in ("make", left + right), ("take", left), ("take", right):
+            if needed not in ids:
+                raise wrong(f"its merges {verb} {needed!r}, which is not in its vocabulary")
+
+
+def _check_ids(
+    ids: Mapping[AnyStr, int],
+    added: Mapping[str, Added],
+    limit: int,
+    first_ids: Sequence[int],
+    eot_id: int | None,
+    wrong: Callable[[str], ModelError],
+) -> int | None:
+    """The token that ends a text, once each token has an id of its own that the model has, and those in front are there."""
+    if not ids:
+        raise wrong("its vocabulary is empty")
+    numbers = {*ids.values(), *(token.id for token in added.values())}
+    twice = sum(1 for text, token in added.items() if text in ids or utf8(text) in ids)
+    if len(numbers) < len(ids) + len(added) - twice:
+        raise wrong("its vocabulary gives two tokens the same id")
+    if max(numbers) >= limit:
+        raise wrong(f"its vocabulary goes up to id {max(numbers)}, beyond the model's {limit} embeddings")
+    if strange := set(first_ids) - numbers:
+        raise wrong(f"it puts the token {min(strange)} before every text, and has no such token")
+    return eot_id if eot_id in numbers else added[END_OF_TEXT].id if END_OF_TEXT in added else None
 
 
 def _is_gpt2(ids: Mapping[bytes, int], merges: Sequence[tuple[bytes, bytes]], added: Mapping[str, Added]) -> bool:

@@ -60,9 +60,12 @@ class NanochatTokenizer(Tokenizer):
         return tuple(dict.fromkeys([self._special.get(ASSISTANT_END, self.bos_id), self.bos_id]))
 
     def encode(self, text: str) -> list[int]:
-        require_unicode(text)
-        ids = self._encoding.encode(text, allowed_special="all")
+        ids = self.encode_bare(text)
         return ids if ids[:1] == [self.bos_id] else [self.bos_id, *ids]
+
+    def encode_bare(self, text: str) -> list[int]:
+        require_unicode(text)
+        return self._encoding.encode(text, allowed_special="all")
 
     def encode_turn(self, text: str) -> list[int]:
         """As `Tokenizer.encode_turn`; special tokens in ``text`` are plain text, as in nanochat's ``render_conversation``."""

@@ -45,6 +45,10 @@ class Tokenizer(Protocol):
         """
         ...
 
+    def encode_bare(self, text: str) -> list[int]:
+        """As `encode`, without the tokens that every prompt begins with: of text that goes on, or has them already."""
+        return self.encode(text)
+
     def encode_turn(self, text: str) -> list[int]:
         """Token ids of ``text`` as one turn of a user that the model is to answer, for ``sampling.chat_template``.
 
@@ -52,7 +56,11 @@ class Tokenizer(Protocol):
             ConfigError: the vocabulary has no such form: the model was not trained on conversations.
             PromptError: a character cannot be encoded.
         """
-        raise ConfigError("sampling.chat_template", True, "the model's vocabulary has no chat template; it only continues text")
+        what = "the model's vocabulary has no chat template; it only continues text"
+        works = (
+            "use one that was trained on conversations, with chat_template.jinja or a chat_template in tokenizer_config.json"
+        )
+        raise ConfigError("sampling.chat_template", True, f"{what}: {works}")
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that ``token`` stands for; an id without a token stands for U+FFFD."""
