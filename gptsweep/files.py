@@ -10,6 +10,7 @@ import os
 import secrets
 import stat
 import sys
+from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,7 @@ from typing import Any, BinaryIO
 from .display import say
 
 _NOT_THROUGH = getattr(os, "O_NOFOLLOW", 0)
-_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a pipe that nobody writes to would wait for ever
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a pipe that nobody writes to would not return
 _PLAIN = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOINHERIT", 0)
 
 JSON_BYTES = 32 << 20
@@ -61,17 +62,22 @@ def open_inside(path: Path) -> BinaryIO:
     return open_to_read(path)
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, most: int = JSON_BYTES, opened: Callable[[Path], BinaryIO] = open_to_read) -> Any:
     """The contents of a JSON file that others wrote.
+
+    Args:
+        path: of the file.
+        most: bytes that it may have.
+        opened: opens it.
 
     Raises:
         OSError: it cannot be read, or is no regular file.
-        ValueError: it is not JSON, too deeply nested, or larger than `JSON_BYTES`.
+        ValueError: it is not JSON, too deeply nested, or larger than ``most``.
     """
-    with open_to_read(path) as file:
-        content = file.read(JSON_BYTES + 1)
-    if len(content) > JSON_BYTES:
-        raise ValueError(f"it is larger than {JSON_BYTES >> 20} MiB")
+    with opened(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it is larger than {most / (1 << 20):g} MiB")
     try:
         return json.loads(content.decode("utf-8"))
     except RecursionError as error:

@@ -6,10 +6,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..errors import ConfigError, ResultsError
-from ..files import open_inside
+from ..files import open_inside, read_json
 from ..store.durable import atomic_write
 from ..store.schema import COMPARISONS
 from .metrics import MAUVE, METRICS
@@ -72,11 +71,9 @@ class Asked:
 def kept(directory: Path) -> Asked | None:
     """What ``samplers.json`` holds; None where there is none, it is damaged, or names what is no metric of ours."""
     try:
-        with open_inside(directory / COMPARISONS) as file:
-            data = file.read(MAX_BYTES + 1)
-        found: Any = json.loads(data) if len(data) <= MAX_BYTES else None
+        found = read_json(directory / COMPARISONS, MAX_BYTES, open_inside)
         metrics, by = found["metrics"], found["by"]
-    except (OSError, ValueError, RecursionError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):
         return None
     lists = [metrics] if by is None else [metrics, by]
     if not all(isinstance(each, list) and each and all(isinstance(name, str) for name in each) for each in lists):

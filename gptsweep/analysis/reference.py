@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..display import counted
-from ..files import open_to_read
+from ..files import read_json
 from ..records import FINISH_REASONS
 from ..store.schema import MEANS, REFERENCE, is_whole
 from .metrics import METRICS
@@ -79,10 +78,8 @@ def with_own(text: Reference | None, directory: Path, own: Sequence[OwnMetric]) 
 def read_kept(directory: Path) -> dict[str, Any] | None:
     """What ``reference.json`` holds; None where there is none, or it is damaged."""
     try:
-        with open_to_read(directory / REFERENCE) as file:
-            data = file.read(MAX_BYTES + 1)
-        kept = json.loads(data) if len(data) <= MAX_BYTES else None
-    except (OSError, ValueError, RecursionError):
+        kept = read_json(directory / REFERENCE, MAX_BYTES)
+    except (OSError, ValueError):
         return None
     if not isinstance(kept, dict) or not isinstance(kept.get("wanted"), dict) or not isinstance(kept.get("source"), str):
         return None

@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ..files import open_to_read
+from ..files import read_json
 from .schema import ORIGINS, Key
 
 
@@ -80,9 +80,8 @@ def _shown(value: object) -> object:
 
 def _load(path: Path) -> Any:
     try:
-        with open_to_read(path) as file:
-            return json.loads(file.read())
-    except (OSError, ValueError, RecursionError):
+        return read_json(path)
+    except (OSError, ValueError):
         return None
 
 
