@@ -90,6 +90,9 @@ def test_its_failed_points_are_run_again(run: Run, place: Path) -> None:
     assert ended.status == 1
     assert "'X' (U+0058)" in ended.err
     assert run(*(line.replace("XYZ", "noon") for line in FAILING)).status == 0
+    found = gptsweep.read_sweep(place / "outputs/sweeps/failing")
+    assert set(found.samples["prompt"]) == {"ab", "noon"}
+    assert len(found.samples) == 4 * 2
 
 
 @pytest.mark.parametrize("sweep", ["night", "mixed", "stopped", "failing"])
