@@ -30,8 +30,8 @@ from .config_schema import (
     is_optional,
     keys,
     list_of_text,
-    shown,
     takes,
+    typed,
     whole_schema,
 )
 from .errors import ConfigError
@@ -71,7 +71,7 @@ def point_from_config(cfg: DictConfig) -> Point:
 def _texts_typed(key: str, given: list[Any]) -> tuple[str, ...]:
     for text in given:
         if isinstance(text, (bool, int, float)):
-            raise ConfigError(key, given, f"{shown(text)} is {KINDS[type(text)]}; put it in quotes")
+            raise ConfigError(key, given, f"{typed(text)} is {KINDS[type(text)]}; put it in quotes")
         require(isinstance(text, str), key, given, f"must be {EXAMPLES_OF_KEYS[list[Any]]}")
     return tuple(map(unescaped, given))
 

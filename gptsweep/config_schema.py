@@ -156,7 +156,7 @@ class TextNode(StringNode):
 
     def _validate_and_convert_impl(self, value: Any) -> str:
         if isinstance(value, (bool, int, float)):
-            raise ValidationError(f"{shown(value)} is {KINDS[type(value)]}, and this must be text; {_IN_QUOTES}")
+            raise ValidationError(f"{typed(value)} is {KINDS[type(value)]}, and this must be text; {_IN_QUOTES}")
         text: str = super()._validate_and_convert_impl(value)
         return text
 
@@ -170,7 +170,7 @@ KINDS = {bool: "true or false", int: "a number", float: "a number"}
 _IN_QUOTES = 'put it in quotes, as in key: "1e3" in a file and \'key="1e3"\' on a command line'
 
 
-def shown(value: object) -> str:
+def typed(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

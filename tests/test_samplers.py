@@ -18,7 +18,7 @@ from gptsweep.engine.chain import CHAIN, Rows
 from gptsweep.engine.sampler import row_record, sample
 from gptsweep.errors import ConfigError
 from gptsweep.kernels.abi import ROW
-from gptsweep.records import SAMPLERS, SETTINGS_OF_0_1, Point, Prompt, Row, Sampling, point_id, sampler, steps_of
+from gptsweep.records import SAMPLERS, SETTINGS_OF_0_1, Point, Prompt, Row, Sampling, active_steps, point_id, sampler, steps_of
 
 ROOT = Path(__file__).parents[1]
 DEFAULTS = {field.name: field.default for field in fields(Sampling)}
@@ -58,7 +58,7 @@ def test_the_kernels_record_has_every_sampler_that_says_so() -> None:
 def test_neutral_samplers_leave_the_models_distribution() -> None:
     sampling = Sampling(**NEUTRAL)  # type: ignore[arg-type]
     assert not any(map(sampling.uses, SAMPLERS))
-    assert not sampling.penalises
+    assert "penalties" not in active_steps(sampling)
     rows = [Row(prompt_ids=(1,), sampling=sampling, noise_key=5, sample_index=i) for i in range(8)]
     records = np.array([row_record(row) for row in rows], ROW)
     logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(3))
@@ -76,7 +76,7 @@ def test_neutral_samplers_leave_the_models_distribution() -> None:
 def test_a_sampler_that_is_not_neutral_is_used(name: str, value: object) -> None:
     sampling = Sampling(**NEUTRAL | {name: value})  # type: ignore[arg-type]
     assert [sampler for sampler in SAMPLERS if sampling.uses(sampler)] == [name]
-    assert sampling.penalises == name.endswith("_penalty")
+    assert ("penalties" in active_steps(sampling)) == name.endswith("_penalty")
 
 
 def test_a_truncation_at_a_value_that_keeps_every_token_is_off() -> None:

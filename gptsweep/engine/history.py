@@ -55,7 +55,7 @@ class LogitAdjustments:
         self._length = 0
         self._breakers = _by_last_token(dry_breakers) if "dry" in steps else {}
         self.breaks = _single_tokens(dry_breakers, vocab_size if "dry" in steps else 0)
-        """For each token id, whether it is a breaker by itself."""
+        """For each token id, whether it is a breaker alone."""
         self._broken = -1, -1
         for token in prompt_ids:
             if self._penalises:

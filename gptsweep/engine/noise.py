@@ -58,7 +58,7 @@ def gumbel(vocab_size: int, *, key: Tensor, position: Tensor, sample_index: Tens
 
 
 def coin(*, key: Tensor, position: Tensor, sample_index: Tensor, prompt_index: Tensor, dtype: torch.dtype) -> Tensor:
-    """A number of each row uniform in (0, 1), from a lane that no token's noise is from: the fourth word has its top bit set.
+    """A number of each row uniform in (0, 1), from words that no token's noise uses: the fourth counter has its top bit set.
 
     Args:
         key, position, sample_index, prompt_index: as of `gumbel`.

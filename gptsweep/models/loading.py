@@ -130,7 +130,7 @@ def resolve_dtype(name: str, device: torch.device) -> str:
 
 
 def compile_model(model: Architecture) -> None:
-    """`torch.compile` the model's layers, and see that it works here."""
+    """`torch.compile` the model's layers, and check that it works here."""
     device = model.embedding.device
     model.compile_blocks("max-autotune-no-cudagraphs" if device.type == "cuda" else None)
     try:

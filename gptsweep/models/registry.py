@@ -45,7 +45,7 @@ PLACES = {
     **dict.fromkeys(("hf", *_GPT2S), "gptsweep.models.files.places:find_hf"),
     "nanochat": "gptsweep.models.files.nanochat_directory:find_nanochat",
 }
-"""For formats whose files may be missing: functions that see, without torch, that a model's first file is there."""
+"""For formats whose files may be missing: functions that check, without torch, that a model's first file is there."""
 
 
 def architecture_of(model_type: str) -> type[Architecture]:
@@ -54,7 +54,7 @@ def architecture_of(model_type: str) -> type[Architecture]:
 
 
 def require_some(sources: Collection[ModelSource]) -> None:
-    """See, without importing torch, that one of the models at least is there. All are looked for at once.
+    """Check, without importing torch, that at least one of the models is there. All are looked for at once.
 
     Raises:
         ModelError: none is; the error of the first.

@@ -89,7 +89,7 @@ class FusedSweep:
         Raises:
             ConfigError, HydraException: a point cannot be composed; nothing has run.
             SweepError: after the last batch, if points failed. Hydra's own sweeper would stop at the first of them, so it
-                is not told before; a sweeper that tunes finds them in what this returns.
+                learns of them only then; a sweeper that tunes finds them in what this returns.
             Interrupted: Ctrl-C or SIGTERM; everything finished is on disk.
         """
         setup_globals()

@@ -33,8 +33,8 @@ _LONGEST_HINT = 160
 def as_typed(argument: str, *, sweeping: bool) -> str:
     """``argument``, a ``key=value``, so written that Hydra takes the characters typed for the value of a key that holds text.
 
-    In a sweep, and in lists, commas part values, quotes hold them together and ``\\,`` is a comma, as in Hydra's grammar. In
-    one run all characters count, but for quotes around the whole that Hydra needs.
+    In a sweep, and in lists, commas separate values, quotes hold them together and ``\\,`` is a comma, as in Hydra's grammar.
+    In one run all characters count, but for quotes around the whole that Hydra needs.
 
     Raises:
         ConfigError: quotes around ``start`` that Hydra does not need: they may be meant or not.

@@ -344,7 +344,7 @@ class Sampling:
             neutral=0,
             adjusts=True,
             checks=((lambda n: 0 <= n < LIMIT, "must be 0 or above; 0 switches it off"),),
-            sentence="no so many tokens come twice, in prompt and completion; 0 switches it off",
+            sentence="no run of this many tokens comes twice, in prompt and completion; 0 switches it off",
         ),
     )
     suppress_tokens: tuple[int, ...] = field(
@@ -367,7 +367,7 @@ class Sampling:
             neutral=0,
             adjusts=True,
             checks=((lambda n: 0 <= n < LIMIT, "must be 0 or above, and below 2**31"),),
-            sentence="before so many, neither `stop_token_ids` nor, with `stop_at_eot`, the end of text is sampled",
+            sentence="before this many tokens, neither `stop_token_ids` nor, with `stop_at_eot`, the end of text is sampled",
         ),
     )
     order: str | tuple[str, ...] = "hf"
@@ -411,11 +411,6 @@ class Sampling:
         one_of("sampling.rng", self.rng, RNGS)
         one_of("sampling.noise", self.noise, NOISES)
         _require_order(self)
-
-    @property
-    def penalises(self) -> bool:
-        """Whether the logits depend on which tokens came before."""
-        return "penalties" in active_steps(self)
 
     def uses(self, setting: str) -> bool:
         """Whether a sampler's setting, by name, is not neutral."""

@@ -52,7 +52,7 @@ def work_ahead(groups: Mapping[Any, Sequence[Job]]) -> list[tuple[int, int]]:
             if start not in prompts:
                 try:
                     prompts[start] = len(read_prompts(start))
-                except GptsweepError:  # which is said when it is its turn
+                except GptsweepError:  # the session reports it when the point is due
                     prompts[start] = 0
             wanted = prompts[start] * sampling.num_samples
             manifest = read_manifest(job.directory) or {}
@@ -90,7 +90,7 @@ def finished(job: Job, executor: Executor) -> Mapping[str, Any] | None:
     with PointWriter(directory, identity, logprobs=point.sampling.logprobs) as writer:
         samples = writer.samples()
         if point.sampling.overflow == AUTO and samples and samples[0].get("overflow") in OVERFLOWS:
-            # What it stands for, the model would know.
+            # Only the model knows what it stands for.
             point = replace(point, sampling=replace(point.sampling, overflow=samples[0]["overflow"]))
         settings = wanted_settings(executor, point)
         known = {"model": model_of(point.model), "dtype": settings["dtype"], "device": settings["device"]}
@@ -116,7 +116,7 @@ def disk_full(error: Exception) -> bool:
 
 
 def mendable(error: Exception, key: str, value: object) -> Exception:
-    """``error``, or in its place words on what to do about too little memory."""
+    """``error``, or where memory ran out, an error that says what to do."""
     if not isinstance(error, MemoryError):
         return error
     what = "does not fit in memory, not even one row at a time; take a smaller model, dtype or sampling.max_new_tokens"

@@ -270,9 +270,6 @@ def independent_key(seed: int, point: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {point}".encode()).digest()[:8], "little")
 
 
-Wanted = Sequence[Iterable[Key]]
-"""The samples to make of each task of a plan."""
-
 Prefixes = Sequence[Mapping[Key, Prefix]]
 """What unfinished samples of each task of a plan have so far."""
 
@@ -295,7 +292,11 @@ class Plan:
 
     @classmethod
     def of(
-        cls, model: OpenModel, tasks: Sequence[Task], wanted: Wanted | None = None, prefixes: Prefixes | None = None
+        cls,
+        model: OpenModel,
+        tasks: Sequence[Task],
+        wanted: Sequence[Iterable[Key]] | None = None,
+        prefixes: Prefixes | None = None,
     ) -> Plan:
         """Plan samples of ``tasks``; `_starting_order` says what begins first.
 

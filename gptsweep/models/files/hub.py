@@ -92,7 +92,7 @@ class HubFiles:
 
 
 class _Probe:
-    """A try to connect to the hub, made in the background while its library is imported."""
+    """An attempt to connect to the hub, made in the background while its library is imported."""
 
     def __init__(self, constants: Any) -> None:
         url = urlsplit(constants.ENDPOINT)
@@ -101,7 +101,7 @@ class _Probe:
         self._found: list[str | None] = []
         if constants.HF_HUB_OFFLINE or (getproxies().get(url.scheme) and not proxy_bypass(self._host)):
             self._found.append(None)
-        # Looking a name up knows no time limit, so that the thread may outlive the wait for it.
+        # A name lookup has no time limit, so the thread may outlive the wait for it.
         self._thread = threading.Thread(target=self._connect, daemon=True)
         self._thread.start()
 

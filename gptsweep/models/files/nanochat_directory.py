@@ -67,7 +67,7 @@ def tokenizer_of(out_dir: str, chosen: str | None) -> Path:
 
 
 def find_nanochat(source: ModelSource) -> None:
-    """See that the weights and the vocabulary of ``model=nanochat`` are there.
+    """Check that the weights and the vocabulary of ``model=nanochat`` are there.
 
     Raises:
         ModelError: they are not.

@@ -1,8 +1,8 @@
 """Read a pickle without running it: containers, numbers and text come out as they are, objects as inert records.
 
 Python's unpickler calls what the file names. With its imports closed, it can still be made to fill memory (a memo index, an
-object held a million times), or to hash a key for ever. This reader makes at most one small object for each operation in the
-file, uses nothing compound as a key, and calls nothing. The operations are those of `pickletools`.
+object held a million times), or to hash a single key for hours. This reader makes at most one small object for each operation
+in the file, uses nothing compound as a key, and calls nothing. The operations are those of `pickletools`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def read_pickle(
         PickleError: the file does not hold such a pickle.
     """
     try:
-        return _Machine(_Part(file, min(size, PICKLE_BYTES)), makers or {}, persistent).run()
+        return _Machine(_Limited(file, min(size, PICKLE_BYTES)), makers or {}, persistent).run()
     except PickleError:
         raise
     except Exception as error:  # a damaged pickle can raise anything: IndexError, UnicodeDecodeError, KeyError…
@@ -120,7 +120,7 @@ def elements_of(value: object) -> list[Any] | tuple[Any, ...] | None:
     return found if shape == (len(found),) else None
 
 
-class _Part:
+class _Limited:
     """At most ``left`` bytes of a file, as `pickletools.genops` reads them."""
 
     def __init__(self, file: BufferedReader, left: int) -> None:
@@ -139,8 +139,8 @@ class _Part:
 
 
 class _Machine:
-    def __init__(self, part: _Part, makers: Mapping[str, Maker], persistent: Callable[[Any], object] | None) -> None:
-        self._part = part
+    def __init__(self, file: _Limited, makers: Mapping[str, Maker], persistent: Callable[[Any], object] | None) -> None:
+        self._file = file
         self._makers = _MAKERS | dict(makers)
         self._persistent = persistent
         self._stack: list[Any] = []
@@ -149,7 +149,7 @@ class _Machine:
         self._copied = 0
 
     def run(self) -> Any:
-        operations = pickletools.genops(self._part)  # type: ignore[arg-type]  # it calls read and readline alone
+        operations = pickletools.genops(self._file)  # type: ignore[arg-type]  # it calls read and readline alone
         for count, (operation, argument, _) in enumerate(operations):
             if count == OPERATIONS:
                 raise PickleError(f"the pickle in it has more than {OPERATIONS:,} operations")
@@ -277,7 +277,7 @@ class _Machine:
         make = self._makers.get(maker.path) if isinstance(maker, Named) else None
         if make is not None and isinstance(arguments, tuple):
             self._copied += sum(len(each) for each in arguments if isinstance(each, (str, bytes, list, dict)))
-            if self._copied > self._part.size + 1024:  # it makes the same text again and again
+            if self._copied > self._file.size + 1024:  # it makes the same text again and again
                 raise PickleError("the pickle in it makes more than it holds")
             try:
                 return make(*arguments)
@@ -299,7 +299,7 @@ _LITERALS = {
 }  # fmt: skip
 
 
-# --- what is made of calls ------------------------------------------------------------------------------------------------
+# --- calls that make plain values ----------------------------------------------------------------------------------------
 
 
 def _dictionary(items: Any = ()) -> dict[Any, Any]:

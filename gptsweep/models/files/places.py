@@ -52,7 +52,7 @@ class LocalFiles:
 
 
 def find_nanogpt(source: ModelSource) -> None:
-    """See that the checkpoint of ``model=resume`` is there.
+    """Check that the checkpoint of ``model=resume`` is there.
 
     Raises:
         ModelError: it is not.
@@ -61,7 +61,7 @@ def find_nanogpt(source: ModelSource) -> None:
 
 
 def find_hf(source: ModelSource) -> None:
-    """See that the model of ``model=hf`` or ``model=gpt2`` is there, which fetches its ``config.json``.
+    """Check that the model of ``model=hf`` or ``model=gpt2`` is there, which fetches its ``config.json``.
 
     Raises:
         ModelError: it is not.
