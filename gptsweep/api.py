@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import html
 import itertools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
+from numbers import Integral
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, get_type_hints
@@ -19,11 +21,13 @@ import torch
 
 from .analysis.metrics import METRICS
 from .analysis.summary import text_metrics
+from .display import one_line
 from .engine.engine import Engine
 from .engine.sampler import chained_probabilities
 from .engine.torch_backend import TorchBackend, TorchBackends
 from .errors import ConfigError, ModelError
 from .models.architecture import Architecture
+from .models.files.generated_text import TextStream
 from .prompts import read_prompts
 from .records import (
     AUTO,
@@ -41,7 +45,8 @@ from .records import (
     neutral_settings,
 )
 from .run.executors.local import LocalExecutor
-from .run.rows import OpenModel, Plan, Task, encoded
+from .run.notebook import NotebookBar
+from .run.rows import OpenModel, Plan, SampleKey, Task, encoded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,6 +101,37 @@ class LM(OpenModel):
             PromptError: a prompt is empty, cannot be encoded, or does not fit with ``overflow="stop"``.
         """
         texts = [prompts] if isinstance(prompts, str) else _listed("prompts", prompts)
+        task = self._task(texts, seed, num_samples=num_samples, **sampling)
+        return [sample for _, sample in _made(self, [task])]
+
+    def stream(self, prompt: str, *, seed: int = 1337, **sampling: Any) -> Iterator[str]:
+        """Continue a prompt, and yield the text as it is made: together it is the ``completion`` of `generate`'s only sample.
+
+        A piece has whole characters, and nothing of a stop string. Whoever has read enough just stops.
+
+        Args:
+            prompt, seed, **sampling: as of `generate`.
+
+        Raises:
+            ConfigError, PromptError: as from `generate`, at once.
+        """
+        if "num_samples" in sampling:
+            raise ConfigError("sampling.num_samples", sampling["num_samples"], "stream makes one sample; use generate for more")
+        return self._pieces(self._task([prompt], seed, num_samples=1, **sampling))
+
+    def _pieces(self, task: Task) -> Iterator[str]:
+        text, seen = TextStream(self.tokenizer, task.point.sampling.stop), 0
+        for finished, progress in self.engine.steps([task.row((0, 0))], watched=False):
+            for completion in finished:
+                if rest := text.rest(task.sample(self.tokenizer, (0, 0), completion).completion):
+                    yield rest
+            for _, prefix in progress.unfinished():
+                for token in prefix.token_ids[seen:]:
+                    if piece := text.add(token):
+                        yield piece
+                seen = len(prefix.token_ids)
+
+    def _task(self, texts: Sequence[Any], seed: int, *, num_samples: int, **sampling: Any) -> Task:
         if wrong := [text for text in texts if not isinstance(text, str)]:
             raise ConfigError("prompts", wrong[0], "must be a text, or several")
         point = Point(
@@ -105,9 +141,23 @@ class LM(OpenModel):
             seed=seed,
         )
         asked = tuple(Prompt(str(i), text) for i, text in enumerate(texts))
-        task = Task.of(self, point, encoded(self, asked, chat_template=point.sampling.chat_template))
-        samples = LocalExecutor(TorchBackends()).run(self, Plan.of(self, [task]))
-        return sorted((sample for _, sample in samples), key=lambda sample: sample.key)
+        return Task.of(self, point, encoded(self, asked, chat_template=point.sampling.chat_template))
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what is loaded, and how it computes."""
+        source = self.source
+        where = source.path or (source.out_dir if source.name in ("resume", "nanochat") else None)
+        context = "any length" if self.backend.block_size is None else f"{self.backend.block_size:,} tokens"
+        facts = {
+            "model": source.name if where is None else f"{source.name}, {where}",
+            "architecture": type(self.model).__name__,
+            "context": context,
+            "vocabulary": f"{self.backend.vocab_size:,}",
+            "computes in": f"{self.dtype} on {self.device_type}",
+            "same samples in any batch": "yes" if self.promise else "no",
+        }
+        rows = "".join(f"<tr><th>{name}</th><td>{html.escape(one_line(value))}</td></tr>" for name, value in facts.items())
+        return f"<table>{rows}</table>"
 
 
 def _refusing_unknown(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -250,12 +300,14 @@ def distribution(
         raise ConfigError("logits", logits, "must be numbers") from error
     if row.ndim != 1 or not len(row) or row.isnan().any() or not row.isfinite().any():
         raise ConfigError("logits", list(row.shape), "must be of one row, [vocab_size], with a finite one among them")
-    for key, ids in (("prompt_ids", prompt_ids), ("completion_ids", completion_ids)):
+    prompt, completion = (tuple(map(int, ids)) for ids in (prompt_ids, completion_ids))
+    for key, ids in (("prompt_ids", prompt), ("completion_ids", completion)):
         if any(not 0 <= token < len(row) for token in ids):
             raise ConfigError(key, list(ids), f"token ids are from 0 to {len(row) - 1} here")
-    settings = neutral_settings(Sampling) | {"max_new_tokens": len(completion_ids) + 1} | sampling
-    breakers = tuple((each,) if isinstance(each, int) else tuple(each) for each in dry_breakers)
-    return chained_probabilities(row, sampling_of(**settings), tuple(prompt_ids), tuple(completion_ids), breakers).numpy()
+    settings = neutral_settings(Sampling) | {"max_new_tokens": len(completion) + 1} | sampling
+    listed: list[Any] = list(dry_breakers)
+    breakers = tuple((int(each),) if isinstance(each, Integral) else tuple(map(int, each)) for each in listed)
+    return chained_probabilities(row, sampling_of(**settings), prompt, completion, breakers).numpy()
 
 
 def sweep(
@@ -279,8 +331,9 @@ def sweep(
             may come in a list, a range, a generator, an array or a column of a frame.
 
     Returns:
-        A row a sample, with the columns of ``samples.jsonl`` and then those of the review: every metric of
-        `gptsweep.analysis.metrics`. One per sample (``diversity``, say) is that of the row's sample; one per point
+        A row a sample, with the columns of ``samples.jsonl``, ``logprobs`` where they are asked for (`records.SampleLogprobs`),
+        and then those of the review: every metric of `gptsweep.analysis.metrics`. One per sample (``diversity``, say) is that
+        of the row's sample; one per point
         (``self_bleu_4``) is that of all samples of its point, and stands in each of their rows, so that means over groups are
         means over points. Points come in their own order and in that of the arguments, the last varying fastest.
 
@@ -305,10 +358,12 @@ def sweep(
             seed=number,
         )
         tasks.append(Task.of(lm, point, encoded(lm, read_prompts(text), chat_template=point.sampling.chat_template)))
-    samples = sorted(LocalExecutor(TorchBackends()).run(lm, Plan.of(lm, tasks)), key=itemgetter(0))
+    samples = _made(lm, tasks)
     records: list[dict[str, Any]] = []
     for _, of_point in itertools.groupby(samples, key=lambda found: found[0][0]):
-        lines = [sample.as_json() for _, sample in of_point]
+        lines = [
+            sample.as_json() | ({"logprobs": sample.logprobs} if sample.logprobs is not None else {}) for _, sample in of_point
+        ]
         common = {
             name: value for name, value in text_metrics(lines).items() if name in METRICS and METRICS[name].per == "point"
         }
@@ -316,6 +371,17 @@ def sweep(
             own = text_metrics([line])
             records.append(line | {name: common.get(name, own.get(name, line.get(name))) for name in METRICS})
     return pd.DataFrame(records).astype(dict.fromkeys(METRICS, float) if records else {})
+
+
+def _made(lm: LM, tasks: Sequence[Task]) -> list[tuple[SampleKey, Sample]]:
+    """All samples of some points, in order, in one batched pass; in a notebook with a bar."""
+    plan = Plan.of(lm, tasks)
+    made = []
+    with NotebookBar(sum(map(len, plan.recipients))) as bar:
+        for found in LocalExecutor(TorchBackends()).run(lm, plan, bar.on_step):
+            made.append(found)
+            bar.add_sample()
+    return sorted(made, key=itemgetter(0))
 
 
 def _points(points: Any, others: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from .own_metrics import FIELDS, OwnMetric
 from .ratings import Ratings
 from .samplers import Aim, SamplerComparison, compare_samplers
 from .summary import metric_reasons, sample_mean
+from .sweep_html import sweep_html
 from .tokens import token_frame
 
 if TYPE_CHECKING:
@@ -77,6 +78,9 @@ class Sweep:
         for name, numbers in (("copy_of", compare.identities(points)), ("noise_of", compare.noises(points))):
             found[name] = found["point"].map(dict(zip(points.index, numbers, strict=True))).astype("int64")
         return found
+
+    def _repr_html_(self) -> str:
+        return sweep_html(self)
 
     @cached_property
     def tokens(self) -> pd.DataFrame:

@@ -88,13 +88,27 @@ class Engine:
             ModelError: the model's logits hold NaN or infinity.
             MemoryError, RuntimeError: not even one row fits into memory (`out_of_memory`).
         """
+        for finished, progress in self.steps(rows, workload, watched=on_step is not None):
+            yield from finished
+            if on_step is not None:
+                on_step(progress)
+
+    def steps(
+        self, rows: Iterable[Row], workload: Workload | None = None, *, watched: bool = True
+    ) -> Iterator[tuple[list[Completion], BackendProgress]]:
+        """As `run`, step by step: the completions that a step finished, and what was done so far.
+
+        Args:
+            rows, workload: as of `run`.
+            watched: whether somebody wants to know how long reading windows again will take.
+        """
         if workload is None:
             rows = list(rows)
             workload = Workload.of(rows, self.model.block_size)
         waiting = WaitingQueue(rows, self.model.torch_stream)
         max_rows = min(self.max_rows or self._planned_rows(workload), max(1, workload.rows))
         progress = BackendProgress(tokens_total=workload.new_tokens, windows_total=workload.windows)
-        if on_step is not None and workload.windows >= _WORTH_A_MEASUREMENT:
+        if watched and workload.windows >= _WORTH_A_MEASUREMENT:
             progress.window_seconds = self._window_seconds(workload)
         while waiting:
             scheduler = runner = None  # frees the cache of the last attempt
@@ -106,9 +120,7 @@ class Engine:
                         sequences = scheduler.schedule()
                         runner.forward_and_sample(sequences, scheduler.records)
                         finished = scheduler.postprocess()
-                    yield from finished
-                    if on_step is not None:
-                        on_step(progress)
+                    yield finished, progress
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error) or max_rows == 1:
                     raise

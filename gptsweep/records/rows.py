@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ..errors import PromptError
 from .logprobs import SampleLogprobs, TokenLogprobs
+from .sample_html import sample_html
 from .sampling import Sampling
 
 SCHEMA_VERSION = 1
@@ -147,6 +148,9 @@ class Sample:
             "sampler_logprob_mean": self.sampler_logprob_mean,
             "entropy_mean": self.entropy_mean,
         }
+
+    def _repr_html_(self) -> str:
+        return sample_html(self)
 
     def line(self) -> str:
         """One line of JSON, newline included; lone surrogates and control characters are escaped."""

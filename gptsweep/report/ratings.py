@@ -12,11 +12,11 @@ from rich.text import Text
 
 from ..analysis.columns import label, plain
 from ..analysis.metrics import PREFERENCE
+from ..analysis.numbers import number
 from ..analysis.preference import COVERAGE
 from ..analysis.ratings import RankedSettings, Ratings
 from ..display import counted, one_line
 from .tables import Column, fitting, print_blocks, print_table
-from .terminal import number
 
 MAX_RATERS = 6
 COLUMNS = (

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from ..analysis.columns import label, ordered, plain
 from ..analysis.metrics import Metric
+from ..analysis.numbers import like, number
 from ..analysis.samplers import SamplerComparison
 from ..analysis.sweep import Sweep
 from ..display import counted, one_line, visible
@@ -48,22 +49,6 @@ def settings_of_row(row: Mapping[Any, Any], keys: Sequence[str]) -> dict[str, An
 def keys_of(rows: pd.DataFrame) -> list[str]:
     """The settings columns of a table made by `Sweep.group`."""
     return [str(name) for name in rows.columns[: list(rows.columns).index("points")]]
-
-
-def number(metric: Metric, value: Any) -> str:
-    """A value as people read it: shares to three decimals, everything else to three digits."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    if metric.unit == "share":
-        return f"{value:.3f}"
-    if value == 0 or not 1e-4 <= abs(value) < 1e6:
-        return f"{value:.3g}"
-    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
-
-
-def like(metric: Metric, value: float, shown: float) -> str:
-    """An error or a bound with as many decimals as the value beside it."""
-    return "–" if not math.isfinite(value) else f"{value:.{len(number(metric, shown).partition('.')[2])}f}"
 
 
 def print_sweep(

@@ -68,6 +68,31 @@ def completion_text(tokenizer: Tokenizer, ids: Sequence[int], stops: tuple[str, 
     return text_of(text[: min(found)[1]] if found else text)
 
 
+class TextStream:
+    """The text of a sample as it grows, in pieces that together are its completion.
+
+    A character comes when its last byte is there, and what may be the beginning of a stop string when it turns out to be none.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...]) -> None:
+        self._tokenizer, self._stops = tokenizer, stops
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._held = ""
+        self._given = 0
+
+    def add(self, token: int) -> str:
+        """The next piece, which may be empty, where ``token`` does not end the sample."""
+        text = self._held + self._decode(self._tokenizer.token_bytes(token))
+        begun = (n for stop in self._stops for n in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:n]))
+        piece, self._held = text[: (kept := len(text) - max(begun, default=0))], text[kept:]
+        self._given += len(piece)
+        return piece
+
+    def rest(self, completion: str) -> str:
+        """What is left of the whole completion."""
+        return completion[self._given :]
+
+
 def text_ends(tokenizer: Tokenizer, ids: Sequence[int], length: int) -> Iterator[int]:
     """For each token of a completion, how many of its ``length`` characters are complete after it."""
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
