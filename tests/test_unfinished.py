@@ -28,8 +28,8 @@ from gptsweep.errors import Interrupted
 from gptsweep.models.gpt2 import GPT
 from gptsweep.models.linear import can_pack
 from gptsweep.records import Completion, Prefix, Row
-from gptsweep.store import unfinished
 from gptsweep.store import writer as results
+from gptsweep.store.durable import seal
 from gptsweep.store.unfinished import Unfinished
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
@@ -294,7 +294,7 @@ def damaged(line: bytes) -> Iterator[bytes]:
         {"token_ids": [1000]}, {"token_ids": [1] * 20}, {"stream": "AAAA"}, {"prompt_index": 7},
     ):  # fmt: skip
         body = json.dumps({**{name: value for name, value in fields.items() if name != "check"}, **change})[:-1].encode()
-        yield body + unfinished._seal(body)
+        yield body + seal(body)
 
 
 def test_a_damaged_or_impossible_line_is_not_trusted(run: Run, place: Path, sampled: Sampled) -> None:
