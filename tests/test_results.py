@@ -31,7 +31,7 @@ from gptsweep.analysis.summary import summarise
 from gptsweep.errors import ResultsError
 from gptsweep.files import LogFile
 from gptsweep.records import Sample, Sampling
-from gptsweep.store import durable, lock
+from gptsweep.store import durable, keyed_lines, lock
 from gptsweep.store import writer as results
 from gptsweep.store.csv_files import csv_bytes, csv_rows
 from gptsweep.store.durable import atomic_write
@@ -131,7 +131,7 @@ def test_any_order_and_any_batches_give_the_plain_file(tmp_path_factory, data):
 
 def test_samples_that_arrive_in_order_are_written_once(tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr(results, "write_temporary", lambda path, chunks: written.append(path.name) or path.write_bytes(b""))
+    monkeypatch.setattr(keyed_lines, "write_temporary", lambda path, chunks: written.append(path.name) or path.write_bytes(b""))
     monkeypatch.setattr(durable.os, "replace", lambda source, target: written.append(f"{Path(source).name} renamed"))
     with PointWriter(tmp_path, POINT) as writer:
         writer.add(make_samples(1, 8))
