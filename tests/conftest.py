@@ -20,6 +20,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from sweeps import composing, run  # noqa: F401  the fixtures
 from torch import Tensor
+from visit import browser  # noqa: F401  a fixture
 
 from gptsweep.models.gpt2 import GPT
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import random
 import re
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from made_sweep import VOCABULARY, made_samples, write_point, write_report, write_sweep
+from visit import Visit
 
 from gptsweep.analysis import sweep as analysed
 from gptsweep.analysis.frames import read_sweep
@@ -24,9 +22,6 @@ from gptsweep.display import UNSAFE
 from gptsweep.report import data as report_data
 from gptsweep.report import page
 
-CHROMIUM = (
-    os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
 NASTY = "</script><script>boom()</script> <!-- <b>bold</b> \u2028 \u2029 \u202eright\u200f \0 nul \x1b[31m &amp; \ufeff"
 
 
@@ -133,43 +128,6 @@ def test_a_page_can_be_written_before_the_first_sample(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- in a real browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    if not CHROMIUM:
-        pytest.skip("needs chromium: apt-get install chromium")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-class Visit:
-    """A page in Chromium, with everything that went wrong and everything it asked for."""
-
-    def __init__(self, browser: Any, path: Path, fragment: str = "", **context: Any) -> None:
-        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | context)
-        self.page = self.context.new_page()
-        self.errors: list[str] = []
-        self.requests: list[str] = []
-        self.page.on(
-            "console", lambda message: self.errors.append(message.text) if message.type in ("error", "warning") else None
-        )
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(f"file://{path}{fragment}")
-
-    def __enter__(self) -> Any:
-        return self.page
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.context.close()
-        if kind is None:
-            assert self.errors == []
-            assert [url for url in self.requests if not url.startswith(("file://", "data:"))] == []
-            assert len([url for url in self.requests if url.startswith("file://")]) == 1
 
 
 def test_it_opens_offline_without_a_request_or_an_error(browser: Any, sweep_dir: Path) -> None:

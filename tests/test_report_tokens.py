@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from made_sweep import VOCABULARY, made_samples, write_point, write_report
-from test_report import Visit, browser, embedded  # noqa: F401  the fixture
+from test_report import embedded
+from visit import Visit
 
 from gptsweep.analysis.frames import read_sweep
 from gptsweep.records import Sample, SampleLogprobs, TokenLogprobs
@@ -80,7 +81,7 @@ def test_characters_outside_the_basic_plane_are_counted_as_a_script_counts_them(
     assert token_data._in_utf16("abc", [1, 2, 3]) == [1, 2, 3]
 
 
-def test_tokens_are_shaded_and_say_what_else_was_likely_by_mouse_and_key(browser: Any, inside: Path) -> None:  # noqa: F811
+def test_tokens_are_shaded_and_say_what_else_was_likely_by_mouse_and_key(browser: Any, inside: Path) -> None:
     with Visit(browser, inside / "report.html") as seen:
         assert seen.locator(".token").count() == 0
         whole = embedded((inside / "report.html").read_text())["samples"]["text"][0]
@@ -104,7 +105,7 @@ def test_tokens_are_shaded_and_say_what_else_was_likely_by_mouse_and_key(browser
         assert "inside=1" in seen.evaluate("location.hash")
 
 
-def test_a_link_opens_the_tokens_and_nothing_sticks_out(browser: Any, inside: Path) -> None:  # noqa: F811
+def test_a_link_opens_the_tokens_and_nothing_sticks_out(browser: Any, inside: Path) -> None:
     with Visit(browser, inside / "report.html", "#inside=1", viewport={"width": 360, "height": 740}) as seen:
         assert seen.locator(".token").count() > 40
         assert seen.evaluate("document.documentElement.scrollWidth") == 360

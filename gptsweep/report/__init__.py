@@ -34,11 +34,19 @@ def report(
     return page(page_data(sweep, title, reference, comparisons)).encode()
 
 
+ASSETS = {
+    "html": ("page.html",),
+    "css": ("page.css", "tokens.css", "rate.css"),
+    "js": ("tokens.js", "page.js", "rate.js", "begin.js"),
+}
+"""The files of the page, in the order in which they follow each other."""
+
+
 def page(data: dict[str, Any]) -> str:
     """The page around its data. Nothing in ``data`` can end the script element it stands in."""
     assets = resources.files(__package__)
-    names = {"html": ("page.html",), "css": ("page.css", "tokens.css"), "js": ("tokens.js", "page.js")}
-    parts = {part: "".join((assets / name).read_text(encoding="utf-8") for name in files) for part, files in names.items()}
+    parts = {name: "".join((assets / file).read_text(encoding="utf-8") for file in files) for name, files in ASSETS.items()}
+    parts["js"] = f'"use strict";\n(() => {{\n{parts["js"]}}})();\n'
     # In a pattern of JavaScript, code points of more than four digits stand in braces.
     unsafe = re.sub(r"\\U000([0-9a-f]{5})", r"\\u{\1}", UNSAFE)
     text = json.dumps(data | {"unsafe": unsafe}, ensure_ascii=True, allow_nan=False, separators=(",", ":"))

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..analysis.columns import label, ordered, plain
+from ..analysis.preference import PRIOR
 from ..analysis.reference import Reference
 from ..analysis.samplers import SamplerComparison
 from ..analysis.stats import MIN_PAIRS, by_seed
@@ -18,6 +19,8 @@ from ..analysis.sweep import Sweep
 from ..store.schema import MEANS, SAMPLE_KEY, STATUSES
 from .token_data import token_columns
 
+MAX_CONTRASTED = 60
+"""Settings that raters compared of which a page holds every difference."""
 MAX_CELLS = 20_000
 """Means over settings that a page holds; where there would be more it offers none."""
 
@@ -58,12 +61,15 @@ def page_data(
             for name in sweep.metrics
         },
         "cells": cells(sweep, values),
+        "contrasts": contrasts(sweep, group_of, len(groups)),
+        "rating_prior": PRIOR,
         "reasons": sweep.reasons(),
         "effects": effects(shown, values),
         "samplers": [sampler_curves(each) for each in comparisons],
         "min_pairs": MIN_PAIRS,
         "prompts": list(shown.samples["prompt"].cat.categories),
-        "samples": sample_columns(shown, measured),
+        "point_ids": (point_ids := sorted(shown.summary["point_id"].dropna().unique())),
+        "samples": sample_columns(shown, measured, point_ids),
         "tokens": token_columns(shown, shown.samples.loc[measured.index]),
         "total": int(groups["num_samples"].sum()),
         "reference": {name: number(reference.metrics.get(name)) for name in sweep.metrics} if reference else None,
@@ -133,6 +139,22 @@ def sampler_curves(found: SamplerComparison) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def contrasts(sweep: Sweep, group_of: Mapping[int, int], count: int) -> dict[str, list[Any]] | None:
+    """What ratings tell of every two settings, ``a/b``: difference, ends of its interval, ratings, and whether they differ.
+
+    None without ratings, or with more than `MAX_CONTRASTED` settings.
+    """
+    if sweep.ratings is None or count > MAX_CONTRASTED:
+        return None
+    codes = sweep.summary.index.map(group_of).to_numpy(np.int64)
+    table = sweep.ratings.contrasts(sweep.summary.index, codes, count)
+    return {
+        f"{a}/{b}": [number(row["difference"]), number(row["low"]), number(row["high"]), row["pairs"],
+                     None if row["reason"] else row["differs"]]
+        for a, rows in enumerate(table) for b, row in enumerate(rows) if a != b
+    }  # fmt: skip
+
+
 def measured_samples(sweep: Sweep, group_of: Mapping[int, int]) -> pd.DataFrame:
     """`Sweep.measured` of the samples on the page, each once, with its ``group``."""
     measured = sweep.measured(sweep.summary)
@@ -140,11 +162,20 @@ def measured_samples(sweep: Sweep, group_of: Mapping[int, int]) -> pd.DataFrame:
     return measured[~measured.duplicated(["group", "copy_of", *SAMPLE_KEY])]
 
 
-def sample_columns(sweep: Sweep, measured: pd.DataFrame) -> dict[str, Any]:
-    """The samples that are `measured_samples`, column by column; a metric per sample is None where it has no value."""
+def sample_columns(sweep: Sweep, measured: pd.DataFrame, point_ids: Sequence[str]) -> dict[str, Any]:
+    """The samples that are `measured_samples`, column by column; a metric per sample is None where it has no value.
+
+    ``point`` is the place of the sample's point in ``point_ids``, -1 where it has no id.
+    """
     samples = sweep.samples.loc[measured.index]
     columns: dict[str, Any] = {
         "group": measured["group"].tolist(),
+        "point": measured["point"]
+        .map(sweep.summary["point_id"])
+        .map(dict(zip(point_ids, range(len(point_ids)), strict=True)))
+        .fillna(-1)
+        .astype(int)
+        .tolist(),
         "prompt": samples["prompt"].cat.codes.tolist(),
         "place": samples["prompt_index"].tolist(),
         "seed": [str(seed) for seed in samples["seed"]],

@@ -1,5 +1,3 @@
-"use strict";
-(() => {
 const data = JSON.parse(document.getElementById("data").textContent);
 const { keys, metrics, groups, values, samples } = data;
 const LETTERS = "ABCD", MAX_COLUMNS = 4, ROWS = 200, RESAMPLES = 2000, MAX_BLOCKS = 4000;
@@ -102,7 +100,7 @@ const open = keys.map(() => (data.cells ? all : 0)); // a page that holds no mea
 const state = {
   metric: first, x: numeric[0] ?? 0, y: numeric[1] ?? 0, fixed: open.slice(),
   mx: onAxis("x"), my: onAxis("y"),
-  columns: spread(), at: 0, find: "", sort: "", base: null, all: false, inside: false,
+  columns: spread(), at: 0, find: "", sort: "", base: null, all: false, inside: false, rate: false, among: "",
 };
 
 /** The points that the sample browser opens with: along the first setting its ends and its middle, of the others the middle. */
@@ -139,6 +137,8 @@ function readAddress() {
     const asked = given.get("points").split(",").map(group).filter((g) => g !== null);
     if (asked.length) state.columns = [...new Set(asked)].slice(0, MAX_COLUMNS);
   }
+  state.rate = given.get("rate") === "1" && readable.length > 1;
+  state.among = given.get("among") === "shown" ? "shown" : "";
   state.find = given.get("find") ?? state.find;
   state.inside = given.get("inside") === "1";
   const sort = given.get("sort") ?? state.sort, sorted = sort.replace(/^-/, "");
@@ -157,7 +157,8 @@ function writeAddress() {
   keys.forEach((key, k) => state.fixed[k] !== all && parts.set("only." + key.name, key.labels[state.fixed[k]]));
   parts.set("points", state.columns.join(","));
   if (places.length) parts.set("sample", places[state.at].id);
-  for (const name of ["find", "sort"]) if (state[name]) parts.set(name, state[name]);
+  if (state.rate) parts.set("rate", "1");
+  for (const name of ["find", "sort", "among"]) if (state[name]) parts.set(name, state[name]);
   if (state.base !== null) parts.set("base", state.base);
   if (state.inside) parts.set("inside", "1");
   ours = "#" + parts;
@@ -649,6 +650,10 @@ function pairsOf(name, g, base) {
 /** The difference of a metric between point g and the base: its value, its 95 % interval, whether that leaves out 0 (null where
     there are too few pairs to say), and the number of pairs. */
 function compare(name, g, base) {
+  if (byName[name].per === "pair") { // by a model of all settings together, computed before
+    const [difference, low, high, pairs, differs] = (data.contrasts || {})[`${base}/${g}`] || [null, null, null, 0, null];
+    return { difference, low, high, pairs, differs };
+  }
   const pairs = pairsOf(name, g, base), have = pairs.filter((pair) => pair[1]).length;
   if (!have) return { differs: null, pairs: 0 };
   const n = Math.min(pairs.length, MAX_BLOCKS), blocks = new Float64Array(4 * n);
@@ -697,7 +702,7 @@ function drawPoints() {
     }
     const change = state.base === null || g === state.base ? null : against(name, g, state.base);
     const mark = !change || change.differs ? "" : change.differs === false ? "≈ " : "? ";
-    const title = change && change.pairs
+    const title = change && change.pairs && change.low !== null
       ? `${signed(name, change.difference)} [${showLike(name, change.low, change.difference)}, ${showLike(name, change.high, change.difference)}] from the chosen point, ${plural(change.pairs, "pair")}`
       : `n = ${n[g]}`;
     return el("td", { class: "n" + (mark ? " unsure" : ""), title }, mark, showOf(name, mean[g]), error[g] === null ? "" : el("span", { class: "pm" }, ` ±${showLike(name, error[g], mean[g])}`));
@@ -926,25 +931,3 @@ function drawSamples() {
   }));
 }
 
-/* ---------- begin ---------- */
-
-document.addEventListener("keydown", (event) => {
-  if (event.altKey || event.ctrlKey || event.metaKey || event.target.closest("input, select, textarea, .scroll")) return;
-  const step = { ArrowLeft: -1, ArrowRight: 1, Home: "first", End: "last" }[event.key];
-  if (step === undefined || (typeof step === "string" && !event.target.closest("#samples"))) return;
-  event.preventDefault();
-  move(step);
-});
-let resized = 0;
-addEventListener("resize", () => { clearTimeout(resized); resized = setTimeout(() => { drawSamplers(); drawCharts(); }, 120); });
-addEventListener("hashchange", () => {
-  if (location.hash === ours) return;
-  readAddress();
-  for (const draw of [drawEffects, drawCharts, drawPoints, drawSampleControls, drawSamples]) draw();
-});
-drawHead();
-readAddress();
-for (const draw of [drawSamplers, drawEffects, drawCharts, drawPoints, drawSampleControls, drawSamples]) draw();
-for (const link of document.querySelectorAll("nav a")) link.hidden = $(link.dataset.goto).hidden;
-document.querySelector(".bar .pick").hidden = !metrics.length || !keys.length;
-})();
