@@ -23,7 +23,7 @@ from gptsweep.engine import engine, torch_backend
 from gptsweep.engine.engine import Engine
 from gptsweep.records import Row
 from gptsweep.run import session
-from gptsweep.store import schema
+from gptsweep.store import keyed_lines, schema
 from gptsweep.store import writer as results
 
 SMALL = ("model=resume", "sampling.num_samples=2", "sampling.max_new_tokens=6", "quiet=true")
@@ -507,7 +507,7 @@ def test_a_sweep_killed_at_any_moment_goes_on_to_the_same_bytes(place: Path) -> 
 
 def test_a_full_disk_loses_nothing_that_was_finished(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("-m", "seed=1,2,3", *SMALL, "name=whole").status == 0
-    room, appended = [3], results.append
+    room, appended = [3], keyed_lines.append
 
     def full(path: Path, data: bytes) -> int:
         room[0] -= 1
@@ -516,7 +516,7 @@ def test_a_full_disk_loses_nothing_that_was_finished(run: Run, place: Path, monk
         return appended(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(results, "append", full)
+        patch.setattr(keyed_lines, "append", full)
         ended = run("-m", "seed=1,2,3", *SMALL, "device.max_rows=1", "name=full")
     assert ended.status == 1
     assert "no space left on device; free some space and give the same command again" in ended.err
