@@ -287,9 +287,10 @@ def read_number(text: str) -> float:
     return float(text.replace("\u2212", "-"))
 
 
-def test_the_page_and_the_review_say_the_same_of_two_points(browser: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("drawn", "noise"), [(5, "common"), (6, "independent")])
+def test_the_page_and_the_review_say_the_same_of_two_points(browser: Any, tmp_path: Path, drawn: int, noise: str) -> None:
     """Samples of very different lengths, empty ones, copies, a missing seed: every metric, every mark, every interval."""
-    rng = random.Random(5)
+    rng = random.Random(drawn)
     for temperature, seed in itertools.product((0.2, 0.25, 1.2), (1, 2, 3)):
         samples = []
         made = made_samples(temperature=temperature, top_k=None, seed=seed, num_samples=4, words=90, prompts=("a", "b"))
@@ -299,7 +300,14 @@ def test_the_page_and_the_review_say_the_same_of_two_points(browser: Any, tmp_pa
             numbers = {"logprob_mean": sample.logprob_mean - rng.random(), "entropy_mean": rng.random()}
             numbers = numbers if cut else dict.fromkeys(numbers)  # type: ignore[assignment]
             text = " ".join(sample.completion.split()[:cut])
-            more: Any = {**numbers, "sampler_logprob_mean": None, "token_ids": sample.token_ids[:cut], "completion": text}
+            own_noise = replace(sample.sampling, noise=noise)
+            more: Any = {
+                "sampling": own_noise,
+                **numbers,
+                "sampler_logprob_mean": None,
+                "token_ids": sample.token_ids[:cut],
+                "completion": text,
+            }
             samples.append(replace(sample, **more))
         if (temperature, seed) != (1.2, 2):
             write_point(tmp_path / "s" / f"{temperature} {seed}", samples)
@@ -325,6 +333,9 @@ def test_the_page_and_the_review_say_the_same_of_two_points(browser: Any, tmp_pa
                 wanted = [told["difference"], told["low"], told["high"]]
                 if told["pairs"] > 1:
                     assert shown == pytest.approx(wanted, rel=0.006, abs=0.006 * abs(told["difference"]) + 5e-4), name
+        assert re.search(
+            r"of \d+ comparisons [\d.]+ would differ by chance alone", seen.locator("#points-controls").inner_text()
+        )
     assert {"?", "≈", ""} == set(marks)
 
 

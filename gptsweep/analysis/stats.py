@@ -37,6 +37,8 @@ RESAMPLES = 2_000
 MIN_PAIRS = 6
 """With fewer independent pairs a difference may be chance: all of n having one sign by luck has p = 2 / 2^n."""
 MAX_BLOCKS = 4_000
+BY_CHANCE = 0.05
+"""The share of comparisons that differ where nothing does: intervals are 95 %. The mean of a count needs no independence."""
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -14,7 +14,7 @@ from ..analysis.columns import label, ordered, plain
 from ..analysis.preference import PRIOR
 from ..analysis.reference import Reference
 from ..analysis.samplers import SamplerComparison
-from ..analysis.stats import MIN_PAIRS, by_seed
+from ..analysis.stats import BY_CHANCE, MIN_PAIRS, by_seed
 from ..analysis.sweep import Sweep
 from ..store.schema import MEANS, SAMPLE_KEY, STATUSES
 from .token_data import token_columns
@@ -67,6 +67,7 @@ def page_data(
         "effects": effects(shown, values),
         "samplers": [sampler_curves(each) for each in comparisons],
         "min_pairs": MIN_PAIRS,
+        "by_chance": BY_CHANCE,
         "prompts": list(shown.samples["prompt"].cat.categories),
         "point_ids": (point_ids := sorted(shown.summary["point_id"].dropna().unique())),
         "samples": sample_columns(shown, measured, point_ids),

@@ -671,6 +671,11 @@ function compare(name, g, base) {
   const [low, high] = [quantile(0.025), quantile(0.975)];
   return { difference: difference(all), low, high, pairs: have, differs: have < data.min_pairs ? null : low > 0 || high < 0 };
 }
+/** How many of the comparisons in the table to expect to differ where nothing does. */
+function byChance(names, shown) {
+  const compared = shown.flatMap((g) => (g === state.base ? [] : names.filter((name) => (against(name, g, state.base).differs ?? null) !== null))).length;
+  return `of ${plural(compared, "comparison")} ${show(compared * data.by_chance)} would differ by chance alone`;
+}
 const verdicts = new Map();
 function against(name, g, base) {
   const id = `${name}/${g}/${base}`;
@@ -722,7 +727,7 @@ function drawPoints() {
   fill($("points-controls"),
     count > 1 && picker("Compare with", [["", "nothing"], ...(data.reference ? [[TEXT, "the reference text"]] : []), ...every.slice(0, 2000).map((g) => [g, groupName(g)])], state.base ?? "", (g) => update({ base: g === "" ? null : g === TEXT ? TEXT : +g }, drawPoints)),
     state.base === TEXT && el("span", { class: "note" }, "each value is how far the point lies above the reference text"),
-    state.base !== null && state.base !== TEXT && el("span", { class: "note" }, `≈ these samples cannot tell it from the chosen point; ? fewer than ${data.min_pairs} pairs`),
+    state.base !== null && state.base !== TEXT && el("span", { class: "note" }, `≈ these samples cannot tell it from the chosen point; ? fewer than ${data.min_pairs} pairs; ${byChance(names, shown)}`),
     metrics.length > TABLE.length && allMetrics());
   fill($("points-body"), el("table", { class: "points rows" },
     el("thead", {}, el("tr", {},

@@ -23,11 +23,14 @@ from ..analysis.columns import label, ordered, plain
 from ..analysis.metrics import Metric
 from ..analysis.numbers import like, number
 from ..analysis.samplers import SamplerComparison
+from ..analysis.stats import BY_CHANCE
 from ..analysis.sweep import Sweep
 from ..display import counted, one_line, visible
 from ..store.schema import SAMPLE_KEY, STATUSES
 from .tables import FEWEST, Column, fitting, print_blocks, print_in_parts, print_table
 
+FIRST_NAMES = 8
+"""Settings that a sentence names."""
 FIRST_ROWS = 8
 """Rows shown at the end of a sweep."""
 MAX_BUDGETS = 10
@@ -86,10 +89,40 @@ def print_sweep(
         console.print(
             Text("★ best as asked; ≈ these samples cannot tell it from the best; ? too few pairs to say", style="dim")
         )
+        console.print(Text(best_set(rows, marks), style="bold"))
     for name, reason in sweep.reasons().items():
         if name in names:
             console.print(Text(f"– {sweep.declared[name].label}: {one_line(reason)}", style="dim"))
     print_effects(console, sweep, names)
+
+
+def best_set(rows: pd.DataFrame, marks: Sequence[str]) -> str:
+    """The settings among which the best may be: the best as measured, and all that the samples cannot tell from it."""
+    keys = keys_of(rows)
+    named_rows = [named(settings_of_row(row, keys)) or "this run" for row in rows.to_dict("records")]
+    first = named_rows[list(marks).index("best")]
+    alike, unclear = (
+        [name for name, mark in zip(named_rows, marks, strict=True) if mark == kind] for kind in ("alike", "unclear")
+    )
+    parts = [f"best: {first}"]
+    if alike:
+        parts.append(f"these samples cannot tell it from {counted(len(alike), 'other setting')}: {_first_names(alike)}")
+    elif len(rows) > 1 + len(unclear):
+        parts.append("no other setting is as good, as far as these samples can tell")
+    if unclear:
+        parts.append(f"too few pairs to say of {counted(len(unclear), 'setting')}: {_first_names(unclear)}")
+    compared = sum(mark in ("alike", "differs") for mark in marks)
+    return "; ".join(parts) + (f" ({by_chance(compared)})" if compared > 1 else "")
+
+
+def _first_names(names: Sequence[str]) -> str:
+    more = len(names) - FIRST_NAMES
+    return "; ".join(names[:FIRST_NAMES]) + (f"; and {more:,} more, marked in the table" if more > 0 else "")
+
+
+def by_chance(comparisons: int) -> str:
+    """How many of some comparisons to expect to differ where nothing does."""
+    return f"of {comparisons:,} comparisons {comparisons * BY_CHANCE:.3g} would differ by chance alone"
 
 
 def print_first_rows(directory: Path, sweep: Sweep) -> None:
@@ -213,10 +246,11 @@ def print_effects(console: Console, sweep: Sweep, names: Sequence[str]) -> None:
     if not keys or thin.samples.empty:
         return
     titles = Column("What each\nsetting does", [Text(sweep.declared[name].label) for name in names], True, "left")
-    columns = []
+    columns, effects = [], []
     for key in keys:
         values = ordered(sweep.summary[key])
         effect = rows_by_name(thin.effect(key))
+        effects += [effect[name] for name in names if name in effect]
         cells = [change(effect[name], sweep.declared[name]) if name in effect else Text("–") for name in names]
         ends = one_line(f"{label(values[0])} → {label(values[-1])}")
         columns.append(Column(f"{one_line(key)}\n{ends}", cells, justify="left"))
@@ -229,6 +263,13 @@ def print_effects(console: Console, sweep: Sweep, names: Sequence[str]) -> None:
         "[95 % interval over pairs of the same prompt, seed and sample]; ≈ not distinguishable from no change; ? too few pairs"
     )
     console.print(Text(note, style="dim"))
+    if (compared := sum(_has_verdict(row) for row in effects)) > 1:
+        console.print(Text(by_chance(compared), style="dim"))
+
+
+def _has_verdict(row: Mapping[Any, Any]) -> bool:
+    """Whether a row of `Sweep.compare` says that its sides differ, or that the samples cannot tell."""
+    return math.isfinite(float(row["difference"])) and not row["reason"]
 
 
 def rows_by_name(table: pd.DataFrame) -> dict[str, dict[Any, Any]]:
@@ -292,6 +333,7 @@ def print_difference(console: Console, sweep: Sweep, difference: pd.DataFrame, s
         Column("pairs", [Text(str(row["pairs"])) for row in found.values()]),
     ]
     reasons = Column("", [Text(one_line(each), style="dim") for each in why], True, "left")
+    compared = sum(map(_has_verdict, found.values()))
     fits = fitting(columns, [reasons], console.width)
     console.print(Text.assemble(("A ", "bold"), titles[0], "\n", ("B ", "bold"), titles[1]))
     if fits or fitting([], columns, console.width) == len(columns):
@@ -299,6 +341,8 @@ def print_difference(console: Console, sweep: Sweep, difference: pd.DataFrame, s
     else:
         titled = [Text(sweep.declared[name].label, style="bold") for name in found]
         print_blocks(console, titled, [*columns[1:], *([reasons] if any(why) else [])])
+    if compared > 1:
+        console.print(Text(by_chance(compared), style="dim"))
     key = list(SAMPLE_KEY)
     parts = [sweep.samples[sweep.samples["point"].isin(sweep.points(side).index)] for side in sides]
     pairs = parts[0].merge(parts[1], on=key, suffixes=("_a", "_b")).sort_values(key).head(max(0, most))
