@@ -5,137 +5,25 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tokenizers
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_files import save_llama
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizer_kinds import END, KINDS, MIXED, files_of, in_front, ours, theirs, write
 
 import gptsweep
 from gptsweep.errors import ModelError, PromptError
 from gptsweep.models.files.byte_pairs import Added
 from gptsweep.models.files.generated_text import breaker_tokens, completion_text, stop_matcher, text_so_far
-from gptsweep.models.files.hf_pipeline import LLAMA3_WORDS, QWEN_WORDS, Pipeline, PipelineTokenizer
-from gptsweep.models.files.hf_tokenizer import read_hf_tokenizer
-from gptsweep.models.files.tokenizers import Tokenizer
-
-CORPUS = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8").split("\n")
-END = "<|endoftext|>"
-LLAMA3 = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-MIXED = "naïve e\u0301 🙂👩‍👧 日本語, 12345 it's IT'S\r\n\ta\t\t  b      c  ▁d \x00\x7f"
-
-
-def trained(
-    pre_tokenizer: Any, normalizer: Any, decoder: Any, special: Sequence[str], *, fallback: bool = False
-) -> dict[str, Any]:
-    """A small ``tokenizer.json``."""
-    tokenizer = tokenizers.Tokenizer(models.BPE(byte_fallback=fallback, fuse_unk=fallback, unk_token=special[0]))
-    for name, step in {"pre_tokenizer": pre_tokenizer, "normalizer": normalizer, "decoder": decoder}.items():
-        if step is not None:
-            setattr(tokenizer, name, step)
-    alphabet = [] if fallback else pre_tokenizers.ByteLevel.alphabet()
-    first = [*special, *(f"<0x{byte:02X}>" for byte in range(256))] if fallback else list(special)
-    size = {"vocab_size": len(first) + 400, "initial_alphabet": alphabet, "special_tokens": first}
-    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(show_progress=False, **size))
-    contents: dict[str, Any] = json.loads(tokenizer.to_str())
-    contents["added_tokens"] = [token for token in contents["added_tokens"] if token["content"] in special]
-    return contents
-
-
-def in_front(text: str, number: int) -> dict[str, Any]:
-    """The post_processor that puts a token before a text."""
-    single = [{"SpecialToken": {"id": text, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
-    known = {text: {"id": text, "ids": [number], "tokens": [text]}}
-    return {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": known}
-
-
-def split(words: str) -> Any:
-    pieces = pre_tokenizers.Split(tokenizers.Regex(words), "isolated")
-    return pre_tokenizers.Sequence([pieces, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-
-
-Files = tuple[dict[str, Any], dict[str, Any], str]
-"""``tokenizer.json``, ``tokenizer_config.json`` and the model_type."""
-
-
-@pytest.fixture(scope="session")
-def kinds() -> dict[str, Files]:
-    level, decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    chatml = [END, "<|im_start|>", "<|im_end|>"]
-    names = {"bos_token": END, "eos_token": END, "unk_token": END}
-    turns = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "unk_token": END}
-    llama2 = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True}
-    spaces = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    back = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    fallback = trained(None, spaces, decoders.Sequence(back), ["<unk>", "<s>", "</s>"], fallback=True)
-    fallback |= {"post_processor": in_front("<s>", 1)}
-    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
-    llama3 = trained(split(LLAMA3_WORDS), None, decoder, LLAMA3)
-    llama3["model"]["ignore_merges"] = True
-    after = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
-    llama3["post_processor"] = {"type": "Sequence", "processors": [after, in_front(LLAMA3[0], 0)]}
-    neox = trained(level, normalizers.NFC(), decoder, [END, "<|padding|>"])
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
-    size = len(neox["model"]["vocab"])
-    neox["added_tokens"] += [{"id": size + more, "content": "  " * (1 + more), **flags} for more in (0, 1)]
-    digits = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), level])
-    fast = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    return {
-        "gpt2": (trained(level, None, decoder, [END]) | {"post_processor": after}, names, "gpt2"),
-        "smollm2": (trained(digits, None, decoder, chatml), turns | {"tokenizer_class": "GPT2Tokenizer"}, "llama"),
-        "qwen": (
-            trained(split(QWEN_WORDS), normalizers.NFC(), decoder, chatml),
-            {"tokenizer_class": "Qwen2Tokenizer", "bos_token": None, "eos_token": "<|im_end|>", "add_prefix_space": False},
-            "qwen3",
-        ),
-        "llama2": (fallback, llama2 | fast, "llama"),
-        "mistral": (fallback, llama2 | {"tokenizer_class": "LlamaTokenizer", "legacy": True}, "mistral"),
-        "metaspace": (fallback | {"normalizer": None, "pre_tokenizer": metaspace}, llama2 | fast, "llama"),
-        "llama2_by_class": (fallback, llama2 | {"tokenizer_class": "LlamaTokenizer", "legacy": False}, "llama"),
-        "llama2_by_legacy_class": (fallback, llama2 | {"tokenizer_class": "LlamaTokenizerFast", "legacy": True}, "llama"),
-        "llama3": (llama3, fast | {"bos_token": LLAMA3[0], "eos_token": LLAMA3[-1]}, "llama"),
-        "neox": (neox, names | {"tokenizer_class": "GPTNeoXTokenizer"}, "gpt_neox"),
-    }
-
-
-KINDS = (
-    "gpt2", "smollm2", "qwen", "llama2", "mistral", "metaspace", "llama2_by_class", "llama2_by_legacy_class", "llama3", "neox",
-)  # fmt: skip
-
-
-def write(directory: Path, files: Files, **more: object) -> Path:
-    """A model's directory as far as its tokenizer; ``more`` goes to ``tokenizer_config.json``."""
-    directory.mkdir(parents=True, exist_ok=True)
-    contents, config, model_type = files
-    (directory / "tokenizer.json").write_text(json.dumps(contents))
-    (directory / "tokenizer_config.json").write_text(json.dumps(config | more))
-    (directory / "config.json").write_text(json.dumps({"model_type": model_type}))
-    return directory
-
-
-def ours(directory: Path, limit: int = 1000) -> Tokenizer:
-    def find(name: str) -> Path | None:
-        return path if (path := directory / name).is_file() else None
-
-    config: dict[str, Any] = json.loads((directory / "config.json").read_text())
-    found = read_hf_tokenizer(find, config=config, limit=limit, key="model.path", value="here")
-    assert found is not None
-    return found
-
-
-def theirs(directory: Path) -> Any:
-    return transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
+from gptsweep.models.files.hf_pipeline import Pipeline, PipelineTokenizer
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ids_and_texts_are_those_of_transformers(kind: str, kinds: Mapping[str, Files], tmp_path: Path) -> None:
-    write(tmp_path, kinds[kind])
+def test_ids_and_texts_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
+    write(tmp_path, files_of(kind))
     tokenizer, expected = ours(tmp_path), theirs(tmp_path)
     end, first = expected.eos_token, expected.bos_token or END
     typed = f"{first}[INST] {MIXED}{end} x{end}y {end}  z{first}"
@@ -153,8 +41,8 @@ def test_ids_and_texts_are_those_of_transformers(kind: str, kinds: Mapping[str, 
         assert tokenizer.decode(ids[:1]) == expected.decode(ids[:1])
 
 
-def test_qwens_vocabulary_without_tokenizer_json_is_split_as_qwens(kinds: Mapping[str, Files], tmp_path: Path) -> None:
-    contents, config, model_type = kinds["qwen"]
+def test_qwens_vocabulary_without_tokenizer_json_is_split_as_qwens(tmp_path: Path) -> None:
+    contents, config, model_type = files_of("qwen")
     flags = {token["id"]: token for token in contents["added_tokens"]}
     write(tmp_path, (contents, config, model_type), added_tokens_decoder=flags)
     (tmp_path / "tokenizer.json").unlink()
@@ -166,8 +54,8 @@ def test_qwens_vocabulary_without_tokenizer_json_is_split_as_qwens(kinds: Mappin
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_text_streams_without_broken_characters(kind: str, kinds: Mapping[str, Files], tmp_path: Path) -> None:
-    tokenizer = ours(write(tmp_path, kinds[kind]))
+def test_text_streams_without_broken_characters(kind: str, tmp_path: Path) -> None:
+    tokenizer = ours(write(tmp_path, files_of(kind)))
     ids = tokenizer.encode_bare("ab 🙂👩‍👧 日本語 naïve")
     whole = completion_text(tokenizer, ids, (), None)
     assert whole.endswith("ab 🙂👩‍👧 日本語 naïve")
@@ -179,8 +67,8 @@ def test_text_streams_without_broken_characters(kind: str, kinds: Mapping[str, F
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_stop_string_is_found_across_tokens_and_bytes(kind: str, kinds: Mapping[str, Files], tmp_path: Path) -> None:
-    tokenizer = ours(write(tmp_path, kinds[kind]))
+def test_a_stop_string_is_found_across_tokens_and_bytes(kind: str, tmp_path: Path) -> None:
+    tokenizer = ours(write(tmp_path, files_of(kind)))
     ids = tokenizer.encode_bare("One line.\n\nAnother 🙂 one 日本語 end")
     text = completion_text(tokenizer, ids, (), None)
     for stop in ("r 🙂 o", "🙂", "\n\nA", "日本", "本", "e 日", "d"):
@@ -193,8 +81,8 @@ def test_a_stop_string_is_found_across_tokens_and_bytes(kind: str, kinds: Mappin
         assert stop not in completion_text(tokenizer, until[:-1], (), None)
 
 
-def test_what_breaks_a_repetition_holds_no_beginning_of_text(kinds: Mapping[str, Files], tmp_path: Path) -> None:
-    tokenizer = ours(write(tmp_path, kinds["llama3"]))
+def test_what_breaks_a_repetition_holds_no_beginning_of_text(tmp_path: Path) -> None:
+    tokenizer = ours(write(tmp_path, files_of("llama3")))
     found = breaker_tokens(tokenizer, ("\n\nAb",))
     assert found
     assert all(0 not in sequence[1:] for sequence in found)
@@ -212,12 +100,12 @@ def test_a_character_without_a_token_is_named() -> None:
         tokenizer.encode("a<b>b")
 
 
-def test_vocabularies_that_differ_in_a_step_have_different_fingerprints(kinds: Mapping[str, Files], tmp_path: Path) -> None:
-    contents, config, model_type = kinds["qwen"]
+def test_vocabularies_that_differ_in_a_step_have_different_fingerprints(tmp_path: Path) -> None:
+    contents, config, model_type = files_of("qwen")
     changes: list[dict[str, Any]] = [
         {},
         {"normalizer": None},
-        {"pre_tokenizer": kinds["llama3"][0]["pre_tokenizer"]},
+        {"pre_tokenizer": files_of("llama3")[0]["pre_tokenizer"]},
         {"model": contents["model"] | {"ignore_merges": True}},
         {"post_processor": in_front("<|im_start|>", 1)},
         {"model": contents["model"] | {"merges": contents["model"]["merges"][:-1]}},
@@ -229,8 +117,8 @@ def test_vocabularies_that_differ_in_a_step_have_different_fingerprints(kinds: M
 # --- end tokens -----------------------------------------------------------------------------------------------------------
 
 
-def test_every_end_token_that_the_files_name_ends_a_text(kinds: Mapping[str, Files], tmp_path: Path) -> None:
-    write(tmp_path, kinds["qwen"])
+def test_every_end_token_that_the_files_name_ends_a_text(tmp_path: Path) -> None:
+    write(tmp_path, files_of("qwen"))
     assert ours(tmp_path).end_ids == (0, 2)  # the vocabulary's own, and tokenizer_config.json's
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", "eos_token_id": [2, 9]}))
     without = ours(tmp_path)
@@ -295,10 +183,8 @@ STRANGE = st.sampled_from(
 
 @settings(max_examples=60)
 @given(data=st.data(), kind=st.sampled_from(["llama2", "metaspace", "qwen"]))
-def test_a_damaged_pipeline_is_one_clear_line(
-    data: st.DataObject, kind: str, kinds: Mapping[str, Files], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    contents = copy.deepcopy(kinds[kind][0])
+def test_a_damaged_pipeline_is_one_clear_line(data: st.DataObject, kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    contents = copy.deepcopy(files_of(kind)[0])
     contents["model"] |= {"merges": contents["model"]["merges"][:30]}
     for _ in range(data.draw(st.integers(1, 2))):
         found = places(contents)

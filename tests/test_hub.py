@@ -228,7 +228,8 @@ def test_without_network_the_error_says_how_to_fetch_beforehand(hub: Hub, machin
     assert "ConnectionRefusedError" in line, "the library, and its retries, were not asked"
     repo = "openai-community/gpt2-medium"
     assert line.startswith(f"model=gpt2-medium: config.json of {repo} is not in the cache and the hub cannot be reached (")
-    assert f"hf download {repo} --include '*.json' '*.safetensors' merges.txt --local-dir gpt2-medium; then use:" in line
+    files = "'*.json' '*.jinja' '*.safetensors' merges.txt"
+    assert f"hf download {repo} --include {files} --local-dir gpt2-medium; then use:" in line
     line = machine.error("hf", "someone/model", HF_HUB_OFFLINE="1")
     assert "model.path=someone/model: config.json of someone/model is not in the cache and HF_HUB_OFFLINE is set; fetch" in line
 

@@ -72,6 +72,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_hf(cached / "snapshots" / "0", random_gpt(replace(TINY, vocab_size=50257, block_size=64, activation="gelu_tanh")))
     for repo, revisions in {
         "HuggingFaceTB/SmolLM2-135M": ["main"],
+        "HuggingFaceTB/SmolLM2-135M-Instruct": ["main"],
         "EleutherAI/pythia-70m": ["step1000", "step143000"],
     }.items():
         for number, revision in enumerate(revisions):
@@ -79,6 +80,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             save_llama(refs.parent / "snapshots" / str(number), seed=number)
             refs.mkdir(exist_ok=True)
             (refs / revision).write_text(str(number), encoding="utf-8")
+    instructed = place / "hub" / "models--HuggingFaceTB--SmolLM2-135M-Instruct" / "snapshots" / "0"
+    (instructed / "chat_template.jinja").write_text("{{ messages[0].role }}: {{ messages[0].content }}", encoding="utf-8")
+    (instructed / "generation_config.json").write_text('{"eos_token_id": [0, 2]}', encoding="utf-8")
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text("0", encoding="utf-8")
     return place

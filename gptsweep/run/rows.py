@@ -18,7 +18,7 @@ from ..engine.backend import Backend, Workload, windows_read
 from ..engine.stopping import Repetition
 from ..errors import ConfigError, PromptError
 from ..models.files.generated_text import breaker_tokens, completion_text, stop_matcher, text_ends
-from ..models.files.tokenizers import Tokenizer
+from ..models.files.tokenizers import Tokenizer, fingerprint_of
 from ..records import (
     AUTO,
     Completion,
@@ -144,7 +144,10 @@ class Task:
                 raise ConfigError(f"sampling.{setting}", token, wanted)
         if len({*sampling.suppress_tokens, *sampling.stop_token_ids, *model.backend.end_tokens}) >= model.backend.vocab_size:
             raise ConfigError("sampling.suppress_tokens", list(sampling.suppress_tokens), "leaves no token to sample")
-        identity = point_id(point, prompts=texts, weights=model.fingerprint, tokenizer=model.tokenizer.fingerprint,
+        tokenizer = model.tokenizer.fingerprint
+        if sampling.chat_template:  # what it puts around a prompt is in no fingerprint, and may name the day
+            tokenizer = fingerprint_of(tokenizer, prompt_ids)
+        identity = point_id(point, prompts=texts, weights=model.fingerprint, tokenizer=tokenizer,
                             dtype=model.arithmetic, device_type=model.device_type)  # fmt: skip
         key = point.seed if sampling.noise == "common" else independent_key(point.seed, identity)
         breakers = _breakers(cast(Any, model.tokenizer), sampling.dry_breakers) if "dry" in active_steps(sampling) else ()

@@ -102,6 +102,9 @@ def _file(path: Path, files: ModelFiles) -> Iterable[tuple[str, StoredTensor]]:
 def _tokenizer(settings: Mapping[str, Any], vocab_size: int, files: ModelFiles) -> Tokenizer:
     found = read_hf_tokenizer(_sized(files), config=settings, limit=vocab_size, key=files.key, value=files.value)
     if found is not None:
+        if files.unreachable:
+            what = "some of its files are not in the cache"
+            log.warning("%s: %s and %s; end tokens or a chat template may be missing", files.value, what, files.unreachable)
         return found
     what = "tokenizer.json, or vocab.json with merges.txt"
     gpt2 = GPT2Tokenizer()

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from .tokenizers import Tokenizer, fingerprint_of
+from ...display import get_logger
+from ...errors import ConfigError
+from .tokenizers import Tokenizer, fingerprint_of, require_unicode
+
+if TYPE_CHECKING:
+    from .chat_template import ChatTemplate
+
+log = get_logger(__name__)
 
 
 class HFTokenizer(Tokenizer):
@@ -23,6 +31,7 @@ class HFTokenizer(Tokenizer):
     ) -> None:
         self._vocabulary, self._end_ids = vocabulary, tuple(end_ids)
         self._special_tokens, self._source, self._name = special_tokens, template, name
+        self._template: ChatTemplate | None = None
         self.vocab_size, self.eot_id = vocabulary.vocab_size, vocabulary.eot_id
         # The template is none of it: it decides the tokens of some points only, whose point_id holds those.
         is_known = self._end_ids == vocabulary.end_ids
@@ -57,8 +66,40 @@ class HFTokenizer(Tokenizer):
     def encode_bare(self, text: str) -> list[int]:
         return self._vocabulary.encode_bare(text)
 
+    def encode_turn(self, text: str) -> list[int]:
+        """As `Tokenizer.encode_turn`; special tokens in ``text`` are special tokens, as in every prompt."""
+        if self._source is None:
+            return super().encode_turn(text)
+        require_unicode(text)
+        is_first = self._template is None
+        try:
+            if self._template is None:
+                # Imported late: only some points need Jinja.
+                from .chat_template import ChatTemplate
+
+                self._template = ChatTemplate(self._source, self._special_tokens)
+            written = self._template.render(text)
+        except RecursionError as error:
+            raise self._wrong("it calls itself without end, or nests too deeply") from error
+        except Exception as error:  # what a stranger's template raises is of any kind
+            raise self._wrong(str(error) or type(error).__name__) from error
+        ids = self.encode_bare(written)
+        if not ids:
+            raise self._wrong("it writes nothing")
+        if is_first:
+            log.info("the chat template makes of the first prompt: %s", _shortened(repr(written)))
+        return ids
+
     def token_bytes(self, token: int) -> bytes:
         return self._vocabulary.token_bytes(token)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._vocabulary.decode(ids)
+
+    def _wrong(self, what: str) -> ConfigError:
+        said = f"the chat template of {self._name} cannot be used: {what.rstrip('.')}"
+        return ConfigError("sampling.chat_template", True, f"{said}; write the turn into the prompt, with chat_template=false")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 1000 else f"{text[:500]} … {text[-500:]}"

@@ -88,7 +88,9 @@ def read_hf_tokenizer(
             raise wrong(f"its tokenizer is a {kind or 'kind'} without tokenizer.json, or vocab.json and merges.txt")
         else:
             return None
-        settings = {**(settings_in("special_tokens_map.json") or {}), **(settings or {})}
+        settings = settings or {}
+        if "eos_token" not in settings:  # as older files have it
+            settings = {**(settings_in("special_tokens_map.json") or {}), **settings}
         ends = _ends("config.json", config, wrong)
         configured = _configured(vocabulary, settings, config.get("model_type"), wrong)
         tokenizer = _build(configured, limit, ends[0] if ends else None, wrong)

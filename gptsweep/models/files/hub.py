@@ -84,7 +84,8 @@ class HubFiles:
     def _by_hand(self) -> str:
         directory = self._repo.rpartition("/")[2]
         revision = "" if self._revision is None else f" --revision {self._revision}"
-        fetch = f"hf download {self._repo}{revision} --include '*.json' '*.safetensors' merges.txt --local-dir {directory}"
+        files = "'*.json' '*.jinja' '*.safetensors' merges.txt"
+        fetch = f"hf download {self._repo}{revision} --include {files} --local-dir {directory}"
         return f"fetch it on a machine with network: {fetch}; then use: model=hf model.path={directory}"
 
     def _wrong(self, what: str) -> ModelError:
