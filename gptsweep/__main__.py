@@ -47,7 +47,7 @@ from .multirun.sweep_files import (
     require_no_sweep,
     write_report,
 )
-from .multirun.sweepers import all_points, is_planned, sweeper_of
+from .multirun.sweepers import all_points, is_planned, plan, sweeper_of
 from .prompts import read_reference
 from .records import ModelSource, Point
 from .store.schema import MANIFEST, SWEEP
@@ -249,7 +249,7 @@ def check_sweep(config: DictConfig, loader: PointLoader) -> list[Point]:
     for line in {key: line for point in planned for line in point if (key := line.partition("=")[0]) not in swept}.values():
         key, _, value = line.partition("=")
         check_directories(config, key, [line], value)
-    return [job.point for job in loader.plan(config, planned)]
+    return [job.point for job in plan(config, loader, planned)]
 
 
 def open_model_of(point: Point) -> OpenModel:

@@ -57,7 +57,7 @@ def overrides(*lines: str) -> Any:
 
 def points(text: str, name: str = "p.csv") -> list[list[str]]:
     Path(name).write_text(text, encoding="utf-8")
-    return read_points(name)
+    return [list(point) for point in read_points(name)]
 
 
 # -- points of a file --------------------------------------------------------------------------------------------------------
@@ -234,7 +234,10 @@ def test_a_mistake_in_a_design_is_found_before_anything_is_made(run: Run, place:
     (place / "p.csv").write_text("sampling.top_p\n0.5\n1.5\n")
     ended = run(*sweep)
     assert (ended.status, ended.out) == (2, "")
-    assert "sampling.top_p=1.5: must be above 0 and at most 1, or null to switch it off" in ended.err
+    assert (
+        "hydra.sweeper.file=p.csv: line 3 has sampling.top_p=1.5: must be above 0 and at most 1, or null to switch it off"
+        in ended.err
+    )
     assert not (place / "outputs").exists()
 
 

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,8 @@ _YAML_DEPTH = 8
 _Line = tuple[int, dict[str, Any]]
 
 
-def read_points(file: str | None) -> list[list[str]]:
-    """The points of a file, each as overrides, in their order.
+def read_points(file: str | None) -> dict[tuple[str, ...], int]:
+    """The points of a file, each as overrides, in their order, with the numbers of their lines.
 
     Args:
         file: a path that ends in ``.csv`` (the first line names the keys), ``.jsonl`` (an object a line) or ``.yaml`` (a list
@@ -72,7 +72,21 @@ def read_points(file: str | None) -> list[list[str]]:
         raise ConfigError(_KEY, file, f"{place}{error}") from error
     if not found:
         raise ConfigError(_KEY, file, "holds no point; give one a line")
-    return [list(point) for point in found]
+    return found
+
+
+def in_its_line(error: ConfigError, file: str | None, point: Sequence[str]) -> ConfigError:
+    """An error of a point with the line that its value stands in, if it is from a file; else as it is.
+
+    Args:
+        error: says what is wrong with a key of ``point``.
+        file: of points.
+        point: overrides, of which the first may be those of a line.
+    """
+    for columns, number in read_points(file).items():
+        if tuple(point[: len(columns)]) == columns and error.key in {column.partition("=")[0] for column in columns}:
+            return ConfigError(_KEY, file, f"line {number} has {error.key}={shown(error.value)}: {error.wanted}")
+    return error
 
 
 class _FileError(ValueError):

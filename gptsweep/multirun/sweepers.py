@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import Override
 from hydra.plugins.sweeper import Sweeper
@@ -16,8 +16,11 @@ from omegaconf import DictConfig
 
 from ..errors import ConfigError
 from .hydra_internals import points_of, sweeper_over
-from .points_file import read_points
+from .points_file import in_its_line, read_points
 from .random_points import axes_of, draw
+
+if TYPE_CHECKING:
+    from .compose import Planned, PointLoader
 
 
 def sweeper_of(config: DictConfig) -> str:
@@ -64,6 +67,20 @@ def points_in_file(file: str | None, overrides: Sequence[Override]) -> list[list
                 override.key_or_group, override.get_value_string(), f"stands in {file}, too; give it in one place"
             )
     return [[*point, *others] for point in points for others in rest]
+
+
+def plan(config: DictConfig, loader: PointLoader, points: Sequence[Sequence[str]]) -> list[Planned]:
+    """`PointLoader.plan` of `all_points`, whose errors name the line of a file of points.
+
+    Raises:
+        ConfigError, HydraException: as there.
+    """
+    try:
+        return loader.plan(config, points)
+    except ConfigError as error:
+        if sweeper_of(config) == "PointsSweeper" and loader.points < len(points):
+            raise in_its_line(error, config.hydra.sweeper.file, points[loader.points]) from error
+        raise
 
 
 def random_points(n: int, seed: int, overrides: Sequence[Override]) -> list[list[str]]:
