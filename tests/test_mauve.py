@@ -28,7 +28,9 @@ def normal(n: int, away: float, seed: int, size: int = 16) -> np.ndarray:
 @pytest.fixture
 def authors() -> object:
     """The package of MAUVE's authors, mauve-text."""
-    return pytest.importorskip("mauve.compute_mauve", reason="mauve-text, with faiss and scikit-learn, is not installed")
+    return pytest.importorskip(
+        "mauve.compute_mauve", reason="pip install mauve-text; with faiss and scikit-learn it is too large for the extra test"
+    )
 
 
 def histograms(n: int) -> list[tuple[np.ndarray, np.ndarray]]:

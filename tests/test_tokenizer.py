@@ -15,7 +15,7 @@ from tiktoken_ext.openai_public import r50k_pat_str
 
 from gptsweep.errors import PromptError
 from gptsweep.models.files.byte_pairs import Added, BytePairTokenizer, byte_alphabet
-from gptsweep.models.files.generated_text import completion_text, stop_matcher
+from gptsweep.models.files.generated_text import breaker_tokens, completion_text, stop_matcher
 from gptsweep.models.files.tokenizers import RANKS, CharTokenizer, GPT2Tokenizer, Tokenizer
 
 GPT2 = GPT2Tokenizer()
@@ -222,6 +222,29 @@ def test_a_stop_string_across_gpt2_tokens_ends_the_text_before_it() -> None:
     assert heard == sorted(heard)
     assert completion_text(GPT2, ids, ("e 🙂 o", "r 🙂"), None) == "One line.\n\nAnothe"
     assert completion_text(GPT2, ids, (), None) == "One line.\n\nAnother 🙂 one"
+
+
+def llama_breakers(text: bytes) -> set[tuple[int, ...]]:
+    """What llama.cpp's ``get_overlapping_token_sequences`` finds for one breaker in GPT-2's vocabulary."""
+    found = set()
+    for token in range(GPT2.vocab_size):
+        word = TIKTOKEN.decode_single_token_bytes(token)
+        if text in word:
+            found.add((token,))
+            continue
+        for begin in range(len(word)):
+            if text.startswith(word[begin:]):
+                found.add((token, *TIKTOKEN.encode_ordinary(text[len(word) - begin :].decode())))
+    return found
+
+
+def test_breakers_are_the_tokens_of_gpt2_that_llama_cpp_takes() -> None:
+    for text in ("\n", "**", "User:"):
+        assert set(breaker_tokens(GPT2, (text,))) == llama_breakers(text.encode()), text
+    whole = GPT2.encode(" said:\nUser: ")
+    assert any(
+        whole[at : at + len(each)] == list(each) for each in breaker_tokens(GPT2, ("User:",)) for at in range(len(whole))
+    )
 
 
 def test_each_sample_has_a_watch_of_its_own() -> None:
