@@ -9,7 +9,8 @@ Rows that have drawn the same tokens are one sequence; `sequences` is their mean
 on the same number of rows, and `share` is how much of the step they are. `entropy` is the mean at temperature 1.
 
 `--sampling each` samples from random logits, of the deviation `--deviation`, after a text of 1,000 tokens, on one thread, and
-counts its CPU time: each sampler is switched on beside top_k 200, as `sampling` has it by default.
+counts its CPU time: each sampler is switched on beside top_k 200, as `sampling` has it by default, and alone. `times` are those
+of top_k 200 alone; `bar` is the most that they should be beside it. Alone, each draws from the whole vocabulary, as `none` does.
 """
 
 from __future__ import annotations
@@ -102,47 +103,62 @@ def head_of(model: GPT | Decoder) -> nn.Module:
     return model.lm_head if isinstance(model, GPT) else model.head
 
 
-EACH: dict[str, dict[str, Any]] = {
-    "top_k alone": {},
-    "min_p": {"min_p": 0.1},
-    "typical_p": {"typical_p": 0.9},
-    "epsilon_cutoff": {"epsilon_cutoff": 3e-4},
-    "eta_cutoff": {"eta_cutoff": 3e-4},
-    "top_n_sigma": {"top_n_sigma": 2.0},
-    "xtc": {"xtc_probability": 0.5},
-    "mirostat": {"mirostat_tau": 5.0},
-    "dynatemp": {"dynatemp_range": 0.3},
-    "dry": {"dry_multiplier": 0.8},
-    "no_repeat_ngram": {"no_repeat_ngram": 3},
+VOCABULARY = 50257
+EACH: dict[str, tuple[dict[str, Any], str]] = {
+    "none": ({}, ""),
+    "typical_p": ({"typical_p": 0.9}, "2"),
+    "epsilon_cutoff": ({"epsilon_cutoff": 3e-4}, "2"),
+    "eta_cutoff": ({"eta_cutoff": 3e-4}, "2"),
+    "top_n_sigma": ({"top_n_sigma": 2.0}, "2"),
+    "min_p": ({"min_p": 0.1}, "2"),
+    "xtc": ({"xtc_probability": 0.5}, "2"),
+    "dry": ({"dry_multiplier": 0.8}, "3"),
+    "no_repeat_ngram": ({"no_repeat_ngram": 3}, "3"),
+    "mirostat": ({"mirostat_tau": 5.0}, ""),
+    "dynatemp": ({"dynatemp_range": 0.3}, ""),
 }
+"""Each sampler's settings, and how many times the time of top_k 200 it may take."""
 
 
 def each_sampler(rows: int, deviation: float) -> None:
     """Print what choosing a token costs by each sampler, and how many times that of top_k 200 it is."""
     torch.set_num_threads(1)
-    vocab_size = 50257
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(rows, vocab_size, generator=generator) * deviation
-    text = tuple(torch.randint(vocab_size, (1000,), generator=generator).tolist())
-    kernel = kernels.Kernel("sample", torch.float32)
-    alone = 0.0
-    for name, chosen in EACH.items():
-        row = Row(prompt_ids=text, sampling=Sampling(top_k=200, **chosen), noise_key=1)
-        adjustments = [LogitAdjustments.of(row, vocab_size) for _ in range(rows)]
-        records = np.array([row_record(replace(row, sample_index=i)) for i in range(rows)], ROW)
-        records["logits_row"], records["mirostat_mu"] = np.arange(rows), 10.0
-        for record, adjustment in zip(records, adjustments, strict=True):
-            if adjustment is not None:
-                adjustment.place(record)
-                adjustment.update(record, row.sampling)
-        seconds = []
-        for _ in range(7):
-            records["position"] += 1
-            begin = time.thread_time()
-            sample_by_kernel(kernel, logits, records, np.arange(rows), vocab_size)
-            seconds.append(time.thread_time() - begin)
-        alone = alone or min(seconds)
-        print(f"{name:18}{1e6 * min(seconds) / rows:9.1f} us a row{min(seconds) / alone:8.2f}")
+    logits = torch.randn(rows, VOCABULARY, generator=generator) * deviation
+    text = tuple(torch.randint(VOCABULARY, (1000,), generator=generator).tolist())
+    print(f"{rows} rows of {VOCABULARY:,} logits of deviation {deviation:g}\n")
+    print(f"{'us a row':18}{'top_k 200':>10}{'times':>7}{'bar':>5}{'alone':>10}{'times':>7}")
+    least = 0.0
+    for name, (chosen, bar) in EACH.items():
+        beside, alone = (time_of_choosing(Sampling(top_k=top_k, **chosen), logits, text) for top_k in (200, None))
+        least = least or beside
+        print(f"{name:18}{1e6 * beside:10.1f}{beside / least:7.2f}{bar:>5}{1e6 * alone:10.1f}{alone / least:7.2f}")
+
+
+def time_of_choosing(sampling: Sampling, logits: torch.Tensor, text: tuple[int, ...]) -> float:
+    """Seconds of CPU that a row takes, the least of seven tries.
+
+    Args:
+        sampling: the settings of all rows.
+        logits: ``[rows, vocab_size]``.
+        text: the prompt.
+    """
+    kernel, rows = kernels.Kernel("sample", logits.dtype), len(logits)
+    row = Row(prompt_ids=text, sampling=sampling, noise_key=1)
+    adjustments = [LogitAdjustments.of(row, logits.shape[-1]) for _ in range(rows)]
+    records = np.array([row_record(replace(row, sample_index=i)) for i in range(rows)], ROW)
+    records["logits_row"], records["mirostat_mu"] = np.arange(rows), 10.0
+    for record, adjustment in zip(records, adjustments, strict=True):
+        if adjustment is not None:
+            adjustment.place(record)
+            adjustment.update(record, sampling)
+    seconds = []
+    for _ in range(7):
+        records["position"] += 1
+        begin = time.thread_time()
+        sample_by_kernel(kernel, logits, records, np.arange(rows), logits.shape[-1])
+        seconds.append(time.thread_time() - begin)
+    return min(seconds) / rows
 
 
 def main() -> None:
