@@ -338,6 +338,24 @@ def test_kernels_choose_what_the_chain_chooses(case: tuple[Tensor, list[Row]]) -
         )
 
 
+@pytest.mark.parametrize("step", [0.0, 0.5, 100.0], ids=["apart", "ties", "all alike"])
+@pytest.mark.parametrize("deviation", [0.1, 1.0, 3.0])
+def test_kernels_choose_what_typical_sampling_leaves_of_many_tokens(deviation: float, step: float) -> None:
+    logits = torch.randn(9_000, generator=torch.Generator().manual_seed(1)) * deviation
+    logits = (logits / step).round() * step if step else logits
+    rows = [
+        Row(
+            prompt_ids=(0,), noise_key=3, sampling=Sampling(**NEUTRAL | {"typical_p": p, "temperature": t, "max_new_tokens": 6})
+        )
+        for p in (0.01, 0.2, 0.9, 0.999)
+        for t in (0.7, 1.0)
+    ]
+    fast, slow = (run(logits, rows, use_kernels=use_kernels) for use_kernels in (True, False))
+    assert [each.token_ids for each in fast] == [each.token_ids for each in slow]
+    found, wanted = ([each.sampler_logprob_mean for each in each_of] for each_of in (fast, slow))
+    assert found == pytest.approx(wanted, rel=1e-5)
+
+
 def test_kernels_have_all_but_what_is_slow_for_them() -> None:
     assert [name for name, chosen in EVERY.items() if not kernel_samples(Sampling(**{"top_k": None, **chosen}))] == ["top_h"]
     assert not kernel_samples(Sampling(order=("typical_p", "top_k", "temperature"), typical_p=0.5))

@@ -20,7 +20,7 @@ from transformers.generation import logits_process as hf
 
 from gptsweep.engine.engine import Engine
 from gptsweep.engine.noise import gumbel, noise_of, philox
-from gptsweep.kernels import sampler as kernel_sampler
+from gptsweep.kernels import draw
 from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.records import Completion, Row, Sampling
 from gptsweep.run.rows import independent_key
@@ -66,7 +66,7 @@ KNOWN_ANSWERS = [  # Random123's kat_vectors, philox4x32 10
 
 @pytest.mark.parametrize(("counter", "key", "words"), KNOWN_ANSWERS)
 def test_philox_gives_random123s_known_answers(counter: Any, key: Any, words: Any) -> None:
-    kernel = njit(lambda c0, c1, c2, c3, k0, k1: kernel_sampler._philox(c0, c1, c2, c3, k0, k1))
+    kernel = njit(lambda c0, c1, c2, c3, k0, k1: draw.philox(c0, c1, c2, c3, k0, k1))
     assert tuple(philox(torch.tensor(counter), torch.tensor(key)).tolist()) == words
     assert tuple(int(word) for word in kernel(*map(np.uint32, counter + key))) == words
     assert plain.philox4x32(counter, key) == words

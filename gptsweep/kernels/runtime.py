@@ -34,8 +34,8 @@ SYMBOL = "kernel"
 SHIPPED = Path(__file__).parents[1] / "data" / "kernels.zip"
 """LLVM's code of the loops, as ``scripts/compile_kernels.py`` makes it."""
 SOURCES = (
-    *("abi.py", "activation.py", "attention.py", "codegen.py", "int8.py", "intrinsics.py", "linear.py", "norm.py"),
-    *("onednn.py", "pages.py", "sampler.py"),
+    *("abi.py", "activation.py", "attention.py", "codegen.py", "draw.py", "int8.py", "intrinsics.py", "linear.py", "norm.py"),
+    *("onednn.py", "pages.py", "penalties.py", "sampler.py", "scan.py", "selection.py", "truncation.py"),
 )
 """The files of this folder that the kernels' code is made of: all but this one."""
 _LINE = 64
