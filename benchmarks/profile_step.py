@@ -10,7 +10,7 @@ on the same number of rows, and `share` is how much of the step they are. `entro
 
 `--sampling each` samples from random logits, of the deviation `--deviation`, after a text of 1,000 tokens, on one thread, and
 counts its CPU time: each sampler is switched on beside top_k 200, as `sampling` has it by default, and alone. `times` are those
-of top_k 200 alone; `bar` is the most that they should be beside it. Alone, each draws from the whole vocabulary, as `none` does.
+of top_k 200 alone; `bar` is the most that they should be beside it. Alone, each draws from all tokens, as `none` does.
 """
 
 from __future__ import annotations
