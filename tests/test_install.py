@@ -35,7 +35,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("gptsweep", "conf"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "scripts").mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "scripts/package_build.py"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "scripts/package_build.py"):
         shutil.copy(ROOT / name, copy / name)
     return copy
 
