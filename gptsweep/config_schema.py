@@ -6,6 +6,7 @@ It goes into Hydra's ConfigStore. No torch and no pandas here: ``--help`` and a 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache, partial
@@ -24,6 +25,7 @@ from .records import (
     ORDERS,
     OVERFLOWS,
     RNGS,
+    SAMPLERS,
     SETTINGS_OF_0_1,
     Sampling,
     neutral_settings,
@@ -202,23 +204,70 @@ def _with_text(schema: DictConfig) -> DictConfig:
     return schema
 
 
-def point_dir(override_dirname: str) -> str:
+def point_dir(override_dirname: str, sweep_dir: str = "") -> str:
     """The directory name of a sweep's point, from Hydra's ``key=value,key=value`` of its overrides.
 
-    A name that is short and plain stays as it is. One that is not (long, or with slashes, quotes, spaces) is cut down to what
-    every file system takes and ends in a hash of the whole, so two points never share one. A number for text, ``start='42'``,
-    is named without its quotes.
+    Settings of samplers come first, then the seed, which model, other settings of ``sampling``, the rest, and the prompt:
+    ``temperature=0.7,top_k=50,seed=3``. A name that is short and plain stays so. One that is not (long, or with slashes,
+    quotes, spaces) is cut down to what every file system takes and ends in a hash of the whole, so two points never share one.
+    A number for text, ``start='42'``, is named without its quotes.
+
+    Args:
+        override_dirname: Hydra's.
+        sweep_dir: the directory of the sweep. A point that has one there under the name that earlier versions gave it, with
+            ``sampling.`` before settings and all in alphabetical order, keeps that.
     """
-    override_dirname = re.sub(
+    plain = re.sub(
         r"(?<=[=\[,])'([^',\]]*)'(?=[,\]]|$)",
         lambda match: match[1] if is_plain_number(match[1]) else match[0],
         override_dirname,
     )
-    plain = re.sub(r"[^A-Za-z0-9._=,+-]", "_", override_dirname).rstrip(".")
-    if plain == override_dirname and len(plain) <= DIRECTORY_BYTES:
+    overrides = sorted(_split(plain), key=_place_in_name)
+    short = ",".join(override.removeprefix("sampling.") for override in overrides)
+    before = _directory_name(plain, plain)
+    there = bool(sweep_dir) and os.path.isdir(os.path.join(sweep_dir, before))
+    return before if there else _directory_name(short, plain)
+
+
+def _directory_name(text: str, whole: str) -> str:
+    """``text`` if every file system takes it, else what can stay of it and a hash of ``whole``."""
+    plain = re.sub(r"[^A-Za-z0-9._=,+-]", "_", text).rstrip(".")
+    if plain == text and len(plain) <= DIRECTORY_BYTES:
         return plain or "defaults"
-    tail = "-" + hashlib.sha256(override_dirname.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    tail = "-" + hashlib.sha256(whole.encode("utf-8", "surrogateescape")).hexdigest()[:12]
     return plain[: DIRECTORY_BYTES - len(tail)].rstrip("_") + tail
+
+
+def _split(override_dirname: str) -> list[str]:
+    """The overrides, parted by the commas that stand in no quotes and no brackets."""
+    parts = [""]
+    quote, depth = "", 0
+    for place, character in enumerate(override_dirname):
+        if quote:
+            quote = "" if character == quote and override_dirname[place - 1] != "\\" else quote
+        elif character in ("'", '"'):
+            quote = character
+        elif character == "," and depth <= 0:
+            parts.append("")
+            continue
+        else:
+            depth += (character in "([{") - (character in ")]}")
+        parts[-1] += character
+    return parts
+
+
+def _place_in_name(override: str) -> int:
+    """Where an override stands in the name of a directory; those of one place keep their order."""
+    key, places = override.partition("=")[0], _places()
+    return places.get(key, len(places) + (key == "start"))  # a prompt is long, and what stands behind it is cut off
+
+
+@cache
+def _places() -> dict[str, int]:
+    others = [f"sampling.{name}" for name in neutral_settings(Sampling) if name not in SAMPLERS]
+    model = ["model", "model.step", "model.revision", "model.file", "device.dtype"]
+    keys_in_order = [*(f"sampling.{name}" for name in SAMPLERS), "seed", *model, *others]
+    return {key: place for place, key in enumerate(keys_in_order)}
 
 
 @cache

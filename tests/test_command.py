@@ -202,8 +202,8 @@ def test_a_sweep_says_where_its_results_are(run: Run, jobs: Jobs, tmp_path: Path
     ended = run("-m", "name=night", "sampling.top_k=50,null", "seed=1")
     assert (ended.status, ended.out) == (0, "Results: outputs/sweeps/night\n")
     assert [directory.relative_to(tmp_path / "outputs/sweeps/night") for _, directory in jobs] == [
-        Path("sampling.top_k=50,seed=1"),
-        Path("sampling.top_k=null,seed=1"),
+        Path("top_k=50,seed=1"),
+        Path("top_k=null,seed=1"),
     ]
 
 
@@ -328,7 +328,7 @@ def test_a_sweep_ends_with_the_points_that_failed_and_the_command_that_retries_t
     fails(monkeypatch, ModelError("model.out_dir", "out", "no such directory"))
     ended = run("-m", "model=resume", "seed=1,2", "name=night", "start=Good night")
     assert ended.status == 1
-    seen = sorted(f"outputs/sweeps/night/{path.name}" for path in Path("outputs/sweeps/night").glob("model*"))
+    seen = sorted(f"outputs/sweeps/night/{path.name}" for path in Path("outputs/sweeps/night").glob("seed*"))
     assert ended.err.splitlines()[-2:] == [
         f"{seen[0]} and 1 more: model.out_dir=out: no such directory",
         "gptsweep: error: 2 of 2 points failed; to retry: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import re
 import string
 from collections.abc import Iterator
@@ -360,10 +361,38 @@ def test_every_key_with_choices_lists_them() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["sampling.top_k=50,seed=1", "model=gpt2-xl,sampling.temperature=0.8", "+experiment=story", "sampling.top_k=null"]
+    ("overrides", "name"),
+    [
+        ("sampling.top_k=50,seed=1", "top_k=50,seed=1"),
+        ("model=gpt2-xl,sampling.temperature=0.8", "temperature=0.8,model=gpt2-xl"),
+        ("+experiment=story", "+experiment=story"),
+        ("sampling.top_k=null", "top_k=null"),
+        (
+            "device.dtype=int8,model=gpt2,sampling=greedy,sampling.max_new_tokens=9,sampling.min_p=0.1,sampling.top_k=5,seed=3",
+            "top_k=5,min_p=0.1,seed=3,model=gpt2,device.dtype=int8,max_new_tokens=9,sampling=greedy",
+        ),
+    ],
 )
-def test_a_short_name_of_a_point_stays_readable(name: str) -> None:
-    assert point_dir(name) == name
+def test_a_short_name_of_a_point_is_readable_and_has_its_settings_first(overrides: str, name: str) -> None:
+    assert point_dir(overrides) == name
+
+
+def test_a_name_that_is_cut_still_says_the_settings() -> None:
+    where = f"model=nanochat,model.out_dir={'very/' * 40}long,model.step="
+    names = {point_dir(f"{where}{step},sampling.stop=[',','x,y'],sampling.top_k=5,seed=1") for step in (100, 200)}
+    wanted = {f"top_k=5,seed=1,model=nanochat,model.step={step}," for step in (100, 200)}
+    assert {name[:45] for name in names} == wanted
+
+
+def test_a_point_of_a_sweep_of_before_is_found_under_its_old_name(tmp_path: Path) -> None:
+    overrides = "model=gpt2,sampling.top_k=5,seed=1"
+    assert point_dir(overrides, str(tmp_path)) == "top_k=5,seed=1,model=gpt2"
+    (tmp_path / overrides).mkdir()
+    assert point_dir(overrides, str(tmp_path)) == overrides
+    long = overrides + ",start=" + "x" * 200
+    before = (overrides + ",start=" + "x" * 200)[:87] + "-" + hashlib.sha256(long.encode()).hexdigest()[:12]
+    (tmp_path / before).mkdir()
+    assert point_dir(long, str(tmp_path)) == before
 
 
 @given(st.lists(st.text(max_size=150), unique=True, min_size=2, max_size=2))
@@ -381,7 +410,7 @@ def test_directories_of_points_do_not_depend_on_what_decides_no_token() -> None:
         return str(compose("config", list(overrides), return_hydra_config=True).hydra.sweep.subdir)
 
     free = ["name=night", "sampling.num_samples=20", "device.max_rows=8", "device.threads=1", "quiet=true", "overwrite=true"]
-    assert subdir("seed=1", "sampling.top_k=50", *free) == "sampling.top_k=50,seed=1"
+    assert subdir("seed=1", "sampling.top_k=50", *free) == "top_k=50,seed=1"
     assert subdir("seed=1", "sampling.top_k=50", "objective=logprob_mean") == subdir("seed=1", "sampling.top_k=50")
     assert subdir("device.dtype=bfloat16") == "device.dtype=bfloat16"
     assert subdir("start='a/b'") != subdir("start='a b'")
