@@ -195,7 +195,7 @@ def load(
     Args:
         model: ``shakespeare``, ``gpt2``, ``gpt2-medium``, ``gpt2-large``, ``gpt2-xl``; a nanoGPT ``out_dir`` (a directory
             with ``ckpt.pt``); a checkpoint directory of nanochat (with ``model_NNNNNN.pt``); or a directory or hub id with
-            ``config.json`` and safetensors of an architecture that is known (README, "Which files are read").
+            ``config.json`` and safetensors of an architecture that is known (docs/settings.md, "Which files are read").
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``, ``int8``.
         compile: whether to use `torch.compile`.

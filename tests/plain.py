@@ -147,7 +147,7 @@ def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tupl
 
 
 def gumbel(token: int, *, noise_key: int, position: int, sample_index: int, prompt_index: int) -> float:
-    """The noise of one token: the formula of the README."""
+    """The noise of one token: the formula of docs/identical.md."""
     counter = (token // 4, position, sample_index, prompt_index)
     word = philox4x32(counter, (noise_key % 2**32, noise_key // 2**32))[token % 4]
     return -math.log(-math.log((word + 0.5) / 2**32))

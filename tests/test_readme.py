@@ -1,10 +1,11 @@
-"""Every command and program in README.md runs as it is printed."""
+"""Every command and program in README.md and in the pages of docs/ runs as it is printed."""
 
 from __future__ import annotations
 
 import importlib
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,7 +31,20 @@ from gptsweep.multirun.sweepers import points_in_file, random_points
 from gptsweep.prompts import read_prompts
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    path.stem: path.read_text(encoding="utf-8")
+    for path in sorted((ROOT / "docs").glob("*.md"))
+    if path.stem not in ("extend", "rating")  # tests of their own follow these
+}
+BLOCKS = list(
+    dict.fromkeys(
+        block
+        for text in (README, *PAGES.values())
+        for block in re.findall(r"^```(bash|python)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    )
+)
+PROMPTS = ("ROMEO", "JULIET", "MENENIUS", "VOLUMNIA", "PETRUCHIO", "KATHARINA")
 INSTALLS = ("pip install -e . && python -m gptsweep", "pip install -e '.[test]' && python -m pytest")
 SMALL = ("sampling.num_samples=1", "sampling.max_new_tokens=8")
 
@@ -40,11 +54,11 @@ def commands() -> list[str]:
 
 
 def test_every_row_of_a_table_has_the_cells_of_its_head() -> None:
-    html = MarkdownIt("commonmark").enable("table").render((ROOT / "README.md").read_text(encoding="utf-8"))
+    text = "\n\n".join((README, *PAGES.values()))
+    html = MarkdownIt("commonmark").enable("table").render(text)
     tables = re.findall(r"<table>.*?</table>", html, re.DOTALL)
     assert len(tables) >= 5
     assert "<code>&lt;|endoftext|&gt;</code>" in html
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1, table
 
@@ -67,6 +81,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "my_metrics.py").write_text(
         "def exclamations(sample: dict) -> float:\n    return sample['completion'].count('!')\n"
     )
+    (place / "prompts.txt").write_text("".join(f"{name}:\n" for name in PROMPTS), encoding="utf-8")
+    shutil.copy(CONF_DIR / "experiment" / "samplers.txt", place / "human.txt")
+    shutil.copy(place / "out-shakespeare-char" / "ckpt.pt", place / "out-shakespeare-char" / "ckpt_2000.pt")
     (place / "prompts.jsonl").write_text('{"prompt": "To be"}\n{"prompt": "Or not", "id": "b"}\n', encoding="utf-8")
     cached = place / "hub" / "models--openai-community--gpt2"
     save_hf(cached / "snapshots" / "0", random_gpt(replace(TINY, vocab_size=50257, block_size=64, activation="gelu_tanh")))
@@ -120,12 +137,22 @@ def typed(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 
 
 @pytest.fixture
-def night(here: Path, typed: Callable[[str], str]) -> Path:
-    """The sweep that the README's reviews read."""
-    directory = here / "outputs" / "sweeps" / "night"
-    if not directory.exists():
-        typed(next(command for command in commands() if "name=night" in command))
-    return directory
+def swept(here: Path, typed: Callable[[str], str]) -> Callable[[str], Path]:
+    """Runs the sweep of a name that the reviews read, once."""
+
+    def swept(name: str) -> Path:
+        directory = here / "outputs" / "sweeps" / name
+        if not directory.exists():
+            typed(next(command for command in commands() if f"name={name} " in command))
+        return directory
+
+    return swept
+
+
+@pytest.fixture
+def night(swept: Callable[[str], Path]) -> Path:
+    """The sweep that most reviews read."""
+    return swept("night")
 
 
 @pytest.mark.parametrize("command", [command for command in commands() if "-m gptsweep " in command and "pip" not in command])
@@ -138,12 +165,17 @@ def test_a_command_of_the_readme_samples(command: str, typed: Callable[[str], st
 
 
 @pytest.mark.parametrize("command", [command for command in commands() if "-m gptsweep.review" in command])
-def test_a_review_of_the_readme_shows_the_sweep(command: str, typed: Callable[[str], str], night: Path) -> None:
-    (night / "report.html").unlink()
+def test_a_review_of_the_readme_shows_the_sweep(
+    command: str, typed: Callable[[str], str], swept: Callable[[str], Path]
+) -> None:
+    sweep = swept(shlex.split(command)[3].rpartition("/")[2])
+    (sweep / "report.html").unlink(missing_ok=True)
     head, *rows = typed(command).splitlines()
-    assert head.startswith("family,settings," if "--samplers" in command else "temperature,top_k,num_points,")
+    settings = "temperature,top_k,num_points," if sweep.name == "night" else "temperature,num_points,"
+    shown = {"--samplers": "family,settings,", "--diff": "metric,"}
+    assert head.startswith(next((begins for option, begins in shown.items() if option in command), settings))
     assert len([row for row in rows if row.count(",") == head.count(",")]) >= 2
-    assert (night / "report.html").exists()
+    assert (sweep / "report.html").exists()
 
 
 def examples() -> list[str]:
@@ -178,15 +210,15 @@ def test_an_example_on_the_embedded_model_takes_seconds(command: str, here: Path
     assert read <= 1_000_000
 
 
-@pytest.mark.parametrize("program", [text for language, text in BLOCKS if language == "python"])
+@pytest.mark.parametrize("program", [text for language, text in BLOCKS if language == "python" and "@hydra.main" not in text])
 @pytest.mark.usefixtures("here", "night")
 def test_a_program_of_the_readme_runs(program: str, capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(program, "README.md", "exec"), {})
+    exec(compile(program, "page", "exec"), {})
     assert capsys.readouterr().out.strip()
 
 
-def test_the_readme_defines_every_metric() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_statistics_page_defines_every_metric() -> None:
+    text = PAGES["statistics"]
     defined = re.findall(r"^\| `(\w+)` \| (.*) \|$", text.split("| metric |")[1].split("\n\n")[0], re.MULTILINE)
     assert dict(defined) == {
         name: metric.meaning + (", in nats" if metric.unit == "nats" else "")

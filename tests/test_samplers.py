@@ -26,11 +26,11 @@ NEUTRAL = {name: sampler.neutral for name, sampler in SAMPLERS.items()}
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_the_readme_says_of_a_sampler_what_is_declared(name: str) -> None:
+def test_the_page_of_settings_says_of_a_sampler_what_is_declared(name: str) -> None:
     value = {} if name == "logit_bias" else DEFAULTS[name]
     default = json.dumps(list(value) if isinstance(value, tuple) else value)
     row = f"| `sampling.{name}` | {default} | {SAMPLERS[name].sentence} |\n"
-    assert row in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert row in (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
 
 
 def test_the_order_that_the_settings_name_is_the_declared_one() -> None:

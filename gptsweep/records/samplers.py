@@ -15,7 +15,7 @@ _T = TypeVar("_T")
 class Sampler:
     """The declaration of a sampler's setting: the metadata of its field in `Sampling`.
 
-    The config's schema, validation, the kernels' record, the README's row and what a `point_id` hashes follow from it. A
+    The config's schema, validation, the kernels' record, the row in docs/settings.md and what a `point_id` hashes follow. A
     sampler is one *step* of sampling, named like its setting where it has only one; `engine.chain` has the function of
     each step, on all rows at once.
 
@@ -23,7 +23,7 @@ class Sampler:
         place: where the step stands among the others; steps are applied in ascending order.
         neutral: the value that changes nothing: the default of a setting that 0.1 did not have.
         checks: each a condition on the value, and the end of the error if it does not hold.
-        sentence: what the README says of it.
+        sentence: what docs/settings.md says of it.
         step: the step that the setting belongs to; empty: its own name.
         switches: whether a value that is not neutral switches the step on. False: it only says how the step works.
         adjusts: whether the step changes the logits of some tokens, as it does for greedy rows too. False: it says which
