@@ -325,7 +325,7 @@ def test_the_page_and_the_review_say_the_same_of_two_points(browser: Any, tmp_pa
                 marks.append(mark)
                 assert cell.inner_text().partition(" ")[0].strip("0123456789.−-±") == mark, (name, cell.inner_text(), told)
                 found = re.fullmatch(
-                    r"\+?(\S+) \[(\S+), (\S+)\] from the chosen point, (\d+) pairs?", cell.get_attribute("title") or ""
+                    r"\+?(\S+) \[(\S+), (\S+)\] from the baseline, (\d+) pairs?", cell.get_attribute("title") or ""
                 )
                 assert found, name
                 assert int(found[4]) == told["pairs"], name

@@ -36,8 +36,8 @@ def report(
 
 ASSETS = {
     "html": ("page.html",),
-    "css": ("page.css", "tokens.css", "rate.css"),
-    "js": ("tokens.js", "page.js", "rate.js", "begin.js"),
+    "css": ("page.css", "tokens.css", "rate.css", "matrix.css"),
+    "js": ("tokens.js", "page.js", "filters.js", "matrix.js", "rate.js", "begin.js"),
 }
 """The files of the page, in the order in which they follow each other."""
 

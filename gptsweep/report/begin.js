@@ -12,11 +12,11 @@ addEventListener("resize", () => { clearTimeout(resized); resized = setTimeout((
 addEventListener("hashchange", () => {
   if (location.hash === ours) return;
   readAddress();
-  for (const draw of [drawEffects, drawCharts, drawPoints, drawSampleControls, drawSamples, drawRate]) draw();
+  for (const draw of [drawEffects, drawCharts, drawPoints, drawMatrix, drawSampleControls, drawSamples, drawRate]) draw();
 });
 drawHead();
 readAddress();
 beginRating();
-for (const draw of [drawSamplers, drawEffects, drawCharts, drawPoints, drawSampleControls, drawSamples, drawRate]) draw();
+for (const draw of [drawSamplers, drawEffects, drawCharts, drawPoints, drawMatrix, drawSampleControls, drawSamples, drawRate]) draw();
 for (const link of document.querySelectorAll("nav a")) link.hidden = $(link.dataset.goto).hidden;
 document.querySelector(".bar .pick").hidden = !metrics.length || !keys.length;

@@ -101,6 +101,7 @@ const state = {
   metric: first, x: numeric[0] ?? 0, y: numeric[1] ?? 0, fixed: open.slice(),
   mx: onAxis("x"), my: onAxis("y"),
   columns: spread(), at: 0, find: "", sort: "", base: null, all: false, inside: false, rate: false, among: "",
+  every: false, less: [], kind: "", order: "", pin: [], hide: [], wide: false,
 };
 
 /** The points that the sample browser opens with: along the first setting its ends and its middle, of the others the middle. */
@@ -140,7 +141,13 @@ function readAddress() {
   state.rate = given.get("rate") === "1" && readable.length > 1;
   state.among = given.get("among") === "shown" ? "shown" : "";
   state.find = given.get("find") ?? state.find;
-  state.inside = given.get("inside") === "1";
+  for (const name of ["inside", "all", "every", "wide"]) state[name] = given.get(name) === "1";
+  const list = (name) => (given.get(name) || "").split(",").filter(Boolean);
+  for (const name of ["pin", "hide"]) state[name] = [...new Set(list(name).map(group).filter((g) => g !== null))];
+  state.pin = state.pin.slice(0, MAX_COLUMNS);
+  state.less = list("less").filter((name) => byName[name]);
+  state.kind = Object.hasOwn(KINDS, given.get("show") || "") ? given.get("show") || "" : "";
+  state.order = perSample.some(({ name }) => name === (given.get("order") || "").replace(/^-/, "")) ? given.get("order") : "";
   const sort = given.get("sort") ?? state.sort, sorted = sort.replace(/^-/, "");
   state.sort = byName[sorted] || keys.some((one) => one.name === sorted) ? sort : "";
   state.base = given.get("base") === TEXT && data.reference ? TEXT : group(given.get("base") ?? "");
@@ -157,10 +164,11 @@ function writeAddress() {
   keys.forEach((key, k) => state.fixed[k] !== all && parts.set("only." + key.name, key.labels[state.fixed[k]]));
   parts.set("points", state.columns.join(","));
   if (places.length) parts.set("sample", places[state.at].id);
-  if (state.rate) parts.set("rate", "1");
-  for (const name of ["find", "sort", "among"]) if (state[name]) parts.set(name, state[name]);
+  for (const name of ["find", "sort", "among", "order"]) if (state[name]) parts.set(name, state[name]);
+  if (state.kind) parts.set("show", state.kind);
+  for (const name of ["rate", "inside", "all", "every", "wide"]) if (state[name]) parts.set(name, "1");
+  for (const name of ["pin", "hide", "less"]) if (state[name].length) parts.set(name, state[name].join(","));
   if (state.base !== null) parts.set("base", state.base);
-  if (state.inside) parts.set("inside", "1");
   ours = "#" + parts;
   history.replaceState(null, "", ours);
 }
@@ -169,13 +177,13 @@ let ours = "";
 function update(change, ...draw) {
   Object.assign(state, change);
   writeAddress();
-  for (const one of draw.length ? draw : [drawEffects, drawCharts, drawPoints, drawSamples]) one();
+  for (const one of draw.length ? draw : [drawEffects, drawCharts, drawPoints, drawMatrix, drawSamples]) one();
 }
 
 /** Show point g among the samples, or take it away. */
 function toggle(g) {
   const now = state.columns.includes(g) ? state.columns.filter((one) => one !== g) : [...state.columns, g].slice(-MAX_COLUMNS);
-  update({ columns: now }, drawCharts, drawPoints, drawSamples);
+  update({ columns: now }, drawCharts, drawPoints, drawMatrix, drawSamples);
 }
 const badge = (g) => {
   const at = state.columns.indexOf(g);
@@ -251,19 +259,19 @@ function drawHead() {
     $("theme").textContent = "Theme: " + next;
   });
   for (const link of document.querySelectorAll("[data-goto]"))
-    link.addEventListener("click", (event) => {
-      event.preventDefault();
-      $(link.dataset.goto).scrollIntoView();
-      $(link.dataset.goto).focus({ preventScroll: true });
-    });
+    link.addEventListener("click", (event) => { event.preventDefault(); go(link.dataset.goto); });
+}
+/** Show a section, and let the keyboard go on there. */
+function go(section) {
+  $(section).scrollIntoView();
+  $(section).focus({ preventScroll: true });
 }
 
 /** The metrics shown before all are asked for. */
 const TABLE = metrics.filter((metric) => metric.default).map((metric) => metric.name);
-let everyMetric = false;
-const shownMetrics = () => (everyMetric ? metrics : metrics.filter((metric) => TABLE.includes(metric.name) || metric.name === state.metric));
-const allMetrics = () => el("button", { type: "button", class: "all-metrics", onclick: () => { everyMetric = !everyMetric; drawEffects(); drawPoints(); } },
-  everyMetric ? "Fewer metrics" : `All ${metrics.length} metrics`);
+const shownMetrics = () => (state.every ? metrics : metrics.filter((metric) => TABLE.includes(metric.name) || metric.name === state.metric));
+const allMetrics = () => el("button", { type: "button", class: "all-metrics", onclick: () => update({ every: !state.every }, drawEffects, drawPoints) },
+  state.every ? "Fewer metrics" : `All ${metrics.length} metrics`);
 
 /* ---------- effects ---------- */
 
@@ -337,16 +345,23 @@ function heatColour(share) {
     : `color-mix(in oklab, var(--heat2) ${((share - 0.5) * 200).toFixed(1)}%, var(--heat1))`;
 }
 
+/** So many of a list, evenly: its ends and what lies between. */
+const spreadOver = (list, n) => (list.length <= n ? list : n === 1 ? list.slice(0, 1) : [...new Set(Array.from({ length: n }, (_, i) => list[Math.round((i * (list.length - 1)) / (n - 1))]))]);
+/** The places of the values of a setting that a chart shows: more than these are no longer told apart, and slow. */
+const MAX_VALUES = 40, MAX_DOTS = 2500;
+const drawn = (key) => spreadOver(key.labels.map((_, place) => place), MAX_VALUES);
+const partOf = (key) => (key.labels.length > MAX_VALUES ? `; ${MAX_VALUES} of the ${key.labels.length.toLocaleString("en")} values of ${key.name}` : "");
+
 function drawHeat() {
   $("heat").hidden = keys.length < 2;
   if (keys.length < 2) return;
   const kx = keys[state.x], ky = keys[state.y];
-  const cells = grid().map((row, y) => row.map((inside, x) => ({ inside, found: meanOf(state.metric, x, y) })));
+  const xs = drawn(kx), ys = drawn(ky), cells = grid().map((row, y) => row.map((inside, x) => ({ inside, found: meanOf(state.metric, x, y) })));
   const means = cells.flat().filter((cell) => cell.found).map((cell) => cell.found.mean);
   const low = least(means), high = most(means);
   const logarithmic = widely(state.metric, low, high);
   const share = (v) => (high === low ? 0.5 : logarithmic ? Math.log(v / low) / Math.log(high / low) : (v - low) / (high - low));
-  const row = (y) => el("tr", {}, el("th", { scope: "row", title: ky.labels[y] }, brief(state.y, y, 14)), kx.labels.map((_, x) => {
+  const row = (y) => el("tr", {}, el("th", { scope: "row", title: ky.labels[y] }, brief(state.y, y, 14)), xs.map((x) => {
     const { inside, found } = cells[y][x];
     const name = `${kx.name} ${brief(state.x, x)}, ${ky.name} ${brief(state.y, y)}: ${settingName(state.metric)} ${spoken(state.metric, found)}`;
     if (!inside.length) return el("td", {}, "");
@@ -358,13 +373,13 @@ function drawHeat() {
       onmouseenter: () => read(name), onfocus: () => read(name), onclick: () => toggle(one),
     }, found ? showOf(state.metric, found.mean) : "–", badge(one)));
   }));
-  const wide = kx.labels.length, every12 = Math.ceil(wide / 12);
+  const wide = xs.length, every12 = Math.ceil(wide / 12);
   const table = el("table", { class: "heat" + (wide > 16 ? " tiny" : wide > 10 ? " dense" : "") },
     el("caption", { class: "visually-hidden" }, `${settingName(state.metric)} by ${kx.name} and ${ky.name}`),
-    el("thead", {}, el("tr", {}, el("td", { class: "corner" }, ""), kx.labels.map((text, x) => el("th", { scope: "col", title: text }, x % every12 ? el("span", { class: "visually-hidden" }, text) : brief(state.x, x, 12))))),
-    el("tbody", {}, ky.labels.map((_, y) => row(y)).reverse()));
+    el("thead", {}, el("tr", {}, el("td", { class: "corner" }, ""), xs.map((x, at) => el("th", { scope: "col", title: kx.labels[x] }, at % every12 ? el("span", { class: "visually-hidden" }, kx.labels[x]) : brief(state.x, x, 12))))),
+    el("tbody", {}, ys.map((y) => row(y)).reverse()));
   fill($("heat"),
-    el("figcaption", {}, `${settingName(state.metric)} `, el("span", {}, `by ${kx.name} (across) and ${ky.name} (up)`)),
+    el("figcaption", {}, `${settingName(state.metric)} `, el("span", {}, `by ${kx.name} (across) and ${ky.name} (up)${partOf(kx)}${partOf(ky)}`)),
     el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Heat map" }, table),
     means.length > 0 && el("p", { class: "legend" }, showOf(state.metric, low), el("i"), showOf(state.metric, high), logarithmic ? " logarithmic" : "", " · press a cell to read its samples"));
 }
@@ -456,7 +471,8 @@ function apart(ends, gap, low, high) {
 
 function drawCurve() { // the height grows with the names of the lines
   const kx = keys[state.x], two = keys.length > 1, ky = two ? keys[state.y] : { labels: [""] };
-  const lines = grid().map((row, y) => row.map((inside, x) => {
+  const shownLines = new Set(two ? drawn(ky) : [0]);
+  const lines = grid().map((row, y) => !shownLines.has(y) ? [] : row.map((inside, x) => {
     const found = meanOf(state.metric, x, y);
     return found && { x, g: inside[Math.floor(inside.length / 2)], ...found };
   }).filter(Boolean));
@@ -488,13 +504,13 @@ function drawCurve() { // the height grows with the names of the lines
   if (two) names.push(el("text", { x: box.right + 8, y: 12, class: "name" }, short(ky.name, 14)));
   const alt = `${settingName(state.metric)} along ${kx.name}${two ? `, a line for each ${ky.name}` : ""}. The same numbers stand in the table below.`;
   fill($("curve"),
-    el("figcaption", {}, `${settingName(state.metric)} `, el("span", {}, `along ${kx.name}; bars are one standard error`)),
+    el("figcaption", {}, `${settingName(state.metric)} `, el("span", {}, `along ${kx.name}; bars are one standard error${two ? partOf(ky) : ""}`)),
     frame(x, y, W, H, box, kx.name, settingName(state.metric), [goals.map((v) => [el("line", { class: "ref", x1: box.left, x2: box.right, y1: y.of(v), y2: y.of(v) }),
       el("text", { class: "refname", x: box.left + 6, y: y.of(v) - 5 }, `reference text ${showOf(state.metric, v)}`)]),
       goal !== null && !goals.length && el("text", { class: "refname", x: box.left + 6, y: above ? box.top + 12 : box.bottom - 8 }, `${above ? "↑" : "↓"} reference text ${showOf(state.metric, goal)}, outside the plot`),
       marks, rings, names], alt),
     tableOf([two ? `${ky.name} \\ ${kx.name}` : kx.name, ...kx.labels.map((_, i) => brief(state.x, i))],
-      () => lines.map((line, i) => [two ? brief(state.y, i) : settingName(state.metric), ...kx.labels.map((_, at) => { const p = line.find((one) => one.x === at); return p ? spoken(state.metric, p) : "–"; })])));
+      () => lines.map((line, i) => [two ? brief(state.y, i) : settingName(state.metric), ...kx.labels.map((_, at) => { const p = line.find((one) => one.x === at); return p ? spoken(state.metric, p) : "–"; })]).filter((_, i) => shownLines.has(i))));
 }
 const ring = (g, x, y) => {
   const at = state.columns.indexOf(g);
@@ -511,7 +527,7 @@ function tableOf(head, rows) {
 
 function drawScatter() {
   const { mx, my } = state, two = keys.length > 1;
-  const dots = shownGroups().map((g) => ({ g, px: meanAt(mx, groups.at[g]), py: meanAt(my, groups.at[g]) })).filter((dot) => dot.px && dot.py);
+  const there = shownGroups(), dots = spreadOver(there, MAX_DOTS).map((g) => ({ g, px: meanAt(mx, groups.at[g]), py: meanAt(my, groups.at[g]) })).filter((dot) => dot.px && dot.py);
   if (!dots.length) { fill($("scatter"), el("p", { class: "empty" }, "No point has both metrics.")); return; }
   $("scatter").className = "wide";
   const W = width("scatter"), H = W < 600 ? 330 : 420, box = { left: 56, right: W - (W < 600 ? 104 : 160), top: 28, bottom: H - 44 };
@@ -548,7 +564,7 @@ function drawScatter() {
   ];
   const alt = `${settingName(my)} against ${settingName(mx)}, a dot for each point. The same numbers stand in the table of points.`;
   fill($("scatter"),
-    el("figcaption", {}, `${settingName(my)} against ${settingName(mx)} `, el("span", {}, `a dot is a point, a line follows ${keys[state.x].name}; no corner is best by itself`)),
+    el("figcaption", {}, `${settingName(my)} against ${settingName(mx)} `, el("span", {}, `a dot is a point, a line follows ${keys[state.x].name}; no corner is best by itself${there.length > MAX_DOTS ? `; ${MAX_DOTS.toLocaleString("en")} of the ${there.length.toLocaleString("en")} points, evenly chosen` : ""}`)),
     frame(x, y, W, H, box, settingName(mx), settingName(my), marks, alt));
 }
 
@@ -684,7 +700,7 @@ function against(name, g, base) {
 }
 
 function drawPoints() {
-  const names = shownMetrics().map((metric) => metric.name);
+  const offered = shownMetrics(), names = offered.map((metric) => metric.name).filter((name) => !state.less.includes(name));
   const [sortName, down] = state.sort ? [state.sort.replace(/^-/, ""), state.sort.startsWith("-")] : ["", false];
   const sortKey = keys.findIndex((key) => key.name === sortName);
   const rank = (g) => (sortKey >= 0 ? groups.at[g][sortKey] : byName[sortName] ? values[sortName].mean[g] : g);
@@ -708,9 +724,10 @@ function drawPoints() {
     const change = state.base === null || g === state.base ? null : against(name, g, state.base);
     const mark = !change || change.differs ? "" : change.differs === false ? "≈ " : "? ";
     const title = change && change.pairs && change.low !== null
-      ? `${signed(name, change.difference)} [${showLike(name, change.low, change.difference)}, ${showLike(name, change.high, change.difference)}] from the chosen point, ${plural(change.pairs, "pair")}`
+      ? `${signed(name, change.difference)} [${showLike(name, change.low, change.difference)}, ${showLike(name, change.high, change.difference)}] from the baseline, ${plural(change.pairs, "pair")}`
       : `n = ${n[g]}`;
-    return el("td", { class: "n" + (mark ? " unsure" : ""), title }, mark, showOf(name, mean[g]), error[g] === null ? "" : el("span", { class: "pm" }, ` ±${showLike(name, error[g], mean[g])}`));
+    return el("td", { class: "n" + (mark ? " unsure" : ""), title }, mark, showOf(name, mean[g]), error[g] === null ? "" : el("span", { class: "pm" }, ` ±${showLike(name, error[g], mean[g])}`),
+      change && change.pairs && change.low !== null && el("span", { class: "pm" }, ` (${signed(name, change.difference)})`));
   };
   const row = (g) => {
     const at = state.columns.indexOf(g), name = groupName(g);
@@ -725,9 +742,11 @@ function drawPoints() {
     ? "Means over samples and seeds, ± one standard error. Press a heading to sort by it."
     : "Means over samples, ± one standard error. Press a heading to sort by it.";
   fill($("points-controls"),
-    count > 1 && picker("Compare with", [["", "nothing"], ...(data.reference ? [[TEXT, "the reference text"]] : []), ...every.slice(0, 2000).map((g) => [g, groupName(g)])], state.base ?? "", (g) => update({ base: g === "" ? null : g === TEXT ? TEXT : +g }, drawPoints)),
+    count > 1 && picker("Baseline", [["", "none"], ...(data.reference ? [[TEXT, "the reference text"]] : []), ...every.slice(0, 2000).map((g) => [g, groupName(g)])], state.base ?? "", (g) => update({ base: g === "" ? null : g === TEXT ? TEXT : +g }, drawPoints, drawMatrix, drawSamples)),
     state.base === TEXT && el("span", { class: "note" }, "each value is how far the point lies above the reference text"),
-    state.base !== null && state.base !== TEXT && el("span", { class: "note" }, `≈ these samples cannot tell it from the chosen point; ? fewer than ${data.min_pairs} pairs; ${byChance(names, shown)}`),
+    state.base !== null && state.base !== TEXT && el("span", { class: "note" }, `in brackets how far it lies above the baseline, over pairs; ≈ these samples cannot tell it from the baseline; ? fewer than ${data.min_pairs} pairs; ${byChance(names, shown)}`),
+    el("details", { class: "choice" }, el("summary", {}, "Columns"), offered.map(({ name, label }) => el("label", {},
+      el("input", { type: "checkbox", checked: !state.less.includes(name), onchange: () => { update({ less: state.less.includes(name) ? state.less.filter((one) => one !== name) : [...state.less, name] }, drawPoints); $("points-controls").querySelector("details").open = true; } }), " ", label.replace(/ \(.*/, "")))),
     metrics.length > TABLE.length && allMetrics());
   fill($("points-body"), el("table", { class: "points rows" },
     el("thead", {}, el("tr", {},
@@ -803,7 +822,7 @@ function writeFolded(node, text, id) {
     write(phrase, open ? text.slice(run.from, run.from + run.length) : run.unit);
     node.append(phrase);
     node.append(el("button", { type: "button", class: "times", "aria-expanded": String(open), "aria-label": `repeated ${times} times; press to ${open ? "fold" : "unfold"}`,
-      onclick: () => { open ? unfolded.delete(key) : unfolded.add(key); drawSamples(); } }, `×${times}`));
+      onclick: () => { open ? unfolded.delete(key) : unfolded.add(key); drawSamples(); drawRate(); } }, `×${times}`));
     from = run.from + run.length;
   }
   write(node, text.slice(from));
@@ -818,25 +837,13 @@ function shared(a, b) {
   return at;
 }
 
-const matching = () => {
-  const find = state.find.toLowerCase();
-  if (!find) return places.map((_, at) => at);
-  return places.map((_, at) => at).filter((at) => state.columns.some((g) => {
-    const i = sampleAt(g, places[at]);
-    return i !== undefined && (samples.text[i].toLowerCase().includes(find) || data.prompts[samples.prompt[i]].toLowerCase().includes(find));
-  }));
-};
-
 function move(step) {
   const found = matching();
   if (!found.length) return;
-  const after = found.findIndex((at) => at >= state.at);
-  let to;
-  if (step === "first") to = 0;
-  else if (step === "last") to = found.length - 1;
-  else if (step > 0) to = after < 0 ? found.length - 1 : found[after] === state.at ? Math.min(after + 1, found.length - 1) : after;
-  else to = after < 0 ? found.length - 1 : Math.max(after - 1, 0);
-  update({ at: found[to] }, drawSamples);
+  const here = found.indexOf(state.at), after = here >= 0 ? here : found.findIndex((at) => at > state.at), last = found.length - 1;
+  const next = here >= 0 ? here + 1 : after < 0 ? last : after, previous = (after < 0 ? found.length : after) - 1;
+  const to = step === "first" ? 0 : step === "last" ? last : step > 0 ? Math.min(next, last) : Math.max(previous, 0);
+  update({ at: found[to] }, drawMatrix, drawSamples);
 }
 
 function drawSampleControls() {
@@ -845,13 +852,12 @@ function drawSampleControls() {
       state.find = event.target.value;
       const found = matching();
       if (found.length && !found.includes(state.at)) state.at = found[0];
-      writeAddress();
-      drawSamples();
+      update({}, drawMatrix, drawSamples);
     } });
   fill($("samples-controls"),
     el("button", { type: "button", id: "previous", onclick: () => move(-1) }, "← Previous"),
     el("button", { type: "button", id: "next", onclick: () => move(1) }, "Next →"),
-    el("span", { id: "where", role: "status" }), el("label", {}, "Filter ", search),
+    el("span", { id: "where", role: "status" }), el("label", {}, "Filter ", search), filterControls(),
     el("button", { type: "button", id: "more", onclick: () => { const free = [...readable, ...every].find((g) => !state.columns.includes(g)); if (free !== undefined) toggle(free); } }, "Add a column"),
     inside.some && el("button", { type: "button", id: "inside", "aria-pressed": String(state.inside), onclick: () => update({ inside: !state.inside }, drawSampleControls, drawSamples) }, "Shade by surprise"),
     inside.some && state.inside && inside.legend(),
@@ -876,10 +882,11 @@ function drawSamples() {
   fill($("place"),
     el("span", {}, "prompt ", el("b", {}, String(place.prompt))), el("span", {}, "seed ", el("b", {}, place.seed)), el("span", {}, "sample ", el("b", {}, String(place.index))),
     prompts.size === 1 && promptBox([...prompts][0]));
-  const reference = rows.length > 1 && rows[0] !== undefined ? samples.text[rows[0]] : null;
-  const forks = rows.map((i, at) => (at && i !== undefined && reference !== null ? shared(samples.text[i], reference) : null));
+  const own = state.columns.indexOf(heldAgainst()), other = sampleAt(heldAgainst(), place), whose = own < 0 ? "the baseline" : LETTERS[own];
+  const reference = other !== undefined && (rows.length > 1 || own < 0) ? samples.text[other] : null;
+  const forks = rows.map((i, at) => (at !== own && i !== undefined && reference !== null ? shared(samples.text[i], reference) : null));
   const known = forks.filter((fork) => fork !== null);
-  if (known.length) forks[0] = Math.min(...known);
+  if (known.length && own >= 0) forks[own] = Math.min(...known);
   const unlike = differing(), alike = rows.length > 1 ? keys.map((_, k) => k).filter((k) => !unlike.includes(k)) : [];
   if (alike.length) $("place").append(el("span", {}, "all columns ", el("b", {}, nameBy(state.columns[0], alike))));
   $("columns").style.setProperty("--columns", Math.max(1, rows.length));
@@ -893,31 +900,34 @@ function drawSamples() {
         const to = +event.target.value, columns = state.columns.slice(), twin = columns.indexOf(to);
         if (twin >= 0) columns[twin] = columns[at];
         columns[at] = to;
-        update({ columns }, drawCharts, drawPoints, drawSamples);
+        update({ columns }, drawCharts, drawPoints, drawMatrix, drawSamples);
       } }, el("option", { value: g, selected: true }, nameBy(g, unlike) || "this run")),
       rows.length > 1 && unlike.length > 2 && el("span", { class: "what" }, nameBy(g, unlike)),
-      rows.length > 1 && el("button", { type: "button", class: "quiet", "aria-label": `Remove column ${LETTERS[at]}`, onclick: () => toggle(g) }, "×"));
+      count > 1 && el("button", { type: "button", class: "quiet", "aria-pressed": String(g === state.base), "aria-label": `Column ${LETTERS[at]} as the baseline`,
+        onclick: () => update({ base: g === state.base ? null : g }, drawPoints, drawMatrix, drawSamples) }, g === state.base ? "baseline ✓" : "baseline"),
+      rows.length > 1 && el("button", { type: "button", class: "quiet remove", "aria-label": `Remove column ${LETTERS[at]}`, onclick: () => toggle(g) }, "×"));
     const box = el("article", { class: `column t${at}`, "aria-label": `Column ${LETTERS[at]}: ${groupName(g)}` }, head);
     if (i === undefined) { box.append(el("p", { class: "empty" }, "This point has no such sample on this page.")); return box; }
     const text = samples.text[i], fork = forks[at];
-    const bits = [plural(samples.completion_tokens[i], "token"), `perplexity ${samples.logprob_mean[i] === null ? "–" : show(Math.exp(-samples.logprob_mean[i]))}`];
-    if (at && fork !== null) bits.push(text === reference ? "the same text as A" : fork ? `parts from A after ${plural(fork, "character")}` : "differs from A at once");
+    const perplexity = ownOf("perplexity", i), its = typeof state.base === "number" && at !== own && other !== undefined ? ownOf("perplexity", other) : null;
+    const bits = [plural(samples.completion_tokens[i], "token"), `perplexity ${show(perplexity)}${perplexity === null || its === null ? "" : ` (baseline ${show(its)})`}`];
+    if (at !== own && fork !== null) bits.push(text === reference ? `the same text as ${whose}` : fork ? `parts from ${whose} after ${plural(fork, "character")}` : `differs from ${whose} at once`);
     head.append(el("span", { class: "facts" }, bits.join(" · ")));
     const ending = el("span", { class: "end" }, { length: "", stop: " ■ stop string", eot: " ■ end of text", overflow: " ■ context full" }[samples.finish[i]] || "");
     const promptOwn = prompts.size > 1 && promptBox(samples.prompt[i]);
     if (state.inside && inside.has(i)) {
-      const parting = fork !== null && !(at && text === reference) ? fork : null;
-      const [shaded, panel] = inside.body(i, parting, at ? "here it parts from A" : "here the others part from it");
+      const parting = fork !== null && !(at !== own && text === reference) ? fork : null;
+      const [shaded, panel] = inside.body(i, parting, at !== own ? `here it parts from ${whose}` : "here the others part from it");
       shaded.append(ending);
       box.append(el("div", {}, promptOwn, shaded, panel));
       return box;
     }
     const body = el("div", { class: "text" });
-    if (fork !== null && !(at && text === reference) && fork < text.length) {
+    if (fork !== null && !(at !== own && text === reference) && fork < text.length) {
       const before = el("span", { class: "before" });
       writeFolded(before, text.slice(0, fork), `${i}b`);
       const word = /^\s*\S+/u.exec(text.slice(fork, fork + 200)) || [text.slice(fork, fork + 1)];
-      const mark = el("span", { class: "fork", title: at ? "here it parts from A" : "here the others part from it" });
+      const mark = el("span", { class: "fork", title: at !== own ? `here it parts from ${whose}` : "here the others part from it" });
       const rest = text.slice(fork), blank = rest.length - rest.trimStart().length;
       const runs = repeats(rest);
       const end = runs.length && runs[0].from < word[0].length ? blank : word[0].length;
@@ -926,7 +936,7 @@ function drawSamples() {
       body.append(before, mark);
       writeFolded(body, rest.slice(end), `${i}a`);
     } else {
-      const whole = fork !== null ? el("span", { class: at ? "before" : "" }) : body;
+      const whole = fork !== null ? el("span", { class: at !== own ? "before" : "" }) : body;
       writeFolded(whole, text, `${i}w`);
       if (whole !== body) body.append(whole);
     }
