@@ -34,6 +34,7 @@ from .errors import ConfigError, GptsweepError, Interrupted, ResultsError, Sweep
 from .models.registry import require_some
 from .multirun import hydra_internals
 from .multirun.compose import PointLoader, SweepLoader, for_some_models
+from .multirun.elsewhere import require_launcher
 from .multirun.hydra_errors import explain, from_here, is_sweep
 from .multirun.overrides import as_typed
 from .multirun.random_points import axes_of, ends
@@ -89,6 +90,7 @@ class Report(Callback):
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
             loader = PointLoader(hydra.config_loader)
+            require_launcher(config)
             ready_params(config)
             if config.reference is not None:
                 read_reference(config.reference)

@@ -46,7 +46,7 @@ from .records import (
 )
 from .run.executors.local import LocalExecutor
 from .run.notebook import NotebookBar
-from .run.rows import OpenModel, Plan, SampleKey, Task, encoded
+from .run.rows import Finished, OpenModel, Plan, SampleKey, Task, encoded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,7 +123,7 @@ class LM(OpenModel):
         text, seen = TextStream(self.tokenizer, task.point.sampling.stop), 0
         for finished, progress in self.engine.steps([task.row((0, 0))], watched=False):
             for completion in finished:
-                if rest := text.rest(task.sample(self.tokenizer, (0, 0), completion).completion):
+                if rest := text.rest(Finished.of(self.tokenizer, completion).text):
                     yield rest
             for _, prefix in progress.unfinished():
                 for token in prefix.token_ids[seen:]:

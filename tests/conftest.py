@@ -45,6 +45,11 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         option.dist = "worksteal"  # files stay together, and so do the fixtures of a module, until a process has nothing to do
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a group come first: what one process takes from another it takes from the end, so a group stays in one."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """What lies in the caches of whoever runs the tests, or in the variables of Hydra and the hub, decides nothing."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # started in the background of a shell, they would ignore Ctrl-C

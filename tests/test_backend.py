@@ -8,88 +8,21 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tables import HOW, LETTERS, Table, Tables
 
-from gptsweep.engine.backend import BackendProgress, OnStep, Provenance, Workload
 from gptsweep.errors import ConfigError, DeviceError, GptsweepError, Interrupted, ModelError, PromptError, ResultsError
 from gptsweep.models.files.tokenizers import CharTokenizer
-from gptsweep.records import Completion, DeviceSettings, ModelSource, Point, Prefix, Prompt, Row, Sampling
+from gptsweep.records import DeviceSettings, ModelSource, Point, Prefix, Prompt, Row, Sampling
 from gptsweep.run.executors.local import LocalExecutor
 from gptsweep.run.jobs import Job, Outcome
 from gptsweep.run.progress import Progress
 from gptsweep.run.rows import OpenModel, Plan, Task, encoded
 from gptsweep.run.session import run_jobs
 from gptsweep.store.unfinished import Unfinished
-
-LETTERS = "abcdefgh"
-HOW = Provenance(dtype="float32", device="cpu", arithmetic="float32", threads=1, made_by={"table": 1}, versions={"table": "1"})
-
-
-@dataclass
-class Table:
-    """A backend without a model: the tokens of a row are looked up in its settings; one row after another.
-
-    ``before_row`` is called with each row before it is decoded, and may raise, or never return; ``forgets`` are the numbers
-    of the rows that it leaves out.
-    """
-
-    before_row: Callable[[Row], None] = lambda row: None
-    forgets: tuple[int, ...] = ()
-    decoded: list[Row] = field(default_factory=list)
-    vocab_size = len(LETTERS)
-    block_size: int | None = None
-    extends_to: int | None = None
-    overflow = "crop"
-    end_tokens: tuple[int, ...] = ()
-    fingerprint = "table"
-    promise = True
-    max_rows: int | None = None
-    provenance = HOW
-
-    def resumes(self, prefix: Prefix) -> bool:
-        return prefix.stream is None
-
-    def run(self, rows: Iterable[Row], workload: Workload, on_step: OnStep | None) -> Iterator[Completion]:
-        progress = BackendProgress(tokens_total=workload.new_tokens)
-        for number, row in enumerate(rows):
-            begun = row.prefix or Prefix(token_ids=((row.noise_key + row.sample_index) % len(LETTERS),), logprob=-1.0)
-            progress.unfinished = lambda row=row, begun=begun: [(row, begun)]  # type: ignore[misc]
-            progress.rows_in_flight = 1
-            if on_step is not None:
-                on_step(progress)
-            self.before_row(row)
-            if number in self.forgets:
-                continue
-            self.decoded.append(row)
-            first, wanted = row.noise_key + row.sample_index, row.sampling.max_new_tokens
-            ids = (*begun.token_ids, *((first + i) % len(LETTERS) for i in range(len(begun.token_ids), wanted)))
-            progress.tokens += wanted
-            progress.unfinished = list
-            yield Completion(row=row, token_ids=ids, finish_reason="length", logprob_mean=-1.0,
-                             sampler_logprob_mean=-1.0, entropy_mean=1.0)  # fmt: skip
-            if on_step is not None:
-                on_step(progress)
-
-
-@dataclass
-class Tables:
-    """Opens one table, or raises."""
-
-    table: Table = field(default_factory=Table)
-    error: Exception | None = None
-
-    def resolve(self, settings: DeviceSettings) -> tuple[str, str]:
-        return "float32", "cpu"
-
-    def open(self, source: ModelSource, settings: DeviceSettings) -> tuple[Table, CharTokenizer]:
-        if self.error is not None:
-            raise self.error
-        return self.table, CharTokenizer(LETTERS)
 
 
 def jobs(root: Path, **sampling: Any) -> list[Job]:

@@ -63,6 +63,8 @@ class BackendProgress:
     ``windows`` counts those of the tokens for which a whole window was read again. ``window_seconds`` is what reading one
     takes, as measured beforehand; None: there are too few of them, or nobody watches.
 
+    ``workers`` says for the display who decodes, where that is not this process.
+
     ``unfinished`` gives the rows that were begun and have not ended, each with what it has so far. It may be called at any
     moment, also after an error has ended the run.
     """
@@ -73,6 +75,7 @@ class BackendProgress:
     windows: int = 0
     windows_total: int = 0
     window_seconds: float | None = None
+    workers: str = ""
     unfinished: Callable[[], list[tuple[Row, Prefix]]] = list
 
 

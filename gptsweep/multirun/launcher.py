@@ -41,15 +41,22 @@ class FusedLauncher(BasicLauncher):
     """Hydra's launcher interface.
 
     A launcher whose rows run elsewhere is a subclass with an `executor` of its own; the rest of a sweep stays the same.
+
+    Args:
+        strict: whether a point fails that another kind of machine, or another version, left unfinished.
     """
 
     _sweep: FusedSweep | None = None
+
+    def __init__(self, *, strict: bool = False) -> None:
+        super().__init__()
+        self._strict = strict
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra before the sweep."""
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         ours = OmegaConf.get_type(config) is Config
-        self._sweep = FusedSweep(hydra_context, task_function, config, self.executor) if ours else None
+        self._sweep = FusedSweep(hydra_context, task_function, config, self.executor, strict=self._strict) if ours else None
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Called by Hydra's sweeper with a batch of points, once or several times."""
@@ -70,7 +77,13 @@ class FusedSweep:
     """A sweep whose config is gptsweep's: its batches, one after another, over the models and the files they share."""
 
     def __init__(
-        self, context: HydraContext, task_function: TaskFunction, config: DictConfig, new_executor: Callable[[], Executor]
+        self,
+        context: HydraContext,
+        task_function: TaskFunction,
+        config: DictConfig,
+        new_executor: Callable[[], Executor],
+        *,
+        strict: bool = False,
     ) -> None:
         if not isinstance(context.config_loader, PointLoader):
             context.config_loader = PointLoader(context.config_loader)  # the sweeper's, too, from here on
@@ -78,8 +91,9 @@ class FusedSweep:
         self.loader = context.config_loader
         self._run_job = run_job_with(Yaml().save)
         self.directory = Path(str(config.hydra.sweep.dir))
-        self._new_executor = new_executor
+        self._new_executor, self._strict = new_executor, strict
         self._executor: Executor | None = None
+        self._scorer: Executor | None = None
         self._table: SweepTable | None = None
         self._failures: list[tuple[str, Exception]] = []
 
@@ -124,8 +138,16 @@ class FusedSweep:
         return [done for done in returns if done.status is not JobStatus.FAILED]
 
     def _open(self, point: Point) -> OpenModel:
+        """The model of ``point``, to score text with; opened here, where rows run elsewhere."""
+        # Late: numpy and torch, which --help and a mistake in the config need not wait for.
+        from ..engine.torch_backend import TorchBackends
+        from ..run.executors.local import LocalExecutor
+        from ..run.executors.remote import RemoteExecutor
+
         self._executor = self._executor or self._new_executor()
-        return self._executor.open(point.model, point.device)
+        if isinstance(self._executor, RemoteExecutor):
+            self._scorer = self._scorer or LocalExecutor(TorchBackends())
+        return (self._scorer or self._executor).open(point.model, point.device)
 
     def _run(self, planned: Sequence[Planned]) -> list[JobReturn]:
         # Late: numpy and torch, which --help and a mistake in the config need not wait for.
@@ -149,7 +171,8 @@ class FusedSweep:
             with Interruption() as interruption:
                 try:
                     with Progress(quiet=self.config.quiet is not False, live_text=self.config.quiet is None) as progress:
-                        for outcome in run_jobs(list(jobs.values()), progress, self._executor, unfinished):
+                        made = run_jobs(list(jobs.values()), progress, self._executor, unfinished, strict=self._strict)
+                        for outcome in made:
                             outcomes[outcome.job.directory] = outcome
                             self._table.settle(outcome.job.directory, outcome.summary, outcome.error)
                 finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -59,6 +60,14 @@ def begin_sweep(directory: Path, at_end: Callable[[], None] | None, unless_stopp
             stack.callback(at_end)
         if unless_stopped is not None:
             stack.push(partial(_unless_stopped, unless_stopped))
+
+
+def end_with_sweep(do: Callable[[], None]) -> None:
+    """Have something done when the command ends, before what `begin_sweep` has done then, or when the process ends."""
+    if (stack := _sweeps.get(None)) is not None:
+        stack.callback(do)
+    else:
+        atexit.register(do)
 
 
 def _unless_stopped(do: Callable[[], None], kind: type[BaseException] | None, *_: object) -> None:

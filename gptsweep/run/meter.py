@@ -73,6 +73,7 @@ class Meter:
     windows_total: int = 0
     tokens_ahead: int = 0
     windows_ahead: int = 0
+    workers: str = ""
     _since: float | None = None
     _measured: tuple[float, int, int] | None = None
     _speed: _Average = field(default_factory=_Average)
@@ -181,6 +182,8 @@ class Meter:
         left = self.seconds_left(now)
         if left is not None:
             parts.append(f"{_duration(left)} left")
+        if self.workers:
+            parts.append(self.workers)
         return ", ".join(parts)
 
     def summary(self, now: float) -> str:

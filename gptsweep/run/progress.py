@@ -138,6 +138,10 @@ class Progress:
             self._log_at = now + min(max(LOG_SECONDS, (now - meter.started) / 10), LONGEST_LOG_SECONDS)
             log.info("%s", meter.line(now))
 
+    def show_workers(self, workers: str) -> None:
+        """Show who decodes, where that is not this process; empty: nobody else."""
+        self._meter.workers = workers
+
     def begin_model(self) -> None:
         """Take note that another model is open: the time it took to load is not decoding, and its speed is its own."""
         self._meter.begin_model()

@@ -23,6 +23,7 @@ from ..records import (
     AUTO,
     Completion,
     DeviceSettings,
+    FinishReason,
     ModelSource,
     Point,
     Prefix,
@@ -94,6 +95,42 @@ def encoded(model: OpenModel, prompts: tuple[Prompt, ...], *, chat_template: boo
     """
     encode = model.tokenizer.encode_turn if chat_template else model.tokenizer.encode
     return prompts, tuple(tuple(encode(prompt.text)) for prompt in prompts)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A `Completion` as text, without its row: what comes back from where rows run. Means as of `Completion`."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    logprob_mean: float | None
+    sampler_logprob_mean: float | None
+    entropy_mean: float | None
+    logprobs: SampleLogprobs | None = None
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, completion: Completion) -> Finished:
+        """Decode a completion: its text, without what ended it.
+
+        Raises:
+            ConfigError: the backend has no log-probabilities of single tokens.
+        """
+        sampling, ids = completion.row.sampling, completion.token_ids
+        last = ids[-1] if ids else None
+        ended = completion.finish_reason == "eot" or (completion.finish_reason == "stop" and last in sampling.stop_token_ids)
+        text = completion_text(tokenizer, ids, sampling.stop, last if ended else None)
+        if sampling.logprobs and len(completion.logprobs) != len(ids):
+            raise ConfigError("sampling.logprobs", sampling.logprobs, "this backend does not record log-probabilities; use 0")
+        return cls(
+            text=text,
+            token_ids=ids,
+            finish_reason=completion.finish_reason,
+            logprob_mean=completion.logprob_mean,
+            sampler_logprob_mean=completion.sampler_logprob_mean,
+            entropy_mean=completion.entropy_mean,
+            logprobs=_sample_logprobs(tokenizer, completion, text) if sampling.logprobs else None,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -196,18 +233,9 @@ class Task:
             return self.prompt_ids[key[0]], sampling
         return self.prompt_ids[key[0]], sampling, self.noise_key, key
 
-    def sample(self, tokenizer: Tokenizer, key: Key, completion: Completion) -> Sample:
-        """The line of ``samples.jsonl`` that a completion makes, and that of ``logprobs.jsonl``.
-
-        Raises:
-            ConfigError: the backend has no log-probabilities of single tokens.
-        """
+    def sample(self, key: Key, finished: Finished) -> Sample:
+        """The line of ``samples.jsonl`` that a finished row makes, and that of ``logprobs.jsonl``."""
         sampling, prompt = self.point.sampling, self.prompts[key[0]]
-        last = completion.token_ids[-1] if completion.token_ids else None
-        ended = completion.finish_reason == "eot" or (completion.finish_reason == "stop" and last in sampling.stop_token_ids)
-        text = completion_text(tokenizer, completion.token_ids, sampling.stop, last if ended else None)
-        if sampling.logprobs and len(completion.logprobs) != len(completion.token_ids):
-            raise ConfigError("sampling.logprobs", sampling.logprobs, "this backend does not record log-probabilities; use 0")
         return Sample(
             point_id=self.point_id,
             prompt_id=prompt.id,
@@ -217,14 +245,14 @@ class Task:
             sampling=sampling,
             model=self.point.model.name,
             prompt=prompt.text,
-            completion=text,
-            finish_reason=completion.finish_reason,
+            completion=finished.text,
+            finish_reason=finished.finish_reason,
             prompt_tokens=len(self.prompt_ids[key[0]]),
-            token_ids=completion.token_ids,
-            logprob_mean=completion.logprob_mean,
-            sampler_logprob_mean=completion.sampler_logprob_mean,
-            entropy_mean=completion.entropy_mean,
-            logprobs=_sample_logprobs(tokenizer, completion, text) if sampling.logprobs else None,
+            token_ids=finished.token_ids,
+            logprob_mean=finished.logprob_mean,
+            sampler_logprob_mean=finished.sampler_logprob_mean,
+            entropy_mean=finished.entropy_mean,
+            logprobs=finished.logprobs,
         )
 
 

@@ -25,7 +25,7 @@ from ..records import DeviceSettings, ModelSource, Prefix, Sample
 from ..store.reader import read_manifest
 from ..store.unfinished import Unfinished
 from ..store.writer import PointWriter
-from .executors import Executor, InFlight
+from .executors import Executor, InFlight, MadeElsewhere
 from .interruption import Interruption
 from .jobs import Job, Outcome, disk_full, mendable, without_model, work_ahead
 from .manifest import deciding_settings, provenance, settings_of
@@ -53,7 +53,12 @@ _STRANGE = (
 
 
 def run_jobs(
-    jobs: Sequence[Job], progress: Progress, executor: Executor, unfinished: Unfinished | None = None
+    jobs: Sequence[Job],
+    progress: Progress,
+    executor: Executor,
+    unfinished: Unfinished | None = None,
+    *,
+    strict: bool = False,
 ) -> Iterator[Outcome]:
     """Run jobs, those with the same model and device in one batched pass, and yield each job's outcome as it is settled.
 
@@ -65,6 +70,7 @@ def run_jobs(
         progress: shows how far they are.
         executor: runs the rows; the last model may stay open in it for the next call.
         unfinished: where samples that were begun go on from, and are kept; None makes them from their beginning.
+        strict: whether a point fails that would have samples made in two ways, by another kind of machine, say.
 
     Raises:
         Interrupted: the user (or, as SIGTERM, the system) wants it to end.
@@ -86,7 +92,7 @@ def run_jobs(
                 progress.update(rows_total=done.rows_total + done.rows_ahead)
                 continue
             progress.begin_model()
-            yield from _Batch(model, executor, progress, done, interruption, unfinished).run(group)
+            yield from _Batch(model, executor, progress, done, interruption, unfinished, strict).run(group)
             del model  # before the next is loaded: two need not fit
 
 
@@ -115,12 +121,14 @@ class _Batch:
         done: _Done,
         interruption: Interruption,
         unfinished: Unfinished | None,
+        strict: bool,
     ) -> None:
         self.model, self.executor, self.progress, self.done = model, executor, progress, done
-        self.interruption, self.unfinished = interruption, unfinished
+        self.interruption, self.unfinished, self.strict = interruption, unfinished, strict
         self.jobs: dict[Task, Job] = {}
         self.missing: dict[Task, set[Key]] = {}
-        self.fresh: dict[Task, list[Sample]] = defaultdict(list)
+        self.fresh: dict[Task, list[Sample | MadeElsewhere]] = defaultdict(list)
+        self.failing: dict[Task, Exception] = {}
         self.broken: dict[Task, Exception] = {}
         self.readable: set[str] = set()
         self.restored = False
@@ -177,8 +185,8 @@ class _Batch:
                 if more := len(writer.done - wanted):
                     log.info("%s has %s", job.directory, counted(more, *_MORE))
                 if missing:
-                    self.missing[task] = missing
                     self._say_change(writer)
+                    self.missing[task] = missing
                 elif writer.complete:
                     speed = (read_manifest(job.directory) or {}).get("tokens_per_second")
                     summary = self._summary(task, writer.samples(), speed)
@@ -191,8 +199,17 @@ class _Batch:
                 yield self._settled(Outcome(job, error=mendable(error, "start", point.start)))
 
     def _say_change(self, writer: PointWriter) -> None:
-        """Once for all points that another machine or version left in the same way."""
-        if writer.done and (change := writer.change) and change not in self.changes:
+        """Once for all points that another machine or version left in the same way.
+
+        Raises:
+            ResultsError: it is not to go on in another way.
+        """
+        if not writer.done or not (change := writer.change):
+            return
+        if self.strict:
+            what = f"its samples were made otherwise ({change}), and with hydra.launcher.strict=true a point is made in one way"
+            raise ResultsError("name", str(writer.directory), f"{what}; go on where it was begun, or without strict")
+        if change not in self.changes:
             self.changes.add(change)
             log.warning(
                 "%s goes on where its samples are made otherwise (%s), so bits may differ (promise: false)",
@@ -249,19 +266,24 @@ class _Batch:
             self.in_flight = tasks, unfinished
             self._on_step(progress)
 
-        for (place, _), sample in self.executor.run(self.model, plan, on_step):
+        for (place, key), result in self.executor.run(self.model, plan, on_step):
             task = tasks[place]
             yield from self._failures()
             missing = self.missing.get(task, set())
-            if sample.key in missing:
-                missing.discard(sample.key)
-                self.fresh[task].append(sample)
-                self.done.rows += 1
-                self.progress.show_sample(sample.prompt + sample.completion, sample.key, self._label(task, sample))
+            if key in missing:
+                missing.discard(key)
+                if isinstance(result, Exception):
+                    self.failing[task] = result
+                else:
+                    self.fresh[task].append(result)
+                    self.done.rows += 1
+                    sample = _sample(result)
+                    self.progress.show_sample(sample.prompt + sample.completion, key, self._label(task, sample))
                 if not missing:
-                    yield self._finished(task)
+                    failure = self.failing.pop(task, None)
+                    yield self._finished(task) if failure is None else self._failed(task, failure)
             else:
-                self.prefixes[task].pop(sample.key, None)
+                self.prefixes[task].pop(key, None)
         self._flush()
         yield from self._failures()
 
@@ -292,6 +314,7 @@ class _Batch:
         ahead = self.done.tokens_ahead * backend.windows_total // max(backend.tokens_total, 1)
         windows_total = self.windows_before + backend.windows_total + ahead
         self.progress.expect_windows(self.done.windows, windows_total, backend.window_seconds, ahead)
+        self.progress.show_workers(backend.workers)
         self._show(backend.rows_in_flight, self.tokens_before + backend.tokens_total + self.done.tokens_ahead)
         if self.progress.text_due and self.in_flight is not None:
             tasks, unfinished = self.in_flight
@@ -326,13 +349,18 @@ class _Batch:
         while self.fresh:
             task, samples = self.fresh.popitem()
             try:
-                self._writer(task).add(samples)
+                self._add(task, samples)
                 for sample in samples:
-                    self.prefixes[task].pop(sample.key, None)
+                    self.prefixes[task].pop(_sample(sample).key, None)
             except ResultsError as error:
                 if disk_full(error):
                     raise
                 self.broken[task] = error
+
+    def _add(self, task: Task, results: Iterable[Sample | MadeElsewhere]) -> None:
+        """Put samples on disk, and by what they were made, where that is not what the model's own are made by."""
+        for made_by, some in itertools.groupby(results, lambda each: each.made_by if isinstance(each, MadeElsewhere) else None):
+            self._writer(task).add(list(map(_sample, some)), made_by)
 
     def _finished(self, task: Task) -> Outcome:
         try:
@@ -346,7 +374,7 @@ class _Batch:
     def _failed(self, task: Task, error: Exception) -> Outcome:
         self.missing.pop(task, None)
         with contextlib.suppress(GptsweepError, OSError):  # keep what can be kept
-            self._writer(task).add(self.fresh.pop(task, []))
+            self._add(task, self.fresh.pop(task, []))
         return self._settled(Outcome(self.jobs[task], error=mendable(error, "device.max_rows", self.model.backend.max_rows)))
 
     def _settled(self, outcome: Outcome) -> Outcome:
@@ -357,8 +385,8 @@ class _Batch:
 
     def _finish(self, task: Task, known_speed: float | None = None) -> Mapping[str, Any]:
         """Write the files of a point whose samples are all there."""
+        self._add(task, self.fresh.pop(task, []))
         writer = self._writer(task)
-        writer.add(self.fresh.pop(task, []))
         seconds = time.perf_counter() - self.started
         tokens = self.done.tokens - self.tokens_before
         speed = tokens / seconds if tokens else known_speed
@@ -392,6 +420,10 @@ class _Batch:
 
     def _close(self, task: Task) -> None:
         self.writers.pop(task).__exit__(None, None, None)
+
+
+def _sample(result: Sample | MadeElsewhere) -> Sample:
+    return result.sample if isinstance(result, MadeElsewhere) else result
 
 
 def open_points() -> int:

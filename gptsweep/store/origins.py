@@ -31,6 +31,7 @@ class Origins:
         self.now = None if now is None else dict(now)
         self.parts: list[dict[str, Any]] = []
         self._begun = False
+        self._added: list[tuple[dict[str, Any], set[Key]]] = []
 
     def read(self, manifest: Mapping[str, Any] | None, done: Collection[Key]) -> None:
         """Find the parts of the samples ``done``. Of those of version 0.1 little is known, of some nothing."""
@@ -53,6 +54,29 @@ class Origins:
             self.parts[-1]["samples"] = None
         else:
             self.parts.append({"samples": None, "made_by": self.now})
+        return self._file()
+
+    def add(self, keys: Iterable[Key], made_by: Mapping[str, Any]) -> bytes | None:
+        """Samples ``keys`` are made by something else than ``now``: what ``origins.json`` has to say then. After `begin`."""
+        if self.now is None or made_by == self.now:
+            return None
+        part, own = next((each for each in self._added if each[0]["made_by"] == made_by), (None, set()))
+        if part is None:
+            part = {"samples": [], "made_by": dict(made_by)}
+            self._added.append((part, own))
+            self.parts.insert(-1, part)
+        own.update(keys)
+        part["samples"] = _ranges(own)
+        return self._file()
+
+    def settle(self, done: Collection[Key]) -> None:
+        """Leave out what made none of the samples ``done`` in the end, if others made some beside it."""
+        if self._added and self.parts[-1]["samples"] is None:
+            named = [ranges for part in self.parts[:-1] for ranges in part["samples"]]
+            if len(_within(done, named)) == len(done):
+                self.parts.pop()
+
+    def _file(self) -> bytes:
         return (json.dumps(self.parts) + "\n").encode()
 
     def change(self) -> str:

@@ -15,7 +15,7 @@ import io
 import json
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -113,8 +113,11 @@ class PointWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._lock.release()
 
-    def add(self, samples: Sequence[Sample]) -> None:
-        """Put ``samples`` on disk, in any order; they are durable when this returns. One already there is left out."""
+    def add(self, samples: Sequence[Sample], made_by: Mapping[str, Any] | None = None) -> None:
+        """Put ``samples`` on disk, in any order; they are durable when this returns. One already there is left out.
+
+        ``made_by`` is what decided their bits; None: that of the writer.
+        """
         strangers = {sample.point_id for sample in samples} - {self.point_id}
         if strangers:
             raise ValueError(f"samples of point {strangers.pop()} given to the writer of point {self.point_id}")
@@ -135,7 +138,7 @@ class PointWriter:
             if measured:  # first: a sample without them would be made again
                 self._logprobs.append(measured)
             if lines:
-                self._begin()
+                self._begin(lines, made_by)
                 self._samples.append(lines)
         self.complete = False
 
@@ -173,6 +176,7 @@ class PointWriter:
             }
             if self.logprobs:
                 own |= {"logprobs": self.logprobs}
+            self._origins.settle(self._samples.places)
             if self._origins.parts:
                 own |= {"parts": self._origins.parts, "promise": bool(manifest.get("promise")) and self._origins.promise}
             text = json.dumps({**own, **manifest, **own, "line_sha256": "".join(checks)}, indent=2, allow_nan=False) + "\n"
@@ -329,9 +333,12 @@ class PointWriter:
             self._origins.parts = []
             self._replaces = False
 
-    def _begin(self) -> None:
+    def _begin(self, keys: Collection[Key], made_by: Mapping[str, Any] | None) -> None:
         """Note what the samples are made by that come now; without a sync, as a new file of each point would cost one."""
-        if (data := self._origins.begin(self._samples.places)) is not None:
+        data = self._origins.begin(self._samples.places)
+        if made_by is not None:
+            data = self._origins.add(keys, made_by) or data
+        if data is not None:
             path = self.directory / ORIGINS
             temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
             with os.fdopen(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from ...engine.backend import BackendProgress
@@ -14,6 +15,18 @@ InFlight = Callable[[], Iterator[tuple[SampleKey, Prefix]]]
 
 OnStep = Callable[[BackendProgress, InFlight], None]
 """Takes what was done so far; it may raise to end the run."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MadeElsewhere:
+    """A sample whose bits were decided by something else than what the model's provenance names."""
+
+    sample: Sample
+    made_by: Mapping[str, object]
+
+
+Result = Sample | MadeElsewhere | Exception
+"""What becomes of a planned sample; an error is that sample's alone."""
 
 
 class Executor(Protocol):
@@ -34,8 +47,8 @@ class Executor(Protocol):
             MemoryError: it does not fit.
         """
 
-    def run(self, model: OpenModel, plan: Plan, on_step: OnStep | None = None) -> Iterator[tuple[SampleKey, Sample]]:
-        """Run the rows of ``plan`` in one batched pass, and yield each sample as it finishes.
+    def run(self, model: OpenModel, plan: Plan, on_step: OnStep | None = None) -> Iterator[tuple[SampleKey, Result]]:
+        """Run the rows of ``plan``, and yield each sample as it finishes, or the error that it cannot be made for.
 
         Raises:
             GptsweepError: what the user can mend.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ...engine.backend import BackendProgress, Backends
 from ...records import DeviceSettings, ModelSource, Prefix, Row, Sample
-from ..rows import OpenModel, Plan, SampleKey
+from ..rows import Finished, OpenModel, Plan, SampleKey
 from . import OnStep
 
 
@@ -19,7 +19,8 @@ class LocalExecutor:
 
     def __init__(self, backends: Backends) -> None:
         self.backends = backends
-        self._last: OpenModel | None = None
+        self.last: OpenModel | None = None
+        """The model that is open."""
 
     def resolve(self, settings: DeviceSettings) -> tuple[str, str]:
         """As `Executor.resolve`."""
@@ -27,10 +28,10 @@ class LocalExecutor:
 
     def open(self, source: ModelSource, settings: DeviceSettings) -> OpenModel:
         """As `Executor.open`."""
-        if self._last is None or (self._last.source, self._last.device) != (source, settings):
-            self._last = None  # before the next is loaded: two need not fit
-            self._last = OpenModel(source, settings, *self.backends.open(source, settings))
-        return self._last
+        if self.last is None or (self.last.source, self.last.device) != (source, settings):
+            self.last = None  # before the next is loaded: two need not fit
+            self.last = OpenModel(source, settings, *self.backends.open(source, settings))
+        return self.last
 
     def run(self, model: OpenModel, plan: Plan, on_step: OnStep | None = None) -> Iterator[tuple[SampleKey, Sample]]:
         """As `Executor.run`."""
@@ -54,7 +55,8 @@ class LocalExecutor:
         for completion in model.backend.run(rows(), plan.workload, None if on_step is None else step):
             _, recipients = waiting.pop(id(completion.row))
             finished += 1
+            made = Finished.of(model.tokenizer, completion)
             for place, key in recipients:
-                yield (place, key), plan.tasks[place].sample(model.tokenizer, key, completion)
+                yield (place, key), plan.tasks[place].sample(key, made)
         if forgotten := plan.workload.rows - finished:
             raise RuntimeError(f"the backend ended without {forgotten:,} of {plan.workload.rows:,} rows")

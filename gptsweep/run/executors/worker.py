@@ -1,0 +1,340 @@
+"""What runs where the rows are: a model that stays open, rows in, finished rows out. Everything that crosses pickles."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import psutil
+
+from ...engine.backend import Backend, BackendProgress, Backends, OnStep, Provenance, Workload
+from ...models.files.tokenizers import Tokenizer
+from ...records import Completion, DeviceSettings, ModelSource, Prefix, Row
+from ..rows import Finished
+from .local import LocalExecutor
+from .shards import Work
+
+SNAPSHOT_SECONDS = 5.0
+"""So often a worker says what its unfinished rows have, which is what they go on from if it is lost."""
+_TOGETHER_SECONDS = 0.05
+"""Rows that finish within it are sent together."""
+
+
+class WorkerError(Exception):
+    """What went wrong in a worker, where its own error cannot be had. ``trace`` is the text of a traceback, or empty."""
+
+    def __init__(self, what: str, trace: str = "") -> None:
+        super().__init__(what, trace)
+        self.trace = trace
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class RemoteTracebackError(Exception):
+    """The text of a traceback in another process: as the cause of an error, the log shows it."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error on its way from a worker, and its traceback as text."""
+
+    error: Exception
+    trace: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """``error``, or what can be said of it if it does not pickle."""
+        trace = "".join(traceback.format_exception(error))
+        bare: Exception | None = None
+        if isinstance(error, Exception):
+            try:
+                bare = pickle.loads(pickle.dumps(error))
+            except Exception:  # whatever its own methods raise
+                bare = None
+        if bare is None or type(bare) is not type(error):
+            bare = WorkerError(f"{type(error).__name__}: {_text(error)}")
+        return cls(bare, trace)
+
+    def raised(self) -> Exception:
+        """The error, with the worker's traceback in its cause."""
+        self.error.__cause__ = RemoteTracebackError(self.trace)
+        return self.error
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # an error that cannot even say what it is
+        return "an error without words"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the session knows of a model that is open elsewhere: a `Backend` that runs nothing."""
+
+    vocab_size: int
+    block_size: int | None
+    extends_to: int | None
+    overflow: str
+    end_tokens: tuple[int, ...]
+    fingerprint: str
+    promise: bool
+    max_rows: int | None
+    provenance: Provenance
+
+    @classmethod
+    def of(cls, backend: Backend) -> Facts:
+        """The facts of an open model."""
+        names = ("vocab_size", "block_size", "extends_to", "overflow", "end_tokens", "fingerprint", "promise", "max_rows")
+        return cls(**{name: getattr(backend, name) for name in names}, provenance=backend.provenance)
+
+    def resumes(self, prefix: Prefix) -> bool:
+        """As `Backend.resumes`."""
+        if prefix.stream is None:
+            return True
+        from ...engine.sampler import stream_at  # late: torch, which few sweeps need here
+
+        try:
+            stream_at(prefix.stream)
+        except RuntimeError:
+            return False
+        return True
+
+    def run(self, rows: Iterable[Row], workload: Workload, on_step: OnStep | None) -> Iterator[Completion]:
+        """Not here."""
+        raise NotImplementedError("its rows run in workers")
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A model that a worker has open, or why it has not."""
+
+    source: ModelSource
+    settings: DeviceSettings
+    model: tuple[Facts, Tokenizer] | Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a worker is: its process, and when that was started, so that no other is taken for it."""
+
+    host: str
+    pid: int
+    started: float
+
+    @classmethod
+    def here(cls) -> Place:
+        """This process."""
+        return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time())
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.pid}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a worker says of itself.
+
+    Args:
+        opened: the model that it opened since the last report.
+        finished: rows, by number, that it finished since then.
+        unfinished: what others have so far, now and then; None: as before.
+        failure: what ended its batch; the rows of it that are not finished it has forgotten.
+        busy: whether it runs a batch.
+        in_flight: rows that it decodes.
+        tokens: that it sampled, all in all.
+        windows: that it read again, all in all.
+        window_seconds: what one takes; None: not known.
+        idle_seconds: how long ago its last step ended, where it has something to do; else 0.
+    """
+
+    opened: Opened | None = None
+    finished: tuple[tuple[int, Finished], ...] = ()
+    unfinished: tuple[tuple[int, Prefix], ...] | None = None
+    failure: Failure | None = None
+    busy: bool = False
+    in_flight: int = 0
+    tokens: int = 0
+    windows: int = 0
+    window_seconds: float | None = None
+    idle_seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class _Unsent:
+    """What the next report is to say."""
+
+    opened: Opened | None = None
+    finished: list[tuple[int, Finished]] = field(default_factory=list)
+    failure: Failure | None = None
+
+
+class _Stopped(BaseException):
+    """Ends a batch between two steps."""
+
+
+class Worker:
+    """Opens models and runs rows in a thread of its own, so that whoever asks for a report gets one at once.
+
+    Args:
+        backends: opens models.
+    """
+
+    def __init__(self, backends: Backends) -> None:
+        self._executor = LocalExecutor(backends)
+        self._changed = threading.Condition()
+        self._to_open: deque[tuple[ModelSource, DeviceSettings]] = deque()
+        self._given: Work | None = None
+        self._unsent = _Unsent()
+        self._begun: dict[int, int] = {}
+        """The number of each row that was begun, by the identity of the row."""
+        self._progress = BackendProgress()
+        self._snapshot: tuple[tuple[int, Prefix], ...] | None = None
+        self._before = self._windows_before = 0
+        self._busy = self._stopping = False
+        self._beat = self._snapshot_at = time.monotonic()
+        threading.Thread(target=self._work, name="engine", daemon=True).start()
+
+    def place(self) -> Place:
+        """Where the worker is."""
+        return Place.here()
+
+    def resolve(self, settings: DeviceSettings) -> tuple[str, str]:
+        """As `Executor.resolve`."""
+        return self._executor.resolve(settings)
+
+    def open(self, source: ModelSource, settings: DeviceSettings) -> None:
+        """Begin to open a model; a report says when it is open."""
+        with self._changed:
+            self._to_open.append((source, settings))
+            self._changed.notify_all()
+
+    def give(self, work: Work) -> None:
+        """Begin to decode rows, all that there are now being done."""
+        with self._changed:
+            self._given = work
+            self._changed.notify_all()
+
+    def report(self, seconds: float) -> Report:
+        """What there is to say: at once if it is urgent, soon if rows are finished, else after ``seconds``."""
+        until = time.monotonic() + seconds
+        with self._changed:
+            while not (self._unsent.opened or self._unsent.failure):
+                left = until - time.monotonic()
+                if self._unsent.finished:
+                    left = min(left, _TOGETHER_SECONDS)
+                if left <= 0 or not self._changed.wait(left):
+                    break
+                if self._unsent.finished:
+                    until = min(until, time.monotonic() + _TOGETHER_SECONDS)
+            return self._report()
+
+    def stop(self, seconds: float) -> Report:
+        """End the batch between two steps, forget its rows, and say what they have so far."""
+        with self._changed:
+            self._stopping = self._busy
+            self._given = None
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._stopping, seconds)
+            return self._report()
+
+    def _report(self) -> Report:
+        unsent, self._unsent = self._unsent, _Unsent()
+        unfinished, self._snapshot = self._snapshot, None
+        return Report(
+            opened=unsent.opened,
+            finished=tuple(unsent.finished),
+            unfinished=unfinished,
+            failure=unsent.failure,
+            busy=self._busy,
+            in_flight=self._progress.rows_in_flight if self._busy else 0,
+            tokens=self._before + self._progress.tokens,
+            windows=self._windows_before + self._progress.windows,
+            window_seconds=self._progress.window_seconds,
+            idle_seconds=time.monotonic() - self._beat if self._busy else 0.0,
+        )
+
+    def _work(self) -> None:
+        """The life of the thread."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._to_open or self._given)
+                self._beat = time.monotonic()
+                asked, work = (self._to_open.popleft(), None) if self._to_open else (None, self._given)
+                if work is not None:
+                    self._given, self._busy = None, True
+            if asked is not None:
+                self._open(*asked)
+            elif work is not None:
+                failure = self._decode(work)
+                with self._changed:
+                    self._unsent.failure = failure
+                    self._before += self._progress.tokens
+                    self._windows_before += self._progress.windows
+                    self._progress = BackendProgress(window_seconds=self._progress.window_seconds)
+                    self._busy = self._stopping = False
+                    self._changed.notify_all()
+
+    def _open(self, source: ModelSource, settings: DeviceSettings) -> None:
+        found: tuple[Facts, Tokenizer] | Failure
+        try:
+            model = self._executor.open(source, settings)
+            found = Facts.of(model.backend), model.tokenizer
+        except BaseException as error:
+            found = Failure.of(error)
+        with self._changed:
+            self._unsent.opened = Opened(source, settings, found)
+            self._changed.notify_all()
+
+    def _decode(self, work: Work) -> Failure | None:
+        """Run rows; why that ended early."""
+        self._begun = {}
+        model = self._executor.last
+        try:
+            if model is None:
+                raise RuntimeError("no model is open")
+            for completion in model.backend.run(self._rows(work), work.workload, self._on_step):
+                finished = Finished.of(model.tokenizer, completion)
+                with self._changed:
+                    number = self._begun.pop(id(completion.row))
+                    self._unsent.finished.append((number, finished))
+                    self._beat = time.monotonic()
+                    self._changed.notify_all()
+            if self._begun:
+                raise RuntimeError(f"the backend ended without {len(self._begun):,} rows")
+        except _Stopped:
+            return None
+        except BaseException as error:
+            return Failure.of(error)
+        return None
+
+    def _rows(self, work: Work) -> Iterator[Row]:
+        for number, row in work.rows:
+            with self._changed:
+                self._begun[id(row)] = number
+            yield row
+
+    def _on_step(self, progress: BackendProgress) -> None:
+        with self._changed:
+            self._progress = progress
+            self._beat = time.monotonic()
+            if self._stopping or self._beat - self._snapshot_at >= SNAPSHOT_SECONDS:
+                self._snapshot_at = self._beat
+                self._snapshot = tuple(
+                    (self._begun[id(row)], prefix)
+                    for row, prefix in progress.unfinished()
+                    if id(row) in self._begun and prefix.token_ids
+                )
+            if self._stopping:
+                raise _Stopped
