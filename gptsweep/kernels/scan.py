@@ -164,8 +164,8 @@ def _greatest_between(x, size, low, high):
 def left_greatest(x, tops, n_blocks, window):
     """The greatest logit that is left, and the first id that has it."""
     best, first = np.float32(-np.inf), -1
-    if window[2] < np.inf and window[3] == 0:
-        # The greatest of a block says nothing: it may be above the window.
+    if window[2] < np.inf and window[3] == 0 and 2 * live_blocks(tops, n_blocks, window[0]) > n_blocks:
+        # The greatest of a block says nothing, as it may be above the window: in most of the blocks one has to look.
         top = _greatest_between(x, n_blocks * BLOCK, window[0], window[2])
         for i in range(n_blocks * BLOCK):
             if x[i] == top and is_left(x[i], i, window):
