@@ -16,7 +16,6 @@ class FusedLauncherConf:
     """``hydra.launcher`` with ``hydra/launcher=fused``."""
 
     _target_: str = "hydra_plugins.gptsweep_launcher.FusedLauncher"
-    strict: bool = False
 
 
 @dataclass
