@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -184,7 +185,7 @@ def unique_share(texts: Sequence[Text]) -> Outcome:
 def zipf(tokens: Iterable[Sequence[int]]) -> Outcome:
     """Zipf coefficient (Holtzman et al. 2020): minus the slope of the least-squares line of log frequency against log rank,
     over the 5,000 most frequent model tokens of all samples together."""
-    counts = sorted(Counter(token for each in tokens for token in each).values(), reverse=True)[:ZIPF_RANKS]
+    counts = sorted(Counter(chain.from_iterable(tokens)).values(), reverse=True)[:ZIPF_RANKS]
     if len(counts) < ZIPF_MIN_TYPES:
         return f"needs {ZIPF_MIN_TYPES} different tokens"
     rank = np.log(np.arange(1, len(counts) + 1))

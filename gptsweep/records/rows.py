@@ -16,6 +16,7 @@ SCHEMA_VERSION = 1
 FINISH_REASONS = ("length", "stop", "eot", "overflow", "repetition")
 FINISH_REASONS_OF_0_1 = FINISH_REASONS[:4]
 """Every summary counts these; others where there are some."""
+_JSON = json.JSONEncoder(ensure_ascii=True, allow_nan=False)  # made once: a driver writes thousands of lines a second
 FinishReason = Literal["length", "stop", "eot", "overflow", "repetition"]
 
 
@@ -154,4 +155,4 @@ class Sample:
 
     def line(self) -> str:
         """One line of JSON, newline included; lone surrogates and control characters are escaped."""
-        return json.dumps(self.as_json(), ensure_ascii=True, allow_nan=False, separators=(", ", ": ")) + "\n"
+        return _JSON.encode(self.as_json()) + "\n"

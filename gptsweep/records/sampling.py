@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -421,10 +421,11 @@ class Sampling:
 
         What decides no token, `UNDECIDING`, is left out.
         """
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in UNDECIDING}
-        neutral = neutral_settings(type(self))
+        named = ((name, neutral, getattr(self, name)) for name, neutral in neutral_settings(type(self)).items())
         return {
-            name: _as_json(name, value) for name, value in values.items() if name in SETTINGS_OF_0_1 or value != neutral[name]
+            name: _as_json(name, value)
+            for name, neutral, value in named
+            if name not in UNDECIDING and (name in SETTINGS_OF_0_1 or value != neutral)
         }
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import sys
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,22 +25,17 @@ from ..store.reader import read_manifest
 from ..store.unfinished import Unfinished
 from ..store.writer import PointWriter
 from .executors import Executor, InFlight, MadeElsewhere
+from .flush_pace import FlushPace
 from .interruption import Interruption
 from .jobs import Job, Outcome, disk_full, mendable, without_model, work_ahead
 from .manifest import deciding_settings, provenance, settings_of
+from .open_points import open_points
 from .progress import Progress
 from .rows import Key, OpenModel, Plan, Prompts, Task, encoded
-
-if sys.platform != "win32":
-    import resource
 
 log = get_logger(__name__)
 
 _SIGPIPE = 13  # Windows has no name for it
-_OPEN_POINTS = 200
-"""Points whose directories are held open at once, at most: each takes a file descriptor, of which a process has few."""
-
-
 _SHOWN = 80
 """Characters of a prompt, and tokens of a sample, that a line of progress is made of."""
 
@@ -129,6 +123,7 @@ class _Batch:
         self.missing: dict[Task, set[Key]] = {}
         self.fresh: dict[Task, list[Sample | MadeElsewhere]] = defaultdict(list)
         self.failing: dict[Task, Exception] = {}
+        self.pace = FlushPace()
         self.broken: dict[Task, Exception] = {}
         self.readable: set[str] = set()
         self.restored = False
@@ -157,6 +152,8 @@ class _Batch:
                     yield from [self._failed(task, error) for task in list(self.missing)]
             self._show(0)
         except BaseException as ended:
+            with contextlib.suppress(GptsweepError, OSError):  # which may be why the run ends
+                self._flush()
             kept = self._keep()
             if isinstance(ended, Interrupted):
                 ended.unfinished = kept
@@ -230,11 +227,7 @@ class _Batch:
                 else:
                     refused += 1
         if refused:
-            log.warning(
-                "%s: %s",
-                self.unfinished.path,
-                counted(refused, *_STRANGE),
-            )
+            log.warning("%s: %s", self.unfinished.path, counted(refused, *_STRANGE))
         if count := sum(map(len, self.prefixes.values())):
             log.info("%s", counted(count, "unfinished sample goes on where it was", "unfinished samples go on where they were"))
 
@@ -276,6 +269,7 @@ class _Batch:
                     self.failing[task] = result
                 else:
                     self.fresh[task].append(result)
+                    self.pace.add()
                     self.done.rows += 1
                     sample = _sample(result)
                     self.progress.show_sample(sample.prompt + sample.completion, key, self._label(task, sample))
@@ -307,7 +301,9 @@ class _Batch:
                 yield self._failed(task, error)
 
     def _on_step(self, backend: BackendProgress) -> None:
-        self._flush()
+        keeps = self.unfinished is not None and self.unfinished.due
+        if keeps or self.pace.due:
+            self._flush()
         self.done.tokens = self.tokens_before + backend.tokens
         self.done.windows = self.windows_before + backend.windows
         # Models that are not open yet are taken to have as many windows a token as this one.
@@ -322,7 +318,7 @@ class _Batch:
                 task = tasks[place]
                 made = text_so_far(self.model.tokenizer, prefix.token_ids, _SHOWN)
                 self.progress.show_text(task.prompts[key[0]].text[-_SHOWN:] + made)
-        if self.unfinished is not None and self.unfinished.due:
+        if keeps:
             self._keep()
         if isinstance(self.progress.refusal, BrokenPipeError):
             raise Interrupted(_SIGPIPE)  # as `| head` ends any other program
@@ -341,11 +337,12 @@ class _Batch:
         )
 
     def _flush(self) -> None:
-        """Put the samples that finished in the last step on disk.
+        """Put the samples that have finished on disk.
 
         Raises:
             ResultsError: the disk is full: no point has a future. Any other error is its own point's.
         """
+        self.pace.begin()
         while self.fresh:
             task, samples = self.fresh.popitem()
             try:
@@ -356,6 +353,7 @@ class _Batch:
                 if disk_full(error):
                     raise
                 self.broken[task] = error
+        self.pace.end()
 
     def _add(self, task: Task, results: Iterable[Sample | MadeElsewhere]) -> None:
         """Put samples on disk, and by what they were made, where that is not what the model's own are made by."""
@@ -424,11 +422,3 @@ class _Batch:
 
 def _sample(result: Sample | MadeElsewhere) -> Sample:
     return result.sample if isinstance(result, MadeElsewhere) else result
-
-
-def open_points() -> int:
-    """How many points may be held open: a quarter of the files that this process may open, as it needs others, too."""
-    if sys.platform == "win32":
-        return _OPEN_POINTS
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return _OPEN_POINTS if limit == resource.RLIM_INFINITY else max(1, min(_OPEN_POINTS, limit // 4))

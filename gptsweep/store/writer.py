@@ -30,7 +30,7 @@ from .keyed_lines import KeyedLines, Place
 from .lock import DirectoryLock
 from .logprobs import line_of, lines_of, parsed
 from .origins import Origins
-from .reader import open_lines, read_manifest
+from .reader import open_lines, parse_line, read_manifest
 from .schema import LOGPROBS, LOGPROBS_PARTIAL, MANIFEST, ORIGINS, PARTIAL, SAMPLES, SUMMARY, TEMPORARY, Key, key_of
 
 log = get_logger(__name__)
@@ -145,7 +145,7 @@ class PointWriter:
     def samples(self) -> list[dict[str, Any]]:
         """What is on disk, ordered by ``(prompt_index, sample_index)``."""
         with refusals_as_results_errors(self.directory):
-            return [json.loads(line) for line in self._samples.lines()]
+            return [sample for sample in map(parse_line, self._samples.lines()) if sample is not None]
 
     def finish(self, summary: Mapping[str, object], manifest: Mapping[str, object]) -> None:
         """Make ``samples.jsonl`` of everything on disk, then ``summary.csv``, then ``manifest.json``.
