@@ -29,11 +29,11 @@ import psutil
 
 from gptsweep.engine.backend import BackendProgress, Provenance
 from gptsweep.models.files.tokenizers import CharTokenizer
-from gptsweep.records import Completion, DeviceSettings, ModelSource, Point, Row, Sample, Sampling
+from gptsweep.records import DeviceSettings, ModelSource, Point, Sample, Sampling
 from gptsweep.run.executors import OnStep
 from gptsweep.run.jobs import Job
 from gptsweep.run.progress import Progress
-from gptsweep.run.rows import OpenModel, Plan, SampleKey
+from gptsweep.run.rows import Finished, OpenModel, Plan, SampleKey
 from gptsweep.run.session import run_jobs
 
 BATCH = 64
@@ -186,13 +186,8 @@ def stream(pipe: Connection, model: OpenModel, plan: Plan, keys: list[SampleKey]
 
 def sample(model: OpenModel, plan: Plan, place: int, key: tuple[int, int], ids: tuple[int, ...]) -> Sample:
     """A canned sample of one key."""
-    task = plan.tasks[place]
-    row: Row = task.row(key)
-    done = Completion(
-        row=row, token_ids=ids, finish_reason="length",
-        logprob_mean=-1.2345678901234567, sampler_logprob_mean=-1.1234567890123456, entropy_mean=1.3456789012345678,
-    )  # fmt: skip
-    return task.sample(model.tokenizer, key, done)
+    numbers = -1.2345678901234567, -1.1234567890123456, 1.3456789012345678
+    return plan.tasks[place].sample(key, Finished(model.tokenizer.decode(ids), ids, "length", *numbers))
 
 
 if __name__ == "__main__":

@@ -149,15 +149,13 @@ class Engine:
         """A scheduler and a model runner that share a new cache for ``max_rows`` rows."""
         # Without a block size no row is as long as this when it is read, for its last token never is.
         block_size = self.model.block_size or workload.row_tokens
-        longest = self._longest(workload)
+        longest = longest_sequence(self.model, workload)
         self.model.reserve(longest)
         max_cached_prompts = min(_MOST_CACHED_PROMPTS, workload.rows)
-        row_pages = pages_for(longest)
-        prompt_pages = pages_for(min(longest, workload.prompt_tokens))
         cache = KVCache(
             self.model,
             n_positions=longest,
-            n_pages=max_rows * row_pages + max_cached_prompts * prompt_pages + self.use_graphs,
+            n_pages=cache_pages(self.model, workload, max_rows) + self.use_graphs,
             n_block_tables=max_rows + max_cached_prompts,
             dtype=self.cache_dtype,
             device=self.device,
@@ -183,17 +181,8 @@ class Engine:
         )
         return scheduler, runner
 
-    def _longest(self, workload: Workload) -> int:
-        """The most positions of a sequence."""
-        most = self.model.extends_to if workload.extends else self.model.block_size
-        return min(most or workload.row_tokens, workload.row_tokens)
-
     def _planned_rows(self, workload: Workload) -> int:
-        model = self.model
-        positions = PAGE * pages_for(self._longest(workload))
-        position_bytes = 2 * model.n_layer * model.n_kv_heads * model.head_size * self.cache_dtype.itemsize
-        row_bytes = positions * position_bytes + 4 * model.vocab_size
-        return max(1, min(MOST_ROWS, int(_SHARE_OF_MEMORY * available_memory(self.device) / row_bytes)))
+        return planned_rows(self.model, workload, self.cache_dtype, available_memory(self.device))
 
     def _window_seconds(self, workload: Workload) -> float:
         """Seconds that reading a whole window takes. The first call measures it, and logs what all windows will take."""
@@ -230,6 +219,27 @@ class Engine:
     def logits_dtype(self) -> torch.dtype:
         """The dtype of logits: the model's if sampling supports it, else float32."""
         return torch.float32 if self.use_kernels and self.dtype != torch.bfloat16 else self.dtype
+
+
+def longest_sequence(model: Model, workload: Workload) -> int:
+    """The most positions of a sequence."""
+    most = model.extends_to if workload.extends else model.block_size
+    return min(most or workload.row_tokens, workload.row_tokens)
+
+
+def planned_rows(model: Model, workload: Workload, cache_dtype: torch.dtype, memory: int) -> int:
+    """Rows decoded together where the user names no number: as many as a share of ``memory``, in bytes, holds."""
+    positions = PAGE * pages_for(longest_sequence(model, workload))
+    position_bytes = 2 * model.n_layer * model.n_kv_heads * model.head_size * cache_dtype.itemsize
+    row_bytes = positions * position_bytes + 4 * model.vocab_size
+    return max(1, min(MOST_ROWS, int(_SHARE_OF_MEMORY * memory / row_bytes)))
+
+
+def cache_pages(model: Model, workload: Workload, max_rows: int) -> int:
+    """Pages that ``max_rows`` rows and the prefix cache take at most."""
+    longest = longest_sequence(model, workload)
+    prompt_pages = pages_for(min(longest, workload.prompt_tokens))
+    return max_rows * pages_for(longest) + min(_MOST_CACHED_PROMPTS, workload.rows) * prompt_pages
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -145,6 +145,11 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     return torch.from_numpy(np.zeros(shape, words)).view(dtype)
 
 
+def page_bytes(shape: CacheShape, dtype: torch.dtype) -> int:
+    """Bytes of a page: keys and values of `PAGE` positions in every layer, the head size padded."""
+    return 2 * shape.n_layer * shape.n_kv_heads * PAGE * PAGE * pages_for(shape.head_size) * dtype.itemsize
+
+
 def pages_for(positions: int) -> int:
     """How many pages hold this many positions."""
     return -(-positions // PAGE)

@@ -1,6 +1,6 @@
 """A model on disk: its shape, its tokenizer, and for each of its parameters the place of its bytes in a file.
 
-A format (a module of `files`) finds these three. `fit` checks the weights against the shape; `checkpoint_of` hashes them.
+A format (a module of `files`) finds these three. `fit` checks the weights against the shape; `fingerprint` hashes both.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -28,21 +29,33 @@ from .files.weights import Stored, StoredTensor, parts_of
 log = get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A model on disk.
+    """A model on disk, its weights not read yet.
 
-    ``fingerprint`` is a SHA-256 over the shape and the stored weights: equal wherever the files lie, and whatever else they
-    hold. ``weights`` says for each parameter of ``architecture(config)`` where it is stored; a tied head is not among them.
+    ``weights`` says for each parameter of ``architecture(config)`` where it is stored; a tied head is not among them.
     ``step`` is that of the training, where the format names one.
     """
 
     architecture: type[Architecture]
     config: Config
     tokenizer: Tokenizer
-    fingerprint: str
     weights: Mapping[str, Stored]
     step: int | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A SHA-256 over the shape and the stored weights: equal wherever the files lie, and whatever else they hold.
+
+        The first call reads every weight.
+        """
+        digests = _digests(itertools.chain.from_iterable(map(parts_of, self.weights.values())))
+        content: dict[str, list[object]] = {}
+        for name, weight in self.weights.items():
+            parts = [_hashed(part, digests[part]) for part in parts_of(weight)]
+            content[name] = parts[0] if len(parts) == 1 else [*parts]
+        decides = json.dumps({"config": self.architecture.identity(self.config), "weights": content}, sort_keys=True)
+        return hashlib.sha256(decides.encode()).hexdigest()
 
 
 def load_weights(checkpoint: Checkpoint, model: Architecture, dtype: torch.dtype) -> None:
@@ -157,33 +170,35 @@ def checkpoint_of(
     key: str,
     value: str,
 ) -> Checkpoint:
-    """A checkpoint of weights that `fit`: hashed, and the head found tied or not."""
+    """A checkpoint of weights that `fit`; the head is found tied or not, for which the two are hashed if both are stored."""
     weights = dict(fitting)
     if tokenizer.vocab_size > config.vocab_size:
         has = f"the tokenizer has {tokenizer.vocab_size} tokens and the model's embedding {config.vocab_size} rows"
         raise ModelError(key, value, f"{has}; it belongs to another model")
-    places = list(dict.fromkeys(itertools.chain.from_iterable(map(parts_of, weights.values()))))
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        digests = dict(zip(places, pool.map(StoredTensor.sha256, places), strict=True))
-
-    def hashed(part: StoredTensor) -> list[object]:
-        scale = [] if part.scale == 1 else [part.scale]
-        return [str(part.dtype), part.shape, part.stride, digests[part], *scale]
-
-    content: dict[str, list[object]] = {}
-    for name, weight in weights.items():
-        parts = [hashed(part) for part in parts_of(weight)]
-        content[name] = parts[0] if len(parts) == 1 else [*parts]
-    head = architecture.HEAD
-    tied = content[head] == content[architecture.EMBEDDING]
+    head, embedding = (parts_of(weights[name]) for name in (architecture.HEAD, architecture.EMBEDDING))
+    tied = head == embedding
+    if not tied and [_hashed(part, "") for part in head] == [_hashed(part, "") for part in embedding]:
+        digests = _digests((*head, *embedding))
+        tied = [digests[part] for part in head] == [digests[part] for part in embedding]
     if tied:
-        del weights[head], content[head]
+        del weights[architecture.HEAD]
     elif config.tied_head:
         log.info("the head and the embedding are stored with different values: they are not tied")
     config = replace(config, tied_head=tied)
-    decides = json.dumps({"config": architecture.identity(config), "weights": content}, sort_keys=True)
-    fingerprint = hashlib.sha256(decides.encode()).hexdigest()
-    return Checkpoint(architecture=architecture, config=config, tokenizer=tokenizer, fingerprint=fingerprint, weights=weights)
+    return Checkpoint(architecture=architecture, config=config, tokenizer=tokenizer, weights=weights)
+
+
+def _digests(parts: Iterable[StoredTensor]) -> dict[StoredTensor, str]:
+    """The SHA-256 of each of some tensors."""
+    places = list(dict.fromkeys(parts))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip(places, pool.map(StoredTensor.sha256, places), strict=True))
+
+
+def _hashed(part: StoredTensor, digest: str) -> list[object]:
+    """What the fingerprint holds of a tensor."""
+    scale = [] if part.scale == 1 else [part.scale]
+    return [str(part.dtype), part.shape, part.stride, digest, *scale]
 
 
 def _some(names: list[str]) -> str:

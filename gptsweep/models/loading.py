@@ -54,14 +54,8 @@ def load_model(source: ModelSource, settings: DeviceSettings) -> LoadedModel:
     checkpoint = open_checkpoint(source)
     with torch.device("meta"):
         model = checkpoint.architecture(checkpoint.config)
-    load_weights(checkpoint, model, torch.float32 if dtype == "int8" else _DTYPES[dtype])
-    model.eval()
-    if device.type != "cpu":
-        model.to(device)
-    elif dtype == "int8":
-        pack(model, Int8Linear)
-    elif can_pack(_DTYPES[dtype]) and not settings.compile:
-        pack(model)
+    load_weights(checkpoint, model, stored_dtype(dtype))
+    place(model, device, dtype, packed=not settings.compile)
     if settings.compile:
         if dtype == "int8":
             raise DeviceError("device.compile", True, "does not go with device.dtype=int8; use one of them")
@@ -79,6 +73,22 @@ def load_model(source: ModelSource, settings: DeviceSettings) -> LoadedModel:
         free_cores=free_cores if device.type == "cpu" else None,
         step=checkpoint.step,
     )
+
+
+def stored_dtype(dtype: str) -> torch.dtype:
+    """The dtype of parameters as they are read, before `place`: of a `device.dtype` as resolved."""
+    return torch.float32 if dtype == "int8" else _DTYPES[dtype]
+
+
+def place(model: Architecture, device: torch.device, dtype: str, *, packed: bool = True) -> None:
+    """Move a model with its weights to its device, or on a CPU, prepare its linear layers for ``dtype``."""
+    model.eval()
+    if device.type != "cpu":
+        model.to(device)
+    elif dtype == "int8":
+        pack(model, Int8Linear)
+    elif can_pack(_DTYPES[dtype]) and packed:
+        pack(model)
 
 
 def layer_kinds(model: torch.nn.Module) -> list[str]:

@@ -75,15 +75,22 @@ def _missing(source: ModelSource) -> ModelError | None:
     return None
 
 
-def open_checkpoint(source: ModelSource) -> Checkpoint:
+def open_checkpoint(source: ModelSource, *, hashed: bool = True) -> Checkpoint:
     """Find the model, fetching it where need be, and read all but its weights, which are only hashed.
+
+    Args:
+        source: of the model.
+        hashed: whether to make its fingerprint now; where nobody asks for that, the weights need not be read at all.
 
     Raises:
         ModelError: there is no such model, it cannot be fetched or read, or it has no architecture of `ARCHITECTURES`.
     """
     open_source = cast("Callable[[ModelSource], Checkpoint]", _imported(FORMATS[source.name]))
     with _readable(source):
-        return open_source(source)
+        checkpoint = open_source(source)
+        if hashed:
+            _ = checkpoint.fingerprint
+        return checkpoint
 
 
 @contextmanager

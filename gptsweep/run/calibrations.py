@@ -1,0 +1,95 @@
+"""What was measured on this machine, kept in ``$XDG_CACHE_HOME/gptsweep/plan``: a file each, named by a hash of its name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..display import get_logger
+from ..engine.calibration import Speed, calibrated, shape_of
+from ..errors import ResultsError
+from ..models.checkpoint import Checkpoint
+from ..records import Sampling, active_steps
+from ..store.durable import atomic_write
+from ..version import own_version
+from .overhead import Overhead, measured
+
+log = get_logger(__name__)
+
+
+def cache_directory() -> Path:
+    """Where measurements are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptsweep" / "plan"
+
+
+def overhead_here() -> Overhead:
+    """What a command and a point cost here."""
+    return Overhead(**_kept({"of": "overhead"}, lambda: asdict(measured())))
+
+
+def speed_here(checkpoint: Checkpoint, *, device: torch.device, dtype: str, sampling: Sampling, threads: int) -> Speed:
+    """The speed of a model's shape here, with these steps of sampling."""
+    name = {
+        "of": "speed",
+        "shape": shape_of(checkpoint.architecture, checkpoint.config),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "dtype": dtype,
+        "threads": threads,
+        "sampling": [*active_steps(sampling), sampling.temperature > 0, sampling.rng],
+    }
+
+    def measure() -> dict[str, Any]:
+        log.info("measuring how fast this machine is, once: up to 30 s")
+        speed = calibrated(
+            checkpoint.architecture, checkpoint.config, device=device, dtype=dtype, sampling=sampling,
+            vocab_size=checkpoint.tokenizer.vocab_size,
+        )  # fmt: skip
+        return asdict(speed)
+
+    found = _kept(name, measure)
+    return Speed(**{**found, "steps": tuple((int(count), float(seconds)) for count, seconds in found["steps"])})
+
+
+def _kept(name: Mapping[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What was measured before under this name, on this machine and with these versions; else it is measured now, and kept."""
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "host": platform.node(),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "gptsweep": own_version(),
+    }
+    text = json.dumps({**machine, **name}, sort_keys=True, default=str)
+    path = cache_directory() / f"{name['of']}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    try:
+        kept = json.loads(path.read_bytes())
+        if kept["of"] == text and all(map(_is_number, _leaves(kept["measured"]))):
+            return dict(kept["measured"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # there is none, or it is damaged
+    found = measure()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, json.dumps({"of": text, "measured": found}).encode())
+    except (OSError, ResultsError) as error:
+        log.warning("the calibration is not kept: %s", error)
+    return found
+
+
+def _leaves(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [leaf for each in value.values() for leaf in _leaves(each)]
+    return [leaf for each in value for leaf in _leaves(each)] if isinstance(value, (list, tuple)) else [value]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
