@@ -100,9 +100,8 @@ def gptsweep(job: Job) -> Measured:
     from gptsweep.engine.engine import Engine
 
     # Shapes that no peer runs are drawn in memory: GPT-2 XL would be a file of 6 GB.
-    if job.shape in ("gpt2", "shakespeare"):
-        name = "shakespeare" if job.shape == "shakespeare" else job.directory("hf")
-        engine = load(name, device="cpu", dtype=job.dtype, max_rows=job.batch).engine
+    if job.shape == "gpt2":
+        engine = load(job.directory("hf"), device="cpu", dtype=job.dtype, max_rows=job.batch).engine
     else:
         model = random_model(job.shape, job.dtype)
         engine = Engine(model, vocab_size=model.config.vocab_size, max_rows=job.batch)
@@ -130,17 +129,10 @@ def gptsweep(job: Job) -> Measured:
 def nanogpt(job: Job) -> Measured:
     """A plain sampling loop in nanoGPT's manner: the whole window through the model for every token, in float32."""
     import torch
+    from shapes import random_weights
 
-    from gptsweep.models.checkpoint import load_weights
-    from gptsweep.models.gpt2 import GPT
-    from gptsweep.models.registry import open_checkpoint
-    from gptsweep.records import ModelSource
-
-    hf = ModelSource(name="hf", path=str(job.directory("hf")))
-    checkpoint = open_checkpoint(ModelSource() if job.shape == "shakespeare" else hf)
-    model = GPT(checkpoint.config)
-    load_weights(checkpoint, model, torch.float32)
-    block_size, vocab_size = checkpoint.config.block_size, checkpoint.config.vocab_size
+    model = random_weights(job.shape)
+    block_size, vocab_size = model.config.block_size, model.config.vocab_size
 
     @torch.inference_mode()
     def run(wanted: Job) -> int:

@@ -74,7 +74,7 @@ QWEN3 = Job(engine="gptsweep", shape="qwen3-0.6b", rows=64)
 LONG = Job(engine="gptsweep", rows=64, prompt=512)
 LONG_SMOLLM2 = replace(SMOLLM2, rows=64, prompt=1024)
 ONE_ROW = Job(engine="gptsweep", rows=1, tokens=128)
-CROP = Job(engine="gptsweep", dtype="float32", shape="shakespeare", rows=64, prompt=256, tokens=500)
+CROP = Job(engine="gptsweep", dtype="float32", shape="nanogpt-char", rows=64, prompt=256, tokens=500)
 NANOGPT = Job(engine="nanogpt", dtype="float32", rows=2, batch=1)
 PROMISE = Job(engine="gptsweep", rows=64, tokens=32, variant="promise")
 
@@ -132,7 +132,7 @@ def quick(job: Job) -> Job:
     if job.variant == "promise":
         small = replace(small, rows=SAME_OF)
     shape = "gpt2" if job.shape.startswith("gpt2") else job.shape
-    return small if job.shape == "shakespeare" else replace(small, prompt=min(job.prompt, 16), shape=shape)
+    return small if job.shape == "nanogpt-char" else replace(small, prompt=min(job.prompt, 16), shape=shape)
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------------

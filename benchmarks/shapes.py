@@ -42,6 +42,9 @@ SHAPES = {
     "gpt2-medium": Shape(GPT, GPTConfig(n_layer=24, n_head=16, n_embd=1024, activation="gelu_tanh")),
     "gpt2-large": Shape(GPT, GPTConfig(n_layer=36, n_head=20, n_embd=1280, activation="gelu_tanh")),
     "gpt2-xl": Shape(GPT, GPTConfig(n_layer=48, n_head=25, n_embd=1600, activation="gelu_tanh")),
+    "nanogpt-char": Shape(
+        GPT, GPTConfig(block_size=256, vocab_size=65, n_layer=4, n_head=6, n_embd=192, activation="gelu_tanh"), logits=2.5
+    ),
     "smollm2-135m": Shape(
         Llama,
         DecoderConfig(

@@ -124,8 +124,7 @@ def save_llama(directory: Path, seed: int = 0) -> Path:
 def save_embedded(directory: Path, model: GPT, characters: list[str]) -> Path:
     """The form of the model in the package."""
     directory.mkdir(parents=True, exist_ok=True)
-    fields = {name: getattr(model.config, name) for name in GPTConfig.__slots__}
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    save_file(weights, directory / "model.safetensors", metadata={"config": json.dumps(fields)})
+    metadata = {"config": json.dumps(hf_settings(model.config))}
+    save_file(hf_weights(model), directory / "model.safetensors", metadata=metadata)
     (directory / "vocab.json").write_text(json.dumps(characters))
     return directory

@@ -48,7 +48,7 @@ GPT2_SIZED = dataclasses.replace(TINY, vocab_size=50257, n_embd=2, n_layer=1)
 
 def loaded(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> GPT:
     with torch.device("meta"):
-        model = GPT(checkpoint.config)
+        model = checkpoint.architecture(checkpoint.config)
     load_weights(checkpoint, model, dtype)
     return model
 
@@ -687,7 +687,7 @@ def write_gpt2_vocabulary(directory: Path) -> None:
 
 
 def test_the_embedded_form_loads_whole(tmp_path: Path) -> None:
-    model = random_gpt(dataclasses.replace(TINY, bias=False))
+    model = random_gpt(dataclasses.replace(TINY, activation="gelu_tanh"))
     checkpoint = open_embedded(save_embedded(tmp_path, model, list(ELEVEN)))
     assert checkpoint.config == model.config
     assert checkpoint.tokenizer.encode("cab") == [2, 0, 1]
@@ -724,7 +724,7 @@ def status(name):
 def load(directory):
     checkpoint = open_embedded(Path(directory))
     with torch.device("meta"):
-        model = GPT(checkpoint.config)
+        model = checkpoint.architecture(checkpoint.config)
     load_weights(checkpoint, model, getattr(torch, sys.argv[3]))
     return model
 

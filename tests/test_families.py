@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from model_files import random_gpt, save_meta, save_nanogpt
 from safetensors.torch import load_file, save_file
 from test_model import cached_logits, ids_for, in_pieces, one_at_a_time, whole
 from torch import Tensor, nn
@@ -355,14 +356,18 @@ def test_a_row_that_extends_ends_where_the_positions_do(short: tuple[nn.Module, 
         assert completion.finish_reason == "overflow"
 
 
-def test_by_itself_a_model_does_past_its_context_what_its_own_program_does(short: tuple[nn.Module, Path]) -> None:
+def test_by_itself_a_model_does_past_its_context_what_its_own_program_does(
+    short: tuple[nn.Module, Path], tmp_path: Path
+) -> None:
+    save_meta(save_nanogpt(tmp_path, random_gpt()) / "meta.pkl", "abcdefghijk")
+    gpt = gptsweep.load(tmp_path, device="cpu")
     lm = gptsweep.load(short[1], device="cpu")
     (made,) = lm.generate('"#$', max_new_tokens=60, temperature=0)
     assert (made.sampling.overflow, len(made.token_ids)) == ("extend", 60)
-    (cropped,) = gptsweep.load(device="cpu").generate("a", max_new_tokens=2)
+    (cropped,) = gpt.generate("a", max_new_tokens=2)
     assert cropped.sampling.overflow == "crop"
-    with pytest.raises(ConfigError, match=r"sampling.overflow=extend: model=shakespeare has no positions beyond its"):
-        gptsweep.load(device="cpu").generate("a", max_new_tokens=2, overflow="extend")
+    with pytest.raises(ConfigError, match=r"sampling.overflow=extend: model=\S+ has no positions beyond its"):
+        gpt.generate("a", max_new_tokens=2, overflow="extend")
 
 
 def test_a_model_without_tokenizer_gets_none_of_another_type(tmp_path: Path) -> None:

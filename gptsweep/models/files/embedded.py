@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ...errors import ModelError
 from ...records import ModelSource
-from ..checkpoint import Checkpoint, checkpoint_of, fit
-from ..gpt2 import GPT, GPTConfig
+from ..checkpoint import Checkpoint, checkpoint_of
+from .hf import model_of
 from .safetensors_file import read_safetensors
 from .tokenizers import CharTokenizer
 
@@ -21,7 +21,7 @@ def open_source(source: ModelSource) -> Checkpoint:
 
 
 def open_embedded(directory: Path) -> Checkpoint:
-    """``model.safetensors``, with a `GPTConfig` as JSON in its metadata, and ``vocab.json``, a list of characters."""
+    """``model.safetensors``, with a ``config.json`` in its metadata, and ``vocab.json``, a list of characters."""
 
     def wrong(what: str) -> ModelError:
         return ModelError("model", "shakespeare", f"{what}; install gptsweep again")
@@ -30,8 +30,9 @@ def open_embedded(directory: Path) -> Checkpoint:
         raise wrong(f"the embedded model is not in {directory}")
     stored, metadata = read_safetensors(directory / "model.safetensors", "model", "shakespeare")
     try:
-        config = GPTConfig(**json.loads(metadata["config"]))
+        settings = json.loads(metadata["config"])
         tokenizer = CharTokenizer(json.loads((directory / "vocab.json").read_text(encoding="utf-8")))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise wrong(f"the embedded model in {directory} is damaged ({error})") from error
-    return checkpoint_of(GPT, config, tokenizer, fit(GPT, config, stored, "model", "shakespeare"), "model", "shakespeare")
+    architecture, config, fitting = model_of(settings, stored.items(), "model", "shakespeare")
+    return checkpoint_of(architecture, config, tokenizer, fitting, "model", "shakespeare")

@@ -12,7 +12,7 @@ from ...display import get_logger
 from ...errors import ModelError, brief
 from ...files import JSON_BYTES, read_json
 from ...records import ModelSource
-from ..architecture import Architecture
+from ..architecture import Architecture, Config
 from ..checkpoint import Checkpoint, by_name, checkpoint_of, fit
 from ..registry import ARCHITECTURES, architecture_of
 from .hf_tokenizer import read_hf_tokenizer
@@ -21,7 +21,7 @@ from .places import ModelFiles, config_of, files_of
 from .safetensors_file import read_safetensors
 from .tokenizers import GPT2Tokenizer, Tokenizer
 from .torch_file import TorchFile
-from .weights import StoredTensor
+from .weights import Stored, StoredTensor
 
 log = get_logger(__name__)
 
@@ -41,24 +41,36 @@ def open_hf(files: ModelFiles, tokenizer: Tokenizer | None = None) -> Checkpoint
         ModelError: a file is missing or damaged, or `ARCHITECTURES` does not have the model's.
     """
     settings = _json(config_of(files), files)
-    architecture = _architecture(settings, files)
-    wrong = partial(ModelError, files.key, files.value)
-    config = architecture.config_from_hf(settings, wrong)
-    named = by_name(_tensors(files), architecture.own_name, files.key, files.value)
-    stored = architecture.weights_from_hf(named, settings, config, wrong)
-    fitting = fit(architecture, config, stored, files.key, files.value)
+    architecture, config, fitting = model_of(settings, _tensors(files), files.key, files.value)
     tokenizer = tokenizer or _tokenizer(settings, config.vocab_size, files)
     return checkpoint_of(architecture, config, tokenizer, fitting, files.key, files.value)
 
 
-def _architecture(settings: Any, files: ModelFiles) -> type[Architecture]:
+def model_of(
+    settings: Any, tensors: Iterable[tuple[str, StoredTensor]], key: str, value: str
+) -> tuple[type[Architecture], Config, dict[str, Stored]]:
+    """The architecture that a ``config.json`` names, its config, and ``tensors`` under the names of its parameters.
+
+    Args:
+        settings: the contents of ``config.json``.
+        tensors: weights under transformers' names.
+        key, value: what an error names.
+
+    Raises:
+        ModelError: `ARCHITECTURES` does not have the architecture, or a setting or weight does not fit it.
+    """
     kind = settings.get("model_type") if isinstance(settings, dict) else None
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         *others, last = (f"'{name}'" for name in ARCHITECTURES)
         runs = f"{', '.join(others)} or {last}"
         what = f"its config.json names the architecture {brief(kind)}; gptsweep runs model_type {runs}"
-        raise ModelError(files.key, files.value, what)
-    return architecture_of(kind)
+        raise ModelError(key, value, what)
+    architecture = architecture_of(kind)
+    wrong = partial(ModelError, key, value)
+    config = architecture.config_from_hf(settings, wrong)
+    named = by_name(tensors, architecture.own_name, key, value)
+    stored = architecture.weights_from_hf(named, settings, config, wrong)
+    return architecture, config, fit(architecture, config, stored, key, value)
 
 
 def _json(path: Path, files: ModelFiles) -> Any:
@@ -72,9 +84,11 @@ def _tensors(files: ModelFiles) -> Iterable[tuple[str, StoredTensor]]:
     """The tensors of the first of transformers' weight files that the model has, whole or in shards."""
     for whole in ("model.safetensors", "pytorch_model.bin"):
         if (path := files.find(whole)) is not None:
-            return _file(path, files)
+            yield from _file(path, files)
+            return
         if (index := files.find(f"{whole}.index.json")) is not None:
-            return _shards(index, files, whole.rpartition(".")[2])
+            yield from _shards(index, files, whole.rpartition(".")[2])
+            return
     raise files.absent("model.safetensors, model.safetensors.index.json or pytorch_model.bin")
 
 
