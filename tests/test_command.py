@@ -76,7 +76,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> Jobs:
     monkeypatch.setitem(sys.modules, "gptsweep.multirun.point", stand_in)
     # `from . import point` takes the package's attribute, which is there once another test has imported the real one.
     monkeypatch.setattr(multirun, "point", stand_in, raising=False)
-    monkeypatch.setattr(session, "run_jobs", lambda *_: iter(()))
+    monkeypatch.setattr(session, "run_jobs", lambda *_, **__: iter(()))
     return seen
 
 

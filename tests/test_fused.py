@@ -15,7 +15,18 @@ from torch import Tensor, nn
 
 from gptsweep.models.decoder import Attention, DecoderConfig
 from gptsweep.models.fused import fuse
-from gptsweep.models.layers import ACTIVATIONS, Activation, ByVectors, Gated, Norm, NormConfig, Rotary, RotaryConfig, SoftCap
+from gptsweep.models.layers import (
+    ACTIVATIONS,
+    ROWWISE_ACTIVATIONS,
+    Activation,
+    ByVectors,
+    Gated,
+    Norm,
+    NormConfig,
+    Rotary,
+    RotaryConfig,
+    SoftCap,
+)
 from gptsweep.models.linear import Int8Linear, PackedLinear, goes_with
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -89,7 +100,7 @@ def test_an_activation_without_a_kernel(dtype: torch.dtype, name: Activation) ->
 @given(rows=st.integers(1, 70), width=st.sampled_from([1, 7, 16, 40, 1536]))
 @torch.inference_mode()
 def test_a_gate(dtype: torch.dtype, name: Activation, rows: int, width: int) -> None:
-    gated = Gated(ACTIVATIONS[name]())
+    gated = Gated(ROWWISE_ACTIVATIONS[name]())
     x = (5 * drawn(rows, 2 * width)).to(dtype)
     by_kernel = fused(gated, dtype)
     made = by_kernel(x)

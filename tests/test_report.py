@@ -167,7 +167,7 @@ def test_a_column_can_show_another_point(browser: Any, sweep_dir: Path) -> None:
         seen.locator(".column select").nth(1).select_option("8")
         assert seen.locator(".column").nth(1).get_attribute("aria-label") == "Column B: temperature 1 · top_k null"
         assert "points=0%2C8" in seen.evaluate("location.hash")
-        seen.locator(".column header button").first.click()
+        seen.locator(".column header button[aria-label^=Remove]").first.click()
         assert seen.locator(".column").count() == 1
 
 
@@ -417,7 +417,7 @@ def test_a_failed_point_is_no_column(browser: Any, tmp_path: Path) -> None:
     with Visit(browser, write_report(root)) as seen:
         assert seen.locator(".column").count() == 2
         assert seen.locator(".column .empty").count() == 0
-        seen.locator(".column header button").first.click()
+        seen.locator(".column header button[aria-label^=Remove]").first.click()
         seen.click("#more")
         assert seen.locator(".column .empty").count() == 0
 

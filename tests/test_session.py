@@ -563,11 +563,11 @@ def test_a_directory_that_cannot_be_written_fails_its_own_point_once(
 ) -> None:
     add, refused = PointWriter.add, []
 
-    def sometimes(self: PointWriter, samples: Any) -> None:
+    def sometimes(self: PointWriter, samples: Any, *more: Any) -> None:
         if self.directory.name == "bad" and samples and not refused:
             refused.append(samples)
             raise ResultsError("name", str(self.directory), "cannot be written just now")
-        add(self, samples)
+        add(self, samples, *more)
 
     monkeypatch.setattr(PointWriter, "add", sometimes)
     # Samples of different lengths, so that some are written before the last is there.
