@@ -87,10 +87,11 @@ def test_the_tokenizer_is_found_where_nanochat_and_its_hub_repositories_lay_it(p
 def test_names_of_a_compiled_model_and_a_vocabulary_without_padding_are_read() -> None:
     saved("C")
     plain = opened()
+    fingerprint = plain.fingerprint
     padded = random_weights("C", SMALL, 100)
     rows = {name: weight[:268] for name, weight in padded.items() if weight.shape[:1] == (320,)}
     saved("C", weights=rows, prefix="_orig_mod.")
-    assert opened().fingerprint == plain.fingerprint
+    assert opened().fingerprint == fingerprint
     assert plain.config.vocab_size == SMALL["vocab_size"]
 
 
