@@ -49,6 +49,10 @@ class FreeCores:
         self._least = max(1, most // 4)
         self._count, self._begin = most, read()
 
+    def begin(self) -> None:
+        """Measure from now on: what others did while this process computed nothing does not count."""
+        self._begin = self._read()
+
     def count(self) -> int:
         """Threads to compute with now; asked before each step, it costs nothing but once in `WINDOW`."""
         if time.perf_counter() - self._begin.now >= self.WINDOW:

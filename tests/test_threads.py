@@ -192,6 +192,17 @@ def test_cores_are_measured_over_a_while_not_at_each_step(monkeypatch: pytest.Mo
     assert free_cores.count() == 2
 
 
+def test_what_others_did_between_two_runs_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FreeCores, "WINDOW", 0.0)
+    for begun, count in ((False, 1), (True, 2)):
+        machine = Machine(2)
+        free_cores = FreeCores(2, machine.read)
+        machine.last = machine.last._replace(busy=machine.last.busy + 100)
+        if begun:
+            free_cores.begin()
+        assert free_cores.count() == count
+
+
 def test_work_of_others_counts_and_ones_own_does_not() -> None:
     begin = core_times()
     while time.process_time() < begin.own + 0.1:

@@ -110,6 +110,8 @@ class Engine:
         progress = BackendProgress(tokens_total=workload.new_tokens, windows_total=workload.windows)
         if watched and workload.windows >= _WORTH_A_MEASUREMENT:
             progress.window_seconds = self._window_seconds(workload)
+        if self._free_cores is not None:
+            self._free_cores.begin()
         while waiting:
             scheduler = runner = None  # frees the cache of the last attempt
             try:
