@@ -37,6 +37,7 @@ from gptsweep.models.checkpoint import Checkpoint, load_weights
 from gptsweep.models.files.byte_pairs import BytePairTokenizer, byte_alphabet
 from gptsweep.models.files.embedded import open_embedded
 from gptsweep.models.files.tokenizers import CharTokenizer, GPT2Tokenizer, gpt2_ranks
+from gptsweep.models.files.weights import StoredTensor
 from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.models.registry import open_checkpoint
 from gptsweep.records import ModelSource
@@ -681,6 +682,17 @@ def write_gpt2_vocabulary(directory: Path) -> None:
     vocabulary = {"".join(spelling[byte] for byte in token): rank for token, rank in ranks.items()} | {"<|endoftext|>": 50256}
     (directory / "vocab.json").write_text(json.dumps(vocabulary))
     (directory / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
+
+
+def test_each_stored_weight_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, hashed = StoredTensor.sha256, []
+    monkeypatch.setattr(StoredTensor, "sha256", lambda self: hashed.append(self) or real(self))
+    directory = save_nanogpt(tmp_path, random_gpt(dataclasses.replace(TINY, tied_head=False)))
+    save_meta(directory / "meta.pkl", ELEVEN)
+    checkpoint = resume(directory)
+    assert not checkpoint.config.tied_head
+    assert checkpoint.fingerprint
+    assert len(hashed) == len(set(hashed)) == len(checkpoint.weights)
 
 
 # --- the embedded model ---------------------------------------------------------------------------------------------------

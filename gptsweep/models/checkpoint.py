@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -34,7 +34,7 @@ class Checkpoint:
     """A model on disk, its weights not read yet.
 
     ``weights`` says for each parameter of ``architecture(config)`` where it is stored; a tied head is not among them.
-    ``step`` is that of the training, where the format names one.
+    ``step`` is that of the training, where the format names one; ``digests`` are the hashes of tensors that are known already.
     """
 
     architecture: type[Architecture]
@@ -42,6 +42,12 @@ class Checkpoint:
     tokenizer: Tokenizer
     weights: Mapping[str, Stored]
     step: int | None = None
+    digests: Mapping[StoredTensor, str] = field(default_factory=dict, repr=False, compare=False)
+
+    def laid_out(self) -> Architecture:
+        """The model without weights: its parameters are on the meta device."""
+        with torch.device("meta"):
+            return self.architecture(self.config)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -49,11 +55,12 @@ class Checkpoint:
 
         The first call reads every weight.
         """
-        digests = _digests(itertools.chain.from_iterable(map(parts_of, self.weights.values())))
+        parts = itertools.chain.from_iterable(map(parts_of, self.weights.values()))
+        digests = {**self.digests, **_digests(part for part in parts if part not in self.digests)}
         content: dict[str, list[object]] = {}
         for name, weight in self.weights.items():
-            parts = [_hashed(part, digests[part]) for part in parts_of(weight)]
-            content[name] = parts[0] if len(parts) == 1 else [*parts]
+            hashed = [_hashed(part, digests[part]) for part in parts_of(weight)]
+            content[name] = hashed[0] if len(hashed) == 1 else [*hashed]
         decides = json.dumps({"config": self.architecture.identity(self.config), "weights": content}, sort_keys=True)
         return hashlib.sha256(decides.encode()).hexdigest()
 
@@ -176,7 +183,7 @@ def checkpoint_of(
         has = f"the tokenizer has {tokenizer.vocab_size} tokens and the model's embedding {config.vocab_size} rows"
         raise ModelError(key, value, f"{has}; it belongs to another model")
     head, embedding = (parts_of(weights[name]) for name in (architecture.HEAD, architecture.EMBEDDING))
-    tied = head == embedding
+    tied, digests = head == embedding, {}
     if not tied and [_hashed(part, "") for part in head] == [_hashed(part, "") for part in embedding]:
         digests = _digests((*head, *embedding))
         tied = [digests[part] for part in head] == [digests[part] for part in embedding]
@@ -185,7 +192,7 @@ def checkpoint_of(
     elif config.tied_head:
         log.info("the head and the embedding are stored with different values: they are not tied")
     config = replace(config, tied_head=tied)
-    return Checkpoint(architecture=architecture, config=config, tokenizer=tokenizer, weights=weights)
+    return Checkpoint(architecture=architecture, config=config, tokenizer=tokenizer, weights=weights, digests=digests)
 
 
 def _digests(parts: Iterable[StoredTensor]) -> dict[StoredTensor, str]:

@@ -52,8 +52,7 @@ def load_model(source: ModelSource, settings: DeviceSettings) -> LoadedModel:
     dtype = resolve_dtype(settings.dtype, device)
     free_cores = set_threads(settings)
     checkpoint = open_checkpoint(source)
-    with torch.device("meta"):
-        model = checkpoint.architecture(checkpoint.config)
+    model = checkpoint.laid_out()
     load_weights(checkpoint, model, stored_dtype(dtype))
     place(model, device, dtype, packed=not settings.compile)
     if settings.compile:
