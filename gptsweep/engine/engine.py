@@ -28,7 +28,7 @@ log = get_logger(__name__)
 
 MOST_ROWS = 256
 """Rows decoded together unless the caller says otherwise: more gain nothing on the CPUs measured (benchmarks/README.md)."""
-_MOST_CACHED_PROMPTS = 16
+MOST_CACHED_PROMPTS = 16
 _SHARE_OF_MEMORY = 0.4
 _WORTH_A_MEASUREMENT = 50
 """From this many windows to read again, reading one beforehand to estimate their cost is a small part of the run."""
@@ -153,7 +153,7 @@ class Engine:
         block_size = self.model.block_size or workload.row_tokens
         longest = longest_sequence(self.model, workload)
         self.model.reserve(longest)
-        max_cached_prompts = min(_MOST_CACHED_PROMPTS, workload.rows)
+        max_cached_prompts = min(MOST_CACHED_PROMPTS, workload.rows)
         cache = KVCache(
             self.model,
             n_positions=longest,
@@ -209,18 +209,26 @@ class Engine:
 
     @property
     def cache_dtype(self) -> torch.dtype:
-        """The dtype of keys and values: the model's if attention supports it, else float32; with int8 layers bfloat16.
-
-        Beside the rounding of int8 layers, that to bfloat16 is small, and reading keys and values is a good part of a step.
-        """
-        if self.use_kernels and has_int8_layers(self.model):
-            return torch.bfloat16
-        return self.logits_dtype
+        """The dtype of keys and values."""
+        return cache_dtype(self.dtype, int8=has_int8_layers(self.model), use_kernels=self.use_kernels)
 
     @property
     def logits_dtype(self) -> torch.dtype:
-        """The dtype of logits: the model's if sampling supports it, else float32."""
-        return torch.float32 if self.use_kernels and self.dtype != torch.bfloat16 else self.dtype
+        """The dtype of logits."""
+        return logits_dtype(self.dtype, use_kernels=self.use_kernels)
+
+
+def cache_dtype(dtype: torch.dtype, *, int8: bool, use_kernels: bool) -> torch.dtype:
+    """The dtype of keys and values: the model's if attention supports it, else float32; with int8 layers bfloat16.
+
+    Beside the rounding of int8 layers, that to bfloat16 is small, and reading keys and values is a good part of a step.
+    """
+    return torch.bfloat16 if use_kernels and int8 else logits_dtype(dtype, use_kernels=use_kernels)
+
+
+def logits_dtype(dtype: torch.dtype, *, use_kernels: bool) -> torch.dtype:
+    """The dtype of logits: the model's if sampling supports it, else float32."""
+    return torch.float32 if use_kernels and dtype != torch.bfloat16 else dtype
 
 
 def longest_sequence(model: Model, workload: Workload) -> int:
@@ -241,7 +249,7 @@ def cache_pages(model: Model, workload: Workload, max_rows: int) -> int:
     """Pages that ``max_rows`` rows and the prefix cache take at most."""
     longest = longest_sequence(model, workload)
     prompt_pages = pages_for(min(longest, workload.prompt_tokens))
-    return max_rows * pages_for(longest) + min(_MOST_CACHED_PROMPTS, workload.rows) * prompt_pages
+    return max_rows * pages_for(longest) + min(MOST_CACHED_PROMPTS, workload.rows) * prompt_pages
 
 
 def out_of_memory(error: BaseException) -> bool:

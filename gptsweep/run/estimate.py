@@ -14,12 +14,11 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from .rows import Plan
+from ..engine.engine import MOST_CACHED_PROMPTS
+from .rows import POINTS_TOGETHER, Plan
 
 PARTING = 30.0
 """Tokens after which rows that share noise part: benchmarks/shared_work.py, temperatures from 0.7 to 0.9; top_k parts later."""
-_CACHED_PROMPTS = 16
-_TOGETHER = 64
 
 
 class StepSeconds(Protocol):
@@ -78,7 +77,7 @@ def shapes(plan: Plan, windows_of: Sequence[int]) -> list[RowShape]:
         found.append(
             RowShape(
                 prompt_tokens=len(ids), new_tokens=sampling.max_new_tokens, windows=windows, group=group,
-                prompt=ids if len(task.prompts) <= _CACHED_PROMPTS else (ids, task.noise_key),
+                prompt=ids if len(task.prompts) <= MOST_CACHED_PROMPTS else (ids, task.noise_key),
             )
         )  # fmt: skip
     return found
@@ -98,8 +97,8 @@ def sharing(rows: Sequence[RowShape]) -> tuple[float, float, float]:
     total = sum(row.new_tokens for row in rows) or 1
     likely = together = 0.0
     for lengths in groups.values():
-        for begin in range(0, len(lengths), _TOGETHER):
-            some = lengths[begin : begin + _TOGETHER]
+        for begin in range(0, len(lengths), POINTS_TOGETHER):
+            some = lengths[begin : begin + POINTS_TOGETHER]
             longest = max(some)
             together += longest
             likely += longest + sum(_apart(length) for length in some) - _apart(longest)
@@ -152,7 +151,7 @@ def batches(lengths: Iterable[int], max_rows: int) -> Iterable[tuple[int, int]]:
 
 
 def shard(rows: Sequence[RowShape], machines: int) -> list[RowShape]:
-    """The rows of one of so many machines, the one with the most; rows that share noise stay together."""
+    """The rows of the first of so many machines, which has the most groups of rows that share noise; those stay together."""
     if machines == 1:
         return list(rows)
     groups: dict[Hashable, list[RowShape]] = defaultdict(list)

@@ -17,9 +17,10 @@ import torch
 
 from ..display import counted, get_logger
 from ..engine.backend import OnStep, Provenance, Workload, windows_read
-from ..engine.engine import available_memory, cache_pages, planned_rows
+from ..engine.engine import available_memory, cache_dtype, cache_pages, planned_rows
 from ..engine.kv_cache import page_bytes
 from ..errors import GptsweepError
+from ..models.architecture import Architecture
 from ..models.checkpoint import Checkpoint
 from ..models.files.tokenizers import Tokenizer
 from ..models.loading import resolve_device, resolve_dtype, set_threads, stored_dtype
@@ -29,7 +30,7 @@ from ..records import Completion, DeviceSettings, ModelSource, Point, Prefix, Ro
 from ..store.reader import read_manifest, read_samples
 from ..store.schema import SAMPLING_KEYS, key_of
 from .calibrations import overhead_here, speed_here
-from .estimate import RowShape, Seconds, seconds_of, shapes, shard
+from .estimate import Seconds, seconds_of, shapes, shard
 from .overhead import Overhead, sample_seconds
 from .rows import Finished, Key, OpenModel, Plan, Prompts, Task, encoded
 
@@ -215,7 +216,8 @@ def planned(jobs: Sequence[tuple[Point, Path]], machines: Sequence[int], note: s
     models, samples, done, points_done = [], 0, 0, 0
     for (source, settings), group in groups.items():
         checkpoint = open_checkpoint(source, hashed=False)
-        model = outline(checkpoint, source, settings)
+        shape = checkpoint.laid_out()
+        model = outline(checkpoint, shape, source, settings)
         prompts: dict[tuple[str, bool], Prompts] = {}
         tasks, wanted = [], []
         for point, directory in group:
@@ -231,7 +233,7 @@ def planned(jobs: Sequence[tuple[Point, Path]], machines: Sequence[int], note: s
                 tasks.append(task)
                 wanted.append(sorted(keys - there))
         if tasks:
-            models.append(_model_plan(checkpoint, model, tasks, wanted, counts))
+            models.append(_model_plan(checkpoint, shape, model, tasks, wanted, counts))
     root = _existing(jobs[0][1])
     return SweepPlan(
         points=len(jobs),
@@ -247,19 +249,17 @@ def planned(jobs: Sequence[tuple[Point, Path]], machines: Sequence[int], note: s
     )
 
 
-def outline(checkpoint: Checkpoint, source: ModelSource, settings: DeviceSettings) -> OpenModel:
+def outline(checkpoint: Checkpoint, shape: Architecture, source: ModelSource, settings: DeviceSettings) -> OpenModel:
     """A model that knows its shape and its tokenizer, and has no weights."""
     device = resolve_device(settings.name)
     dtype = resolve_dtype(settings.dtype, device)
     set_threads(settings)
-    with torch.device("meta"):
-        model = checkpoint.architecture(checkpoint.config)
     how = Provenance(
         dtype=dtype, device=device.type, arithmetic=dtype, threads=torch.get_num_threads(), made_by={}, versions={}
     )
     backend = Outline(
-        vocab_size=checkpoint.tokenizer.vocab_size, block_size=model.block_size, extends_to=model.extends_to,
-        overflow=model.OVERFLOW, end_tokens=checkpoint.tokenizer.end_ids, max_rows=settings.max_rows, provenance=how,
+        vocab_size=checkpoint.tokenizer.vocab_size, block_size=shape.block_size, extends_to=shape.extends_to,
+        overflow=shape.OVERFLOW, end_tokens=checkpoint.tokenizer.end_ids, max_rows=settings.max_rows, provenance=how,
     )  # fmt: skip
     return OpenModel(source, settings, backend, checkpoint.tokenizer)
 
@@ -287,18 +287,19 @@ def on_disk(directory: Path, task: Task) -> set[Key]:
 
 
 def _model_plan(
-    checkpoint: Checkpoint, model: OpenModel, tasks: Sequence[Task], wanted: Sequence[Sequence[Key]], machines: Sequence[int]
+    checkpoint: Checkpoint,
+    shape: Architecture,
+    model: OpenModel,
+    tasks: Sequence[Task],
+    wanted: Sequence[Sequence[Key]],
+    machines: Sequence[int],
 ) -> ModelPlan:
     plan = Plan.of(model, tasks, wanted)
     dtype, device = model.dtype, resolve_device(model.device.name)
-    with torch.device("meta"):
-        shape = checkpoint.architecture(checkpoint.config)
     block_size = shape.block_size
-    cache_dtype = torch.bfloat16 if dtype in ("int8", "bfloat16") else torch.float16 if dtype == "float16" else torch.float32
-    if device.type == "cpu" and dtype == "float16":
-        cache_dtype = torch.float32
+    cached = cache_dtype(stored_dtype(dtype), int8=dtype == "int8", use_kernels=device.type == "cpu")
     free = available_memory(device)
-    max_rows = min(model.device.max_rows or planned_rows(shape, plan.workload, cache_dtype, free), plan.workload.rows)
+    max_rows = min(model.device.max_rows or planned_rows(shape, plan.workload, cached, free), plan.workload.rows)
     windows = [_windows(plan, each[0], block_size) for each in plan.recipients]
     rows = shapes(plan, windows)
     sampling = tasks[0].point.sampling
@@ -315,18 +316,14 @@ def _model_plan(
         windows=plan.workload.windows,
         overflowing=sum(block_size is not None and row.prompt_tokens + row.new_tokens > block_size + 1 for row in rows),
         max_rows=max_rows,
-        weight_bytes=_weight_bytes(checkpoint, dtype),
-        cache_bytes=cache_pages(shape, plan.workload, max_rows) * page_bytes(shape, cache_dtype),
+        weight_bytes=_weight_bytes(shape, dtype),
+        cache_bytes=cache_pages(shape, plan.workload, max_rows) * page_bytes(shape, cached),
         free_bytes=free,
         sample_bytes=math.ceil(sum(bytes_of[0] + _prompt_bytes(tasks[p], k) + bytes_of[1] * n
                                    for (p, k), n in zip(made, lengths, strict=True))),
         sample_seconds=sample_seconds([sample] * 32) * len(made),
-        seconds={count: _on(rows, speed, max_rows, block_size, count) for count in machines},
+        seconds={count: seconds_of(shard(rows, count), speed, max_rows, block_size) for count in machines},
     )  # fmt: skip
-
-
-def _on(rows: Sequence[RowShape], speed: Any, max_rows: int, block_size: int | None, machines: int) -> Seconds:
-    return seconds_of(shard(rows, machines), speed, max_rows, block_size)
 
 
 def _windows(plan: Plan, sample: tuple[int, Key], block_size: int | None) -> int:
@@ -338,10 +335,8 @@ def _windows(plan: Plan, sample: tuple[int, Key], block_size: int | None) -> int
     return windows_read(sampling, prompt_tokens, sampling.max_new_tokens, block_size)
 
 
-def _weight_bytes(checkpoint: Checkpoint, dtype: str) -> int:
+def _weight_bytes(model: Architecture, dtype: str) -> int:
     """Bytes of the parameters once loaded; int8 linear layers take one a weight."""
-    with torch.device("meta"):
-        model = checkpoint.architecture(checkpoint.config)
     size = stored_dtype(dtype).itemsize
     total = sum(p.numel() * (4 if model.stays_float32(name) else size) for name, p in model.named_parameters())
     if dtype == "int8":

@@ -38,7 +38,7 @@ from ..records import (
     steps_of,
 )
 
-_POINTS_TOGETHER = 64
+POINTS_TOGETHER = 64
 """Points that share noise whose samples are started side by side: with 256 rows in flight, four samples of each."""
 
 Key = tuple[int, int]
@@ -393,8 +393,8 @@ def _starting_order(tasks: Sequence[Task], wanted: Sequence[Sequence[Key]], pref
     for place, each in streams.items():
         yield from ((place, key) for key in tasks[place].keys if key[1] >= firsts[each[key[0]]])
     for alike in with_noise.values():
-        for begin in range(0, len(alike), _POINTS_TOGETHER):
-            together = alike[begin : begin + _POINTS_TOGETHER]
+        for begin in range(0, len(alike), POINTS_TOGETHER):
+            together = alike[begin : begin + POINTS_TOGETHER]
             yield from sorted(((place, key) for place in together for key in wanted[place]), key=itemgetter(1))
 
 
