@@ -98,6 +98,11 @@ class LogFile(logging.FileHandler):
         return os.fdopen(fd, "a", encoding=self.encoding, errors=self.errors)
 
 
+def user_cache(name: str) -> Path:
+    """The user's directory for what is kept between runs under ``name``: ``$XDG_CACHE_HOME/gptsweep/<name>``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptsweep" / name
+
+
 class OwnDirectory:
     """A directory that nobody but the user can write to, for files that are trusted as they are; made where it is missing.
 

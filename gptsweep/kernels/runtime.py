@@ -13,7 +13,6 @@ import errno
 import functools
 import hashlib
 import importlib.util
-import os
 import threading
 import zipfile
 from importlib.metadata import version
@@ -25,7 +24,7 @@ import torch
 from llvmlite import binding
 
 from ..display import get_logger
-from ..files import OwnDirectory
+from ..files import OwnDirectory, user_cache
 from .abi import ROW, TASKS
 
 log = get_logger(__name__)
@@ -63,7 +62,7 @@ def machine() -> binding.TargetMachine:
 
 def cache_directory() -> Path:
     """Where machine code is kept: ``$XDG_CACHE_HOME/gptsweep/kernels``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptsweep" / "kernels"
+    return user_cache("kernels")
 
 
 @functools.cache

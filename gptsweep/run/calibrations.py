@@ -9,7 +9,6 @@ import os
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ import torch
 from ..display import get_logger
 from ..engine.calibration import Speed, calibrated, shape_of
 from ..errors import ResultsError
+from ..files import user_cache
 from ..models.checkpoint import Checkpoint
 from ..records import Sampling, active_steps
 from ..store.durable import atomic_write
@@ -24,11 +24,6 @@ from ..version import own_version
 from .overhead import Overhead, measured
 
 log = get_logger(__name__)
-
-
-def cache_directory() -> Path:
-    """Where measurements are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptsweep" / "plan"
 
 
 def overhead_here() -> Overhead:
@@ -69,7 +64,7 @@ def _kept(name: Mapping[str, Any], measure: Callable[[], dict[str, Any]]) -> dic
         "gptsweep": own_version(),
     }
     text = json.dumps({**machine, **name}, sort_keys=True, default=str)
-    path = cache_directory() / f"{name['of']}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    path = user_cache("plan") / f"{name['of']}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
     try:
         kept = json.loads(path.read_bytes())
         if kept["of"] == text and all(map(_is_number, _leaves(kept["measured"]))):
