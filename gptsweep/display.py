@@ -6,6 +6,7 @@ terminal, a log or an error message goes through `visible` or `one_line`: lines 
 
 from __future__ import annotations
 
+import argparse
 import codecs
 import io
 import logging
@@ -13,7 +14,7 @@ import os
 import re
 import sys
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
 UNSAFE = (
     r"\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters but tab and newline; they begin every escape sequence
@@ -156,3 +157,11 @@ codecs.register_error(_STAND_INS, _stand_in)
 
 def _escaped(match: re.Match[str]) -> str:
     return match[0].encode("unicode_escape").decode()
+
+
+class Parser(argparse.ArgumentParser):
+    """The options of a command beside ``gptsweep`` itself, whose errors are one line, as those are."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and stop with status 2."""
+        self.exit(2, f"{self.prog.removeprefix('python -m ')}: error: {one_line(message)}; see --help\n")

@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
@@ -21,7 +21,7 @@ from rich.table import Table
 from .__main__ import Refused, check_sweep, ready_params
 from .__main__ import main as command
 from .config import point_from_config
-from .display import one_line, ready_streams
+from .display import Parser, one_line, ready_streams
 from .multirun.compose import PointLoader
 from .multirun.sweepers import is_planned, sweeper_of
 
@@ -31,14 +31,6 @@ EXAMPLES = """examples:
   python -m gptsweep.plan --json -m hydra/sweeper=random hydra.sweeper.n=64 'sampling.top_p=interval(0.5,1)'
 """
 WIDTH = 80
-
-
-class Parser(argparse.ArgumentParser):
-    """Errors are one line, like those of the other commands."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong and stop with status 2."""
-        self.exit(2, f"gptsweep.plan: error: {one_line(message)}; see --help\n")
 
 
 class Planned(BaseException):

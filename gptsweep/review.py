@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ from .analysis.reference import Reference, kept_reference, with_own
 from .analysis.row_filter import where
 from .analysis.samplers import Aim, SamplerComparison
 from .analysis.sweep import Sweep
-from .display import STDOUT, drop, one_line, ready_streams, say
+from .display import STDOUT, Parser, drop, ready_streams, say
 from .errors import GptsweepError, ResultsError
 from .report import report
 from .report.ratings import print_ratings, with_ranking
@@ -50,14 +50,6 @@ EXAMPLES = """examples:
   python -m gptsweep.review outputs/sweeps/night --ratings ann.jsonl bob.jsonl
   python -m gptsweep.review outputs/sweeps/night --format csv > night.csv
 """
-
-
-class Parser(argparse.ArgumentParser):
-    """Errors are one line, like those of the other command."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong and stop with status 2."""
-        self.exit(2, f"gptsweep.review: error: {one_line(message)}; see --help\n")
 
 
 def parser() -> argparse.ArgumentParser:
