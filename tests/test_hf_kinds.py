@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_files import save_llama
-from tokenizer_kinds import END, KINDS, MIXED, files_of, in_front, ours, theirs, write
+from tokenizer_kinds import END, KINDS, MIXED, damage, files_of, in_front, ours, theirs, write
 
 import gptsweep
 from gptsweep.errors import ModelError, PromptError
@@ -147,12 +147,6 @@ def test_a_sample_ends_at_each_of_the_end_tokens(tmp_path: Path) -> None:
 # --- files from strangers -------------------------------------------------------------------------------------------------
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The places in a JSON value, a few of each list or object."""
-    inner: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else []
-    return [path, *(place for key, each in itertools.islice(inner, 8) for place in places(each, (*path, key)))]
-
-
 STRANGE = st.sampled_from(
     [
         None,
@@ -186,13 +180,7 @@ STRANGE = st.sampled_from(
 def test_a_damaged_pipeline_is_one_clear_line(data: st.DataObject, kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     contents = copy.deepcopy(files_of(kind)[0])
     contents["model"] |= {"merges": contents["model"]["merges"][:30]}
-    for _ in range(data.draw(st.integers(1, 2))):
-        found = places(contents)
-        *path, last = found[data.draw(st.integers(1, len(found) - 1))]
-        place = contents
-        for key in path:
-            place = place[key]
-        place[last] = copy.deepcopy(data.draw(STRANGE))
+    damage(contents, data, STRANGE, 2)
     directory = write(tmp_path_factory.mktemp("damaged"), (contents, {"tokenizer_class": "PreTrainedTokenizerFast"}, "llama"))
     said, tokenizer, ids = "model.path=here: ", None, []
     try:

@@ -13,6 +13,7 @@ import tokenizers
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizer_kinds import damage
 
 from gptsweep.errors import ModelError
 from gptsweep.models.files.byte_pairs import Added, BytePairTokenizer
@@ -202,15 +203,6 @@ def test_text_cut_anywhere_is_whole_again(tmp_path: Path, trained: dict[str, Any
 # --- files from strangers -------------------------------------------------------------------------------------------------
 
 
-def parts(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The places in a JSON value, a few of each list or object."""
-    found = [path]
-    inner: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else []
-    for key, each in itertools.islice(inner, 12):
-        found += parts(each, (*path, key))
-    return found
-
-
 STRANGE = st.sampled_from(
     [None, True, -1, 0, 1.5, 2**31, 2**32, 2**64, 10**400, "", "a", "\ud800", "\x00", "(a+)+$", [], [[]], [0, 0], {}, {"a": 0}]
     + [{"type": kind} for kind in ("ByteLevel", "Sequence", "TemplateProcessing", "Unigram", "BPE", "Replace")]
@@ -224,13 +216,7 @@ def test_a_damaged_tokenizer_json_is_one_clear_line(
 ) -> None:
     contents = copy.deepcopy(trained | {"post_processor": template(END)})
     contents["model"] |= {"merges": contents["model"]["merges"][:40]}
-    for _ in range(data.draw(st.integers(1, 3))):
-        places = parts(contents)
-        *path, last = places[data.draw(st.integers(1, len(places) - 1))]
-        place = contents
-        for key in path:
-            place = place[key]
-        place[last] = copy.deepcopy(data.draw(STRANGE))
+    damage(contents, data, STRANGE, 3)
     directory = write(tmp_path_factory.mktemp("damaged"), contents)
     try:
         tokenizer = ours(directory)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import tokenizers
 import transformers
+from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from gptsweep.models.files.hf_pipeline import LLAMA3_WORDS, QWEN_WORDS
@@ -127,3 +130,20 @@ def ours(directory: Path, limit: int = 1000) -> Tokenizer:
 
 def theirs(directory: Path) -> Any:
     return transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
+
+
+def damage(contents: Any, data: st.DataObject, strange: st.SearchStrategy[Any], most: int) -> None:
+    """Put something strange in up to ``most`` places of a JSON value."""
+    for _ in range(data.draw(st.integers(1, most))):
+        found = places(contents)
+        *path, last = found[data.draw(st.integers(1, len(found) - 1))]
+        place = contents
+        for key in path:
+            place = place[key]
+        place[last] = copy.deepcopy(data.draw(strange))
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The places in a JSON value, a few of each list or object."""
+    inner: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else []
+    return [path, *(place for key, each in itertools.islice(inner, 12) for place in places(each, (*path, key)))]
