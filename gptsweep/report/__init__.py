@@ -37,14 +37,18 @@ def report(
 ASSETS = {
     "html": ("page.html",),
     "css": ("page.css", "tokens.css", "rate.css", "matrix.css"),
-    "js": ("tokens.js", "page.js", "filters.js", "matrix.js", "rate.js", "begin.js"),
-}
+    "js": (
+        "data.js", "elements.js", "names.js", "state.js", "places.js", "means.js", "head.js", "effects.js", "plot.js",
+        "charts.js", "samplers.js", "compare.js", "points.js", "tokens.js", "samples.js", "filters.js", "matrix.js",
+        "rate.js", "begin.js",
+    ),
+}  # fmt: skip
 """The files of the page, in the order in which they follow each other."""
 
 
 def page(data: dict[str, Any]) -> str:
     """The page around its data. Nothing in ``data`` can end the script element it stands in."""
-    assets = resources.files(__package__)
+    assets = resources.files(__package__) / "assets"
     parts = {name: "".join((assets / file).read_text(encoding="utf-8") for file in files) for name, files in ASSETS.items()}
     parts["js"] = f'"use strict";\n(() => {{\n{parts["js"]}}})();\n'
     # In a pattern of JavaScript, code points of more than four digits stand in braces.

@@ -1,0 +1,55 @@
+/* ---------- numbers, values and settings as people read them ---------- */
+
+/** A number as people read it: three digits that matter, a real minus sign. */
+function show(value, digits = 3) {
+  if (value === null || value === undefined || Number.isNaN(value)) return "–";
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  const text = size >= 1e6 || size < 1e-4 ? value.toExponential(digits - 1)
+    : size >= 10 ** digits ? Math.round(value).toString()
+    : value.toFixed(Math.max(0, Math.min(6, digits - 1 - Math.floor(Math.log10(size)))));
+  return text.replace("-", "\u2212");
+}
+/** A value of a metric: shares to three decimals, everything else to three digits. */
+const showOf = (name, value) => (byName[name].unit !== "share" || value === null || value === undefined ? show(value) : value.toFixed(3).replace(/^-(?!0.000$)/, "\u2212").replace("-", ""));
+/** An error or the end of a range beside its value: as many decimals as the value has. */
+function showLike(name, value, like) {
+  if (value === null || value === undefined) return "–";
+  const decimals = (showOf(name, like).split(".")[1] || "").length;
+  return value.toFixed(Math.min(6, decimals)).replace("-", "\u2212");
+}
+const signed = (name, value) => (value > 0 ? "+" : "") + showOf(name, value);
+const short = (text, most = 28) => (text = JSON.stringify(text).slice(1, -1)).length > most ? text.slice(0, most - 1) + "…" : text;
+/** The values of a setting in at most so many characters each, and still all different: what all begin and end with is left out. */
+const briefs = new Map();
+function brief(k, place, most = 28) {
+  const id = k + "/" + most;
+  if (!briefs.has(id)) {
+    const texts = keys[k].labels.map((text) => JSON.stringify(text).slice(1, -1)), long = texts.filter((text) => text.length > most);
+    const edge = (at) => { // what all long ones share, up to the last mark between words
+      let n = 0;
+      while (long.length > 1 && n < at(long[0]).length && long.every((text) => at(text)[n] === at(long[0])[n])) n++;
+      while (n > 0 && /[\p{L}\p{N}]/u.test(at(long[0])[n - 1])) n--;
+      return n;
+    };
+    const start = edge((text) => text), end = edge((text) => [...text].reverse().join(""));
+    const found = texts.map((text) => {
+      if (text.length <= most) return text;
+      const from = start > 3 ? start : 0, to = end > 3 && start + end < text.length ? text.length - end : text.length, room = most - 1 - (to < text.length);
+      const rest = text.slice(from, to);
+      if (rest.length > room) return rest.slice(0, Math.ceil(most / 2) - 1) + "…" + rest.slice(-Math.floor(most / 2));
+      const wider = Math.max(0, to - room); // as much of what comes before as there is room for
+      return (wider ? "…" : "") + text.slice(wider, to) + (to < text.length ? "…" : "");
+    });
+    briefs.set(id, found.map((text, i) => (found.indexOf(text) === found.lastIndexOf(text) ? text : `${text} (${i + 1})`)));
+  }
+  return briefs.get(id)[place];
+}
+const nameBy = (g, chosen) => chosen.map((k) => `${keys[k].name} ${brief(k, groups.at[g][k])}`).join(" · ");
+const groupName = (g) => nameBy(g, keys.map((_, k) => k)) || "this run";
+/** The settings in which the points in the columns differ; all of them where there is nothing to tell apart. */
+function differing() {
+  const found = keys.map((_, k) => k).filter((k) => new Set(state.columns.map((g) => groups.at[g][k])).size > 1);
+  return found.length ? found : keys.map((_, k) => k);
+}
+const settingName = (name) => byName[name].label;
