@@ -1,13 +1,15 @@
-"""``hydra/launcher=fused_ray``: the fused launcher whose rows run in other processes, on this machine or on many.
+"""``hydra/launcher=fused_ray`` and ``fused_slurm``: fused launchers whose rows run in other processes, here or elsewhere.
 
-Ray is imported only where it is chosen, and when a sweep's config is known to be right.
+Ray and submitit are imported only where they are chosen, and when a sweep's config is known to be right.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +22,11 @@ if TYPE_CHECKING:
     from ..run.executors import Executor
 
 HEARTBEAT_SECONDS = 300.0
+_NEEDED = {"RayFusedLauncher": ("fused_ray", "ray", "ray"), "SlurmFusedLauncher": ("fused_slurm", "submitit", "slurm")}
+"""By the class of a launcher: its name, the module that it takes, and the extra that brings it."""
+_CLUSTERS = ("slurm", "local")
+_JOBS = 8
+"""Of a cluster, where the config does not say how many."""
 
 
 def require_launcher(config: DictConfig) -> None:
@@ -29,16 +36,22 @@ def require_launcher(config: DictConfig) -> None:
         ConfigError: it is not, or one is not.
     """
     settings = config.hydra.launcher
-    needed = {"RayFusedLauncher": ("fused_ray", "ray", "ray")}.get(settings._target_.rpartition(".")[2])
+    needed = _NEEDED.get(settings._target_.rpartition(".")[2])
     if needed is None:
         return
     choice, module, extra = needed
     if importlib.util.find_spec(module) is None:
         raise ConfigError("hydra/launcher", choice, f"needs {module}: pip install 'gptsweep[{extra}]'")
-    for name in ("shards", "workers"):
+    for name, or_null in {"shards": ", or null", "workers": ", or null", "timeout_min": "", "cpus_per_task": ""}.items():
         value = settings.get(name)
         if value is not None and value < 1:
-            raise ConfigError(f"hydra.launcher.{name}", value, "must be at least 1, or null")
+            raise ConfigError(f"hydra.launcher.{name}", value, f"must be at least 1{or_null}")
+    if (gpus := settings.get("gpus_per_node")) is not None and gpus < 0:
+        raise ConfigError("hydra.launcher.gpus_per_node", gpus, "must be 0 or more, or null")
+    if (memory := settings.get("mem_gb")) is not None and not 0 < memory < math.inf:
+        raise ConfigError("hydra.launcher.mem_gb", memory, "must be a number above 0, or null")
+    if (cluster := settings.get("cluster")) is not None and cluster not in _CLUSTERS:
+        raise ConfigError("hydra.launcher.cluster", cluster, f"must be {' or '.join(_CLUSTERS)}, or null for slurm")
     if not 0 < settings.heartbeat_s < math.inf:
         raise ConfigError("hydra.launcher.heartbeat_s", settings.heartbeat_s, "must be a number of seconds above 0")
     for name, amount in (settings.get("resources") or {}).items():
@@ -82,6 +95,78 @@ class RayFusedLauncher(FusedLauncher):
         from ..run.executors.remote import RemoteExecutor
 
         pool = RayPool(TorchBackends(), **self._pool)
+        end_with_sweep(pool.close)
+        return RemoteExecutor(pool, shards=self._shards, heartbeat_s=self._heartbeat_s, strict=self._strict)
+
+
+class SlurmFusedLauncher(FusedLauncher):
+    """Runs the rows of a sweep in jobs of SLURM, or in processes of this machine, through submitit.
+
+    Args:
+        shards: how many shards a batch of points is cut into; None: several a job.
+        workers: how many jobs; None: as many as shards, or 8, and on this machine as many as it has CPUs for.
+        cluster: ``slurm`` or ``local``; None: ``slurm``.
+        partition: of the cluster.
+        timeout_min: a job's time limit; then it is requeued, and what it had goes on.
+        cpus_per_task: that a job takes, and threads that it computes with.
+        gpus_per_node: that a job takes.
+        mem_gb: that a job takes.
+        setup: lines of shell before a job's command.
+        additional_parameters: of ``sbatch``, by name.
+        heartbeat_s: as of `RayFusedLauncher`.
+        strict: as of `RayFusedLauncher`.
+    """
+
+    def __init__(
+        self,
+        *,
+        shards: int | None = None,
+        workers: int | None = None,
+        cluster: str | None = None,
+        partition: str | None = None,
+        timeout_min: int = 60,
+        cpus_per_task: int = 1,
+        gpus_per_node: int | None = None,
+        mem_gb: float | None = None,
+        setup: Sequence[str] | None = None,
+        additional_parameters: Mapping[str, Any] | None = None,
+        heartbeat_s: float = HEARTBEAT_SECONDS,
+        strict: bool = False,
+    ) -> None:
+        super().__init__(strict=strict)
+        self._shards, self._heartbeat_s, self._threads = shards, heartbeat_s, cpus_per_task
+        self._cluster = cluster or _CLUSTERS[0]
+        room = max(1, (os.cpu_count() or 1) // cpus_per_task) if self._cluster == "local" else shards or _JOBS
+        self._workers = workers or min(shards or room, room)
+        of_any = {
+            "timeout_min": timeout_min,
+            "cpus_per_task": cpus_per_task,
+            "gpus_per_node": gpus_per_node,
+            "mem_gb": mem_gb,
+        }
+        more = {"requeue": True, **(plain(additional_parameters) or {})}  # by SLURM itself, where a node is taken away
+        of_slurm = {"partition": partition, "additional_parameters": more}
+        of_its_own = {"setup": plain(setup), **(of_slurm if self._cluster == "slurm" else {})}
+        parameters = {**of_any, **{f"{self._cluster}_{name}": value for name, value in of_its_own.items()}}
+        self._parameters = {name: value for name, value in parameters.items() if value is not None}
+
+    def executor(self) -> Executor:
+        """As `FusedLauncher.executor`."""
+        # Late: torch and submitit.
+        from ..engine.torch_backend import TorchBackends
+        from ..run.executors.remote import RemoteExecutor
+        from ..run.executors.slurm import SlurmPool
+
+        assert self.config is not None
+        pool = SlurmPool(
+            TorchBackends(),
+            Path(str(self.config.hydra.sweep.dir)),
+            workers=self._workers,
+            cluster=self._cluster,
+            threads=self._threads,
+            heartbeat_s=self._heartbeat_s,
+            parameters={"name": str(self.config.hydra.job.name), **self._parameters},
+        )
         end_with_sweep(pool.close)
         return RemoteExecutor(pool, shards=self._shards, heartbeat_s=self._heartbeat_s, strict=self._strict)
 

@@ -164,13 +164,13 @@ def _parsed(line: bytes) -> tuple[str, Key, str, Prefix]:
         sampler_logprob=sums[1],
         entropy=sums[2],
         stream=None if stream is None else base64.b64decode(stream, validate=True),
-        logprobs=tuple(map(_token_logprobs, fields.get("logprobs", ()))),
+        logprobs=tuple(map(token_logprobs, fields.get("logprobs", ()))),
     )
     return point, (numbers[0], numbers[1]), maker, prefix
 
 
-def _token_logprobs(values: list[Any]) -> TokenLogprobs:
-    """One token's values.
+def token_logprobs(values: list[Any]) -> TokenLogprobs:
+    """One token's values, from a list of JSON.
 
     Raises:
         ValueError, TypeError: they are none.

@@ -36,9 +36,15 @@ _EACH_SHOWN = 8
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """A worker has ended, or cannot be reached any more."""
+    """A worker has ended, or cannot be reached any more.
+
+    Args:
+        why: for the log.
+        counts: whether the rows that it had count as begun in vain; not where they cannot have been the reason.
+    """
 
     why: str
+    counts: bool = True
 
 
 class Pool(Protocol):
@@ -144,7 +150,7 @@ class RemoteExecutor:
         while self._model is None:
             for _, news in self._news():
                 if isinstance(news, Gone):
-                    ended += 1
+                    ended += news.counts
                     if ended >= TRIES:
                         raise WorkerError(f"{counted(ended, 'worker')} ended while the model was being opened: {news.why}")
                 elif self._model is None and news.opened is not None and isinstance(news.opened.model, Failure):
@@ -188,9 +194,9 @@ class RemoteExecutor:
     def _take(self, batch: _Batch, name: str, news: Report | Gone) -> Iterator[tuple[SampleKey, Result]]:
         """What news of a worker mean for the rows of a batch."""
         worker = self._workers.get(name)
-        if isinstance(news, Gone):
+        if isinstance(news, Gone) and news.counts:
             yield from batch.lose(name, WorkerError(f"the worker {name} ended: {news.why}"))
-        elif worker is None:
+        elif isinstance(news, Gone) or worker is None:
             batch.ledger.withdraw(name)
         else:
             batch.note(news, worker)

@@ -1,6 +1,6 @@
-"""Makes ``hydra/launcher=fused`` and ``=fused_ray`` known: Hydra takes launchers from ``hydra_plugins`` alone.
+"""Makes ``hydra/launcher=fused``, ``fused_ray`` and ``fused_slurm`` known: Hydra takes launchers from ``hydra_plugins`` alone.
 
-Every Hydra start imports this, so it imports neither torch nor Ray.
+Every Hydra start imports this, so it imports neither torch nor Ray nor submitit.
 """
 
 from dataclasses import dataclass
@@ -32,6 +32,25 @@ class RayFusedLauncherConf:
     strict: bool = False
 
 
+@dataclass
+class SlurmFusedLauncherConf:
+    """``hydra.launcher`` with ``hydra/launcher=fused_slurm``."""
+
+    _target_: str = "hydra_plugins.gptsweep_launcher.SlurmFusedLauncher"
+    shards: int | None = None
+    workers: int | None = None
+    cluster: str | None = None
+    partition: str | None = None
+    timeout_min: int = 60
+    cpus_per_task: int = 1
+    gpus_per_node: int | None = None
+    mem_gb: float | None = None
+    setup: list[str] | None = None
+    additional_parameters: dict[str, Any] | None = None
+    heartbeat_s: float = elsewhere.HEARTBEAT_SECONDS
+    strict: bool = False
+
+
 class FusedLauncher(launcher.FusedLauncher):
     """`gptsweep.multirun.launcher.FusedLauncher` under the name that Hydra wants."""
 
@@ -40,5 +59,10 @@ class RayFusedLauncher(elsewhere.RayFusedLauncher):
     """`gptsweep.multirun.elsewhere.RayFusedLauncher` under the name that Hydra wants."""
 
 
+class SlurmFusedLauncher(elsewhere.SlurmFusedLauncher):
+    """`gptsweep.multirun.elsewhere.SlurmFusedLauncher` under the name that Hydra wants."""
+
+
 ConfigStore.instance().store(group="hydra/launcher", name="fused", node=FusedLauncherConf, provider="gptsweep")
 ConfigStore.instance().store(group="hydra/launcher", name="fused_ray", node=RayFusedLauncherConf, provider="gptsweep")
+ConfigStore.instance().store(group="hydra/launcher", name="fused_slurm", node=SlurmFusedLauncherConf, provider="gptsweep")

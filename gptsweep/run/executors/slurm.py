@@ -1,0 +1,433 @@
+"""Rows run in jobs that submitit submits: on SLURM, or as processes of this machine. Imported only where it is chosen.
+
+A job is a worker that keeps its model open, and takes shards as long as there are any. Driver and jobs speak through files
+(`job_files`). A job that is preempted or out of time writes what it has and is requeued; in place of one that ends another is
+submitted. Jobs that a killed driver left behind are ended, and what they finished is not made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import pickle
+import re
+import secrets
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from ...display import counted, get_logger, one_line
+from ...engine.backend import Backends
+from ...errors import ConfigError
+from ...files import open_to_read
+from ...records import DeviceSettings, ModelSource
+from ..rows import Finished
+from .job_files import (
+    ASKED,
+    SAID,
+    Lines,
+    add_line,
+    finished_of,
+    finished_rows,
+    maker_of,
+    name_of,
+    packed,
+    read_snapshot,
+    unpacked,
+)
+from .remote import Gone
+from .shards import TRIES, Work
+from .slurm_job import DRIVER, WorkerJob
+from .worker import Failure, Report, WorkerError
+
+log = get_logger(__name__)
+
+FOLDER = ".submitit"
+"""In the directory of a sweep: each job's log, where submitit's users look, and ``workers`` with what driver and jobs say."""
+_TOKEN = re.compile(r"[0-9a-f]{16}")
+_BEAT_SECONDS = 5.0
+_POLL_SECONDS = 0.05
+_SACCT_SECONDS = 30.0
+_LONGEST_WAIT_SECONDS = 60.0
+_LOG_BYTES = 4096
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A job, and the life of it that was heard of last.
+
+    Args:
+        job: submitit's.
+        directory: with the files of `job_files`.
+        said: what it says.
+        worker: the name of a life that goes on; empty: none does.
+        life: the name in its files.
+        maker: what its samples are made by, once its model is open.
+        turn: how often it was given rows.
+        left: those of them that it has not finished.
+        stopped: the number of the last request to stop that it followed.
+        last: its last report, without what it finished.
+    """
+
+    job: submitit.Job[None]
+    directory: Path
+    said: Lines
+    worker: str = ""
+    life: str = ""
+    maker: str | None = None
+    turn: int = 0
+    left: set[int] = field(default_factory=set)
+    stopped: int = 0
+    last: Report = field(default_factory=Report)
+
+    def ask(self, what: str, value: object) -> None:
+        add_line(self.directory / ASKED, {"to": self.life, "do": what, "value": packed(value)})
+
+
+class SlurmPool:
+    """Keeps jobs running.
+
+    Args:
+        backends: opens models, in the jobs.
+        directory: of the sweep, where jobs and driver both see it.
+        workers: how many jobs.
+        cluster: ``slurm``, or ``local`` for processes of this machine.
+        threads: that a job computes with.
+        heartbeat_s: without a sign of life from this process for so many seconds, a job ends when its rows are finished.
+        parameters: as of `submitit.AutoExecutor.update_parameters`.
+
+    Raises:
+        ConfigError: SLURM is not there.
+    """
+
+    several = True
+
+    def __init__(
+        self,
+        backends: Backends,
+        directory: Path,
+        *,
+        workers: int,
+        cluster: str = "slurm",
+        threads: int = 1,
+        heartbeat_s: float = 300.0,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._folder = directory.absolute() / FOLDER
+        self._cluster, self._local = cluster, cluster == "local"
+        try:
+            self._executor = submitit.AutoExecutor(self._folder / "%j", cluster=cluster)
+        except RuntimeError as error:
+            raise ConfigError("hydra.launcher.cluster", cluster, f"{one_line(str(error))}; local needs no SLURM") from error
+        self._executor.update_parameters(**parameters or {})
+        logging.getLogger("submitit").setLevel(logging.ERROR)  # where sacct is off, it warns at each look
+        self._workers, self._threads, self._patience = workers, threads, heartbeat_s
+        self._backends = pickle.dumps(backends)
+        self._run = self._folder / "workers" / secrets.token_hex(8)
+        self._earlier = [path for path in self._run.parent.glob("*") if _TOKEN.fullmatch(path.name)]
+        self._earlier_said = [Lines(said) for path in self._earlier for said in path.glob(f"*/{SAID}")]
+        self._adopted: dict[tuple[str, str], Finished] = {}
+        """Rows that jobs of earlier drivers finished, by name and maker."""
+        self._run.mkdir(parents=True)
+        (self._run / DRIVER).touch()
+        for asked in self._run.parent.glob(f"*/*/{ASKED}"):
+            with contextlib.suppress(OSError):
+                add_line(asked, {"to": "all", "do": "end"})
+        self._jobs: list[_Job] = []
+        self._numbers = itertools.count(1)
+        self._unheard = 0
+        self._submitted = False
+        self._not_before = 0.0
+        self._asked_sacct = time.monotonic()
+        self._stops = 0
+        self._model: tuple[ModelSource, DeviceSettings] | None = None
+        self._resolving: list[DeviceSettings] = []
+        self._resolved: dict[DeviceSettings, tuple[str, str] | Failure] = {}
+        self._kept: list[tuple[str, Report | Gone]] = []
+        self.waiting_for = "a process to start" if self._local else "SLURM to start a job of this sweep (squeue --me)"
+        self._closing = threading.Event()
+        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+
+    def wanted(self) -> int:
+        """As `Pool.wanted`."""
+        return self._workers
+
+    def resolve(self, settings: DeviceSettings) -> tuple[str, str]:
+        """As `Pool.resolve`."""
+        if settings not in self._resolved:
+            self._resolving.append(settings)
+            for job in self._alive():
+                job.ask("resolve", settings)
+            since: float | None = time.monotonic()
+            while settings not in self._resolved:
+                self._fill()
+                self._kept += self._look()
+                time.sleep(_POLL_SECONDS)
+                if since is not None and time.monotonic() - since > 2 * _BEAT_SECONDS and not self._alive():
+                    log.info("waiting for a worker: %s", self.waiting_for)
+                    since = None
+            self._resolving.remove(settings)
+        found = self._resolved[settings]
+        if isinstance(found, Failure):
+            del self._resolved[settings]
+            raise found.raised()
+        return found
+
+    def open(self, source: ModelSource, settings: DeviceSettings) -> None:
+        """As `Pool.open`."""
+        self._model = source, settings
+        for job in self._alive():
+            job.ask("open", self._model)
+        self._fill()
+
+    def give(self, worker: str, work: Work) -> None:
+        """As `Pool.give`."""
+        for job in self._alive():
+            if job.worker == worker:
+                self._adopt()
+                found = [(number, (name_of(row) or "", job.maker or "")) for number, row in work.rows] if self._adopted else []
+                known = {number: self._adopted.pop(key) for number, key in found if key in self._adopted}
+                if known:
+                    self._kept.append((worker, replace(job.last, finished=tuple(known.items()))))
+                rows = tuple((number, row) for number, row in work.rows if number not in known)
+                job.turn += 1
+                job.left = {number for number, _ in rows}
+                if rows:
+                    job.ask("give", (job.turn, Work(rows, replace(work.workload, rows=len(rows)))))
+
+    def news(self, seconds: float) -> list[tuple[str, Report | Gone]]:
+        """As `Pool.news`."""
+        self._fill()
+        found, self._kept = self._kept, []
+        until = time.monotonic() + seconds
+        while not found:
+            found = self._look()
+            left = until - time.monotonic()
+            if found or left <= 0:
+                break
+            time.sleep(min(left, _POLL_SECONDS) if self._local else left)
+        return found
+
+    def stop(self, seconds: float) -> list[tuple[str, Report]]:
+        """As `Pool.stop`."""
+        self._stops += 1
+        asked = [job for job in self._alive() if job.left]
+        for job in asked:
+            job.ask("stop", (self._stops, seconds))
+        until = time.monotonic() + seconds + 1
+        found, self._kept = self._kept, []
+        while late := [job for job in asked if job.worker and job.stopped < self._stops]:
+            if time.monotonic() > until:
+                break
+            found += self._look()
+            time.sleep(_POLL_SECONDS)
+        for job in late:
+            self._kept.append((job.worker, Gone("it did not stop")))
+            self._drop(job)
+        self._kept += [(name, said) for name, said in found if isinstance(said, Gone)]
+        return [(name, said) for name, said in found if isinstance(said, Report)]
+
+    def kill(self, worker: str) -> None:
+        """As `Pool.kill`."""
+        for job in self._alive():
+            if job.worker == worker:
+                self._drop(job)
+
+    def refuse(self, worker: str) -> None:
+        """As `Pool.refuse`."""
+        self._workers -= sum(job.worker == worker for job in self._alive())
+        self.kill(worker)
+
+    def close(self) -> None:
+        """As `Pool.close`."""
+        self._closing.set()
+        self._workers = 0
+        for job in list(self._jobs):
+            self._drop(job)
+        for path in [self._run, *(self._earlier if not self._adopted else [])]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _adopt(self) -> None:
+        """Take what jobs of earlier drivers finished, those among it that end only now."""
+        for said in self._earlier_said:
+            new = {(name, maker): finished for name, maker, finished in finished_rows(said)}
+            if new:
+                log.info("%s of an earlier run's job are there", counted(len(new), "finished row"))
+                self._adopted |= new
+
+    def _beat(self) -> None:
+        while not self._closing.wait(_BEAT_SECONDS):
+            with contextlib.suppress(OSError):
+                os.utime(self._run / DRIVER)
+
+    def _alive(self) -> list[_Job]:
+        return [job for job in self._jobs if job.worker]
+
+    def _fill(self) -> None:
+        """Submit jobs where some are missing, together.
+
+        Raises:
+            ConfigError: SLURM does not take the first ones.
+        """
+        missing = self._workers - len(self._jobs)
+        if missing <= 0 or time.monotonic() < self._not_before:
+            return
+        directories = [self._run / f"{next(self._numbers)}" for _ in range(missing)]
+        for directory in directories:
+            directory.mkdir()
+            for name in (ASKED, SAID):
+                (directory / name).touch()  # so that NFS does not remember that they are missing
+        calls = [WorkerJob(self._backends, directory, self._threads, self._patience) for directory in directories]
+        try:
+            with _unheard_interrupts(self._local), self._executor.batch():
+                jobs = [self._executor.submit(call) for call in calls]
+        except (FailedJobError, FailedSubmissionError, OSError) as error:
+            why = one_line(str(error))[-300:]
+            if not self._submitted:
+                raise ConfigError("hydra.launcher.cluster", self._cluster, f"does not take the jobs: {why}") from error
+            log.warning("no job can be submitted now, another try follows in a minute: %s", why)
+            self._not_before = time.monotonic() + _LONGEST_WAIT_SECONDS
+            return
+        self._submitted = True
+        named = zip(jobs, directories, strict=True)
+        self._jobs += [_Job(job, directory, Lines(directory / SAID)) for job, directory in named]
+
+    def _look(self) -> list[tuple[str, Report | Gone]]:
+        """What there is to read.
+
+        Raises:
+            ConfigError: jobs end before they begin.
+        """
+        found: list[tuple[str, Report | Gone]] = []
+        ended = self._ended()
+        for job in list(self._jobs):
+            for line in job.said.read():
+                found += self._hear(job, line)
+            if job in ended:
+                self._jobs.remove(job)
+                why = f"its log is {job.job.paths.stderr}"
+                if job.worker:
+                    found.append((job.worker, Gone(f"its job ended without a word; {why}")))
+                elif not job.life:
+                    self._unheard += 1
+                    self._not_before = time.monotonic() + min(2.0**self._unheard, _LONGEST_WAIT_SECONDS)
+                    found.append((f"job {job.job.job_id}", Gone(f"before it began; {why}")))
+                    self._require_some(job)
+        return found
+
+    def _ended(self) -> list[_Job]:
+        """The jobs that have ended: before their lines are read, as none comes after it."""
+        if self._local:
+            return [job for job in self._jobs if job.job.done()]
+        if time.monotonic() - self._asked_sacct < _SACCT_SECONDS or not self._jobs:
+            return []
+        self._asked_sacct = time.monotonic()
+        self._jobs[0].job.done(force_check=True)  # asks for all of them
+        return [job for job in self._jobs if job.job.watcher.is_done(job.job.job_id, mode="cache")]
+
+    def _require_some(self, job: _Job) -> None:
+        """Give up where no job begins: their setup is wrong, say, and more of them would only burden the cluster."""
+        if self._unheard >= TRIES and not self._alive():
+            path = job.job.paths.stderr
+            what = f"{counted(self._unheard, 'job')} ended before they began ({_last_line(path)}); see {path}"
+            raise ConfigError("hydra.launcher.cluster", self._cluster, what)
+
+    def _hear(self, job: _Job, line: Mapping[str, Any]) -> Iterator[tuple[str, Report | Gone]]:
+        """What a line of a job means."""
+        if "began" in line:
+            if job.worker:
+                yield job.worker, Gone("its job was started again", counts=False)
+            host, pid = line["began"]
+            job.life, job.worker = line["life"], f"{next(self._numbers)} ({host}:{pid}, job {job.job.job_id})"
+            job.turn, job.left, job.maker, job.last = 0, set(), None, Report()
+            self._unheard = 0
+            for settings in self._resolving:
+                job.ask("resolve", settings)
+            if self._model is not None:
+                job.ask("open", self._model)
+            yield job.worker, job.last
+        elif line["life"] != job.life or not job.worker:
+            return
+        elif "resolved" in line:
+            settings, answer = unpacked(line["resolved"])
+            self._resolved.setdefault(settings, answer)
+        elif "report" in line:
+            yield job.worker, self._report(job, line)
+        if "ended" in line:
+            yield job.worker, Gone(line["ended"], counts=line["counts"])
+            job.worker = ""
+
+    def _report(self, job: _Job, line: Mapping[str, Any]) -> Report:
+        try:
+            report: Report = unpacked(line["report"])
+        except Exception as error:  # of whatever kind an object raises that cannot be made here
+            report = replace(job.last, failure=Failure(WorkerError(f"its error cannot be read: {error!r}"), ""))
+        own = line["turn"] == job.turn
+        numbers = {number for number, *_ in line["rows"] if own} & job.left
+        finished = tuple((number, finished_of(fields)) for number, _, fields in line["rows"] if number in numbers)
+        job.left -= numbers
+        unfinished = read_snapshot(job.directory, job.turn) if own and line["kept"] else None
+        failure = report.failure if own else None
+        if report.opened is not None and not isinstance(report.opened.model, Failure):
+            job.maker = maker_of(*report.opened.model)
+        if "stopped" in line:
+            job.left.clear()
+            job.stopped = line["stopped"] if line["stands"] else 0
+        elif own and not line["left"] and job.left and failure is None:
+            failure = Failure(WorkerError(f"what it said of {counted(len(job.left), 'row')} is damaged"), "")
+        if failure is not None:
+            job.left.clear()
+        job.last = replace(report, opened=None, failure=None)
+        return replace(report, finished=finished, unfinished=unfinished, failure=failure)
+
+    def _drop(self, job: _Job) -> None:
+        """End a job, whether it listens or not."""
+        self._jobs.remove(job)
+        job.worker = ""
+        with contextlib.suppress(OSError):
+            add_line(job.directory / ASKED, {"to": "all", "do": "end"})
+        if self._local:
+            _end_process(job.job)
+        else:
+            job.job.cancel(check=False)
+
+
+def _last_line(path: Path) -> str:
+    with contextlib.suppress(OSError), open_to_read(path) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_BYTES))
+        if lines := file.read().decode(errors="replace").split("\n"):
+            return one_line(next(filter(str.strip, reversed(lines)), "nothing in the log"))[:200]
+    return "without a log"
+
+
+def _end_process(job: submitit.Job[None]) -> None:
+    """End a job of this machine: submitit's own way lets it go on for a second."""
+    process: Any = job._process  # type: ignore[attr-defined]
+    with contextlib.suppress(psutil.Error):
+        controller = psutil.Process(process.pid)
+        controller.suspend()  # so that it starts nothing meanwhile
+        for each in (*controller.children(recursive=True), controller):
+            with contextlib.suppress(psutil.Error):
+                each.kill()
+    process.wait()
+
+
+@contextlib.contextmanager
+def _unheard_interrupts(wanted: bool) -> Iterator[None]:
+    """Processes that are started meanwhile do not hear the terminal's Ctrl-C, which is for the driver to answer."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT} if wanted else set())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

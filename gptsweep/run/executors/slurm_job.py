@@ -1,0 +1,178 @@
+"""What a job of SLURM runs: a worker that is asked, and answers, through files. It begins again where it was preempted."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import secrets
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from submitit.helpers import DelayedSubmission
+
+from ...engine.backend import Backends
+from ...errors import describe
+from ...files import open_file
+from ...records import Row
+from .job_files import ASKED, SAID, Lines, add_line, fields_of, maker_of, name_of, packed, unpacked, write_snapshot
+from .shards import Work
+from .worker import Failure, Place, Report, Worker
+
+DRIVER = "driver"
+"""In the directory of a run: the driver touches it every few seconds."""
+_LOOK_SECONDS = 0.25
+_BEAT_SECONDS = 1.0
+_STOP_SECONDS = 20.0
+"""So long a job waits for its last step before it is requeued; submitit gives it 90 s."""
+
+
+@dataclass
+class WorkerJob:
+    """What submitit pickles, and calls in the job.
+
+    Args:
+        backends: a pickle of what opens models: they are unpickled after the number of threads is set.
+        directory: of the job, with the files of `job_files`; the run's is above it.
+        threads: to compute with, unless ``OMP_NUM_THREADS`` is set.
+        patience_s: where the driver gives no sign of life for so many seconds, the job ends when it has nothing more to do.
+    """
+
+    backends: bytes
+    directory: Path
+    threads: int
+    patience_s: float
+    _life: _Life | None = field(default=None, init=False)
+
+    def __call__(self) -> None:
+        """Serve until there is nothing more to do."""
+        os.environ.setdefault("OMP_NUM_THREADS", str(self.threads))
+        self._life = _Life(pickle.loads(self.backends), self.directory, self.patience_s)
+        self._life.wait()
+        if self._life.error is not None:
+            raise self._life.error
+
+    def checkpoint(self) -> DelayedSubmission:
+        """Called by submitit on a signal before a preemption or a time-out: what it runs again when the job is requeued."""
+        if self._life is not None:
+            self._life.end("its job was preempted, or its time is over")
+        return DelayedSubmission(replace(self))
+
+
+class _Life:
+    """A job from one start to the next end: a requeued job has several.
+
+    It runs in a thread, so that a signal, which comes in the main one, finds no line half written.
+    """
+
+    def __init__(self, backends: Backends, directory: Path, patience_s: float) -> None:
+        self.error: Exception | None = None
+        self._name = secrets.token_hex(8)
+        self._directory, self._patience = directory, patience_s
+        self._asked = Lines(directory / ASKED)
+        self._backends = backends
+        self._ending = ""
+        self._over = False
+        self._turn = 0
+        self._rows: dict[int, Row] = {}
+        """The rows that it was given and has not finished, by number."""
+        self._maker: str | None = None
+        self._said = self._looked = self._driver_moved = time.monotonic()
+        self._driver = 0
+        threading.Thread(target=self._run, name="job", daemon=True).start()
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until it is over. No lock is taken: a signal may come while another call waits."""
+        until = None if seconds is None else time.monotonic() + seconds
+        while not self._over and (until is None or time.monotonic() < until):
+            time.sleep(_LOOK_SECONDS / 4)
+
+    def end(self, why: str) -> None:
+        """End it between two steps; everything that it has is written then."""
+        self._ending = why
+        self.wait(2 * _STOP_SECONDS)
+
+    def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception as error:
+            self.error = error
+            with suppress(OSError):
+                self._say(ended=describe(error), counts=True)
+        finally:
+            self._over = True
+
+    def _serve(self) -> None:
+        here = Place.here()
+        self._say(began=[here.host, here.pid])
+        worker = Worker(self._backends)
+        while True:
+            for asked in self._asked.read():
+                if asked.get("to") == self._name:
+                    self._do(worker, asked)
+                elif asked.get("to") == "all":  # "end" is all that a driver says so
+                    self._ending = "it was not needed any more"
+            if self._ending:
+                self._tell(worker.stop(_STOP_SECONDS), ended=self._ending, counts=False)
+                return
+            self._tell(worker.report(_LOOK_SECONDS))
+            if self._driver_is_gone() and not self._rows:
+                self._say(ended="its driver was gone", counts=False)
+                return
+
+    def _do(self, worker: Worker, asked: Mapping[str, Any]) -> None:
+        what, value = asked["do"], unpacked(asked["value"])
+        if what == "resolve":
+            try:
+                self._say(resolved=packed((value, worker.resolve(value))))
+            except Exception as error:
+                self._say(resolved=packed((value, Failure.of(error))))
+        elif what == "open":
+            worker.open(*value)
+        elif what == "give":
+            work: Work
+            self._turn, work = value
+            self._rows = dict(work.rows)
+            worker.give(work)
+        elif what == "stop":
+            number, seconds = value
+            last = worker.stop(seconds)
+            self._tell(last, stopped=number, stands=not last.busy)
+            self._rows.clear()
+
+    def _tell(self, report: Report, **more: object) -> None:
+        """Write what there is to say, and a sign of life every second."""
+        quiet = not (more or report.opened or report.finished or report.failure or report.unfinished is not None)
+        if quiet and time.monotonic() - self._said < _BEAT_SECONDS:
+            return
+        if report.opened is not None and not isinstance(report.opened.model, Failure):
+            self._maker = maker_of(*report.opened.model)
+        own = [(number, finished) for number, finished in report.finished if number in self._rows]
+        rows = [(number, name_of(self._rows.pop(number)), fields_of(finished)) for number, finished in own]
+        if report.failure is not None:
+            self._rows.clear()
+        kept = report.unfinished is not None and write_snapshot(self._directory, self._turn, report.unfinished)
+        rest = packed(replace(report, finished=(), unfinished=None))
+        self._say(turn=self._turn, rows=rows, maker=self._maker, left=len(self._rows), kept=kept, report=rest, **more)
+
+    def _say(self, **fields: object) -> None:
+        add_line(self._directory / SAID, {"life": self._name, **fields})
+        self._said = time.monotonic()
+
+    def _driver_is_gone(self) -> bool:
+        now = time.monotonic()
+        if now - self._looked >= _BEAT_SECONDS:
+            self._looked = now
+            with suppress(OSError):
+                fd = open_file(self._directory.parent / DRIVER, os.O_RDONLY)  # opened, so that NFS asks the server
+                try:
+                    touched = os.fstat(fd).st_mtime_ns
+                finally:
+                    os.close(fd)
+                if touched != self._driver:
+                    self._driver, self._driver_moved = touched, now
+        return now - self._driver_moved > self._patience

@@ -1,0 +1,340 @@
+"""Jobs by submitit, real processes of this machine: killed, stopped, preempted, out of time, and left alone by their driver."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+from hydra.core.config_store import ConfigStore
+from sweeps import Run, fork, samples_of, save_checkpoint
+from tables import Table, Tables, broken, pause
+from test_backend import files
+from test_remote import settle
+
+from gptsweep.config_schema import register
+from gptsweep.errors import ConfigError, Interrupted
+from gptsweep.multirun.elsewhere import SlurmFusedLauncher
+from gptsweep.records import DeviceSettings, ModelSource, SampleLogprobs, TokenLogprobs
+from gptsweep.run.executors import job_files
+from gptsweep.run.executors.local import LocalExecutor
+from gptsweep.run.executors.remote import RemoteExecutor
+from gptsweep.run.executors.slurm import FOLDER, SlurmPool
+from gptsweep.run.executors.worker import WorkerError
+from gptsweep.run.rows import Finished
+
+SAMPLES = 18
+
+
+def no_job_stays(root: Path) -> None:
+    """No process has a file below ``root`` in its command."""
+
+    def jobs() -> list[psutil.Process]:
+        return [each for each in psutil.process_iter(["cmdline"]) if str(root) in " ".join(each.info["cmdline"] or ())]
+
+    _, alive = psutil.wait_procs(jobs(), timeout=20)
+    assert not [process.cmdline() for process in alive]
+
+
+@pytest.fixture(autouse=True)
+def _jobs_find_the_tests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    yield
+    no_job_stays(tmp_path)
+
+
+def jobs_of(root: Path, seconds: float = 0.1, workers: int = 2) -> SlurmPool:
+    """Jobs whose rows take a while."""
+    backends = Tables(Table(before_row=partial(pause, seconds)))
+    return SlurmPool(backends, root, workers=workers, cluster="local", parameters={"timeout_min": 5})
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmPool]:
+    """Two jobs that several tests use."""
+    with pytest.MonkeyPatch.context() as context:
+        context.setenv("PYTHONPATH", str(Path(__file__).parent))
+        made = jobs_of(root := tmp_path_factory.mktemp("jobs"))
+        yield made
+        made.close()
+    no_job_stays(root)
+    assert not list((root / FOLDER / "workers").iterdir())
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> dict[str, bytes]:
+    """What the sweep leaves when it runs here."""
+    settle(tmp_path / "whole", LocalExecutor(Tables()))
+    return files(tmp_path / "whole")
+
+
+def lines(root: Path) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in root.glob("*/samples*.jsonl"))
+
+
+def sweep_while(root: Path, executor: RemoteExecutor, do: Callable[[], None]) -> None:
+    """Run the sweep of `jobs`, and do something when some of its samples are there."""
+
+    def wait() -> None:
+        while lines(root) < 2:
+            time.sleep(0.02)
+        do()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    assert all(outcome.error is None for outcome in settle(root, executor))
+    thread.join()
+
+
+def tasks(pool: SlurmPool) -> list[psutil.Process]:
+    """The processes that compute."""
+    return [child for job in pool._jobs for child in psutil.Process(job.job._process.pid).children()]  # type: ignore[attr-defined]
+
+
+def test_jobs_that_are_killed_and_preempted_lose_nothing_and_stay_for_the_next_batch(
+    tmp_path: Path, pool: SlurmPool, whole: dict[str, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    def disturb() -> None:
+        first, second = tasks(pool)
+        first.send_signal(signal.SIGUSR2)  # as SLURM does before it takes the node away
+        second.kill()
+
+    sweep_while(tmp_path / "there", RemoteExecutor(pool, shards=9), disturb)
+    assert files(tmp_path / "there") == whole
+    assert "preempted" in caplog.text
+    there = tasks(pool)
+    settle(tmp_path / "again", RemoteExecutor(pool))
+    assert files(tmp_path / "again") == whole
+    assert tasks(pool) == there, "the jobs have the model open still"
+
+
+def test_a_job_that_stands_still_is_killed_and_replaced(tmp_path: Path, pool: SlurmPool, whole: dict[str, bytes]) -> None:
+    stopped: list[psutil.Process] = []
+
+    def stop() -> None:
+        stopped.append(tasks(pool)[0])
+        stopped[0].suspend()
+
+    sweep_while(tmp_path / "there", RemoteExecutor(pool, shards=9, heartbeat_s=3), stop)
+    assert files(tmp_path / "there") == whole
+    psutil.wait_procs(stopped, timeout=20)
+    assert not stopped[0].is_running()
+
+
+def test_ctrl_c_keeps_what_is_there_and_the_sweep_goes_on(tmp_path: Path, pool: SlurmPool, whole: dict[str, bytes]) -> None:
+    there: list[psutil.Process] = []
+
+    def interrupt() -> None:
+        there.extend(tasks(pool))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    executor = RemoteExecutor(pool)
+    with pytest.raises(Interrupted):
+        sweep_while(tmp_path / "there", executor, interrupt)
+    assert 2 <= (kept := lines(tmp_path / "there")) < SAMPLES
+    made = executor._tokens
+    settle(tmp_path / "there", executor)
+    assert executor._tokens - made == 4 * (SAMPLES - kept)
+    assert files(tmp_path / "there") == whole
+    assert tasks(pool) == there, "the jobs stopped between two rows"
+
+
+def test_jobs_whose_time_is_over_are_requeued_and_go_on(
+    tmp_path: Path, whole: dict[str, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = jobs_of(tmp_path / "there", seconds=0.3, workers=1)
+    pool._executor._executor.parameters |= {"timeout_min": 0.1, "signal_delay_s": 3}  # type: ignore[attr-defined]
+    try:
+        assert all(outcome.error is None for outcome in settle(tmp_path / "there", RemoteExecutor(pool)))
+        assert len(list(pool._run.iterdir())) == 2, "the driver's sign of life, and one job"
+    finally:
+        pool.close()
+    assert files(tmp_path / "there") == whole
+    assert "its time is over" in caplog.text
+
+
+def test_a_row_that_always_fails_takes_its_point_with_it_and_no_other(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    pool = SlurmPool(Tables(Table(before_row=broken)), tmp_path / "there", workers=1, cluster="local")
+    try:
+        outcomes = settle(tmp_path / "there", RemoteExecutor(pool))
+    finally:
+        pool.close()
+    assert [type(outcome.error) for outcome in outcomes] == [type(None), WorkerError, type(None)]
+    assert "OwnError: row two" in str(outcomes[1].error)
+    assert "in broken" in str(outcomes[1].error.__cause__)
+    assert len(files(tmp_path / "there")) == 2
+    assert list((tmp_path / "there" / FOLDER).glob("*/*_log.err")), "logs are where submitit's users look"
+
+
+def test_a_driver_that_is_killed_goes_on_and_keeps_what_its_jobs_finished_without_it(
+    tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    root = tmp_path / "there"
+
+    def drive() -> int:
+        settle(root, RemoteExecutor(jobs_of(root, seconds=0.3)))
+        return 0
+
+    def finished() -> int:
+        return sum(
+            1
+            for said in root.glob(f"{FOLDER}/workers/*/*/{job_files.SAID}")
+            for _ in job_files.finished_rows(job_files.Lines(said))
+        )
+
+    driver = fork(drive)
+    while lines(root) < 2:
+        time.sleep(0.05)
+    os.kill(driver, signal.SIGKILL)
+    os.waitpid(driver, 0)
+    while (made := finished()) < lines(root) + 2:  # its jobs go on
+        time.sleep(0.05)
+    pool = jobs_of(root, seconds=0.0, workers=1)
+    try:
+        executor = RemoteExecutor(pool)
+        assert all(outcome.error is None for outcome in settle(root, executor))
+        assert executor._tokens <= 4 * (SAMPLES - made), "what jobs had finished was not made again"
+    finally:
+        pool.close()
+    assert files(root) == whole
+
+
+def test_a_sweep_of_the_command_runs_in_jobs_by_one_override_and_a_tuner_keeps_them(run: Run, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "out", seed=1)
+    sweep = ("-m", "model=resume", "start=a", "sampling.max_new_tokens=4", "sampling.num_samples=3", "quiet=true", "seed=1,2")
+    jobs = ("hydra/launcher=fused_slurm", "hydra.launcher.cluster=local", "hydra.launcher.workers=1")
+    assert run(*sweep, "name=here").status == 0
+    tuner = ("hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "hydra.sweeper.n_jobs=1", "objective=logprob_mean")
+    assert run(*sweep, *jobs, *tuner, "name=there").status == 0
+    here, there = (samples_of(tmp_path / "outputs/sweeps" / name) for name in ("here", "there"))
+    assert sorted(there.values()) == sorted(here.values())
+    assert len(here) == 2
+    (logs,) = (tmp_path / "outputs/sweeps/there" / FOLDER).glob("[0-9]*")
+    assert list(logs.glob("*_log.err")), "one job for two batches, whose log is where submitit's users look"
+    assert (tmp_path / "outputs/sweeps/there/report.html").exists()
+
+
+# -- what a cluster is asked --------------------------------------------------------------------------------------------------
+
+
+def test_slurm_gets_an_array_with_the_settings_and_loses_it_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM's commands are stubs that note what they are asked."""
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    for name, does in {
+        "srun": "",
+        "sbatch": "cat $1 >> $NOTES/sbatch; echo Submitted batch job 12",
+        "sacct": "",
+        "scancel": "echo $1 >> $NOTES/scancel",
+    }.items():
+        (commands / name).write_text(f"#!/bin/sh\n{does}\n")
+        (commands / name).chmod(stat.S_IRWXU)
+    monkeypatch.setenv("NOTES", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    launcher = SlurmFusedLauncher(
+        workers=3, timeout_min=30, cpus_per_task=2, gpus_per_node=1, mem_gb=16, partition="long",
+        setup=["module load cuda"], additional_parameters={"account": "me"},
+    )  # fmt: skip
+    pool = SlurmPool(Tables(), tmp_path, workers=3, parameters=launcher._parameters)
+    pool.news(0)
+    pool.close()
+    script = (tmp_path / "sbatch").read_text()
+    for line in (
+        "--array=0-2%3", "--time=30", "--partition=long", "--cpus-per-task=2", "--gpus-per-node=1", "--mem=16GB",
+        "--account=me", "--requeue", "--signal=USR2@90", f"--output={tmp_path}/{FOLDER}/%A_%a/%A_%a_0_log.out",
+    ):  # fmt: skip
+        assert f"#SBATCH {line}\n" in script
+    assert "\nmodule load cuda\n" in script
+    assert sorted((tmp_path / "scancel").read_text().split()) == ["12_0", "12_1", "12_2"]
+
+
+def test_without_slurm_or_with_jobs_that_cannot_start_one_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters = {"timeout_min": 5, "local_setup": ["exit 3"]}
+    pool = SlurmPool(Tables(), tmp_path, workers=3, cluster="local", parameters=parameters)
+    try:
+        with pytest.raises(ConfigError, match="3 jobs ended before they began"):
+            RemoteExecutor(pool).open(ModelSource(), DeviceSettings())
+    finally:
+        pool.close()
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ConfigError, match=r"hydra\.launcher\.cluster.*srun"):
+        SlurmPool(Tables(), tmp_path, workers=1)
+
+
+@pytest.mark.parametrize(("launcher", "module", "extra"), [("fused_ray", "ray", "ray"), ("fused_slurm", "submitit", "slurm")])
+def test_a_launcher_whose_extra_is_missing_names_it_in_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, launcher: str, module: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # no import finds it
+    ended = run("-m", f"hydra/launcher={launcher}", "seed=1,2")
+    assert (ended.status, ended.out) == (2, "")
+    assert ended.err == f"gptsweep: error: hydra/launcher={launcher}: needs {module}: pip install 'gptsweep[{extra}]'\n"
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [("cluster=pbs", "slurm or local"), ("workers=0", "at least 1"), ("timeout_min=0", "at least 1"), ("mem_gb=-1", "above 0")],
+)
+def test_a_wrong_setting_of_the_jobs_is_refused_in_one_line(run: Run, setting: str, says: str) -> None:
+    ended = run("-m", "hydra/launcher=fused_slurm", f"hydra.launcher.{setting}", "seed=1,2")
+    assert (ended.status, ended.err.count("\n")) == (2, 1)
+    assert says in ended.err
+
+
+def test_our_launchers_names_leave_rays_and_submitits_own_plugins_theirs() -> None:
+    """Theirs: ``ray``, ``ray_aws`` (hydra-ray-launcher), ``submitit_local``, ``submitit_slurm`` (hydra-submitit-launcher)."""
+    register()
+    importlib.import_module("hydra_plugins.gptsweep_launcher")
+    launchers = ConfigStore.instance().repo["hydra"]["launcher"]
+    ours = {name for name, node in launchers.items() if node.provider == "gptsweep"}
+    assert ours == {"fused.yaml", "fused_ray.yaml", "fused_slurm.yaml"}
+
+
+# -- the files ----------------------------------------------------------------------------------------------------------------
+
+
+def test_lines_are_read_as_they_come_without_those_that_are_torn_or_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "said"
+    lines = job_files.Lines(path)
+    assert list(lines.read()) == []
+    path.touch()
+    job_files.add_line(path, {"a": 1})
+    whole = path.read_bytes()
+    with path.open("ab") as file:
+        file.write(whole[1:-5])
+    assert list(lines.read()) == [{"a": 1, "check": json.loads(whole)["check"]}]
+    job_files.add_line(path, {"a": 2})  # after the torn one
+    with path.open("ab") as file:
+        file.write(whole.replace(b"1,", b"3,") + b"[1]\n\xff\n" + whole[:9])
+    assert [line["a"] for line in lines.read()] == [2]
+    with path.open("ab") as file:
+        file.write(whole[9:])
+    assert [line["a"] for line in lines.read()] == [1]
+
+
+def test_finished_rows_come_back_from_their_files_and_strangers_rows_do_not(tmp_path: Path) -> None:
+    token = TokenLogprobs(-1.5, -0.25, 2, 3.0, 5, (7, 9), (-0.5, -1.5))
+    logprobs = SampleLogprobs(asked=2, tokens=(token,), ends=(1,), texts={7: "a", 9: "\ufffd"})
+    row = Finished("a", (7,), "length", -1.5, -0.25, None, logprobs)
+    for finished in (row, replace(row, logprobs=None, text="é\n\u2028", token_ids=(), finish_reason="eot")):
+        path = tmp_path / "said"
+        path.write_bytes(b"")
+        good = job_files.fields_of(finished)
+        bad = [
+            good | {name: value}
+            for name, value in (("text", 1), ("token_ids", [-1]), ("finish_reason", "x"), ("entropy_mean", "y"))
+        ]
+        job_files.add_line(path, {"maker": "m", "rows": [(1, "r", good), *((2, "s", fields) for fields in bad)]})
+        job_files.add_line(path, {"maker": "m", "rows": 5})
+        assert list(job_files.finished_rows(job_files.Lines(path))) == [("r", "m", finished)]
