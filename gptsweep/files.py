@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+import yaml
+
 from .display import say
 
 _NOT_THROUGH = getattr(os, "O_NOFOLLOW", 0)
@@ -24,6 +26,9 @@ _PLAIN = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, 
 
 JSON_BYTES = 32 << 20
 """The largest file that is parsed as JSON; Python's objects take up to 30 times its size."""
+YAML_BYTES = 1 << 20
+"""The largest file that is parsed as YAML: those of settings have a few thousand bytes."""
+YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def open_file(path: str | Path, flags: int, mode: int = 0o666, *, links: bool = False, dir_fd: int | None = None) -> int:
@@ -82,6 +87,23 @@ def read_json(path: Path, most: int = JSON_BYTES, opened: Callable[[Path], Binar
         return json.loads(content.decode("utf-8"))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def read_yaml(path: Path, most: int = YAML_BYTES, opened: Callable[[Path], BinaryIO] = open_to_read) -> Any:
+    """The contents of a YAML file that others wrote: as `read_json`, and a ValueError for one with aliases.
+
+    No program that writes such files makes aliases, and a few lines of them name a thousand million values.
+    """
+    with opened(path) as file:
+        text = file.read(most + 1)
+    if len(text) > most:
+        raise ValueError(f"it is larger than {most / (1 << 20):g} MiB")
+    try:
+        if b"*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=YAML_LOADER)):
+            raise ValueError("it has aliases")
+        return yaml.load(text, Loader=YAML_LOADER)
+    except (RecursionError, yaml.YAMLError) as error:
+        raise ValueError(str(error)) from error
 
 
 class LogFile(logging.FileHandler):

@@ -22,9 +22,8 @@ from hydra.errors import HydraException
 from ..config import unknown_key, wanted
 from ..config_schema import GROUPS, is_optional, is_text, keys, list_of_text, takes
 from ..errors import ConfigError, shown
-from ..files import JSON_BYTES, open_to_read
+from ..files import JSON_BYTES, YAML_LOADER, open_to_read
 from ..records import coerce
-from ..store.recorded_settings import YAML_LOADER
 from .overrides import as_typed, written
 
 MAX_POINTS = 100_000

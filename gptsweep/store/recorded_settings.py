@@ -7,18 +7,12 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from ..files import open_inside
+from ..files import open_inside, read_yaml
 from ..prompts import unescaped_start
 from .schema import COLUMN_OF_KEY, SAMPLING_KEYS, column_name, column_of_setting
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.overrides_parser import OverridesParser
-
-MAX_YAML = 1 << 20
-"""Bytes of a file of Hydra's that are read at most: they have a few thousand."""
-YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def is_setting(value: object) -> bool:
@@ -26,26 +20,19 @@ def is_setting(value: object) -> bool:
     return value != "auto" and isinstance(value, (str, int, float, list, dict, type(None))) and "${" not in str(value)
 
 
-def read_yaml(path: Path) -> Any:
-    """What a YAML file of Hydra's holds; None where there is none, it is damaged, larger than Hydra's are, or has aliases."""
+def read_recorded(path: Path) -> Any:
+    """What a YAML file of Hydra's holds; None where there is none, or it cannot be read as one."""
     if path.parent.is_symlink():
         return None
     try:
-        with open_inside(path) as file:
-            text = file.read(MAX_YAML + 1)
-        return yaml.load(text, Loader=YAML_LOADER) if len(text) <= MAX_YAML and not _has_aliases(text) else None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return read_yaml(path, opened=open_inside)
+    except (OSError, ValueError):
         return None
-
-
-def _has_aliases(text: bytes) -> bool:
-    """Whether a node stands in several places. Hydra writes none, and a few lines of them name a thousand million values."""
-    return b"*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=YAML_LOADER))
 
 
 def configured(path: Path) -> dict[str, Any]:
     """The columns that Hydra's record of a composed config has a value for."""
-    config = read_yaml(path)
+    config = read_recorded(path)
     if not isinstance(config, dict):
         return {}
     groups = {name: config[name] if isinstance(config.get(name), dict) else {} for name in ("model", "device", "sampling")}
@@ -60,7 +47,7 @@ def configured(path: Path) -> dict[str, Any]:
 
 def overridden(path: Path) -> dict[str, Any]:
     """The columns that Hydra's record of a command line sets."""
-    lines = read_yaml(path)
+    lines = read_recorded(path)
     found = [read_override(line) for line in lines if isinstance(line, str)] if isinstance(lines, list) else []
     return {column: value for key, column, value in filter(None, found) if column_of_setting(key)}
 
