@@ -192,6 +192,8 @@ class Decoder(Architecture):
     OVERFLOW = "extend"  # transformers' generate() goes on
     HEAD = "head.weight"
 
+    SETTINGS: ClassVar[type[HFSettings]] = HFSettings
+    """Reads the settings of the family's files."""
     DEFAULTS: ClassVar[Mapping[str, Any]]
     """What transformers takes for settings that a ``config.json`` of the family leaves out."""
     LAYERS: ClassVar[str] = "layers."
@@ -275,11 +277,11 @@ class Decoder(Architecture):
 
     @classmethod
     def config_from_hf(cls, settings: Mapping[str, Any], wrong: Callable[[str], ModelError]) -> DecoderConfig:
-        hf = HFSettings(settings, cls.DEFAULTS, wrong)
+        hf = cls.SETTINGS(settings, cls.DEFAULTS, wrong)
         try:
             config = cls.config_of(hf)
         except (ValueError, ArithmeticError) as error:
-            raise wrong(f"its config.json cannot be ({error})") from error
+            raise wrong(f"its {hf.FILE} cannot be ({error})") from error
         hf.finish()
         return config
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from ..display import get_logger
 from ..errors import ModelError, brief
@@ -45,8 +45,11 @@ class HFSettings:
         wrong: makes the error for what it says.
     """
 
+    FILE: ClassVar[str] = "config.json"
+
     def __init__(self, settings: Mapping[str, Any], defaults: Mapping[str, Any], wrong: Callable[[str], ModelError]) -> None:
-        self._settings, self._defaults, self._wrong = settings, defaults, wrong
+        self.wrong = wrong
+        self._settings, self._defaults = settings, defaults
         self._read = {"model_type"}
 
     def get(self, name: str) -> Any:
@@ -56,7 +59,7 @@ class HFSettings:
 
     def refuse(self, name: str, what: str) -> ModelError:
         """The error for the value of a setting."""
-        return self._wrong(f"its config.json has {name}={brief(self.get(name))}, {what}")
+        return self.wrong(f"its {self.FILE} has {name}={brief(self.get(name))}, {what}")
 
     def size(self, name: str, null: int | None = None, most: int = 2**31 - 1) -> int:
         """A whole number from 1; ``null`` is what null stands for."""
@@ -132,7 +135,7 @@ class HFSettings:
 
         base, turned = value("rope_theta", self.get(theta)), value("partial_rotary_factor", self.get(share))
         if turned > 1 or (turned < 1 and not partial):
-            raise self._wrong(f"its config.json turns {turned} of a head ({share}), which gptsweep does not run")
+            raise self.wrong(f"its {self.FILE} turns {turned} of a head ({share}), which gptsweep does not run")
         # Given outside, it counts more.
         trained = self.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
         trained = self.get("max_position_embeddings") if trained is None else trained
@@ -164,13 +167,17 @@ class HFSettings:
             )
         return RotaryConfig(size=int(head_size * turned), base=base, scaling=scaling)
 
+    def unread(self) -> list[str]:
+        """The settings that the file has and nobody has read."""
+        return [name for name in self._settings if name not in self._read]
+
     def finish(self) -> None:
         """See to the settings that nobody has read.
 
         Raises:
             ModelError: one changes the arithmetic of some model.
         """
-        for name in (name for name in self._settings if name not in self._read):
+        for name in self.unread():
             value = self._settings[name]
             if value is None or value is False or value == []:
                 continue
