@@ -184,6 +184,7 @@ class TorchFile:
         dtype = _STORAGES.get(kind.path.rpartition(".")[2]) if isinstance(kind, Named) else None
         if dtype is None:
             raise PickleError(f"the pickle in it has data of the type {kind.path if isinstance(kind, Named) else 'unknown'}")
+        key = str(key) if type(key) is int else key  # as LitGPT's conversion has it
         if not isinstance(key, str) or not _is_size(length):
             raise PickleError("the pickle in it refers to data in a way that torch.save does not")
         return self._storages.setdefault(key, Storage(key, dtype, length))
