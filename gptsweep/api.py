@@ -28,6 +28,7 @@ from .engine.torch_backend import TorchBackend, TorchBackends
 from .errors import ConfigError, ModelError
 from .models.architecture import Architecture
 from .models.files.generated_text import TextStream
+from .models.files.places import LITGPT_WEIGHTS
 from .prompts import read_prompts
 from .records import (
     AUTO,
@@ -35,6 +36,7 @@ from .records import (
     MODELS,
     NANOGPT_FILE,
     ORDERS,
+    PLACE_KEYS,
     DeviceSettings,
     ModelSource,
     Point,
@@ -146,7 +148,7 @@ class LM(OpenModel):
     def _repr_html_(self) -> str:
         """For notebooks: what is loaded, and how it computes."""
         source = self.source
-        where = source.path or (source.out_dir if source.name in ("resume", "nanochat") else None)
+        where = source.place
         context = "any length" if self.backend.block_size is None else f"{self.backend.block_size:,} tokens"
         facts = {
             "model": source.name if where is None else f"{source.name}, {where}",
@@ -194,8 +196,9 @@ def load(
 
     Args:
         model: ``shakespeare``, ``gpt2``, ``gpt2-medium``, ``gpt2-large``, ``gpt2-xl``; a nanoGPT ``out_dir`` (a directory
-            with ``ckpt.pt``); a checkpoint directory of nanochat (with ``model_NNNNNN.pt``); or a directory or hub id with
-            ``config.json`` and safetensors of an architecture that is known (docs/settings.md, "Which files are read").
+            with ``ckpt.pt``); a checkpoint directory of nanochat (with ``model_NNNNNN.pt``) or of LitGPT (with
+            ``lit_model.pth``); a ``.bin`` of llm.c; or a directory or hub id with ``config.json`` and safetensors of an
+            architecture that is known (docs/settings.md, "Which files are read").
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``, ``int8``.
         compile: whether to use `torch.compile`.
@@ -226,7 +229,11 @@ def load(
         source = ModelSource(name="nanochat", out_dir=name, step=str(step), tokenizer=tokenizer, softcap=softcap)
     elif file != NANOGPT_FILE or saved:
         source = ModelSource(name="resume", out_dir=name, meta=meta, file=file)
-    elif name in ("resume", "hf", "nanochat") or there or "/" in name or revision is not None:
+    elif there and (directory / LITGPT_WEIGHTS).exists():
+        source = ModelSource(name="litgpt", path=name)
+    elif os.path.isfile(name) and directory.suffix == ".bin":
+        source = ModelSource(name="llmc", path=name)
+    elif name in PLACE_KEYS or there or "/" in name or revision is not None:
         source = ModelSource(name="hf", path=name, revision=revision)
     elif name in MODELS:
         source = ModelSource(name=name)

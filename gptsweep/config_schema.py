@@ -57,10 +57,16 @@ class ResumeConfig(ModelConfig):
 
 
 @dataclass
-class HubConfig(ModelConfig):
-    """``model=hf``: a local directory or a hub id."""
+class PathConfig(ModelConfig):
+    """``model=llmc`` and ``model=litgpt``: a file of llm.c, a checkpoint directory of LitGPT."""
 
     path: str | None = MISSING
+
+
+@dataclass
+class HubConfig(PathConfig):
+    """``model=hf``: a local directory or a hub id."""
+
     revision: str | None = MISSING
 
 
@@ -128,7 +134,13 @@ class Config:
     compare_samplers: str | None = MISSING
 
 
-MODEL_SCHEMAS: dict[str, type[ModelConfig]] = {"resume": ResumeConfig, "hf": HubConfig, "nanochat": NanochatConfig}
+MODEL_SCHEMAS: dict[str, type[ModelConfig]] = {
+    "resume": ResumeConfig,
+    "hf": HubConfig,
+    "nanochat": NanochatConfig,
+    "llmc": PathConfig,
+    "litgpt": PathConfig,
+}
 """The choices of ``model`` that take more keys than the others, by name."""
 
 

@@ -37,7 +37,7 @@ from gptsweep.config_schema import (
 )
 from gptsweep.errors import ConfigError
 from gptsweep.multirun.hydra_errors import explain
-from gptsweep.records import MODELS, DeviceSettings, ModelSource, Point, Sampling
+from gptsweep.records import MODELS, PLACE_KEYS, DeviceSettings, ModelSource, Point, Sampling
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -74,13 +74,14 @@ def test_defaults_of_the_command_are_those_of_the_records() -> None:
     assert point() == Point(sampling=Sampling(overflow="auto"))
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "hf"])
+@pytest.mark.parametrize("name", [name for name in MODELS if PLACE_KEYS.get(name) != "path"])
 def test_each_model_is_chosen_by_its_name(name: str) -> None:
     assert point(f"model={name}").model == ModelSource(name=name)
 
 
 def test_a_model_from_the_hub_or_a_directory_is_found_by_its_path() -> None:
-    assert point("model=hf", "model.path=distilgpt2").model == ModelSource(name="hf", path="distilgpt2")
+    for name in ("hf", "llmc", "litgpt"):
+        assert point(f"model={name}", "model.path=distilgpt2").model == ModelSource(name=name, path="distilgpt2")
 
 
 def test_a_nanogpt_checkpoint_is_found_by_its_directory() -> None:
@@ -333,10 +334,12 @@ def test_a_mistake_is_one_line_with_the_key_the_value_and_what_would_work(typed:
 
 def test_a_hub_model_without_a_path_says_what_is_missing() -> None:
     assert mistake("model=hf") == "model.path=null: model=hf needs a local directory or a hub id"
+    assert mistake("model=llmc") == "model.path=null: model=llmc needs the .bin that llm.c wrote, such as gpt2_124M.bin"
+    assert mistake("model=litgpt").startswith("model.path=null: model=litgpt needs a checkpoint directory of LitGPT")
 
 
 def test_a_key_of_another_model_names_the_model_that_takes_it() -> None:
-    assert mistake("model=resume", "model.path=x") == "model.path=x: only model=hf takes it"
+    assert mistake("model=resume", "model.path=x") == "model.path=x: only model=hf takes it, and model=llmc and model=litgpt"
 
 
 def test_a_mistake_in_a_file_of_the_users_own_names_the_file(tmp_path: Path) -> None:

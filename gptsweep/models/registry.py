@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import ModelError
+from ..records import PLACE_KEYS
 
 if TYPE_CHECKING:
     from ..records import ModelSource
@@ -37,6 +38,8 @@ FORMATS = {
     "resume": "gptsweep.models.files.nanogpt:open_source",
     **dict.fromkeys(("hf", *_GPT2S), "gptsweep.models.files.hf:open_source"),
     "nanochat": "gptsweep.models.files.nanochat:open_source",
+    "llmc": "gptsweep.models.files.llmc:open_source",
+    "litgpt": "gptsweep.models.files.litgpt:open_source",
 }
 """Functions from a `ModelSource` to a `Checkpoint`, by the name that a user gives: ``model=NAME``."""
 
@@ -44,6 +47,8 @@ PLACES = {
     "resume": "gptsweep.models.files.places:find_nanogpt",
     **dict.fromkeys(("hf", *_GPT2S), "gptsweep.models.files.places:find_hf"),
     "nanochat": "gptsweep.models.files.nanochat_directory:find_nanochat",
+    "llmc": "gptsweep.models.files.places:find_llmc",
+    "litgpt": "gptsweep.models.files.places:find_litgpt",
 }
 """For formats whose files may be missing: functions that check, without torch, that a model's first file is there."""
 
@@ -98,8 +103,8 @@ def _readable(source: ModelSource) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # a name that is too long, a home directory that is not known
-        places = dict.fromkeys(("resume", "nanochat"), ("model.out_dir", source.out_dir)) | {"hf": ("model.path", source.path)}
-        key, value = places.get(source.name, ("model", source.name))
+        key = PLACE_KEYS.get(source.name)
+        key, value = ("model", source.name) if key is None else (f"model.{key}", source.place)
         raise ModelError(key, value, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 

@@ -21,7 +21,7 @@ from .sampling import (
     active_steps,
     step_order,
 )
-from .sources import DTYPES, GPT2_META, LAST_STEP, MODELS, NANOGPT_FILE, DeviceSettings, ModelSource
+from .sources import DTYPES, GPT2_META, LAST_STEP, MODELS, NANOGPT_FILE, PLACE_KEYS, DeviceSettings, ModelSource
 
 __all__ = [
     "AUTO",
@@ -38,6 +38,7 @@ __all__ = [
     "NOISES",
     "ORDERS",
     "OVERFLOWS",
+    "PLACE_KEYS",
     "RNGS",
     "SAMPLERS",
     "SCHEMA_VERSION",

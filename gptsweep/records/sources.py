@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 from .checks import LIMIT, coerce_fields, one_of, require
 
-MODELS = ("shakespeare", "resume", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "hf", "nanochat")
+MODELS = ("shakespeare", "resume", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "hf", "nanochat", "llmc", "litgpt")
+PLACE_KEYS = {"resume": "out_dir", "hf": "path", "nanochat": "out_dir", "llmc": "path", "litgpt": "path"}
+"""The setting that says where a model of one's own is, by the name of the model."""
+_PATHS = {
+    "hf": "a local directory or a hub id",
+    "llmc": "the .bin that llm.c wrote, such as gpt2_124M.bin",
+    "litgpt": "a checkpoint directory of LitGPT, such as out/pretrain/final",
+}
 NANOGPT_FILE = "ckpt.pt"
 """The checkpoint in an ``out_dir`` where no other is named."""
 GPT2_META = "gpt2"
@@ -42,9 +49,16 @@ class ModelSource:
         require(soft, "model.softcap", self.softcap, "must be a positive number, or null for that of the checkpoint's time")
         named = bool(self.file) and "\0" not in self.file
         require(named, "model.file", self.file, f"must be the name of a file in model.out_dir, such as {NANOGPT_FILE}")
-        require(self.name != "hf" or bool(self.path), "model.path", self.path, "model=hf needs a local directory or a hub id")
+        if self.name in _PATHS:
+            require(bool(self.path), "model.path", self.path, f"model={self.name} needs {_PATHS[self.name]}")
         wanted = "must be a branch, a tag or a commit of the model on the hub; null is its main branch"
         require(self.revision is None or bool(self.revision.strip()), "model.revision", self.revision, wanted)
+
+    @property
+    def place(self) -> str | None:
+        """Where the user said that the model is; None for one that has a name of its own."""
+        key = PLACE_KEYS.get(self.name)
+        return None if key is None else getattr(self, key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

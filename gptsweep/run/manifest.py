@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 
 from ..errors import DeviceError
-from ..records import NANOGPT_FILE, ModelSource, Point
+from ..records import NANOGPT_FILE, PLACE_KEYS, ModelSource, Point
 from ..version import own_version
 from .executors import Executor
 from .rows import OpenModel, Task
@@ -18,6 +18,8 @@ def settings_of(point: Point, *, dtype: str, device: str) -> dict[str, object]:
         "resume": {"out_dir": model.out_dir, "file": model.file},
         "hf": {"path": model.path, **_revision(model)},
         "nanochat": {"out_dir": model.out_dir, "step": model.step, "softcap": model.softcap},
+        "llmc": {"path": model.path},
+        "litgpt": {"path": model.path},
     }
     return {
         "model": model.name,
@@ -57,10 +59,9 @@ def wanted_settings(executor: Executor, point: Point) -> dict[str, object]:
 
 def model_of(model: ModelSource) -> dict[str, object]:
     """A model as ``manifest.json`` names it."""
-    trained = model.name in ("resume", "nanochat")
     other: dict[str, object] = {"file": model.file} if model.name == "resume" and model.file != NANOGPT_FILE else {}
     other |= {"step": model.step, "softcap": model.softcap} if model.name == "nanochat" else {}
-    out_dir = model.out_dir if trained else None
+    out_dir = model.out_dir if PLACE_KEYS.get(model.name) == "out_dir" else None
     return {"name": model.name, "out_dir": out_dir, **other, "path": model.path, **_revision(model)}
 
 

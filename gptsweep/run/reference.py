@@ -25,7 +25,7 @@ from ..engine.backend import Scorer
 from ..errors import GptsweepError, ResultsError
 from ..models.files.generated_text import completion_text
 from ..prompts import read_reference
-from ..records import DTYPES, MODELS
+from ..records import DTYPES, MODELS, PLACE_KEYS
 from ..store.durable import atomic_write
 from ..store.reader import read_manifest
 from ..store.schema import REFERENCE
@@ -100,7 +100,7 @@ def maker_name(sweep: Sweep, asked: str | None) -> tuple[str, str]:
     """
     row = sweep.summary[sweep.summary["num_samples"] > 0].iloc[0]
     name, dtype = row.get("model"), row.get("dtype")
-    if asked is None and (name not in MODELS or name in ("resume", "hf", "nanochat")):
+    if asked is None and (name not in MODELS or name in PLACE_KEYS):
         place = next((row[key] for key in ("out_dir", "path") if key in row and pd.notna(row[key])), "PATH")
         raise ResultsError("model", name, f"a review opens no path that results name; to open this one add --model {place}")
     return asked or str(name), str(dtype) if dtype in DTYPES else "auto"

@@ -40,9 +40,9 @@ def open_hf(files: ModelFiles, tokenizer: Tokenizer | None = None) -> Checkpoint
     Raises:
         ModelError: a file is missing or damaged, or `ARCHITECTURES` does not have the model's.
     """
-    settings = _json(config_of(files), files)
+    settings = json_in(config_of(files), files)
     architecture, config, fitting = model_of(settings, _tensors(files), files.key, files.value)
-    tokenizer = tokenizer or _tokenizer(settings, config.vocab_size, files)
+    tokenizer = tokenizer or tokenizer_in(files, settings, config.vocab_size)
     return checkpoint_of(architecture, config, tokenizer, fitting, files.key, files.value)
 
 
@@ -73,7 +73,12 @@ def model_of(
     return architecture, config, fit(architecture, config, stored, key, value)
 
 
-def _json(path: Path, files: ModelFiles) -> Any:
+def json_in(path: Path, files: ModelFiles) -> Any:
+    """The contents of one of the model's JSON files.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
     try:
         return read_json(path)
     except (OSError, ValueError) as error:
@@ -93,7 +98,7 @@ def _tensors(files: ModelFiles) -> Iterable[tuple[str, StoredTensor]]:
 
 
 def _shards(index: Path, files: ModelFiles, kind: str) -> Iterable[tuple[str, StoredTensor]]:
-    places = _json(index, files)
+    places = json_in(index, files)
     places = places.get("weight_map") if isinstance(places, dict) else None
     shards: list[Any] = list(places.values()) if isinstance(places, dict) else [None]
     if not all(isinstance(shard, str) and re.fullmatch(rf"\w[\w.-]*\.{kind}", shard) for shard in shards):
@@ -113,7 +118,12 @@ def _file(path: Path, files: ModelFiles) -> Iterable[tuple[str, StoredTensor]]:
     return file.tensors(weights)
 
 
-def _tokenizer(settings: Mapping[str, Any], vocab_size: int, files: ModelFiles) -> Tokenizer:
+def tokenizer_in(files: ModelFiles, settings: Mapping[str, Any], vocab_size: int) -> Tokenizer:
+    """The tokenizer of a model whose ``config.json`` holds ``settings``, and whose embedding has ``vocab_size`` rows.
+
+    Raises:
+        ModelError: there is none, or it is damaged, or one that gptsweep does not run.
+    """
     found = read_hf_tokenizer(_sized(files), config=settings, limit=vocab_size, key=files.key, value=files.value)
     if found is not None:
         if files.unreachable:

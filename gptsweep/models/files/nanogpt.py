@@ -16,12 +16,10 @@ from ..gpt2 import GPT, GPTConfig
 from .meta import read_meta
 from .pickles import mapping_of
 from .places import nanogpt_file
-from .tokenizers import CharTokenizer, GPT2Tokenizer
+from .tokenizers import GPT2_VOCAB, CharTokenizer, GPT2Tokenizer
 from .torch_file import TorchFile
 
 log = get_logger(__name__)
-
-GPT2_VOCAB = 50257
 
 PADDING = 128
 """A checkpoint's vocabulary that is larger than its tokenizer's by this or more is not padded, but another one."""

@@ -15,6 +15,7 @@ from ...errors import ConfigError, PromptError
 
 RANKS = Path(__file__).parents[2] / "data" / "gpt2" / "gpt2.tiktoken"
 END_OF_TEXT = "<|endoftext|>"
+GPT2_VOCAB = 50257
 UNKNOWN = "\N{REPLACEMENT CHARACTER}".encode()
 
 GPT2_WORDS = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
