@@ -215,8 +215,8 @@ def test_a_sweep_of_the_command_runs_in_jobs_by_one_override_and_a_tuner_keeps_t
     sweep = ("-m", "model=resume", "start=a", "sampling.max_new_tokens=4", "sampling.num_samples=3", "quiet=true", "seed=1,2")
     jobs = ("hydra/launcher=fused_slurm", "hydra.launcher.cluster=local", "hydra.launcher.workers=1")
     assert run(*sweep, "name=here").status == 0
-    tuner = ("hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "hydra.sweeper.n_jobs=1", "objective=logprob_mean")
-    assert run(*sweep, *jobs, *tuner, "name=there").status == 0
+    tuner = ("hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "hydra.sweeper.n_jobs=1", "hydra.sweeper.n_trials=2")
+    assert run(*sweep, *jobs, *tuner, "objective=logprob_mean", "name=there").status == 0
     here, there = (samples_of(tmp_path / "outputs/sweeps" / name) for name in ("here", "there"))
     assert sorted(there.values()) == sorted(here.values())
     assert len(here) == 2
