@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,18 +18,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import ray
+from numpy.typing import NDArray
 from ray._private import services
 from ray.cluster_utils import Cluster
+from sweeps import save_checkpoint
 from tables import Table, Tables, pause
 from test_backend import files
 from test_remote import settle
 
+from gptsweep.engine.torch_backend import TorchBackends
+from gptsweep.models.checkpoint import Checkpoint
+from gptsweep.records import ModelSource, Point, Sampling
 from gptsweep.run.executors.local import LocalExecutor
 from gptsweep.run.executors.ray import RayPool
 from gptsweep.run.executors.remote import RemoteExecutor
+from gptsweep.run.jobs import Job
 
 pytestmark = pytest.mark.xdist_group("ray")  # one process starts Ray
 
@@ -177,6 +185,31 @@ def test_a_driver_that_is_killed_goes_on_where_it_was(
     assert all(outcome.error is None for outcome in made)
     assert files(root) == whole
     assert executor._tokens <= 4 * (SAMPLES - kept), "what was finished was not made again"
+
+
+class ReadOnce(TorchBackends):
+    """Opens models whose files are gone once they are packed."""
+
+    def pack(self, source: ModelSource) -> tuple[Checkpoint, Iterator[NDArray[np.uint8]]]:
+        outline, weights = super().pack(source)
+        read = list(weights)
+        shutil.rmtree(source.out_dir)
+        return outline, iter(read)
+
+
+def test_weights_that_are_shipped_are_read_by_the_driver_alone(tmp_path: Path, cluster: Cluster, pool: RayPool) -> None:
+    source = ModelSource(name="resume", out_dir=str(save_checkpoint(tmp_path / "out", seed=1)))
+    point = Point(model=source, start="a", sampling=Sampling(num_samples=4, max_new_tokens=3))
+    settle(tmp_path, LocalExecutor(TorchBackends()), [Job(point, tmp_path / "here" / "seed")])
+    for name in list(pool._actors):  # a CPU each
+        pool.kill(name)
+    shipping = RayPool(ReadOnce(), workers=1, ship_weights=True)
+    try:
+        (outcome,) = settle(tmp_path, RemoteExecutor(shipping), [Job(point, tmp_path / "there" / "seed")])
+    finally:
+        shipping.close()
+    assert outcome.error is None
+    assert files(tmp_path / "there") == files(tmp_path / "here"), "the fingerprint of what was shipped is in each point_id"
 
 
 def drive(address: str, root: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from ..models.files.tokenizers import Tokenizer
 from ..records import Completion, DeviceSettings, ModelSource, Prefix, Row, Sampling
@@ -195,3 +195,18 @@ class Backends(Protocol):
             DeviceError: the device, dtype or compiler is not there.
             MemoryError: it does not fit.
         """
+
+
+@runtime_checkable
+class Ships(Protocol):
+    """`Backends` whose models can be opened where their files are not."""
+
+    def pack(self, source: ModelSource) -> tuple[object, Iterator[Any]]:
+        """A model without its weights, which pickles, and the weights, piece by piece, which pickle, too.
+
+        Raises:
+            ModelError: there is no such model, or it cannot be read.
+        """
+
+    def receive(self, source: ModelSource, outline: object, weights: Sequence[Any]) -> None:
+        """Take what `pack` made of a model: the next `Backends.open` of it looks for no files."""

@@ -7,13 +7,18 @@ import platform
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..display import get_logger
 from ..models.architecture import Architecture
+from ..models.checkpoint import Checkpoint
 from ..models.files.generated_text import stop_matcher
 from ..models.files.tokenizers import Tokenizer
 from ..models.loading import LoadedModel, layer_kinds, load_model, resolve_device, resolve_dtype
+from ..models.registry import open_checkpoint
+from ..models.shipping import pack, unpack
 from ..records import ENGINE_VERSION, Completion, DeviceSettings, ModelSource, Prefix, Row
 from .backend import OnStep, Provenance, Workload
 from .engine import Engine, out_of_memory
@@ -117,7 +122,10 @@ class TorchBackend:
 
 
 class TorchBackends:
-    """Opens models in torch."""
+    """Opens models in torch, those included whose weights come from elsewhere (`Ships`)."""
+
+    def __init__(self) -> None:
+        self._received: dict[ModelSource, Checkpoint] = {}
 
     def resolve(self, settings: DeviceSettings) -> tuple[str, str]:
         """As `Backends.resolve`."""
@@ -127,7 +135,7 @@ class TorchBackends:
     def open(self, source: ModelSource, settings: DeviceSettings) -> tuple[TorchBackend, Tokenizer]:
         """As `Backends.open`."""
         try:
-            loaded = load_model(source, settings)
+            loaded = load_model(source, settings, self._received.pop(source, None))
             backend = TorchBackend(loaded, settings.max_rows)
         except RuntimeError as error:  # torch's allocators raise these
             if out_of_memory(error):
@@ -136,6 +144,16 @@ class TorchBackends:
         if not backend.promise:
             log.warning("on this device samples may differ with the number of rows decoded together (promise: false)")
         return backend, loaded.tokenizer
+
+    def pack(self, source: ModelSource) -> tuple[Checkpoint, Iterator[NDArray[np.uint8]]]:
+        """As `Ships.pack`."""
+        checkpoint = open_checkpoint(source, hashed=False)
+        return checkpoint, pack(checkpoint)
+
+    def receive(self, source: ModelSource, outline: object, weights: Sequence[NDArray[np.uint8]]) -> None:
+        """As `Ships.receive`."""
+        assert isinstance(outline, Checkpoint)
+        self._received[source] = unpack(outline, weights)
 
 
 @cache

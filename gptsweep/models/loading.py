@@ -12,7 +12,7 @@ from ..free_cores import FreeCores
 from ..records import DeviceSettings, ModelSource
 from ..threads import own_count
 from .architecture import Architecture
-from .checkpoint import load_weights
+from .checkpoint import Checkpoint, load_weights
 from .files.tokenizers import Tokenizer
 from .linear import Int8Linear, can_pack, multiplies_in_halves, pack
 from .registry import open_checkpoint
@@ -41,8 +41,13 @@ class LoadedModel:
     step: int | None = None
 
 
-def load_model(source: ModelSource, settings: DeviceSettings) -> LoadedModel:
+def load_model(source: ModelSource, settings: DeviceSettings, checkpoint: Checkpoint | None = None) -> LoadedModel:
     """Find a model, read its weights, and prepare its layers for the device.
+
+    Args:
+        source: of the model.
+        settings: where it is to run.
+        checkpoint: the model, if it is found already.
 
     Raises:
         ModelError: there is no such model, or it cannot be read.
@@ -51,7 +56,7 @@ def load_model(source: ModelSource, settings: DeviceSettings) -> LoadedModel:
     device = resolve_device(settings.name)
     dtype = resolve_dtype(settings.dtype, device)
     free_cores = set_threads(settings)
-    checkpoint = open_checkpoint(source)
+    checkpoint = checkpoint or open_checkpoint(source)
     model = checkpoint.laid_out()
     load_weights(checkpoint, model, stored_dtype(dtype))
     place(model, device, dtype, packed=not settings.compile)

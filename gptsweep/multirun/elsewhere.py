@@ -68,6 +68,7 @@ class RayFusedLauncher(FusedLauncher):
         address: of a cluster to join, as of `ray.init`; None starts Ray on this machine.
         resources: what an actor takes, by Ray's names; None: a CPU, and a GPU where the cluster has any.
         runtime_env: as of `ray.init`.
+        ship_weights: whether this process reads the model, and actors have it from Ray's object store.
         heartbeat_s: a worker that gives no sign of life for so many seconds is ended.
         strict: whether workers, and unfinished points, of another kind of machine are refused.
     """
@@ -80,12 +81,19 @@ class RayFusedLauncher(FusedLauncher):
         address: str | None = None,
         resources: Mapping[str, float] | None = None,
         runtime_env: Mapping[str, Any] | None = None,
+        ship_weights: bool = False,
         heartbeat_s: float = HEARTBEAT_SECONDS,
         strict: bool = False,
     ) -> None:
         super().__init__(strict=strict)
         self._shards, self._heartbeat_s = shards, heartbeat_s
-        self._pool = {"workers": workers, "address": address, "resources": plain(resources), "runtime_env": plain(runtime_env)}
+        self._pool: dict[str, Any] = {
+            "workers": workers,
+            "address": address,
+            "resources": plain(resources),
+            "runtime_env": plain(runtime_env),
+            "ship_weights": ship_weights,
+        }
 
     def executor(self) -> Executor:
         """As `FusedLauncher.executor`."""

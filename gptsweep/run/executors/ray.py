@@ -18,7 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ...display import get_logger, one_line
-from ...engine.backend import Backends
+from ...engine.backend import Backends, Ships
 from ...errors import ConfigError
 from ...records import DeviceSettings, ModelSource
 from .remote import Gone
@@ -43,6 +43,13 @@ class RayWorker(Worker):
         """Where the worker is, and the id of its Ray node."""
         return Place.here(), ray.get_runtime_context().get_node_id()
 
+    def open_shipped(self, source: ModelSource, settings: DeviceSettings, outline: object, *weights: object) -> None:
+        """As `open`, of a model whose weights come from the object store, which has them once a node."""
+        backends = self._executor.backends
+        assert isinstance(backends, Ships)
+        backends.receive(source, outline, weights)
+        self.open(source, settings)
+
 
 @dataclass(slots=True)
 class _Actor:
@@ -64,6 +71,7 @@ class RayPool:
         address: as of `ray.init`; None starts Ray on this machine.
         resources: what an actor takes: ``CPU``, ``GPU``, and custom ones; None: a CPU, and a GPU where the cluster has any.
         runtime_env: as of `ray.init`.
+        ship_weights: whether this process reads a model, and actors have it from the object store.
     """
 
     def __init__(
@@ -74,11 +82,14 @@ class RayPool:
         address: str | None = None,
         resources: Mapping[str, float] | None = None,
         runtime_env: Mapping[str, Any] | None = None,
+        ship_weights: bool = False,
     ) -> None:
         self._started = not ray.is_initialized()
         if self._started:
             _init(address, runtime_env)
         self._backends = ray.put(backends)
+        self._ships = backends if ship_weights else None
+        self._shipped: tuple[ModelSource | None, list[Any]] = None, []
         self._workers = workers
         have = ray.cluster_resources()
         self._resources = dict(resources or ({"CPU": 1.0, "GPU": 1.0} if have.get("GPU") else {"CPU": 1.0}))
@@ -125,9 +136,14 @@ class RayPool:
 
     def open(self, source: ModelSource, settings: DeviceSettings) -> None:
         """As `Pool.open`."""
+        if self._ships is not None and self._shipped[0] != source:
+            assert isinstance(self._ships, Ships)
+            self._shipped = None, []  # before the next: two need not fit
+            outline, weights = self._ships.pack(source)
+            self._shipped = source, [ray.put(outline), *map(ray.put, weights)]
         self._model = source, settings
         for actor in self._actors.values():
-            actor.handle.open.remote(source, settings)
+            self._open(actor.handle)
         self._fill()
 
     def give(self, worker: str, work: Work) -> None:
@@ -219,8 +235,13 @@ class RayPool:
                 max_task_retries=0,
             ).remote(self._backends)
             if self._model is not None:
-                handle.open.remote(*self._model)
+                self._open(handle)
             self._actors[f"{next(self._numbers)}"] = _Actor(handle, handle.node.remote())
+
+    def _open(self, handle: Any) -> None:
+        assert self._model is not None
+        source, shipped = self._shipped
+        (handle.open if source is None else handle.open_shipped).remote(*self._model, *shipped)
 
     def _end(self, actor: _Actor) -> None:
         with suppress(Exception):

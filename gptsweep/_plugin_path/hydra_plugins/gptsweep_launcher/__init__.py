@@ -28,6 +28,7 @@ class RayFusedLauncherConf:
     address: str | None = None
     resources: dict[str, float] | None = None
     runtime_env: dict[str, Any] | None = None
+    ship_weights: bool = False
     heartbeat_s: float = elsewhere.HEARTBEAT_SECONDS
     strict: bool = False
 
