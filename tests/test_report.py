@@ -522,3 +522,42 @@ def test_a_page_of_many_points_answers_at_once(browser: Any, tmp_path: Path) -> 
         seen.get_by_text("Show all 300 points").click()
         assert seen.locator(".points tbody tr").count() == 300
         assert seen.locator(".heat td button").count() == 300
+
+
+def of_many_points(data: dict[str, Any], across: int, *, up: int | None) -> dict[str, Any]:
+    """A page's data of so many values of two settings: a grid; with ``up`` None points that share no value."""
+    at = [[x, y] for x in range(across) for y in range(up)] if up else [[x, x] for x in range(across)]
+
+    def again(column: list[Any]) -> list[Any]:
+        return [column[place % len(column)] for place in range(len(at))]
+
+    values = {name: {part: each and again(each) for part, each in found.items()} for name, found in data["values"].items()}
+    keys = [
+        key | {"labels": [f"{n / 100}" for n in range(size)], "numbers": [n / 100 for n in range(size)]}
+        for key, size in zip(data["keys"], (across, up or across), strict=True)
+    ]
+    groups = {name: again(column) for name, column in data["groups"].items()} | {"at": at}
+    return data | {"keys": keys, "groups": groups, "values": values}
+
+
+def test_of_thousands_of_points_a_page_draws_a_part_and_turns_its_pages(browser: Any, sweep_dir: Path, tmp_path: Path) -> None:
+    data = report_data.page_data(read_sweep(sweep_dir), "many")
+    (tmp_path / "grid.html").write_text(page(of_many_points(data, 30, up=44)))
+    with Visit(browser, tmp_path / "grid.html", "#all=1&row=399&base=401") as seen:  # not all at once, though a link asks
+        rows = seen.locator(".points tbody tr")
+        assert rows.count() == 200
+        assert rows.nth(1).locator("th").inner_text() == "0.04"
+        assert "201 to 400 of 1,320" in seen.locator("#points-body").inner_text()
+        assert seen.evaluate("document.querySelectorAll('*').length") < 25_000
+        assert seen.locator("#curve path.line").count() == 40 + 40  # the lines, and beside their names
+        seen.get_by_role("button", name="Points after").click()
+        assert "row=400" in seen.evaluate("location.hash")
+        seen.locator("#points-controls select").focus()
+        assert seen.locator("#points-controls option").count() == 1 + 1_320
+        seen.locator(".points thead button", has_text="Perplexity").click()
+        assert "row=" not in seen.evaluate("location.hash")
+    (tmp_path / "random.html").write_text(page(of_many_points(data, 2_100, up=None)))
+    with Visit(browser, tmp_path / "random.html") as seen:  # no grid: no heat map of empty cells, no lines of one point
+        assert not seen.locator("#heat").is_visible()
+        assert seen.locator("#curve path.line").count() == 0
+        assert seen.locator("#curve .dot").count() == 2_000

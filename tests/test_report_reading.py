@@ -74,6 +74,11 @@ def test_every_number_and_text_stands_against_the_baseline(browser: Any, sweep_d
         cell = page.locator(".points tbody tr").nth(2).locator("td.n").nth(1).inner_text()
         [difference] = re.findall(r"\(\+([\d.]+)\)", cell)
         assert float(difference) == pytest.approx(table.loc["perplexity", "difference"], abs=0.006)
+        shown = f"{table.loc['perplexity', 'a']:#.3g}".rstrip(".")
+        assert page.locator("#curve text.basename").text_content() == f"baseline {shown}"
+        assert page.locator("#scatter text.basename").count() == page.locator("#curve line.base").count() == 1
+        page.locator("#curve .dot").last.hover()
+        assert re.search(r"; \+[\d.]+ \[[\d.−]+, [\d.]+\] from the baseline", page.locator("#read").inner_text())
         page.get_by_role("button", name="Column A as the baseline").click()
         assert "base=0" in page.evaluate("location.hash")
         assert "parts from A" in page.locator(".column").nth(1).inner_text()

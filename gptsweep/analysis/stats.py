@@ -120,8 +120,9 @@ def by_seed(name: str, points: pd.DataFrame, codes: Ints, groups: int) -> list[l
     if "seed" in points:
         table = points.assign(group=codes)
         table = table.sort_values("num_samples", ascending=False, kind="stable").drop_duplicates(["group", "seed"])
-        for _, row in table.sort_values("seed", kind="stable").iterrows():
-            found[row["group"]].append((str(row["seed"]), row[name]))
+        table = table.sort_values("seed", kind="stable")
+        for group, seed, value in zip(*(table[column].tolist() for column in ("group", "seed", name)), strict=True):
+            found[group].append((str(seed), value))
     return found
 
 

@@ -1,8 +1,14 @@
 /* ---------- charts ---------- */
 
-const picker = (text, options, now, change) => el("label", { class: "pick" }, text + " ",
-  el("select", { onchange: (event) => change(event.target.value) },
+/** A choice of one of several. With `offer` the list is completed when it is wanted: of thousands of points it takes its time. */
+const picker = (text, options, now, change, offer = null) => el("label", { class: "pick" }, text + " ",
+  el("select", { onchange: (event) => change(event.target.value), onpointerdown: offer, onfocus: offer },
     options.map(([value, name]) => el("option", { value, selected: String(value) === String(now) }, name))));
+/** Add the points that a choice does not have yet. */
+function offerPoints(event) {
+  const list = event.target, there = new Set([...list.options].map((option) => option.value));
+  if (there.size < count) list.append(...every.filter((g) => !there.has(String(g))).map((g) => el("option", { value: g }, groupName(g))));
+}
 
 function drawAxes() {
   const names = keys.map((key, k) => [k, key.name]), controls = [];
@@ -32,25 +38,26 @@ function heatColour(share) {
     : `color-mix(in oklab, var(--heat2) ${((share - 0.5) * 200).toFixed(1)}%, var(--heat1))`;
 }
 
-function drawHeat() {
-  $("heat").hidden = keys.length < 2;
-  if (keys.length < 2) return;
+function drawHeat(rows) {
   const kx = keys[state.x], ky = keys[state.y];
-  const xs = drawn(kx), ys = drawn(ky), cells = grid().map((row, y) => row.map((inside, x) => ({ inside, found: meanOf(state.metric, x, y) })));
-  const means = cells.flat().filter((cell) => cell.found).map((cell) => cell.found.mean);
+  const xs = drawn(kx), ys = drawn(ky), groupsAt = (x, y) => rows.get(y)?.get(x) ?? [];
+  const cells = new Map(ys.map((y) => [y, new Map(xs.map((x) => { const inside = groupsAt(x, y); return [x, { inside, found: inside.length ? meanOf(state.metric, x, y) : null }]; }))]));
+  const means = [...cells.values()].flatMap((row) => [...row.values()]).filter((cell) => cell.found).map((cell) => cell.found.mean);
   const low = least(means), high = most(means);
   const logarithmic = widely(state.metric, low, high);
   const share = (v) => (high === low ? 0.5 : logarithmic ? Math.log(v / low) / Math.log(high / low) : (v - low) / (high - low));
   const row = (y) => el("tr", {}, el("th", { scope: "row", title: ky.labels[y] }, brief(state.y, y, 14)), xs.map((x) => {
-    const { inside, found } = cells[y][x];
+    const { inside, found } = cells.get(y).get(x);
     const name = `${kx.name} ${brief(state.x, x)}, ${ky.name} ${brief(state.y, y)}: ${settingName(state.metric)} ${spoken(state.metric, found)}`;
     if (!inside.length) return el("td", {}, "");
     const one = inside.length === 1 ? inside[0] : inside[Math.floor(inside.length / 2)];
     const part = found ? share(found.mean) : 0;
+    const based = inside.includes(state.base), say = () => read(name + fromBaseline(state.metric, inside));
     return el("td", {}, el("button", {
-      type: "button", class: (found ? "" : "none") + (state.columns.includes(one) ? ` on t${state.columns.indexOf(one)}` : ""), "aria-label": name + (state.columns.includes(one) ? ", shown among the samples" : ""),
+      type: "button", class: (found ? "" : "none") + (state.columns.includes(one) ? ` on t${state.columns.indexOf(one)}` : "") + (based ? " base" : ""),
+      "aria-label": name + (based ? `, ${inside.length > 1 ? "with " : ""}the baseline` : "") + (state.columns.includes(one) ? ", shown among the samples" : ""),
       style: found ? { background: heatColour(part), color: part < 0.5 ? "var(--on-low)" : "var(--on-high)" } : {},
-      onmouseenter: () => read(name), onfocus: () => read(name), onclick: () => toggle(one),
+      onmouseenter: say, onfocus: say, onclick: () => toggle(one),
     }, found ? showOf(state.metric, found.mean) : "–", badge(one)));
   }));
   const wide = xs.length, every12 = Math.ceil(wide / 12);
@@ -61,64 +68,71 @@ function drawHeat() {
   fill($("heat"),
     el("figcaption", {}, `${settingName(state.metric)} `, el("span", {}, `by ${kx.name} (across) and ${ky.name} (up)${partOf(kx)}${partOf(ky)}`)),
     el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Heat map" }, table),
-    means.length > 0 && el("p", { class: "legend" }, showOf(state.metric, low), el("i"), showOf(state.metric, high), logarithmic ? " logarithmic" : "", " · press a cell to read its samples"));
+    means.length > 0 && el("p", { class: "legend" }, showOf(state.metric, low), el("i"), showOf(state.metric, high), logarithmic ? " logarithmic" : "", " · press a cell to read its samples",
+      ys.some((y) => xs.some((x) => groupsAt(x, y).includes(state.base))) && " · dashed: the baseline"));
 }
 
-function drawCurve() { // the height grows with the names of the lines
-  const kx = keys[state.x], two = keys.length > 1, ky = two ? keys[state.y] : { labels: [""] };
-  const shownLines = new Set(two ? drawn(ky) : [0]);
-  const lines = grid().map((row, y) => !shownLines.has(y) ? [] : row.map((inside, x) => {
+function drawCurve(rows, scattered, W) { // the height grows with the names of the lines
+  const kx = keys[state.x], ky = keys.length > 1 ? keys[state.y] : { labels: [""] }, two = keys.length > 1 && !scattered;
+  const pointOf = (x, y, inside) => {
     const found = meanOf(state.metric, x, y);
-    return found && { x, g: inside[Math.floor(inside.length / 2)], ...found };
-  }).filter(Boolean));
-  const flat = lines.flat();
+    return found && { x, y, inside, g: inside[Math.floor(inside.length / 2)], ...found };
+  };
+  const line = (y) => ({ y, points: [...(rows.get(y) ?? [])].sort(([p], [q]) => p - q).map(([x, inside]) => pointOf(x, y, inside)).filter(Boolean) });
+  const lines = (scattered ? [{ y: 0, points: spreadOver([...rows.keys()].flatMap((y) => line(y).points), MAX_DOTS) }] : (two ? drawn(ky) : [0]).map(line)).filter(({ points }) => points.length);
+  const flat = lines.flatMap(({ points }) => points);
   if (!flat.length) { fill($("curve"), el("p", { class: "empty" }, "Nothing to draw yet.")); return; }
-  $("curve").classList.toggle("wide", !two);
-  const shown = lines.filter((line) => line.length).length;
-  const W = width("curve"), H = Math.max(350, 14 * Math.min(shown, 60) + 80), box = { left: 52, right: W - (two ? 112 : 20), top: 28, bottom: H - 44 };
+  const shown = lines.length;
+  const H = Math.max(350, 14 * Math.min(shown, 60) + 80), box = { left: 52, right: W - (two ? 112 : 20), top: 28, bottom: H - 44 };
   const numbers = kx.numbers;
   const x = numbers ? scale(numbers, numbers, box.left + 8, box.right - 8, { numbers, labels: kx.labels }) : scale([], [], box.left + 14, box.right - 14, { labels: kx.labels.map((_, i) => brief(state.x, i, 10)) });
-  const goal = reference(state.metric), lows = flat.map((p) => p.mean - (p.error || 0)), highs = flat.map((p) => p.mean + (p.error || 0));
-  const goals = near(goal, lows, highs) ? [goal] : [], above = goal > most(highs);
-  const y = scale([...lows, ...goals], [...highs, ...goals], box.bottom, box.top, { name: state.metric });
-  const px = (p) => x.of(numbers ? numbers[p.x] : p.x), rings = [];
-  const marks = lines.map((line, i) => {
+  const lows = flat.map((p) => p.mean - (p.error || 0)), highs = flat.map((p) => p.mean + (p.error || 0));
+  const held = goals(state.metric).map((goal) => ({ ...goal, inside: near(goal.at, lows, highs), above: goal.at > most(highs) }));
+  const seen = held.filter((goal) => goal.inside).map((goal) => goal.at);
+  const y = scale([...lows, ...seen], [...highs, ...seen], box.bottom, box.top, { name: state.metric });
+  const px = (p) => x.of(numbers ? numbers[p.x] : p.x), rings = [], marked = scattered || flat.length <= MAX_DOTS ? null : new Set(drawn(kx));
+  const valueNames = (p) => `${kx.name} ${brief(state.x, p.x)}${keys.length > 1 ? `, ${ky.name} ${brief(state.y, p.y)}` : ""}`;
+  const marks = lines.map(({ y: i, points }) => {
     const colour = lineColour(i);
     return el("g", {},
-      el("path", { class: "line", stroke: colour, "stroke-dasharray": dashOf(i), d: line.map((p, at) => `${at ? "L" : "M"}${px(p).toFixed(1)} ${y.of(p.mean).toFixed(1)}`).join("") }),
-      flat.length <= 1500 && line.map((p) => p.error !== null && el("line", { class: "bar1", stroke: colour, x1: px(p), x2: px(p), y1: y.of(Math.max(p.mean - p.error, -1e300)), y2: y.of(p.mean + p.error) })),
-      line.map((p) => {
-        const text = () => `${kx.name} ${brief(state.x, p.x)}${two ? `, ${ky.name} ${brief(state.y, i)}` : ""}: ${settingName(state.metric)} ${spoken(state.metric, p)}`;
+      !scattered && el("path", { class: "line", stroke: colour, "stroke-dasharray": dashOf(i), d: points.map((p, at) => `${at ? "L" : "M"}${px(p).toFixed(1)} ${y.of(p.mean).toFixed(1)}`).join("") }),
+      flat.length <= MAX_BARS && points.map((p) => p.error !== null && el("line", { class: "bar1", stroke: colour, x1: px(p), x2: px(p), y1: y.of(Math.max(p.mean - p.error, -1e300)), y2: y.of(p.mean + p.error) })),
+      points.map((p) => {
+        const text = () => `${valueNames(p)}: ${settingName(state.metric)} ${spoken(state.metric, p)}`;
         rings.push(ring(p.g, px(p), y.of(p.mean)));
-        return mark(i, px(p), y.of(p.mean), flat.length <= 300 ? 4.5 : 2.5, { class: "dot", fill: colour, onmouseenter: () => read(text()), onclick: () => toggle(p.g) }, flat.length <= 300 && el("title", {}, text()));
+        return (!marked || marked.has(p.x)) && mark(i, px(p), y.of(p.mean), flat.length <= 300 ? 4.5 : 2.5, { class: "dot", fill: colour, onmouseenter: () => read(text() + fromBaseline(state.metric, p.inside)), onclick: () => toggle(p.g) }, flat.length <= 300 && el("title", {}, text()));
       }));
   });
-  const ends = two ? apart(lines.map((line, i) => line.length && { i, y: y.of(line[line.length - 1].mean), x: px(line[line.length - 1]) }).filter(Boolean), 14, box.top, box.bottom) : [];
+  const last = (points) => points[points.length - 1];
+  const ends = two ? apart(lines.map(({ y: i, points }) => ({ i, y: y.of(last(points).mean), x: px(last(points)) })), 14, box.top, box.bottom) : [];
   const few = ends.length <= 60 ? ends : ends.filter((_, i) => i % Math.ceil(ends.length / 60) === 0);
   const names = few.map((end) => lineName(end.i, box.right + 10, end.y + 4, brief(state.y, end.i, 11), two));
   if (two) names.push(el("text", { x: box.right + 8, y: 12, class: "name" }, short(ky.name, 14)));
-  const alt = `${settingName(state.metric)} along ${kx.name}${two ? `, a line for each ${ky.name}` : ""}. The same numbers stand in the table below.`;
+  const alt = `${settingName(state.metric)} along ${kx.name}${scattered ? ", a dot for each point" : two ? `, a line for each ${ky.name}` : ""}. The same numbers stand in the table below.`;
   fill($("curve"),
-    el("figcaption", {}, `${settingName(state.metric)} `, el("span", {}, `along ${kx.name}; bars are one standard error${two ? partOf(ky) : ""}`)),
-    frame(x, y, W, H, box, kx.name, settingName(state.metric), [goals.map((v) => [el("line", { class: "ref", x1: box.left, x2: box.right, y1: y.of(v), y2: y.of(v) }),
-      el("text", { class: "refname", x: box.left + 6, y: y.of(v) - 5 }, `reference text ${showOf(state.metric, v)}`)]),
-      goal !== null && !goals.length && el("text", { class: "refname", x: box.left + 6, y: above ? box.top + 12 : box.bottom - 8 }, `${above ? "↑" : "↓"} reference text ${showOf(state.metric, goal)}, outside the plot`),
+    el("figcaption", {}, `${settingName(state.metric)} `, el("span", {}, `along ${kx.name}; ${scattered ? "a dot is a point; " : ""}${flat.length <= MAX_BARS ? "bars are one standard error" : "marks may be pressed"}${two ? partOf(ky) : ""}${marked ? partOf(kx, "marks at ") : ""}`)),
+    frame(x, y, W, H, box, kx.name, settingName(state.metric), [
+      held.map(({ name, kind, at, inside, above }, i) => { // the first at the left end, the second at the right, where they are near each other
+        const end = i ? { x: box.right - 6, "text-anchor": "end" } : { x: box.left + 6 };
+        return inside ? [el("line", { class: kind, x1: box.left, x2: box.right, y1: y.of(at), y2: y.of(at) }), el("text", { class: `${kind}name`, ...end, y: y.of(at) - 5 }, `${name} ${showOf(state.metric, at)}`)]
+          : el("text", { class: `${kind}name`, ...end, y: above ? box.top + 12 : box.bottom - 8 }, `${above ? "↑" : "↓"} ${name} ${showOf(state.metric, at)}, outside the plot`);
+      }),
       marks, rings, names], alt),
-    tableOf([two ? `${ky.name} \\ ${kx.name}` : kx.name, ...kx.labels.map((_, i) => brief(state.x, i))],
-      () => lines.map((line, i) => [two ? brief(state.y, i) : settingName(state.metric), ...kx.labels.map((_, at) => { const p = line.find((one) => one.x === at); return p ? spoken(state.metric, p) : "–"; })]).filter((_, i) => shownLines.has(i))));
+    scattered ? tableOf([`${kx.name}, ${ky.name}`, settingName(state.metric)], () => flat.map((p) => [valueNames(p), spoken(state.metric, p)]))
+      : tableOf([two ? `${ky.name} \\ ${kx.name}` : kx.name, ...kx.labels.map((_, i) => brief(state.x, i))],
+        () => lines.map(({ y: i, points }) => { const there = new Map(points.map((p) => [p.x, p])); return [two ? brief(state.y, i) : settingName(state.metric), ...kx.labels.map((_, at) => (there.has(at) ? spoken(state.metric, there.get(at)) : "–"))]; })));
 }
 
-function drawScatter() {
-  const { mx, my } = state, two = keys.length > 1;
+function drawScatter(scattered, W) {
+  const { mx, my } = state, two = keys.length > 1 && !scattered;
   const there = shownGroups(), dots = spreadOver(there, MAX_DOTS).map((g) => ({ g, px: meanAt(mx, groups.at[g]), py: meanAt(my, groups.at[g]) })).filter((dot) => dot.px && dot.py);
   if (!dots.length) { fill($("scatter"), el("p", { class: "empty" }, "No point has both metrics.")); return; }
-  $("scatter").className = "wide";
-  const W = width("scatter"), H = W < 600 ? 330 : 420, box = { left: 56, right: W - (W < 600 ? 104 : 160), top: 28, bottom: H - 44 };
-  const goal = { px: reference(mx), py: reference(my) }, aimed = goal.px !== null && goal.py !== null;
+  const H = W < 600 ? 330 : 420, box = { left: 56, right: W - (W < 600 ? 104 : 160), top: 28, bottom: H - 44 };
   const edgeOf = (part, sign) => dots.map((dot) => dot[part].mean + sign * (dot[part].error || 0));
-  const inside = { px: aimed && near(goal.px, edgeOf("px", -1), edgeOf("px", 1)), py: aimed && near(goal.py, edgeOf("py", -1), edgeOf("py", 1)) };
-  const edge = (part, sign) => [...edgeOf(part, sign), ...(inside[part] ? [goal[part]] : [])];
-  const x = scale(edge("px", -1), edge("px", 1), box.left + 8, box.right - 8, { name: mx }), y = scale(edge("py", -1), edge("py", 1), box.bottom, box.top, { name: my });
+  const both = goals(mx).flatMap(({ name, kind, at }) => goals(my).filter((other) => other.kind === kind).map((other) => ({ name, kind, px: at, py: other.at })));
+  const held = both.map((goal) => ({ ...goal, inX: near(goal.px, edgeOf("px", -1), edgeOf("px", 1)), inY: near(goal.py, edgeOf("py", -1), edgeOf("py", 1)) }));
+  const edge = (part, inside, sign) => [...edgeOf(part, sign), ...held.filter((goal) => goal[inside]).map((goal) => goal[part])];
+  const x = scale(edge("px", "inX", -1), edge("px", "inX", 1), box.left + 8, box.right - 8, { name: mx }), y = scale(edge("py", "inY", -1), edge("py", "inY", 1), box.bottom, box.top, { name: my });
   const lineOf = (g) => (two ? groups.at[g][state.y] : 0), colourOf = (g) => lineColour(lineOf(g));
   const others = (g) => groups.at[g].filter((_, k) => k !== state.x).join();
   const paths = new Map();
@@ -127,10 +141,11 @@ function drawScatter() {
     paths.get(others(dot.g)).push(dot);
   }
   const marks = [
-    aimed && [el("path", { class: "ref", d: (inside.px ? `M${x.of(goal.px)} ${box.top}V${box.bottom}` : "") + (inside.py ? `M${box.left} ${y.of(goal.py)}H${box.right}` : "") }),
-      el("text", { class: "refname", x: inside.px ? x.of(goal.px) + 6 : box.left + 6, y: inside.py && !inside.px ? y.of(goal.py) - 5 : box.bottom - 8 },
-        inside.px && inside.py ? "reference text" : `reference text at ${showOf(mx, goal.px)}, ${showOf(my, goal.py)}`)],
-    [...paths.values()].map((line) => el("path", { class: "line", stroke: colourOf(line[0].g), "stroke-dasharray": dashOf(lineOf(line[0].g)), style: { opacity: 0.35 },
+    held.map(({ name, kind, px, py, inX, inY }, i) => [
+      el("path", { class: kind, d: (inX ? `M${x.of(px)} ${box.top}V${box.bottom}` : "") + (inY ? `M${box.left} ${y.of(py)}H${box.right}` : "") }),
+      el("text", { class: `${kind}name`, x: inX ? x.of(px) + 6 : box.left + 6, y: inY && !inX ? y.of(py) - 5 : box.bottom - 8 - 15 * i },
+        inX && inY ? name : `${name} at ${showOf(mx, px)}, ${showOf(my, py)}`)]),
+    [...paths.values()].filter((line) => line.length > 1).map((line) => el("path", { class: "line", stroke: colourOf(line[0].g), "stroke-dasharray": dashOf(lineOf(line[0].g)), style: { opacity: 0.35 },
       d: line.map((dot, at) => `${at ? "L" : "M"}${x.of(dot.px.mean).toFixed(1)} ${y.of(dot.py.mean).toFixed(1)}`).join("") })),
     dots.map(({ g, px, py }) => {
       const cx = x.of(px.mean), cy = y.of(py.mean), colour = colourOf(g);
@@ -138,7 +153,7 @@ function drawScatter() {
       return el("g", {},
         dots.length <= 150 && px.error && el("line", { class: "bar1", stroke: colour, x1: x.of(px.mean - px.error), x2: x.of(px.mean + px.error), y1: cy, y2: cy }),
         dots.length <= 150 && py.error && el("line", { class: "bar1", stroke: colour, x1: cx, x2: cx, y1: y.of(py.mean - py.error), y2: y.of(py.mean + py.error) }),
-        mark(lineOf(g), cx, cy, dots.length <= 300 ? 5 : 3, { class: "dot", fill: colour, onmouseenter: () => read(text()), onclick: () => toggle(g) }, dots.length <= 300 && el("title", {}, text())));
+        mark(lineOf(g), cx, cy, dots.length <= 300 ? 5 : 3, { class: "dot", fill: colour, onmouseenter: () => read(text() + fromBaseline(my, [g])), onclick: () => toggle(g) }, dots.length <= 300 && el("title", {}, text())));
     }),
     dots.map(({ g, px, py }) => ring(g, x.of(px.mean), y.of(py.mean))),
     [...paths.values()].length <= 14 && two ? apart([...paths.values()].map((line) => ({ line, y: y.of(line[line.length - 1].py.mean) })), 14, box.top, box.bottom).map(({ line, y: at }) =>
@@ -147,7 +162,7 @@ function drawScatter() {
   ];
   const alt = `${settingName(my)} against ${settingName(mx)}, a dot for each point. The same numbers stand in the table of points.`;
   fill($("scatter"),
-    el("figcaption", {}, `${settingName(my)} against ${settingName(mx)} `, el("span", {}, `a dot is a point, a line follows ${keys[state.x].name}; no corner is best by itself${there.length > MAX_DOTS ? `; ${MAX_DOTS.toLocaleString("en")} of the ${there.length.toLocaleString("en")} points, evenly chosen` : ""}`)),
+    el("figcaption", {}, `${settingName(my)} against ${settingName(mx)} `, el("span", {}, `a dot is a point${scattered ? "" : `, a line follows ${keys[state.x].name}`}; no corner is best by itself${there.length > MAX_DOTS ? `; ${MAX_DOTS.toLocaleString("en")} of the ${there.length.toLocaleString("en")} points, evenly chosen` : ""}`)),
     frame(x, y, W, H, box, settingName(mx), settingName(my), marks, alt));
 }
 
@@ -157,6 +172,14 @@ function drawCharts() {
   $("metric").value = state.metric;
   $("charts-h").textContent = metric.label;
   $("meaning").textContent = metric.meaning[0].toUpperCase() + metric.meaning.slice(1) + (metric.unit === "nats" ? ", in nats." : ".");
-  drawAxes(); drawHeat(); drawCurve(); drawScatter();
+  const rows = grid(), scattered = isScattered(rows);
+  $("heat").hidden = keys.length < 2 || scattered;
+  $("curve").classList.toggle("wide", keys.length < 2 || scattered);
+  $("scatter").className = "wide";
+  const [curve, scatter] = [width("curve"), width("scatter")]; // measured together: each drawing in between would be laid out for it
+  drawAxes();
+  if (!$("heat").hidden) drawHeat(rows);
+  drawCurve(rows, scattered, curve);
+  drawScatter(scattered, scatter);
   if (!$("read").textContent) read("Point at a mark to read it here; press it to see its samples.");
 }

@@ -3,6 +3,7 @@
 /* `paired_samples` and `paired_points` of analysis/stats.py: any two points can be chosen here, too many to be computed
    beforehand. A test holds both equal. */
 
+const RESAMPLES = 2000, MAX_BLOCKS = 4000;
 const drawsOf = new Map();
 /** Which of n are drawn in each of the resamples, with replacement: RESAMPLES rows of n, by mulberry32. */
 function draws(n) {
@@ -75,4 +76,10 @@ function against(name, g, base) {
   const id = `${name}/${g}/${base}`;
   if (!verdicts.has(id)) verdicts.set(id, compare(name, g, base));
   return verdicts.get(id);
+}
+/** How far a mark of the charts lies from the baseline, where it is of one point. */
+function fromBaseline(name, inside) {
+  if (typeof state.base !== "number" || inside.length !== 1 || inside[0] === state.base) return "";
+  const { difference, low, high, pairs, differs } = against(name, inside[0], state.base);
+  return !pairs || low === null ? "" : `; ${differs === null ? "? " : differs ? "" : "≈ "}${signed(name, difference)} [${showLike(name, low, difference)}, ${showLike(name, high, difference)}] from the baseline`;
 }

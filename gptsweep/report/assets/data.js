@@ -1,6 +1,6 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const { keys, metrics, groups, values, samples } = data;
-const LETTERS = "ABCD", MAX_COLUMNS = 4, ROWS = 200, RESAMPLES = 2000, MAX_BLOCKS = 4000;
+const LETTERS = "ABCD", MAX_COLUMNS = 4;
 const $ = (id) => document.getElementById(id);
 const byName = Object.assign(Object.create(null), Object.fromEntries(metrics.map((metric) => [metric.name, metric])));
 const count = groups.at.length;

@@ -11,14 +11,29 @@ function meanAt(name, at) {
 }
 /** The same of a cell of the charts, at place x and, where there are two keys, y. */
 const meanOf = (name, x, y) => meanAt(name, keys.map((_, k) => (k === state.x ? x : k === state.y ? y : state.fixed[k] === all ? -1 : state.fixed[k])));
-/** Groups that agree with the fixed settings, by their places along x and y (one row where there is one key only). */
+/** Groups that agree with the fixed settings, by their place along y (0 where there is one key only) and then along x. */
 function grid() {
-  const two = keys.length > 1, found = (two ? keys[state.y].labels : [""]).map(() => keys[state.x].labels.map(() => []));
-  for (const g of shownGroups()) found[two ? groups.at[g][state.y] : 0][groups.at[g][state.x]].push(g);
-  return found;
+  const rows = new Map();
+  for (const g of shownGroups()) {
+    const x = groups.at[g][state.x], y = keys.length > 1 ? groups.at[g][state.y] : 0;
+    if (!rows.has(y)) rows.set(y, new Map());
+    if (!rows.get(y).has(x)) rows.get(y).set(x, []);
+    rows.get(y).get(x).push(g);
+  }
+  return rows;
+}
+/** Whether they lie on no grid, as points drawn at random do: of the pairs of values hardly any is there. */
+function isScattered(rows) {
+  if (keys.length < 2) return false;
+  const there = [...rows.values()].reduce((sum, row) => sum + row.size, 0), places = keys[state.x].labels.length * keys[state.y].labels.length;
+  return there > 20 && there < 0.1 * places;
 }
 const shownGroups = () => every.filter((g) => keys.every((_, k) => k === state.x || k === state.y || state.fixed[k] === all || groups.at[g][k] === state.fixed[k]));
 const spoken = (name, found) => (found ? `${showOf(name, found.mean)}${found.error === null ? "" : ` ± ${showLike(name, found.error, found.mean)}`}, n = ${found.n}` : "no value");
 
 /** The metric of the reference text, if there is one. */
 const reference = (name) => (data.reference && data.reference[name] !== undefined ? data.reference[name] : null);
+/** The metric of the baseline, if it is a point and has one. */
+const baseline = (name) => (typeof state.base === "number" ? values[name].mean[state.base] : null);
+/** What charts hold a metric against: the reference text, the baseline. */
+const goals = (name) => [{ name: "reference text", kind: "ref", at: reference(name) }, { name: "baseline", kind: "base", at: baseline(name) }].filter(({ at }) => at !== null);

@@ -41,7 +41,9 @@ function brief(k, place, most = 28) {
       const wider = Math.max(0, to - room); // as much of what comes before as there is room for
       return (wider ? "…" : "") + text.slice(wider, to) + (to < text.length ? "…" : "");
     });
-    briefs.set(id, found.map((text, i) => (found.indexOf(text) === found.lastIndexOf(text) ? text : `${text} (${i + 1})`)));
+    const times = new Map();
+    for (const text of found) times.set(text, (times.get(text) || 0) + 1);
+    briefs.set(id, found.map((text, i) => (times.get(text) === 1 ? text : `${text} (${i + 1})`)));
   }
   return briefs.get(id)[place];
 }

@@ -3,9 +3,9 @@
 /** So many of a list, evenly: its ends and what lies between. */
 const spreadOver = (list, n) => (list.length <= n ? list : n === 1 ? list.slice(0, 1) : [...new Set(Array.from({ length: n }, (_, i) => list[Math.round((i * (list.length - 1)) / (n - 1))]))]);
 /** The places of the values of a setting that a chart shows: more than these are no longer told apart, and slow. */
-const MAX_VALUES = 40, MAX_DOTS = 2500;
+const MAX_VALUES = 40, MAX_BARS = 1500, MAX_DOTS = 2000;
 const drawn = (key) => spreadOver(key.labels.map((_, place) => place), MAX_VALUES);
-const partOf = (key) => (key.labels.length > MAX_VALUES ? `; ${MAX_VALUES} of the ${key.labels.length.toLocaleString("en")} values of ${key.name}` : "");
+const partOf = (key, what = "") => (key.labels.length > MAX_VALUES ? `; ${what}${MAX_VALUES} of the ${key.labels.length.toLocaleString("en")} values of ${key.name}` : "");
 
 /** Whether values span so much that a logarithmic scale shows more; never for shares. */
 const widely = (name, low, high) => low > 0 && high / low > 30 && !(name && byName[name].unit === "share");

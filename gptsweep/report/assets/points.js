@@ -1,5 +1,13 @@
 /* ---------- points ---------- */
 
+/** So many rows at first; so many at most, beyond which the table is read page by page. */
+const ROWS = 200, MAX_ROWS = 1000;
+/** Another page of the table. */
+function turn(row) {
+  update({ row }, drawPoints);
+  go("points");
+}
+
 function drawPoints() {
   const offered = shownMetrics(), names = offered.map((metric) => metric.name).filter((name) => !state.less.includes(name));
   const [sortName, down] = state.sort ? [state.sort.replace(/^-/, ""), state.sort.startsWith("-")] : ["", false];
@@ -11,9 +19,10 @@ function drawPoints() {
     return a === null ? 1 : b === null ? -1 : (down ? b - a : a - b) || p - q;
   });
   const heading = (name, text, title, extra = {}) => el("th", { scope: "col", "aria-sort": sortName === name ? (down ? "descending" : "ascending") : null, ...extra },
-    el("button", { type: "button", title, onclick: () => update({ sort: sortName === name ? (down ? "" : "-" + name) : name }, drawPoints) },
+    el("button", { type: "button", title, onclick: () => update({ sort: sortName === name ? (down ? "" : "-" + name) : name, row: 0 }, drawPoints) },
       text, sortName === name ? (down ? " ↓" : " ↑") : ""));
-  const shown = state.all ? order : order.slice(0, ROWS);
+  const whole = count <= MAX_ROWS, from = whole ? 0 : Math.min(state.row, Math.floor((count - 1) / ROWS) * ROWS);
+  const shown = whole && state.all ? order : order.slice(from, from + ROWS);
   const cell = (name, g) => {
     const { mean, error, n } = values[name];
     if (mean[g] === null) return el("td", { class: "n unsure", title: data.reasons[name] || "" }, "–");
@@ -43,7 +52,8 @@ function drawPoints() {
     ? "Means over samples and seeds, ± one standard error. Press a heading to sort by it."
     : "Means over samples, ± one standard error. Press a heading to sort by it.";
   fill($("points-controls"),
-    count > 1 && picker("Baseline", [["", "none"], ...(data.reference ? [[TEXT, "the reference text"]] : []), ...every.slice(0, 2000).map((g) => [g, groupName(g)])], state.base ?? "", (g) => update({ base: g === "" ? null : g === TEXT ? TEXT : +g }, drawPoints, drawMatrix, drawSamples)),
+    count > 1 && picker("Baseline", [["", "none"], ...(data.reference ? [[TEXT, "the reference text"]] : []), ...(count <= ROWS ? every : typeof state.base === "number" ? [state.base] : []).map((g) => [g, groupName(g)])], state.base ?? "",
+      (g) => update({ base: g === "" ? null : g === TEXT ? TEXT : +g }, drawCharts, drawPoints, drawMatrix, drawSamples), count > ROWS && offerPoints),
     state.base === TEXT && el("span", { class: "note" }, "each value is how far the point lies above the reference text"),
     state.base !== null && state.base !== TEXT && el("span", { class: "note" }, `in brackets how far it lies above the baseline, over pairs; ≈ these samples cannot tell it from the baseline; ? fewer than ${data.min_pairs} pairs; ${byChance(names, shown)}`),
     el("details", { class: "choice" }, el("summary", {}, "Columns"), offered.map(({ name, label }) => el("label", {},
@@ -58,7 +68,11 @@ function drawPoints() {
     el("tbody", {}, shown.map(row)),
     data.reference && el("tfoot", {}, el("tr", {}, el("th", { scope: "row", colspan: Math.max(1, keys.length) + 1 }, "Reference text"),
       names.map((name) => el("td", { class: "n" }, reference(name) === null ? "–" : showOf(name, reference(name)))), el("td", { class: "pickcell" })))),
-  shown.length < order.length && el("p", {}, el("button", { type: "button", onclick: () => update({ all: true }, drawPoints) }, `Show all ${order.length.toLocaleString("en")} points`)));
+  whole && shown.length < count && el("p", {}, el("button", { type: "button", onclick: () => update({ all: true }, drawPoints) }, `Show all ${count.toLocaleString("en")} points`)),
+  !whole && el("p", { class: "controls" },
+    el("button", { type: "button", disabled: from === 0, onclick: () => turn(from - ROWS) }, "← Points before"),
+    el("button", { type: "button", disabled: from + ROWS >= count, onclick: () => turn(from + ROWS) }, "Points after →"),
+    el("span", {}, `${(from + 1).toLocaleString("en")} to ${(from + shown.length).toLocaleString("en")} of ${count.toLocaleString("en")}`)));
   const why = names.filter((name) => data.reasons[name]).map((name) => `${byName[name].label} ${data.reasons[name]}`);
   const notes = [data.reference_note, why.length ? "A dash means that there is no value: " + why.join("; ") + "." : ""];
   $("reasons").replaceChildren();

@@ -138,7 +138,7 @@ function drawSamples() {
       } }, el("option", { value: g, selected: true }, nameBy(g, unlike) || "this run")),
       rows.length > 1 && unlike.length > 2 && el("span", { class: "what" }, nameBy(g, unlike)),
       count > 1 && el("button", { type: "button", class: "quiet", "aria-pressed": String(g === state.base), "aria-label": `Column ${LETTERS[at]} as the baseline`,
-        onclick: () => update({ base: g === state.base ? null : g }, drawPoints, drawMatrix, drawSamples) }, g === state.base ? "baseline ✓" : "baseline"),
+        onclick: () => update({ base: g === state.base ? null : g }, drawCharts, drawPoints, drawMatrix, drawSamples) }, g === state.base ? "baseline ✓" : "baseline"),
       rows.length > 1 && el("button", { type: "button", class: "quiet remove", "aria-label": `Remove column ${LETTERS[at]}`, onclick: () => toggle(g) }, "×"));
     const box = el("article", { class: `column t${at}`, "aria-label": `Column ${LETTERS[at]}: ${groupName(g)}` }, head);
     if (i === undefined) { box.append(el("p", { class: "empty" }, "This point has no such sample on this page.")); return box; }

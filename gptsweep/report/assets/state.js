@@ -9,7 +9,7 @@ const open = keys.map(() => (data.cells ? all : 0)); // a page that holds no mea
 const state = {
   metric: first, x: numeric[0] ?? 0, y: numeric[1] ?? 0, fixed: open.slice(),
   mx: onAxis("x"), my: onAxis("y"),
-  columns: spread(), at: 0, find: "", sort: "", base: null, all: false, inside: false, rate: false, among: "",
+  columns: spread(), at: 0, find: "", sort: "", row: 0, base: null, all: false, inside: false, rate: false, among: "",
   every: false, less: [], kind: "", order: "", pin: [], hide: [], wide: false,
 };
 
@@ -59,6 +59,7 @@ function readAddress() {
   state.order = perSample.some(({ name }) => name === (given.get("order") || "").replace(/^-/, "")) ? given.get("order") : "";
   const sort = given.get("sort") ?? state.sort, sorted = sort.replace(/^-/, "");
   state.sort = byName[sorted] || keys.some((one) => one.name === sorted) ? sort : "";
+  state.row = Math.floor((group(given.get("row") ?? "") ?? 0) / ROWS) * ROWS;
   state.base = given.get("base") === TEXT && data.reference ? TEXT : group(given.get("base") ?? "");
   if (given.has("sample")) {
     const at = places.findIndex((place) => place.id === given.get("sample"));
@@ -77,6 +78,7 @@ function writeAddress() {
   if (state.kind) parts.set("show", state.kind);
   for (const name of ["rate", "inside", "all", "every", "wide"]) if (state[name]) parts.set(name, "1");
   for (const name of ["pin", "hide", "less"]) if (state[name].length) parts.set(name, state[name].join(","));
+  if (state.row) parts.set("row", state.row);
   if (state.base !== null) parts.set("base", state.base);
   ours = "#" + parts;
   history.replaceState(null, "", ours);
