@@ -12,20 +12,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from markdown_it import MarkdownIt
 from model_files import TINY, random_gpt, save_hf, save_llama, save_meta, save_nanogpt
 from nanochat_twin import SHAPE, random_weights, save_nanochat
+from omegaconf import DictConfig
 
 import gptsweep.__main__
 import gptsweep.review
 from gptsweep.analysis.metrics import MAUVE, METRICS, PREFERENCE
 from gptsweep.command_help import HELP
 from gptsweep.config import point_from_config
-from gptsweep.config_schema import CONF_DIR, choices, register
+from gptsweep.config_schema import CONF_DIR, choices
 from gptsweep.engine.backend import windows_read
+from gptsweep.multirun.compose import PointLoader
 from gptsweep.multirun.steps import with_steps
 from gptsweep.multirun.sweepers import points_in_file, random_points
 from gptsweep.prompts import read_prompts
@@ -186,9 +188,11 @@ def examples() -> list[str]:
 
 
 @pytest.mark.parametrize("command", [command for command in examples() if "review" not in command])
-def test_an_example_on_the_embedded_model_takes_seconds(command: str, here: Path) -> None:
+def test_an_example_on_the_embedded_model_takes_seconds(
+    command: str, here: Path, composing: tuple[ConfigLoaderImpl, PointLoader, DictConfig]
+) -> None:
     """A sweep that crosses the context reads as much as twenty runs of the defaults: minutes, where the rest takes seconds."""
-    register()
+    _, loader, master = composing
     arguments = with_steps(shlex.split(command.partition("-m gptsweep")[2].partition("   ")[0]), "out")
     typed = OverridesParser.create().parse_overrides([argument for argument in arguments if argument != "-m"])
     design = {override.key_or_group: override.value() for override in typed if override.is_hydra_override()}
@@ -200,13 +204,12 @@ def test_an_example_on_the_embedded_model_takes_seconds(command: str, here: Path
     else:
         points = BasicSweeper.split_arguments(overrides, None)[0]
     context, read = 256, 0
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
-        for line in points:
-            point = point_from_config(compose("config", line))
-            for prompt in read_prompts(point.start) if point.model.name == "shakespeare" else ():
-                new = point.sampling.max_new_tokens
-                windows = windows_read(point.sampling, len(prompt.text), new, context)
-                read += point.sampling.num_samples * (new + context * windows)
+    for line in points:
+        point = point_from_config(loader.load_sweep_config(master, line))
+        for prompt in read_prompts(point.start) if point.model.name == "shakespeare" else ():
+            new = point.sampling.max_new_tokens
+            windows = windows_read(point.sampling, len(prompt.text), new, context)
+            read += point.sampling.num_samples * (new + context * windows)
     assert read <= 1_000_000
 
 
