@@ -34,11 +34,15 @@ import sys
 sys.modules["numba"] = sys.modules["llvmlite"] = None
 """
 PROGRAM = """
+import json
+import sys
 import hydra
 @hydra.main(version_base="1.3", config_path="pkg://gptsweep.conf", config_name="config")
 def main(cfg):
     print("seed", cfg.seed)
-main()
+for arguments in json.loads(sys.argv[1]):
+    sys.argv[1:] = arguments
+    main()
 """
 
 
@@ -122,13 +126,13 @@ def test_other_hydra_programs_compose_the_settings_without_a_call_of_their_own(i
 
 
 def test_another_hydra_program_sweeps_with_the_settings(installed: Path, tmp_path: Path) -> None:
-    small = ("sampling.max_new_tokens=1", "sampling.num_samples=1", "quiet=true", "name=s")
-    told = python(PROGRAM, "-m", "seed=1,2", *small, path=installed, cwd=tmp_path)
-    assert told.splitlines() == ["seed 1", "seed 2", "Results: outputs/sweeps/s"]
+    small = ("sampling.max_new_tokens=1", "sampling.num_samples=1", "quiet=true")
     (tmp_path / "p.csv").write_text("seed\n4\n3\n")
-    design = ("hydra/sweeper=points", "hydra.sweeper.file=p.csv", *small[:-1], "name=t")
-    told = python(PROGRAM, "-m", *design, path=installed, cwd=tmp_path)
-    assert told.splitlines() == ["seed 4", "seed 3", "Results: outputs/sweeps/t"]
+    product = ("-m", "seed=1,2", *small, "name=s")
+    design = ("-m", "hydra/sweeper=points", "hydra.sweeper.file=p.csv", *small, "name=t")
+    printed = python(PROGRAM, json.dumps([product, design]), path=installed, cwd=tmp_path).splitlines()
+    assert printed[:3] == ["seed 1", "seed 2", "Results: outputs/sweeps/s"]
+    assert printed[3:] == ["seed 4", "seed 3", "Results: outputs/sweeps/t"]
 
 
 @pytest.mark.parametrize("machine", ["AVX2", "without numba"])
