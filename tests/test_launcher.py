@@ -103,7 +103,7 @@ def batches(draw: st.DrawFn) -> list[list[str]]:
     return [[f"{key}={draw(st.sampled_from(VALUES[key]))}" for key in keys] for _ in range(draw(st.integers(2, 4)))]
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(batch=batches())
 def test_a_point_is_composed_as_hydra_composes_it(
     composing: tuple[ConfigLoaderImpl, PointLoader, DictConfig], batch: list[list[str]]
@@ -187,7 +187,7 @@ CONTAINERS = st.recursive(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(configs=st.lists(st.dictionaries(st.sampled_from(KEYS), CONTAINERS, max_size=4) | st.lists(CONTAINERS), max_size=6))
 def test_yaml_that_remembers_is_the_yaml_of_omegaconf(configs: list[Any]) -> None:
     remembering = Yaml()

@@ -493,7 +493,7 @@ def test_a_signal_keeps_what_is_finished_and_says_how_to_go_on(
 
 def test_a_sweep_killed_at_any_moment_goes_on_to_the_same_bytes(place: Path) -> None:
     driver = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("killed_sweep.py")), "20"],
+        [sys.executable, str(Path(__file__).with_name("killed_sweep.py")), "12"],
         cwd=place,
         capture_output=True,
         text=True,
@@ -501,7 +501,7 @@ def test_a_sweep_killed_at_any_moment_goes_on_to_the_same_bytes(place: Path) -> 
     )
     assert driver.returncode == 0, driver.stderr[-3000:]
     told = json.loads(driver.stdout.splitlines()[-1])
-    assert told["kills"] == 20
+    assert told["kills"] == 12
     assert told["moments"] >= 3
 
 
