@@ -39,7 +39,7 @@ def csv_rows(lines: Iterable[str]) -> Iterator[dict[str, str | None]]:
     Raises:
         csv.Error, ValueError: it is no CSV, or not UTF-8.
     """
-    reader = csv.reader(lines)
+    reader = csv.reader(line.replace("\0", "\ufffd") for line in lines)  # Python 3.10's refuses the whole file for a NUL
     names = [_read(name) for name in next(reader, [])]
     for cells in reader:
         if cells:  # a blank line is no row
