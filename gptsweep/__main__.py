@@ -49,7 +49,7 @@ from .multirun.sweep_files import (
     write_report,
 )
 from .multirun.sweepers import all_points, is_planned, plan, sweeper_of
-from .prompts import read_reference
+from .prompts import read_reference, require_some_start
 from .records import ModelSource, Point
 from .store.schema import MANIFEST, SWEEP
 
@@ -80,6 +80,7 @@ class Report(Callback):
                 read_reference(config.reference)
             directory = Path(os.path.abspath(config.hydra.run.dir))
             require_no_sweep(directory.parent)
+            require_some_start([point.start])
             if not os.path.lexists(directory / MANIFEST):  # else what it holds may need no model
                 require_some([point.model])
         except Exception as error:
@@ -99,6 +100,7 @@ class Report(Callback):
 
                 require_comparisons(config.compare_samplers, config.reference)
             points = check_sweep(config, loader)
+            require_some_start([point.start for point in points])
             directory = Path(os.path.abspath(config.hydra.sweep.dir))
             if not os.path.lexists(directory / SWEEP):  # else what it holds may need no model
                 require_some({point.model: None for point in points})

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,23 @@ def unescaped_start(typed: str) -> str:
 def escaped(text: str) -> str:
     r"""``text`` as it is typed for ``start``: newlines, tabs and backslashes as ``\n``, ``\t`` and ``\\``."""
     return text.translate({ord(meant): f"\\{typed}" for typed, meant in _ESCAPES.items()})
+
+
+def require_some_start(starts: Collection[str]) -> None:
+    """See that at least one of these is a text, or names a file that is there, before a model is loaded.
+
+    Raises:
+        PromptError: none is; the error of the first.
+    """
+    errors = [_missing(start) for start in starts]
+    if errors and all(errors):
+        raise next(filter(None, errors))
+
+
+def _missing(start: str) -> PromptError | None:
+    kind, _, path = start.partition(":")
+    there = kind not in _FILES or not path or os.path.lexists(os.path.expanduser(path))
+    return None if there else PromptError("start", start, f"no such file (looked in {Path.cwd()})")
 
 
 def read_prompts(start: str) -> tuple[Prompt, ...]:

@@ -216,6 +216,19 @@ def test_the_version_is_told(run: Run) -> None:
     assert run("--version") == Ended(0, f"gptsweep {gptsweep.__version__}\n", "")
 
 
+@pytest.mark.parametrize("sweep", [[], ["-m", "seed=1,2"], ["-m", "start=FILE:nowhere.txt,LINES:nowhere"]])
+def test_prompts_that_are_nowhere_end_the_command_before_a_model_is_loaded(run: Run, jobs: Jobs, sweep: list[str]) -> None:
+    ended = run("start=FILE:nowhere.txt", *sweep)
+    assert (ended.status, jobs) == (2, [])
+    assert ended.err.startswith("gptsweep: error: start=FILE:nowhere.txt: no such file (looked in ")
+
+
+def test_an_unknown_flag_is_one_line(run: Run, jobs: Jobs) -> None:
+    ended = run("--best")
+    assert (ended.status, jobs) == (2, [])
+    assert ended.err == "gptsweep: error: unrecognized arguments: --best; see --help\n"
+
+
 @pytest.mark.parametrize("which", ["hydra/job_logging", "hydra/hydra_logging"])
 @pytest.mark.parametrize("choice", ["disabled", "none"])
 def test_logging_can_be_switched_off(run: Run, jobs: Jobs, which: str, choice: str) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, cast
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.core_plugins import basic_sweeper
@@ -25,7 +25,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from ..display import get_logger
+from ..display import Parser, get_logger
 
 __all__ = ["BasicLauncher", "ConfigLoaderImpl", "get_overrides_dirname"]
 
@@ -97,8 +97,11 @@ def sweeper_over(
 
 
 def settings_in(arguments: Sequence[str]) -> list[str]:
-    """What of a command line is no flag of Hydra's."""
-    return list(get_args_parser().parse_intermixed_args(list(arguments)).overrides)
+    """What of a command line is no flag of Hydra's; an unknown flag ends the program with one line and status 2."""
+    parser = get_args_parser()
+    parser.prog = "gptsweep"
+    parser.error = partial(Parser.error, cast(Parser, parser))  # type: ignore[method-assign]
+    return list(parser.parse_intermixed_args(list(arguments)).overrides)
 
 
 def replace_get_mode(mode_of: Callable[[Compose, list[str]], RunMode | None]) -> None:
