@@ -234,10 +234,22 @@ def test_a_pipe_gets_the_samples_of_a_run_in_their_order_as_sample_py_writes_the
         for place in [(0, 1), (1, 0), (0, 0), (0, 2)]:
             progress.show_sample(texts[place], place, "label")
         early = capsys.readouterr().out
-        progress.write_rest([*texts.items(), ((1, 3), "of an earlier run with more samples")])
+        stored = [(place, text, "label") for place, text in texts.items()]
+        progress.write_rest([*stored, ((1, 3), "of an earlier run with more samples", "label")])
     wanted = [f"{text}\n{RULE}\n" for text in texts.values()]
     assert early == "".join(wanted[:4])
     assert capsys.readouterr().out == "".join(wanted[4:])
+
+
+def test_a_run_that_is_finished_shows_its_samples_on_a_terminal_again_and_none_twice(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with Progress(samples_each=2) as progress:
+        progress.show_sample("fresh", (0, 1), "sample 1")
+        progress.write_rest([((0, 0), "kept", "sample 0"), ((0, 1), "fresh", "sample 1"), ((0, 2), "more", "sample 2")])
+    shown = terminal.getvalue()
+    assert (shown.count("kept\n"), shown.count("fresh\n"), shown.count("more\n")) == (1, 1, 0)
+    assert re.search(r"sample 0\S*\nkept", shown)
 
 
 def test_a_reader_that_has_seen_enough_does_not_end_a_run_in_the_middle_of_a_step(monkeypatch):
@@ -247,7 +259,7 @@ def test_a_reader_that_has_seen_enough_does_not_end_a_run_in_the_middle_of_a_ste
         monkeypatch.setattr(sys, "stdout", pipe)
         progress.show_sample("text", (0, 0), "sample 0")
         assert isinstance(progress.refusal, BrokenPipeError)
-        progress.write_rest([((0, 0), "text")])
+        progress.write_rest([((0, 0), "text", "label")])
 
 
 def test_a_full_disk_behind_standard_output_is_said_once_the_run_is_complete(monkeypatch):
@@ -255,7 +267,7 @@ def test_a_full_disk_behind_standard_output_is_said_once_the_run_is_complete(mon
         monkeypatch.setattr(sys, "stdout", full)
         progress.show_sample("text", (0, 0), "sample 0")
         with pytest.raises(ResultsError, match="No space left on device; the results of the run are complete"):
-            progress.write_rest([((0, 0), "text")])
+            progress.write_rest([((0, 0), "text", "label")])
 
 
 def test_quiet_shows_no_samples_but_the_bar():

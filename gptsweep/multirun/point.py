@@ -50,8 +50,8 @@ def run_point(cfg: DictConfig, directory: Path) -> float | None:
             unfinished = Unfinished(directory)
             with in_directory(HydraConfig.get().runtime.cwd), Progress(quiet=quiet, samples_each=samples_each) as progress:
                 (outcome,) = run_jobs([job], progress, LocalExecutor(TorchBackends()), unfinished)
-            if alone and outcome.error is None:
-                progress.write_rest(stored_texts(directory))
+                if alone and outcome.error is None:
+                    progress.write_rest(stored_texts(directory))
         except Interrupted as stopped:
             raise Interrupted(stopped.signal_number, cfg.name, stopped.unfinished) from None
     if outcome.error is not None:
@@ -64,10 +64,13 @@ def run_point(cfg: DictConfig, directory: Path) -> float | None:
     return None if cfg.objective is None else objective_of(outcome.summary or {}, cfg.objective)
 
 
-def stored_texts(directory: Path) -> Iterator[tuple[tuple[int, int], str]]:
-    """Place and text of the samples in a run directory, in their order."""
-    for sample in read_samples(directory)[0]:
-        yield (sample["prompt_index"], sample["sample_index"]), sample["prompt"] + sample["completion"]
+def stored_texts(directory: Path) -> Iterator[tuple[tuple[int, int], str, str]]:
+    """Place, text and label of the samples in a run directory, in their order."""
+    samples = read_samples(directory)[0]
+    several = any(sample["prompt_index"] for sample in samples)
+    for sample in samples:
+        label = f"prompt {sample['prompt_id']}, " * several + f"sample {sample['sample_index']}"
+        yield (sample["prompt_index"], sample["sample_index"]), sample["prompt"] + sample["completion"], label
 
 
 @contextlib.contextmanager

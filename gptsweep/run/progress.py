@@ -62,6 +62,7 @@ class Progress:
         self.refusal: OSError | None = None
         """Why standard output takes no more samples: BrokenPipeError where its reader has gone."""
         self._held: dict[tuple[int, int], str] = {}
+        self._shown: set[tuple[int, int]] = set()
         self._next = 0, 0
         self._stream = stream
         self._clock = clock
@@ -168,6 +169,7 @@ class Progress:
         if self.quiet:
             return
         if self._console is not None and (self._stream or _is_terminal(sys.stdout)):
+            self._shown.add(place)
             encoding = self._console.encoding
             heading = Text(printable(one_line(label), encoding), style="bold cyan")
             self._console.print(Text.assemble(heading, f"\n{printable(text, encoding)}\n{RULE}"), soft_wrap=True)
@@ -191,20 +193,24 @@ class Progress:
             self._text_at = self._clock() + TEXT_SECONDS
             self._bar.text = printable(one_line(text[-500:]), self._console.encoding)[1 - self._console.width :]
 
-    def write_rest(self, samples: Iterable[tuple[tuple[int, int], str]]) -> None:
+    def write_rest(self, samples: Iterable[tuple[tuple[int, int], str, str]]) -> None:
         """Write those samples of a finished run that standard output does not have yet: what was on disk before, and so on.
 
         Args:
-            samples: place and text of every sample, in their order.
+            samples: place, text and label of every sample, in their order.
 
         Raises:
             ResultsError: standard output took not all of them, though somebody reads it.
         """
         self._held.clear()
-        if not self.quiet and self._stream is None and not _is_terminal(sys.stdout):
-            for place, text in samples:
-                if place >= self._next and place[1] < (self.samples_each or 0):
-                    self._write(text)
+        if not self.quiet and self._stream is None:
+            terminal = _is_terminal(sys.stdout)
+            for place, text, label in samples:
+                if place[1] < (self.samples_each or 0):
+                    if terminal and place not in self._shown:
+                        self.show_sample(text, place, label)
+                    elif not terminal and place >= self._next:
+                        self._write(text)
         if self.refusal is not None and not isinstance(self.refusal, BrokenPipeError):
             why = f"cannot be written: {self.refusal.strerror}; the results of the run are complete"
             raise ResultsError("stdout", STDOUT, why) from self.refusal
