@@ -54,7 +54,7 @@ def reference_of(kept: Mapping[str, Any], sweep: Sweep) -> Reference:
     if length < wanted_length:
         note = f"{have}, and a sample has {wanted_length:,}; its metrics are of shorter text, and do not compare"
     elif pieces < wanted_pieces:
-        note = f"{have}, and a point has {counted(wanted_pieces, 'sample')}; metrics of whole points do not compare"
+        note = f"{have}, and a point has {counted(wanted_pieces, 'sample')}; those of whole points (diversity) do not compare"
     return Reference(metrics, kept["source"], note)
 
 

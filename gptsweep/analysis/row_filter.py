@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -97,7 +98,10 @@ def value(node: ast.expr, table: pd.DataFrame, expression: str) -> Any:
         if node.id in ("true", "false"):
             return node.id == "true"
         if node.id not in table:
-            raise ResultsError("where", node.id, f"is no column; there are {', '.join(map(str, table.columns))}")
+            names = [str(name) for name in table.columns]
+            near = difflib.get_close_matches(node.id, names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+            raise ResultsError("where", node.id, f"is no column; {hint}")
         return table[node.id]
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -value(node.operand, table, expression)

@@ -345,9 +345,10 @@ def print_difference(console: Console, sweep: Sweep, difference: pd.DataFrame, s
         console.print(Text(by_chance(compared), style="dim"))
     key = list(SAMPLE_KEY)
     parts = [sweep.samples[sweep.samples["point"].isin(sweep.points(side).index)] for side in sides]
-    pairs = parts[0].merge(parts[1], on=key, suffixes=("_a", "_b")).sort_values(key).head(max(0, most))
-    for pair in pairs.to_dict("records"):
+    pairs = parts[0].merge(parts[1], on=key, suffixes=("_a", "_b")).sort_values(key)
+    for pair in pairs.head(max(0, most)).to_dict("records"):
         console.print(side_by_side(pair, titles))
+    console.print(Text(f"{min(most, len(pairs))} of {counted(len(pairs), 'pair')} of samples; --samples N", style="dim"))
 
 
 def named(side: str | Mapping[str, Any]) -> str:
@@ -357,8 +358,8 @@ def named(side: str | Mapping[str, Any]) -> str:
 
 def side_by_side(pair: Mapping[Any, Any], titles: Sequence[str]) -> Table:
     """Two completions in columns: what they share is dim, where they diverge is marked, repetitions are folded."""
-    table = Table(box=box.SQUARE, expand=True, title_justify="left", title_style="dim",
-                  title=f"prompt {pair['prompt_index']} · seed {pair['seed']} · sample {pair['sample_index']}")  # fmt: skip
+    title = "prompt {prompt_index} · seed {seed} · sample {sample_index} · {prompt_a}".format(**pair)
+    table = Table(box=box.SQUARE, expand=True, title=Text(one_line(title), "dim", justify="left", overflow="ellipsis"))
     a, b = pair["completion_a"], pair["completion_b"]
     fork = next((at for at, (one, other) in enumerate(zip(a, b, strict=False)) if one != other), min(len(a), len(b)))
     for side, title in zip("AB", titles, strict=True):

@@ -60,6 +60,7 @@ def update_reference(directory: Path, sweep: Sweep, source: str, open_model: Cal
     kept = read_kept(directory)
     known = {name: maker.get(name) for name in ("weights", "tokenizer", "dtype")}
     if kept is None or kept["wanted"] != wanted | known:
+        log.info("measuring the reference text, %s", source)
         model = open_model()
         found = {"weights": model.fingerprint, "tokenizer": model.tokenizer.fingerprint, "dtype": model.dtype}
         for name in ("weights", "tokenizer"):
