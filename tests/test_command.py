@@ -126,6 +126,14 @@ def test_info_says_where_the_config_comes_from(run: Run) -> None:
         (["-m", "seed=1,2", "model=gpt2,hf"], "model.path=null: model=hf needs a local directory or a hub id"),
         (["-m", "seed=1,soon"], "seed=soon: must be a whole number"),
         (["-m", "seed=1,2,1"], "seed=1,2,1: must hold each value once, and at least one"),
+        (
+            ["-m", "hydra/launcher=fused_ray", "hydra.launcher.resources=4"],
+            "hydra.launcher.resources=4: must be a mapping, such as {CPU:4}, or null",
+        ),
+        (
+            ["-m", "hydra/launcher=fused_ray", "hydra.launcher.resources={CPU:-1}"],
+            "hydra.launcher.resources.CPU=-1: must be 0 or more",
+        ),
         (["-m", "model=glob(x*)"], "model=glob(x*): must hold each value once, and at least one"),
         (
             ["-m", "hydra/sweeper=optuna", "seed=range(1,5)"],

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ..run.executors import Executor
 
 HEARTBEAT_SECONDS = 300.0
+_MAPPINGS = {"resources": "{CPU:4}", "runtime_env": "{pip:[gptsweep]}", "additional_parameters": "{constraint:epyc}"}
+"""Settings that are mappings, or null, and an example of each."""
 _NEEDED = {"RayFusedLauncher": ("fused_ray", "ray", "ray"), "SlurmFusedLauncher": ("fused_slurm", "submitit", "slurm")}
 """By the class of a launcher: its name, the module that it takes, and the extra that brings it."""
 _CLUSTERS = ("slurm", "local")
@@ -54,8 +56,12 @@ def require_launcher(config: DictConfig) -> None:
         raise ConfigError("hydra.launcher.cluster", cluster, f"must be {' or '.join(_CLUSTERS)}, or null for slurm")
     if not 0 < settings.heartbeat_s < math.inf:
         raise ConfigError("hydra.launcher.heartbeat_s", settings.heartbeat_s, "must be a number of seconds above 0")
+    for name, example in _MAPPINGS.items():
+        value = settings.get(name)
+        if value is not None and not OmegaConf.is_dict(value):
+            raise ConfigError(f"hydra.launcher.{name}", value, f"must be a mapping, such as {example}, or null")
     for name, amount in (settings.get("resources") or {}).items():
-        if not 0 <= amount < math.inf:
+        if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not 0 <= amount < math.inf:
             raise ConfigError(f"hydra.launcher.resources.{name}", amount, "must be 0 or more")
 
 

@@ -37,7 +37,17 @@ _LONGEST_WAIT_SECONDS = 60.0
 
 
 class RayWorker(Worker):
-    """A worker that knows its node."""
+    """A worker that knows its node.
+
+    Args:
+        backends: opens models.
+        directory: relative paths begin there, as they do for the driver, where the node has such a directory.
+    """
+
+    def __init__(self, backends: Backends, directory: str) -> None:
+        with suppress(OSError):
+            os.chdir(directory)
+        super().__init__(backends)
 
     def node(self) -> tuple[Place, str]:
         """Where the worker is, and the id of its Ray node."""
@@ -110,11 +120,7 @@ class RayPool:
             return self._workers - self._refused
         if time.monotonic() - self._looked >= _LOOK_SECONDS:
             self._looked = time.monotonic()
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            takes = {name: amount for name, amount in self._resources.items() if amount > 0}
-            self._room = sum(
-                min((int(node.get(name, 0) // amount) for name, amount in takes.items()), default=1) for node in nodes
-            )
+            self._room = sum(self._fits(node["Resources"]) for node in ray.nodes() if node["Alive"])
         return max(self._room - self._refused, 0 if self._refused else 1)
 
     def resolve(self, settings: DeviceSettings) -> tuple[str, str]:
@@ -233,7 +239,7 @@ class RayPool:
                 resources=custom,
                 max_restarts=0,
                 max_task_retries=0,
-            ).remote(self._backends)
+            ).remote(self._backends, os.getcwd())
             if self._model is not None:
                 self._open(handle)
             self._actors[f"{next(self._numbers)}"] = _Actor(handle, handle.node.remote())

@@ -26,8 +26,8 @@ class RayFusedLauncherConf:
     shards: int | None = None
     workers: int | None = None
     address: str | None = None
-    resources: dict[str, float] | None = None
-    runtime_env: dict[str, Any] | None = None
+    resources: Any = None  # a mapping: an optional one that is None takes no value from the command line
+    runtime_env: Any = None
     ship_weights: bool = False
     heartbeat_s: float = elsewhere.HEARTBEAT_SECONDS
     strict: bool = False
@@ -47,7 +47,7 @@ class SlurmFusedLauncherConf:
     gpus_per_node: int | None = None
     mem_gb: float | None = None
     setup: list[str] | None = None
-    additional_parameters: dict[str, Any] | None = None
+    additional_parameters: Any = None
     heartbeat_s: float = elsewhere.HEARTBEAT_SECONDS
     strict: bool = False
 
