@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from gptsweep.engine.backend import BackendProgress, OnStep, Provenance, Workload
 from gptsweep.models.files.tokenizers import CharTokenizer
@@ -21,6 +24,24 @@ def nothing(row: Row) -> None:
 def pause(seconds: float, row: Row) -> None:
     """A row takes a while."""
     time.sleep(seconds)
+
+
+def scripted(place: Path, seconds: float, row: Row) -> None:
+    """A row takes a while, and directories in ``place`` make some of them special.
+
+    With ``held`` sample 5 of seed 3 waits. With ``memory`` sample 1 of seed 2 takes more of it than there is, twice: the first
+    time Python finds that out, the second time the system, which kills the process as Ray's memory monitor does.
+    """
+    time.sleep(seconds)
+    while (place / "held").is_dir() and (row.noise_key, row.sample_index) == (3, 5):
+        time.sleep(0.02)
+    if (memory := place / "memory").is_dir() and (row.noise_key, row.sample_index) == (2, 1):
+        times = len(list(memory.iterdir()))
+        (memory / str(times)).touch()
+        if times == 0:
+            raise MemoryError
+        if times == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def broken(row: Row) -> None:

@@ -1,4 +1,4 @@
-"""A real Ray on this machine, of several raylets: workers and the driver are killed while a sweep runs."""
+"""A real Ray on this machine, of several raylets: workers, raylets and the driver are killed while a sweep runs."""
 
 from __future__ import annotations
 
@@ -23,20 +23,23 @@ import psutil
 import pytest
 import ray
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 from ray._private import services
+from ray._private.node import Node
 from ray.cluster_utils import Cluster
-from sweeps import save_checkpoint
-from tables import Table, Tables, pause
+from sweeps import Run, samples_of, save_checkpoint
+from tables import Table, Tables, scripted
 from test_backend import files
-from test_remote import settle
+from test_remote import Threads, settle
 
+from gptsweep.engine import torch_backend
 from gptsweep.engine.torch_backend import TorchBackends
 from gptsweep.models.checkpoint import Checkpoint
 from gptsweep.records import ModelSource, Point, Sampling
 from gptsweep.run.executors.local import LocalExecutor
 from gptsweep.run.executors.ray import RayPool
 from gptsweep.run.executors.remote import RemoteExecutor
-from gptsweep.run.jobs import Job
+from gptsweep.run.jobs import Job, Outcome
 
 pytestmark = pytest.mark.xdist_group("ray")  # one process starts Ray
 
@@ -68,9 +71,15 @@ def without_waiting_for_agents() -> Iterator[None]:
 
 
 def add_node(cluster: Cluster, cpus: int, **settings: Any) -> None:
-    """Start a raylet."""
+    """Start a raylet; in the main thread, as Ray sets signal handlers."""
     with without_waiting_for_agents():
         cluster.add_node(num_cpus=cpus, object_store_memory=80 << 20, **settings)
+
+
+def _command_of(process: psutil.Process) -> list[str]:
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +99,21 @@ def cluster() -> Iterator[Cluster]:
         ray.shutdown()
         made.shutdown()
         context.undo()
-    _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=20)
-    assert not [process.cmdline() for process in alive if "ray" in " ".join(process.cmdline())]
+    raylets = [process for process in psutil.Process().children(recursive=True) if "ray" in " ".join(_command_of(process))]
+    _, alive = psutil.wait_procs(raylets, timeout=20)
+    assert not [process.cmdline() for process in alive]
 
 
 @pytest.fixture(scope="module")
-def pool(cluster: Cluster) -> Iterator[RayPool]:
+def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where directories say what happens to rows."""
+    return tmp_path_factory.mktemp("script")
+
+
+@pytest.fixture(scope="module")
+def pool(cluster: Cluster, script: Path) -> Iterator[RayPool]:
     """Two actors, whose rows take a tenth of a second each."""
-    made = RayPool(Tables(Table(before_row=partial(pause, 0.1))), workers=2)
+    made = RayPool(Tables(Table(before_row=partial(scripted, script, 0.1))), workers=2)
     yield made
     made.close()
 
@@ -113,18 +129,28 @@ def lines(root: Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in root.glob("*/samples*.jsonl"))
 
 
-def sweep_while(root: Path, executor: RemoteExecutor, do: Callable[[], None]) -> None:
-    """Run the sweep of `jobs`, and do something when some of its samples are there."""
+def wait_for(what: Callable[[], object]) -> None:
+    """Return when it is so.
 
-    def wait() -> None:
-        while lines(root) < 2:
-            time.sleep(0.02)
-        do()
+    Raises:
+        AssertionError: it is not within a minute.
+    """
+    deadline = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
-    thread = threading.Thread(target=wait)
+
+@contextlib.contextmanager
+def sweeping(root: Path, executor: RemoteExecutor) -> Iterator[None]:
+    """Run the sweep of `jobs` in a thread; what is in the block happens meanwhile, when some of its samples are there."""
+    outcomes: list[Outcome] = []
+    thread = threading.Thread(target=lambda: outcomes.extend(settle(root, executor)), daemon=True)
     thread.start()
-    assert all(outcome.error is None for outcome in settle(root, executor))
-    thread.join()
+    wait_for(lambda: lines(root) >= 2)
+    yield
+    thread.join(120)
+    assert [outcome.error for outcome in outcomes] == [None] * 3
 
 
 def pids(pool: RayPool) -> list[int]:
@@ -136,13 +162,9 @@ def test_a_killed_worker_loses_nothing_and_the_others_stay_for_the_next_batch(
     tmp_path: Path, pool: RayPool, whole: dict[str, bytes]
 ) -> None:
     executor = RemoteExecutor(pool, shards=9)
-    before: list[int] = []
-
-    def kill() -> None:
-        before.extend(pids(pool))
+    with sweeping(tmp_path / "there", executor):
+        before = pids(pool)
         os.kill(before[0], signal.SIGKILL)
-
-    sweep_while(tmp_path / "there", executor, kill)
     assert files(tmp_path / "there") == whole
     settle(tmp_path / "again", executor)
     assert files(tmp_path / "again") == whole
@@ -150,41 +172,43 @@ def test_a_killed_worker_loses_nothing_and_the_others_stay_for_the_next_batch(
 
 
 def test_a_worker_that_stands_still_is_killed_and_replaced(tmp_path: Path, pool: RayPool, whole: dict[str, bytes]) -> None:
-    stopped: list[int] = []
-
-    def stop() -> None:
-        stopped.append(pids(pool)[0])
-        os.kill(stopped[0], signal.SIGSTOP)
-
-    sweep_while(tmp_path / "there", RemoteExecutor(pool, shards=9, heartbeat_s=4), stop)
+    with sweeping(tmp_path / "there", RemoteExecutor(pool, shards=9, heartbeat_s=4)):
+        stopped = pids(pool)[0]
+        os.kill(stopped, signal.SIGSTOP)
     assert files(tmp_path / "there") == whole
-    deadline = time.monotonic() + 20
-    while psutil.pid_exists(stopped[0]) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not psutil.pid_exists(stopped[0])
+    wait_for(lambda: not psutil.pid_exists(stopped))
+
+
+def test_a_worker_that_runs_out_of_memory_loses_nothing(
+    tmp_path: Path, pool: RayPool, script: Path, whole: dict[str, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    (script / "memory").mkdir()
+    assert all(outcome.error is None for outcome in settle(tmp_path / "there", RemoteExecutor(pool, shards=9)))
+    assert files(tmp_path / "there") == whole
+    assert len(list((script / "memory").iterdir())) == 3
+    assert "gave up what it had begun: MemoryError" in caplog.text
+    assert " ended (" in caplog.text
 
 
 def test_a_driver_that_is_killed_goes_on_where_it_was(
-    tmp_path: Path, cluster: Cluster, pool: RayPool, whole: dict[str, bytes]
+    tmp_path: Path, cluster: Cluster, pool: RayPool, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "there"
-    program = f"import test_ray; test_ray.drive({cluster.address!r}, {str(root)!r})"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    for name in list(pool._actors):  # a CPU each
-        pool.kill(name)
-    driver = subprocess.Popen([sys.executable, "-c", program], env=environment)
+    driver = subprocess.Popen([sys.executable, "-m", "ray_driver", cluster.address, str(root)], env=environment)
     try:
-        while lines(root) < 2 and driver.poll() is None:
-            time.sleep(0.05)
+        wait_for(lambda: lines(root) >= 2 or driver.poll() is not None)
     finally:
         driver.kill()
         driver.wait()
     kept = lines(root)
     assert 2 <= kept < SAMPLES
-    made = settle(root, executor := RemoteExecutor(pool, shards=9))
-    assert all(outcome.error is None for outcome in made)
+    rows: list[int] = []
+    give = pool.give
+    monkeypatch.setattr(pool, "give", lambda worker, work: rows.append(len(work.rows)) or give(worker, work))
+    assert all(outcome.error is None for outcome in settle(root, RemoteExecutor(pool, shards=9)))
     assert files(root) == whole
-    assert executor._tokens <= 4 * (SAMPLES - kept), "what was finished was not made again"
+    assert sum(rows) == SAMPLES - kept, "what was finished was not made again"
 
 
 class ReadOnce(TorchBackends):
@@ -197,13 +221,11 @@ class ReadOnce(TorchBackends):
         return outline, iter(read)
 
 
-def test_weights_that_are_shipped_are_read_by_the_driver_alone(tmp_path: Path, cluster: Cluster, pool: RayPool) -> None:
+def test_weights_that_are_shipped_are_read_by_the_driver_alone(tmp_path: Path, cluster: Cluster) -> None:
     source = ModelSource(name="resume", out_dir=str(save_checkpoint(tmp_path / "out", seed=1)))
     point = Point(model=source, start="a", sampling=Sampling(num_samples=4, max_new_tokens=3))
     settle(tmp_path, LocalExecutor(TorchBackends()), [Job(point, tmp_path / "here" / "seed")])
-    for name in list(pool._actors):  # a CPU each
-        pool.kill(name)
-    shipping = RayPool(ReadOnce(), workers=1, ship_weights=True)
+    shipping = RayPool(ReadOnce(), workers=1, resources={"CPU": 0.0}, ship_weights=True)
     try:
         (outcome,) = settle(tmp_path, RemoteExecutor(shipping), [Job(point, tmp_path / "there" / "seed")])
     finally:
@@ -212,7 +234,83 @@ def test_weights_that_are_shipped_are_read_by_the_driver_alone(tmp_path: Path, c
     assert files(tmp_path / "there") == files(tmp_path / "here"), "the fingerprint of what was shipped is in each point_id"
 
 
-def drive(address: str, root: str) -> None:
-    """The driver of the test above, in its own process."""
-    ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
-    settle(Path(root), RemoteExecutor(RayPool(Tables(Table(before_row=partial(pause, 0.5))), workers=2), shards=9))
+SWEEP = (
+    "-m", "model=resume", "start=ab", "sampling.max_new_tokens=4", "sampling.num_samples=3", "quiet=true",
+    "hydra/launcher=fused_ray", "hydra.launcher.workers=1",
+)  # fmt: skip
+TUNED = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1", "objective=logprob_mean")
+TEMPERATURE = "sampling.temperature=interval(0.5,1.5)"
+
+
+@pytest.mark.parametrize(
+    "sweeper",
+    [
+        (*TUNED, TEMPERATURE),
+        ("hydra/sweeper=random", "hydra.sweeper.n=3", "hydra.sweeper.max_batch_size=1", TEMPERATURE),
+        ("hydra/sweeper=points", "hydra.sweeper.file=points.csv", "hydra.sweeper.max_batch_size=1"),
+        ("seed=1,2,3", "hydra.sweeper.max_batch_size=1"),
+    ],
+    ids=["optuna", "random", "points", "basic"],
+)
+def test_a_worker_keeps_its_model_from_batch_to_batch(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sweeper: tuple[str, ...]
+) -> None:
+    workers = Threads(lambda _: TorchBackends(), workers=1)
+    real, opened = torch_backend.load_model, []
+    monkeypatch.setattr(torch_backend, "load_model", lambda *which: opened.append(which) or real(*which))
+    monkeypatch.setattr("gptsweep.run.executors.ray.RayPool", lambda *_, **__: workers)
+    (tmp_path / "points.csv").write_text("seed\n1\n2\n3\n")
+    save_checkpoint(tmp_path / "out", seed=1)
+    if sweeper[0] == TUNED[0]:
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    assert run(*SWEEP, *sweeper, "name=n").status == 0
+    assert len(samples_of(tmp_path / "outputs/sweeps/n")) == 3
+    assert len(workers.given) >= 3, "three batches"
+    assert (len(opened), next(workers.numbers)) == (1, 2)
+
+
+@pytest.mark.slow
+def test_the_command_tunes_on_ray_by_one_override_and_its_actor_stays_from_batch_to_batch(
+    run: Run, tmp_path: Path, pool: RayPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    pools: list[RayPool] = []
+    opened: list[object] = []
+    close, open_model = RayPool.close, RayPool.open
+    monkeypatch.setattr(RayPool, "close", lambda own: pools.append(own) or close(own))
+    monkeypatch.setattr(RayPool, "open", lambda own, *which: opened.append(which) or open_model(own, *which))
+    save_checkpoint(tmp_path / "out", seed=1)
+    sweep = (*SWEEP, *TUNED, "hydra.sweeper.sampler.seed=1", TEMPERATURE)
+    assert run(*sweep, "name=there", "hydra.launcher.resources={CPU:0}").status == 0
+    assert run(*(each for each in sweep if "launcher" not in each), "name=here").status == 0
+    here, there = (tmp_path / "outputs/sweeps" / name for name in ("here", "there"))
+    assert len(samples_of(here)) == 3
+    assert samples_of(there) == samples_of(here)
+    assert OmegaConf.load(there / "optimization_results.yaml") == OmegaConf.load(here / "optimization_results.yaml")
+    assert (there / "report.html").exists()
+    (only,) = pools
+    assert (len(opened), next(only._numbers)) == (1, 2), "one model was opened, in one actor"
+
+
+def test_raylets_that_are_killed_until_none_is_left_lose_nothing(
+    tmp_path: Path, cluster: Cluster, pool: RayPool, script: Path, whole: dict[str, bytes]
+) -> None:
+    root, held = tmp_path / "there", script / "held"
+    held.mkdir()
+    first, second = list(cluster.worker_nodes)
+    with sweeping(root, RemoteExecutor(pool, shards=9)):
+        before = lines(root)
+        end_raylet(cluster, first)
+        wait_for(lambda: lines(root) > before)
+        end_raylet(cluster, second)
+        wait_for(lambda: not pids(pool))
+        assert lines(root) < SAMPLES
+        held.rmdir()
+        add_node(cluster, 2)
+    assert files(root) == whole
+
+
+def end_raylet(cluster: Cluster, node: Node) -> None:
+    """Kill a raylet, then whatever else belongs to its node."""
+    os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+    cluster.remove_node(node, allow_graceful=False)
