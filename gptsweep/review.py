@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from rich.console import Console
 
 from .analysis.asked import Asked, kept, metric_of, named_metrics
+from .analysis.best import Verdicts, verdicts
 from .analysis.columns import label, ordered, plain
 from .analysis.frames import read_sweep
 from .analysis.metrics import MAUVE, METRICS, PREFERENCE
@@ -171,13 +171,13 @@ def review(options: argparse.Namespace, console: Console | None = None) -> None:
         else:
             write_frame(difference.reset_index(), form)
     elif form == "table":
-        best, marks = verdicts(sweep, rows, options.best, reference) if options.best else ("", [""] * len(rows))
-        print_sweep(console, sweep, rows, names, best, marks, reference, asked_metrics=bool(options.metric))
+        best = best_of(options, sweep, rows, reference)
+        print_sweep(console, sweep, rows, names, best, reference, asked_metrics=bool(options.metric))
         if sweep.ratings:
             print_ratings(console, sweep.ratings, sweep.ratings.ranked(rows))
     else:
-        if options.best:
-            rows["verdict"] = verdicts(sweep, rows, options.best, reference)[1]
+        if best := best_of(options, sweep, rows, reference):
+            rows = rows.assign(verdict=best.marks, behind_low=best.low, behind_high=best.high)
         table = flat(rows, names, reference)
         write_frame(with_ranking(table, sweep.ratings.ranked(rows)) if sweep.ratings else table, form)
     say_problems(whole, text)
@@ -339,43 +339,24 @@ def matching(key: str, typed: str, values: Sequence[Any]) -> Any:
     raise ResultsError("diff", f"{key}={typed}", f"is not there; {key} has {', '.join(map(label, values))}")
 
 
-def verdicts(
-    sweep: Sweep, rows: pd.DataFrame, best: str, reference: Mapping[str, float | None] | None = None
-) -> tuple[str, list[str]]:
-    """The metric of ``--best``, and how each row stands to the best one.
-
-    That is ``best``, ``alike`` (the samples cannot tell it from the best), ``differs``, or ``unclear`` (too few pairs).
-    """
-    aim = Aim.of(best, reference, sweep.declared, asked_by="best")
-    name = aim.metric.name
-    if name not in rows or not rows[name].notna().any():
-        raise ResultsError("best", best, "no point has this metric")
-    at = int(np.nanargmax(aim.ranked(rows[name].to_numpy(float))))
-    keys = keys_of(rows)
-    thin = sweep.thinned()
-    first = settings_of_row(rows.iloc[at].to_dict(), keys)
-    found = []
-    for place, row in enumerate(rows.to_dict("records")):
-        if place == at:
-            found.append("best")
-            continue
-        result = thin.compare(first, settings_of_row(row, keys)).loc[name]
-        found.append("unclear" if result["reason"] else "differs" if result["differs"] else "alike")
-    return name, found
+def best_of(
+    options: argparse.Namespace, sweep: Sweep, rows: pd.DataFrame, reference: Mapping[str, float | None] | None
+) -> Verdicts | None:
+    """What ``--best`` asks for."""
+    return verdicts(sweep, rows, Aim.of(options.best, reference, sweep.declared, asked_by="best")) if options.best else None
 
 
 def flat(rows: pd.DataFrame, names: Sequence[str], reference: Mapping[str, float | None] | None = None) -> pd.DataFrame:
     """The table for other programs: settings, counts, and for each metric its mean, error and n.
 
-    With a reference text also ``<metric>_distance``: how far the mean lies above it.
+    With a reference text also ``<metric>_distance``: how far the mean lies above it. With ``--best`` also the `Verdicts`.
     """
     columns = [*keys_of(rows), "num_points", "num_samples", *(f"{name}{part}" for name in names for part in ("", "_se", "_n"))]
     for name in names:
         if reference and (goal := reference.get(name)) is not None and name in rows:
             rows = rows.assign(**{f"{name}_distance": rows[name] - goal})
             columns.insert(columns.index(f"{name}_n") + 1, f"{name}_distance")
-    if "verdict" in rows:
-        columns.append("verdict")
+    columns += [name for name in ("verdict", "behind_low", "behind_high") if name in rows]
     return rows.reindex(columns=columns)
 
 

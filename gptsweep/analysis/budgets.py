@@ -43,10 +43,9 @@ from functools import cache
 
 import numpy as np
 
-from .stats import MIN_PAIRS, RESAMPLES, Floats, Ints, Mask, resampled
+from .stats import MIN_PAIRS, RESAMPLES, Floats, Ints, Mask, critical, resampled, student
 
 SPLITS = 8
-CERTAIN = 0.95
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -245,10 +244,5 @@ def margins(draws: Sequence[Floats], clusters: int) -> list[Floats]:
     for each, spread in zip(draws, spreads, strict=True):
         known = spread > 0
         most = np.maximum(most, (np.abs(each[:, known]) / spread[known]).max(axis=1, initial=0.0))
-    critical = student(float(np.quantile(most, CERTAIN)), clusters - 1)
-    return [critical * spread for spread in spreads]
-
-
-def student(z: float, freedom: int) -> float:
-    """The quantile of Student's t where the normal distribution has ``z`` (Abramowitz and Stegun 1964, 26.7.5, two terms)."""
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    limit = critical(most, clusters)
+    return [limit * spread for spread in spreads]

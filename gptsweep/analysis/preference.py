@@ -130,11 +130,16 @@ class Ranking:
         middle, scale = np.log(share / (1 - share)), share * (1 - share)
         return np.asarray(expit(middle - reach / scale)), np.asarray(expit(middle + reach / scale))
 
+    @cached_property
+    def difference_errors(self) -> Floats:
+        """[settings, settings], standard errors of the differences of preferences."""
+        variances = np.diag(self._preference_covariance)
+        return np.asarray(np.sqrt((variances[:, None] + variances[None, :] - 2 * self._preference_covariance).clip(0)))
+
     def difference(self, a: int, b: int) -> tuple[float, float, float]:
         """The preference of ``b`` minus that of ``a``, and the ends of its interval."""
-        spread = self._preference_covariance
-        error = math.sqrt(max(0.0, spread[a, a] + spread[b, b] - 2 * spread[a, b]))
-        middle, reach = float(self.preference[b] - self.preference[a]), self.comparisons.quantile * error
+        middle = float(self.preference[b] - self.preference[a])
+        reach = self.comparisons.quantile * float(self.difference_errors[a, b])
         return middle, max(-1.0, middle - reach), min(1.0, middle + reach)
 
 

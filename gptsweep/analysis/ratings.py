@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import stdtrit
 
 from ..display import counted
 from ..errors import ResultsError
 from ..store.ratings import Rating
-from .preference import Comparisons, Ranking, agreement, bradley_terry, win_rates
-from .stats import MIN_PAIRS, Floats, Ints
+from .preference import COVERAGE, Comparisons, Ranking, agreement, bradley_terry, win_rates
+from .stats import MIN_PAIRS, Floats, Ints, WithTheBest, among_the_best
 
 SCORES = {"left": 1.0, "right": 0.0, "tie": 0.5, "both_bad": 0.5}
 """What a verdict is worth to the left sample; its score for the right one is 1 minus that."""
@@ -108,6 +109,10 @@ class Ratings:
         ranking = bradley_terry(self.between(labels, codes, settings)[0])
         return [[contrast(ranking, a, b) for b in range(settings)] for a in range(settings)]
 
+    def with_the_best(self, labels: pd.Index[Any], codes: Ints, settings: int, sign: int) -> WithTheBest:
+        """`stats.with_the_best` of preferences; ``sign`` is -1 where low is better."""
+        return preferred(bradley_terry(self.between(labels, codes, settings)[0]), sign)
+
     def ranked(self, rows: pd.DataFrame) -> RankedSettings:
         """The settings of a `Sweep.group`, the best first; those that were not compared are left out."""
         labels = [label for points in rows["points"] for label in points]
@@ -128,7 +133,9 @@ class Ratings:
             preference_high=ranking.preference_interval[1],
         )  # fmt: skip
         table = table[found.met].sort_values("strength", ascending=False, kind="stable")
-        alike = [at != table.index[0] and not contrast(ranking, at, table.index[0])["differs"] for at in table.index]
+        best = preferred(ranking)
+        known = best.independent[table.index[0]] >= MIN_PAIRS
+        alike = [at != table.index[0] and bool(best.may_be_best[at] or not known[at]) for at in table.index]
         unit = "prompts" if compared["prompt"].nunique() >= MIN_PAIRS else "samples"
         return RankedSettings(table.assign(alike=alike), found.clusters, unit)
 
@@ -164,6 +171,16 @@ class RankedSettings:
     table: pd.DataFrame
     clusters: int
     unit: str
+
+
+def preferred(ranking: Ranking, sign: int = 1) -> WithTheBest:
+    """`stats.with_the_best` by the model of the ratings, with Bonferroni's critical values."""
+    met, clusters, size = ranking.comparisons.met, ranking.comparisons.clusters, ranking.comparisons.settings
+    both = np.outer(met, met) & ~np.eye(size, dtype=bool)
+    known = both & (clusters >= MIN_PAIRS)
+    ahead = np.where(known, sign * (ranking.preference[None, :] - ranking.preference[:, None]), np.nan)
+    limit = np.full(size, stdtrit(max(1, clusters - 1), 1 - (1 - COVERAGE) / max(1, int(met.sum()) - 1)))
+    return among_the_best(ahead, ranking.difference_errors, limit, np.where(both, clusters, 0))
 
 
 def contrast(ranking: Ranking, a: int, b: int) -> dict[str, Any]:

@@ -17,14 +17,23 @@ and of exp(-R) it is exp(-R) * se(R), the delta method. Intervals of a differenc
 replacement and take percentiles (Efron and Tibshirani 1993, An Introduction to the Bootstrap, 13.3; Field and Welsh 2007,
 Bootstrapping Clustered Data).
 
+Which of many settings may be the best is a multiple comparison with the best (Edwards and Hsu 1983, Multiple Comparisons with
+the Best Treatment; Hsu 1996, Multiple Comparisons). For each setting i the bootstrap gives the critical value d_i that the
+largest of its differences from all others, each over its own standard deviation s_ij, exceeds in 5 % of the resamples where
+nothing differs (max-T, Westfall and Young 1993, Resampling-Based Multiple Testing), widened for few clusters as t is wider than
+normal. With 95 % for everything together
+
+    the best is among S = {i: no j has score_j - score_i > d_i s_ij}, and the best setting but i is ahead of i by at most
+    max over j in S of score_j - score_i + d_j s_ij, at least by min(0, max over j of score_j - score_i - d_i s_ij)
+
 Pure functions on the frames that `frames.read_sweep` makes; `sweep.Sweep.group` and `.compare` call them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +48,8 @@ MIN_PAIRS = 6
 MAX_BLOCKS = 4_000
 BY_CHANCE = 0.05
 """The share of comparisons that differ where nothing does: intervals are 95 %. The mean of a count needs no independence."""
+
+CERTAIN = 0.95
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -282,3 +293,90 @@ def verdict(a: float, b: float, again: Floats | None, pairs: int, independent: i
         shared = "" if independent == pairs else f"{pairs} pairs share the noise of {independent}: "
         return row | {"reason": f"{shared}{independent} pairs are too few to tell a difference from chance; {MIN_PAIRS} can"}
     return row | {"differs": bool(row["low"] > 0 or row["high"] < 0)}
+
+
+def student(z: float, freedom: int) -> float:
+    """The quantile of Student's t where the normal distribution has ``z`` (Abramowitz and Stegun 1964, 26.7.5, two terms)."""
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+
+
+def critical(most: Floats, clusters: int) -> float:
+    """What the largest of several standardised differences exceeds in 5 % of the resamples, widened for few clusters.
+
+    Args:
+        most: [RESAMPLES], the largest in each.
+        clusters: that the samples come from.
+    """
+    return student(float(np.quantile(most, CERTAIN)), clusters - 1)
+
+
+class WithTheBest(NamedTuple):
+    """How settings stand to the best one, [settings] each, for all of them together.
+
+    ``may_be_best``; ``low`` and ``high``: by how much the best of the others is ahead, at least and at most, in scores; NaN
+    where too few pairs tell. ``independent`` [settings, settings]: the independent pairs of two settings.
+    """
+
+    may_be_best: Mask
+    low: Floats
+    high: Floats
+    independent: Ints
+
+
+def with_the_best(num: Floats, den: Floats, clusters: Ints, score: Callable[[Floats], Floats]) -> WithTheBest:
+    """Multiple comparisons with the best; see the docstring of this module. Two settings are compared where both have a value.
+
+    Args:
+        num, den: [settings, pairs], what two settings have in one column is a pair; ``den`` is 0 where one has no value.
+        clusters: [pairs], equal for pairs that are not independent.
+        score: maps sum(num) / sum(den) to scores; higher is better.
+    """
+    size = len(num)
+    masks, kind = np.unique(den > 0, axis=0, return_inverse=True)
+    kind = kind.reshape(-1)
+    drawn = resampled(min(len(np.unique(clusters)), MAX_BLOCKS)).T
+
+    def scored(num: Floats, den: Floats) -> tuple[Floats, Floats, Ints]:
+        """[rows], [rows, RESAMPLES]: the scores of rows of pairs, and again; and how many clusters have a value."""
+        parts = summed(np.stack([num, den]), clusters)
+        independent = (parts[1] > 0).sum(axis=-1)
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            whole, again = score(parts[0].sum(axis=-1) / parts[1].sum(axis=-1)), in_blocks(parts) @ drawn
+            return whole, score(again[0] / again[1]), independent
+
+    ahead, spread = np.full((size, size), np.nan), np.full((size, size), np.nan)
+    independent, limit = np.zeros((size, size), dtype=np.int64), np.zeros(size)
+    for number, mask in enumerate(masks):
+        theirs, theirs_again, shared = scored(num * mask, den * mask)
+        for i in np.flatnonzero(kind == number):
+            own, own_again, _ = scored(num[i] * masks, den[i] * masks)  # where each other one has a value
+            moved = theirs_again - own_again[kind]
+            known = shared >= MIN_PAIRS
+            known[i] = False
+            independent[i] = shared
+            if not known.any():
+                continue
+            ahead[i, known] = (theirs - own[kind])[known]
+            moved = moved[known] - np.nanmean(moved[known], axis=1, keepdims=True)
+            wider = np.sqrt(shared[known] / (shared[known] - 1))
+            spread[i, known] = np.nanstd(moved, axis=1) * wider
+            standard = moved[some := spread[i, known] > 0] / np.nanstd(moved, axis=1, keepdims=True)[some]
+            limit[i] = critical(np.nan_to_num(standard, nan=-np.inf).max(axis=0, initial=0.0), int(shared[known].min()))
+    return among_the_best(ahead, spread, limit, independent)
+
+
+def among_the_best(ahead: Floats, spread: Floats, limit: Floats, independent: Ints) -> WithTheBest:
+    """The intervals of the docstring of this module.
+
+    Args:
+        ahead, spread: [settings, settings], by how much j is ahead of i, and its standard deviation; NaN where unknown.
+        limit: [settings], the critical values.
+        independent: as in `WithTheBest`.
+    """
+    known = ~np.isnan(ahead)
+    least = 1e-9 * float(np.abs(ahead[known]).max(initial=0.0))  # what is within rounding is no difference
+    lead = np.where(known, ahead - limit[:, None] * spread, -np.inf).max(axis=1, initial=-np.inf)
+    some = known.any(axis=1)
+    may = some & (lead <= least)
+    behind = np.where(known & may, ahead + limit * spread, -np.inf).max(axis=1, initial=0.0)
+    return WithTheBest(may, np.where(some, np.minimum(0.0, lead), np.nan), np.where(some, behind, np.nan), independent)

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..analysis.best import Verdicts
 from ..analysis.columns import label, ordered, plain
 from ..analysis.metrics import Metric
 from ..analysis.numbers import like, number
@@ -55,7 +56,7 @@ def keys_of(rows: pd.DataFrame) -> list[str]:
 
 
 def print_sweep(
-    console: Console, sweep: Sweep, rows: pd.DataFrame, names: Sequence[str], best: str, marks: Sequence[str],
+    console: Console, sweep: Sweep, rows: pd.DataFrame, names: Sequence[str], best: Verdicts | None,
     reference: Mapping[str, float | None] | None, *, asked_metrics: bool,
 ) -> None:  # fmt: skip
     """The table of the sweep, then what each setting does.
@@ -65,8 +66,7 @@ def print_sweep(
         sweep: all of it.
         rows: from `Sweep.group`.
         names: the metrics.
-        best: the metric of ``--best``, or empty.
-        marks: how each row stands to the best.
+        best: what ``--best`` found.
         reference: the metrics of the reference text.
         asked_metrics: the metrics were asked for, so all are shown.
     """
@@ -76,7 +76,8 @@ def print_sweep(
     console.print(Text(f"{points} ({said}), {samples}", style="bold"))
     console.print()
     metrics = [sweep.declared[name] for name in names]
-    left_out = print_rows(console, rows.head(MAX_ROWS), metrics, marks, best, reference, whole=asked_metrics)
+    marks, by = (best.marks, best.aim.metric.name) if best else ([""] * len(rows), "")
+    left_out = print_rows(console, rows.head(MAX_ROWS), metrics, marks, by, reference, whole=asked_metrics)
     if left_out:
         more = ", ".join(metric.label for metric in left_out)
         console.print(
@@ -89,30 +90,29 @@ def print_sweep(
         console.print(
             Text("★ best as asked; ≈ these samples cannot tell it from the best; ? too few pairs to say", style="dim")
         )
-        console.print(Text(best_set(rows, marks), style="bold"))
+        console.print(Text(best_set(rows, best), style="bold"))
     for name, reason in sweep.reasons().items():
         if name in names:
             console.print(Text(f"– {sweep.declared[name].label}: {one_line(reason)}", style="dim"))
     print_effects(console, sweep, names)
 
 
-def best_set(rows: pd.DataFrame, marks: Sequence[str]) -> str:
+def best_set(rows: pd.DataFrame, best: Verdicts) -> str:
     """The settings among which the best may be: the best as measured, and all that the samples cannot tell from it."""
-    keys = keys_of(rows)
-    named_rows = [named(settings_of_row(row, keys)) or "this run" for row in rows.to_dict("records")]
-    first = named_rows[list(marks).index("best")]
-    alike, unclear = (
-        [name for name, mark in zip(named_rows, marks, strict=True) if mark == kind] for kind in ("alike", "unclear")
-    )
-    parts = [f"best: {first}"]
-    if alike:
+    keys, metric = keys_of(rows), best.aim.metric
+    found: dict[str, list[str]] = {"best": [], "alike": [], "differs": [], "unclear": []}
+    for row, mark, most in zip(rows.to_dict("records"), best.marks, best.high, strict=True):
+        behind = f" (behind by at most {number(metric, float(most))})" if mark == "alike" else ""
+        found[mark].append((named(settings_of_row(row, keys)) or "this run") + behind)
+    parts = [f"best: {found['best'][0]}"]
+    if alike := found["alike"]:
         parts.append(f"these samples cannot tell it from {counted(len(alike), 'other setting')}: {_first_names(alike)}")
-    elif len(rows) > 1 + len(unclear):
+    elif found["differs"]:
         parts.append("no other setting is as good, as far as these samples can tell")
-    if unclear:
+    if unclear := found["unclear"]:
         parts.append(f"too few pairs to say of {counted(len(unclear), 'setting')}: {_first_names(unclear)}")
-    compared = sum(mark in ("alike", "differs") for mark in marks)
-    return "; ".join(parts) + (f" ({by_chance(compared)})" if compared > 1 else "")
+    compared = len(alike) + len(found["differs"])
+    return "; ".join(parts) + (f" (95 % for all {compared + 1} settings together)" if compared > 1 else "")
 
 
 def _first_names(names: Sequence[str]) -> str:

@@ -1,0 +1,91 @@
+"""Which settings of a sweep may be the best one, and by how much the best may be ahead of each: what ``--best`` says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from ..errors import ResultsError
+from ..store.schema import SAMPLE_KEY
+from .samplers import Aim
+from .stats import MIN_PAIRS, Floats, Ints, identities, noises, places_of, with_the_best
+from .sweep import Sweep
+
+
+@dataclass(frozen=True, eq=False)
+class Verdicts:
+    """How the rows of a `Sweep.group` stand to the best of them.
+
+    ``marks`` are ``best``, ``alike`` (the samples cannot tell it from the best), ``differs``, or ``unclear`` (too few pairs).
+    ``low`` and ``high`` say by how much the best of the other rows is ahead, at least and at most: in units of the metric, 95 %
+    for all rows together, NaN where it is not known.
+    """
+
+    aim: Aim
+    marks: tuple[str, ...]
+    low: Floats
+    high: Floats
+
+
+def verdicts(sweep: Sweep, rows: pd.DataFrame, aim: Aim) -> Verdicts:
+    """Compare the rows with the best of them.
+
+    Args:
+        sweep: what they are of.
+        rows: from `Sweep.group`.
+        aim: what is best.
+
+    Raises:
+        ResultsError: no row has a value.
+    """
+    name = aim.metric.name
+    if name not in rows or not rows[name].notna().any():
+        raise ResultsError("best", name, "no point has this metric")
+    best = int(np.nanargmax(aim.ranked(rows[name].to_numpy(float))))
+    if aim.metric.per == "pair" and sweep.ratings:
+        row_of = rows_of(rows)
+        codes = np.array(list(row_of.values()), dtype=np.int64)
+        found = sweep.ratings.with_the_best(pd.Index(list(row_of)), codes, len(rows), -1 if aim.direction == "min" else 1)
+    else:
+        found = with_the_best(*paired(sweep.thinned(), rows, aim), aim.score)
+    unclear = found.independent[:, best] < MIN_PAIRS
+    marks = np.where(unclear, "unclear", np.where(found.may_be_best, "alike", "differs")).tolist()
+    marks[best] = "best"
+    return Verdicts(aim, tuple(marks), found.low, found.high)
+
+
+def rows_of(rows: pd.DataFrame) -> dict[int, int]:
+    """The row of each point of a `Sweep.group`."""
+    return {point: row for row, points in enumerate(rows["points"]) for point in points}
+
+
+def paired(sweep: Sweep, rows: pd.DataFrame, aim: Aim) -> tuple[Floats, Floats, Ints]:
+    """The arguments of `with_the_best`: pairs share prompt, seed, sample_index and every swept setting that rows leave open."""
+    name, keys = aim.metric.name, list(rows.columns[: list(rows.columns).index("points")])
+    row_of = rows_of(rows)
+    points = sweep.summary.loc[list(row_of)]
+    left_open = [key for key in sweep.swept if key not in keys and key != "seed"]
+    if aim.metric.per == "sample":
+        place = [*left_open, *SAMPLE_KEY]
+        table = sweep.measured(points)
+        num, den = table[f"{name}/num"].to_numpy(float), table[f"{name}/den"].to_numpy(float)
+    else:
+        place = [*left_open, *({"seed"} & set(sweep.settings))]
+        table = points.assign(point=points.index, copy_of=identities(points), noise_of=noises(points))
+        table = table.sort_values("num_samples", ascending=False, kind="stable")
+        num = table[name].to_numpy(float)
+        num, den = np.nan_to_num(num), (~np.isnan(num)).astype(float)
+    at = pd.DataFrame({"row": table["point"].map(row_of).to_numpy(np.int64)}, table.index)
+    at["pair"] = places_of(table[place]) if place else 0
+    first = ~at.duplicated().to_numpy(bool)  # of copies, and of points that pairs do not tell apart, one
+    row, pair, table = at["row"].to_numpy(np.int64)[first], at["pair"].to_numpy(np.int64)[first], table[first]
+    shared = [each for each in place if each not in left_open]
+    own_noise = bool((table["noise_of"] >= 0).any())  # pairs that share no noise are independent
+    cluster = pair if own_noise or not shared else places_of(table[shared])
+    clusters = np.zeros(pair.max(initial=-1) + 1, dtype=np.int64)
+    clusters[pair] = cluster
+    sums = np.zeros((2, len(rows), len(clusters)))
+    sums[0, row, pair], sums[1, row, pair] = num[first], den[first]
+    return sums[0], sums[1], clusters
