@@ -94,7 +94,7 @@ def test_best_is_a_set_and_what_chance_alone_would_find_is_said(tmp_path: Path, 
     best = "best: temperature=0.5, top_k=50; these samples cannot tell it from 3 other settings: "
     behind = [f"{each} (behind by at most 0)" for each in ("temperature=0.5, top_k=51", "temperature=1, top_k=50")]
     assert best + "; ".join([*behind, "temperature=1, top_k=51 (behind by at most 0)"]) in text
-    assert "(95 % for all 4 settings together)" in text
+    assert "; 95 % for all 4 settings together" in text
     text = said("--best", "perplexity:min", "--metric", "perplexity,seq_rep_4")
     assert "best: temperature=0.5, top_k=50; no other setting is as good" in text
     assert "of 4 comparisons 0.2 would differ by chance alone" in text  # two settings, two metrics

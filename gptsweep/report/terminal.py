@@ -112,7 +112,7 @@ def best_set(rows: pd.DataFrame, best: Verdicts) -> str:
     if unclear := found["unclear"]:
         parts.append(f"too few pairs to say of {counted(len(unclear), 'setting')}: {_first_names(unclear)}")
     compared = len(alike) + len(found["differs"])
-    return "; ".join(parts) + (f" (95 % for all {compared + 1} settings together)" if compared > 1 else "")
+    return "; ".join(parts + [f"95 % for all {compared + 1} settings together"] * (compared > 1))
 
 
 def _first_names(names: Sequence[str]) -> str:
@@ -263,7 +263,7 @@ def print_effects(console: Console, sweep: Sweep, names: Sequence[str]) -> None:
         "[95 % interval over pairs of the same prompt, seed and sample]; ≈ not distinguishable from no change; ? too few pairs"
     )
     console.print(Text(note, style="dim"))
-    if (compared := sum(_has_verdict(row) for row in effects)) > 1:
+    if (compared := sum(map(_has_verdict, effects))) > 1:
         console.print(Text(by_chance(compared), style="dim"))
 
 

@@ -68,8 +68,8 @@ function drawHeat(rows) {
   fill($("heat"),
     el("figcaption", {}, `${settingName(state.metric)} `, el("span", {}, `by ${kx.name} (across) and ${ky.name} (up)${partOf(kx)}${partOf(ky)}`)),
     el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Heat map" }, table),
-    means.length > 0 && el("p", { class: "legend" }, showOf(state.metric, low), el("i"), showOf(state.metric, high), logarithmic ? " logarithmic" : "", " · press a cell to read its samples",
-      ys.some((y) => xs.some((x) => groupsAt(x, y).includes(state.base))) && " · dashed: the baseline"));
+    means.length > 0 && el("p", { class: "legend" }, showOf(state.metric, low), el("i"), showOf(state.metric, high), logarithmic ? " logarithmic" : "",
+      el("span", {}, "Press a cell to read its samples.", ys.some((y) => xs.some((x) => groupsAt(x, y).includes(state.base))) && " Dashed: the baseline.")));
 }
 
 function drawCurve(rows, scattered, W) { // the height grows with the names of the lines
@@ -112,15 +112,29 @@ function drawCurve(rows, scattered, W) { // the height grows with the names of t
   fill($("curve"),
     el("figcaption", {}, `${settingName(state.metric)} `, el("span", {}, `along ${kx.name}; ${scattered ? "a dot is a point; " : ""}${flat.length <= MAX_BARS ? "bars are one standard error" : "marks may be pressed"}${two ? partOf(ky) : ""}${marked ? partOf(kx, "marks at ") : ""}`)),
     frame(x, y, W, H, box, kx.name, settingName(state.metric), [
-      held.map(({ name, kind, at, inside, above }, i) => { // the first at the left end, the second at the right, where they are near each other
-        const end = i ? { x: box.right - 6, "text-anchor": "end" } : { x: box.left + 6 };
-        return inside ? [el("line", { class: kind, x1: box.left, x2: box.right, y1: y.of(at), y2: y.of(at) }), el("text", { class: `${kind}name`, ...end, y: y.of(at) - 5 }, `${name} ${showOf(state.metric, at)}`)]
-          : el("text", { class: `${kind}name`, ...end, y: above ? box.top + 12 : box.bottom - 8 }, `${above ? "↑" : "↓"} ${name} ${showOf(state.metric, at)}, outside the plot`);
-      }),
-      marks, rings, names], alt),
+      held.map(({ kind, at, inside }) => inside && el("line", { class: kind, x1: box.left, x2: box.right, y1: y.of(at), y2: y.of(at) })),
+      marks, rings, names, goalNames(held, lines.map(({ points }) => points.map((p) => [px(p), y.of(p.mean)])), y, box)], alt),
     scattered ? tableOf([`${kx.name}, ${ky.name}`, settingName(state.metric)], () => flat.map((p) => [valueNames(p), spoken(state.metric, p)]))
       : tableOf([two ? `${ky.name} \\ ${kx.name}` : kx.name, ...kx.labels.map((_, i) => brief(state.x, i))],
         () => lines.map(({ y: i, points }) => { const there = new Map(points.map((p) => [p.x, p])); return [two ? brief(state.y, i) : settingName(state.metric), ...kx.labels.map((_, at) => (there.has(at) ? spoken(state.metric, there.get(at)) : "–"))]; })));
+}
+
+/** The names of what a curve is held against, each at an end of its line, above or below it: where it hides the least. */
+function goalNames(held, lines, y, box) {
+  const along = lines.flatMap((line) => line.flatMap(([x, v], i) => {
+    const [left, above] = i ? line[i - 1] : [x, v];
+    return [[x, v], ...[0.25, 0.5, 0.75].map((share) => [left + share * (x - left), above + share * (v - above)])];
+  }));
+  const taken = [];
+  return held.map(({ name, kind, at, inside, above }) => {
+    const text = inside ? `${name} ${showOf(state.metric, at)}` : `${above ? "↑" : "↓"} ${name} ${showOf(state.metric, at)}, outside the plot`, wide = 7 * text.length;
+    const spots = [-6, 15].flatMap((shift) => [box.left + 6, box.right - 6 - wide].map((x) => ({ x, base: inside ? y.of(at) + shift : above ? box.top + 12 : box.bottom - 8 })));
+    const hides = ({ x, base }) => along.filter(([px, py]) => px > x - 6 && px < x + wide + 6 && py > base - 16 && py < base + 8).length
+      + 1000 * taken.filter((spot) => spot.x === x && Math.abs(spot.base - base) < 15).length;
+    const spot = spots.reduce((best, one) => (hides(one) < hides(best) ? one : best)), right = spot.x > box.left + 6;
+    taken.push(spot);
+    return el("text", { class: `${kind}name`, x: right ? box.right - 6 : box.left + 6, "text-anchor": right ? "end" : null, y: spot.base }, text);
+  });
 }
 
 function drawScatter(scattered, W) {

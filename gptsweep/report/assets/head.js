@@ -25,7 +25,7 @@ function drawHead() {
   $("theme").addEventListener("click", () => {
     const next = themes[(themes.indexOf(document.documentElement.dataset.theme || "auto") + 1) % 3];
     document.documentElement.dataset.theme = next;
-    $("theme").textContent = "Theme: " + next;
+    $("theme-name").textContent = next;
   });
   for (const link of document.querySelectorAll("[data-goto]"))
     link.addEventListener("click", (event) => { event.preventDefault(); go(link.dataset.goto); });

@@ -54,11 +54,11 @@ function drawPoints() {
   fill($("points-controls"),
     count > 1 && picker("Baseline", [["", "none"], ...(data.reference ? [[TEXT, "the reference text"]] : []), ...(count <= ROWS ? every : typeof state.base === "number" ? [state.base] : []).map((g) => [g, groupName(g)])], state.base ?? "",
       (g) => update({ base: g === "" ? null : g === TEXT ? TEXT : +g }, drawCharts, drawPoints, drawMatrix, drawSamples), count > ROWS && offerPoints),
-    state.base === TEXT && el("span", { class: "note" }, "each value is how far the point lies above the reference text"),
-    state.base !== null && state.base !== TEXT && el("span", { class: "note" }, `in brackets how far it lies above the baseline, over pairs; ≈ these samples cannot tell it from the baseline; ? fewer than ${data.min_pairs} pairs; ${byChance(names, shown)}`),
     el("details", { class: "choice" }, el("summary", {}, "Columns"), offered.map(({ name, label }) => el("label", {},
       el("input", { type: "checkbox", checked: !state.less.includes(name), onchange: () => { update({ less: state.less.includes(name) ? state.less.filter((one) => one !== name) : [...state.less, name] }, drawPoints); $("points-controls").querySelector("details").open = true; } }), " ", label.replace(/ \(.*/, "")))),
-    metrics.length > TABLE.length && allMetrics());
+    metrics.length > TABLE.length && allMetrics(),
+    state.base === TEXT && el("span", { class: "note" }, "Each value is how far the point lies above the reference text."),
+    state.base !== null && state.base !== TEXT && el("span", { class: "note" }, `In brackets: how far it lies above the baseline, over pairs; ≈ these samples cannot tell it from the baseline; ? fewer than ${data.min_pairs} pairs; ${byChance(names, shown)}.`));
   fill($("points-body"), el("table", { class: "points rows" },
     el("thead", {}, el("tr", {},
       keys.length ? keys.map((key) => heading(key.name, key.name, "")) : el("th", { scope: "col" }, "Run"),

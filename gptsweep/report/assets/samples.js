@@ -136,7 +136,7 @@ function drawSamples() {
         columns[at] = to;
         update({ columns }, drawCharts, drawPoints, drawMatrix, drawSamples);
       } }, el("option", { value: g, selected: true }, nameBy(g, unlike) || "this run")),
-      rows.length > 1 && unlike.length > 2 && el("span", { class: "what" }, nameBy(g, unlike)),
+      rows.length > 1 && (unlike.length > 2 || nameBy(g, unlike).length > 16) && el("span", { class: "what" }, nameBy(g, unlike)),
       count > 1 && el("button", { type: "button", class: "quiet", "aria-pressed": String(g === state.base), "aria-label": `Column ${LETTERS[at]} as the baseline`,
         onclick: () => update({ base: g === state.base ? null : g }, drawCharts, drawPoints, drawMatrix, drawSamples) }, g === state.base ? "baseline ✓" : "baseline"),
       rows.length > 1 && el("button", { type: "button", class: "quiet remove", "aria-label": `Remove column ${LETTERS[at]}`, onclick: () => toggle(g) }, "×"));
