@@ -35,21 +35,26 @@ class JobConfig(DictConfig):
 
 def _copied(node: Any, kind: type[Any], parent: Any) -> Any:
     """What ``copy.deepcopy(node)`` gives, as a ``kind``, below ``parent``: new nodes and metadata, the same values in them."""
-    copy, metadata = object.__new__(kind), object.__new__(type(node._metadata))
+    copy, metadata = _new(kind), _new(type(node._metadata))
     metadata.__dict__.update(node._metadata.__dict__)
-    metadata.flags = dict(metadata.flags)
-    cache = metadata.resolver_cache
-    metadata.resolver_cache = deepcopy(cache) if cache else defaultdict(dict)
+    metadata.flags = {**metadata.flags}
     state = copy.__dict__
     state.update(node.__dict__, _metadata=metadata, _parent=parent, _flags_cache=None)
-    content = state.get("_content")
+    if "_content" not in state:  # a value: it is as good as a copy, and has no use for the cache of resolvers
+        return copy
+    cache = metadata.resolver_cache
+    metadata.resolver_cache = deepcopy(cache) if cache else defaultdict(dict)
+    content = state["_content"]
     if isinstance(content, dict):
         state["_content"] = {key: _copied(child, type(child), copy) for key, child in content.items()}
     elif isinstance(content, list):
         state["_content"] = [_copied(child, type(child), copy) for child in content]
     elif isinstance(content, Node):  # of a union
         state["_content"] = _copied(content, type(content), copy)
-    return copy  # any other content, a value's or that of a container that is None or missing, is as good as a copy
+    return copy  # any other content, that of a container that is None or missing, is as good as a copy
+
+
+_new = object.__new__
 
 
 class Yaml:
