@@ -21,7 +21,7 @@ from ..config import point_from_config
 from ..config_schema import choices, keys, takes
 from ..errors import ConfigError
 from ..records import Point
-from .hydra_internals import ConfigLoaderImpl, apply_values, get_overrides_dirname, quick_loading
+from .hydra_internals import ConfigLoaderImpl, apply_values, get_overrides_dirname, parsing_once, quick_loading
 from .run_job import JobConfig
 
 _BASES = 32
@@ -113,7 +113,8 @@ class PointLoader(ConfigLoaderImpl):
         before = HydraConfig.instance().cfg
         str(master_config.hydra.sweep.dir)  # ${now:…} is told once, and every point then has it from the master's cache
         try:
-            planned = [self._plan(master_config, tuple(line), number) for number, line in enumerate(batch, first_number)]
+            with parsing_once():
+                planned = [self._plan(master_config, tuple(line), number) for number, line in enumerate(batch, first_number)]
         finally:
             HydraConfig.instance().cfg = before
         _check_apart(planned)

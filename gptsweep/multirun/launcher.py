@@ -24,7 +24,7 @@ from ..run.progress import Progress
 from ..store.sweep_table import SweepTable
 from ..store.unfinished import Unfinished
 from .compose import Planned, PointLoader
-from .hydra_internals import BasicLauncher, run_job_with
+from .hydra_internals import BasicLauncher, parsing_once, run_job_with
 from .run_job import Yaml
 from .sweep_files import write_report
 from .sweepers import is_planned
@@ -179,9 +179,10 @@ class FusedSweep:
                     self._table.close()
                 gc.freeze()  # each config is a cycle; collecting them must not mean looking through all of torch
                 returns = []
-                for job in planned:
-                    interruption.check()
-                    returns.append(self._job(job))
+                with parsing_once():
+                    for job in planned:
+                        interruption.check()
+                        returns.append(self._job(job))
         finally:
             gc.unfreeze()
             point.prepared.reset(token)
