@@ -18,7 +18,7 @@ from sweeps import Run, samples_of, save_checkpoint
 
 from gptsweep import plan
 from gptsweep.engine.calibration import Speed, extrapolated
-from gptsweep.run import calibrations, planning
+from gptsweep.run import calibrations, overhead, planning
 from gptsweep.run.estimate import RowShape, batches, seconds_of, shard, sharing
 from gptsweep.run.overhead import Overhead
 
@@ -124,6 +124,16 @@ def test_a_speed_is_read_between_measured_batches_and_of_more_layers() -> None:
     assert [SPEED.step(n) for n in (1, 2.5, 4, 10, 16, 28)] == pytest.approx([1, 1.5, 2, 5, 8, 14])
     more = Speed(steps=((1, 2.0), (4, 3.0)), row=0.2, position=0.5, prompt_token=0.75)
     assert extrapolated(SPEED, more, (1, 3), 5) == Speed(steps=((1, 3.0), (4, 4.0)), row=0.2, position=1.0, prompt_token=1.0)
+
+
+def test_a_calibration_ends_in_time_on_a_busy_machine(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(overhead, "_timed", lambda place, points, limit: 8.0 if points == 2 else None)
+    assert overhead.measured(10.0).command == 8.0
+    monkeypatch.undo()
+    assert overhead.measured(0.1).command == 0.1, "the command does not end in a tenth of a second"
+    assert "this machine is busy" in caplog.text
 
 
 def test_a_calibration_is_kept_and_a_damaged_one_is_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
