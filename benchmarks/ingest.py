@@ -157,7 +157,8 @@ class Streaming:
                     pipes.remove(pipe)
                     continue
                 progress.tokens += len(batch) * self.tokens
-                yield from batch
+                for (place, key), finished in batch:
+                    yield (place, key), plan.tasks[place].sample(key, finished)
                 taken += len(batch)
                 if not self.at_quarter and taken >= plan.workload.rows / 4:
                     self.at_quarter = memory()
@@ -174,7 +175,7 @@ def stream(pipe: Connection, model: OpenModel, plan: Plan, keys: list[SampleKey]
     messages = []
     for first in range(0, len(keys), BATCH):
         some = keys[first : first + BATCH]
-        batch = [((place, key), sample(model, plan, place, key, numbers.choice(texts))) for place, key in some]
+        batch = [(key, finished(model, numbers.choice(texts))) for key in some]
         messages.append(pickle.dumps(batch, protocol=pickle.HIGHEST_PROTOCOL))
     pipe.send(None)
     pipe.recv()
@@ -184,10 +185,9 @@ def stream(pipe: Connection, model: OpenModel, plan: Plan, keys: list[SampleKey]
     os._exit(0)
 
 
-def sample(model: OpenModel, plan: Plan, place: int, key: tuple[int, int], ids: tuple[int, ...]) -> Sample:
-    """A canned sample of one key."""
-    numbers = -1.2345678901234567, -1.1234567890123456, 1.3456789012345678
-    return plan.tasks[place].sample(key, Finished(model.tokenizer.decode(ids), ids, "length", *numbers))
+def finished(model: OpenModel, ids: tuple[int, ...]) -> Finished:
+    """A canned row, as it comes back from a worker."""
+    return Finished(model.tokenizer.decode(ids), ids, "length", -1.2345678901234567, -1.1234567890123456, 1.3456789012345678)
 
 
 if __name__ == "__main__":

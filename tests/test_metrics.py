@@ -20,7 +20,7 @@ from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from scipy import stats
 
 from gptsweep import review
-from gptsweep.analysis import metrics, self_bleu
+from gptsweep.analysis import metrics, self_bleu, word_runs
 from gptsweep.analysis.frames import read_sweep
 from gptsweep.analysis.metrics import METRICS, Metric
 from gptsweep.analysis.summary import metric_reasons, text_metrics, token_mean
@@ -126,6 +126,19 @@ def test_ends_repeating_agrees_with_its_plain_definition(head: list[int], phrase
 def test_closing_end_of_text_token_hides_no_repetition() -> None:
     rows = [sample("x", token_ids=[1, 2, 3, 1, 2, 3, 50256], finish_reason="eot")]
     assert text_metrics(rows)["ends_repeating"] == 1
+
+
+@pytest.mark.parametrize("bound", [1 << 62, 9], ids=["numbers fit", "numbers are given anew"])
+@given(group=st.lists(st.lists(st.sampled_from(WORDS), max_size=12), max_size=5))
+@settings(max_examples=60, deadline=None)
+def test_word_runs_are_counted_as_sets_of_tuples_count_them(bound: int, group: list[list[str]]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(word_runs, "_BOUND", bound)
+        runs = word_runs.WordRuns(group)
+        for n in (1, 2, 3, 4):
+            sets = [set(metrics.ngrams(words, n)) for words in group]
+            assert runs.distinct(n) == list(map(len, sets))
+            assert runs.distinct_together(n) == len(set().union(*sets))
 
 
 @given(st.lists(st.lists(st.sampled_from(WORDS), min_size=4, max_size=30).map(" ".join), min_size=5, max_size=5))

@@ -19,6 +19,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,7 +31,7 @@ from hypothesis import strategies as st
 from gptsweep.analysis.summary import summarise
 from gptsweep.errors import ResultsError
 from gptsweep.files import LogFile
-from gptsweep.records import Sample, Sampling
+from gptsweep.records import LineEncoder, Sample, Sampling
 from gptsweep.store import durable, keyed_lines, lock
 from gptsweep.store import writer as results
 from gptsweep.store.csv_files import csv_bytes, csv_rows
@@ -79,6 +80,28 @@ def make_samples(prompts: int, samples: int, point: str = POINT) -> list[Sample]
 def plain_file(samples: list[Sample]) -> bytes:
     """The plain twin: sort, write."""
     return "".join(sample.line() for sample in sorted(samples, key=lambda s: s.key)).encode()
+
+
+short, means = st.text(max_size=9), st.none() | st.floats(allow_nan=False, allow_infinity=False)
+any_samples = st.builds(
+    Sample, point_id=short, prompt_id=short, prompt_index=st.integers(0), sample_index=st.integers(0), seed=st.integers(0),
+    sampling=st.sampled_from([Sampling(), Sampling(stop=("\n",), xtc_probability=0.5)]), model=short, prompt=short,
+    completion=short, finish_reason=st.sampled_from(["length", "stop"]), prompt_tokens=st.integers(0),
+    token_ids=st.lists(st.integers(0), max_size=4).map(tuple), logprob_mean=means, sampler_logprob_mean=means,
+    entropy_mean=means,
+)  # fmt: skip
+
+
+@given(st.lists(any_samples, max_size=4))
+@settings(max_examples=25, deadline=None)
+def test_lines_that_are_encoded_one_after_another_have_the_bytes_of_each_alone(samples: list[Sample]) -> None:
+    encoder = LineEncoder()
+    assert [encoder.line(sample) for sample in samples] == [sample.line() for sample in samples]
+
+
+def test_no_line_has_a_mean_that_json_has_not() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        LineEncoder().line(replace(make_sample(0, 0), entropy_mean=float("nan")))
 
 
 def finish(writer: PointWriter) -> None:
@@ -135,9 +158,9 @@ def test_samples_that_arrive_in_order_are_written_once(tmp_path, monkeypatch):
     monkeypatch.setattr(durable.os, "replace", lambda source, target: written.append(f"{Path(source).name} renamed"))
     with PointWriter(tmp_path, POINT) as writer:
         writer.add(make_samples(1, 8))
-        with pytest.raises((TypeError, ResultsError)):
-            finish(writer)  # the stand-ins above leave nothing to go on with
+        finish(writer)
     assert written[0] == f"{PARTIAL} renamed"
+    assert SAMPLES not in written
 
 
 def test_added_samples_are_on_disk_before_add_returns(tmp_path, monkeypatch):

@@ -32,7 +32,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .self_bleu import SELF_BLEU_REFERENCES, self_bleu
+from .self_bleu import SELF_BLEU_REFERENCES, ngrams, self_bleu
+from .word_runs import WordRuns
 
 ZIPF_RANKS = 5_000
 ZIPF_MIN_TYPES = 10
@@ -66,9 +67,23 @@ class Text:
         return str(self.record["completion"]).split()
 
     @cached_property
-    def grams(self) -> list[list[tuple[Any, ...]]]:
-        """The word 1- to 4-grams of the completion."""
-        return [ngrams(self.words, n) for n in (1, 2, 3, 4)]
+    def distinct_words(self) -> list[int]:
+        """How many word 2-, 3- and 4-grams of the completion are distinct; `Texts` counts them for all of a point at once."""
+        return [len(set(ngrams(self.words, n))) for n in (2, 3, 4)]
+
+
+class Texts(list[Text]):
+    """The samples of a point, whose word n-grams are counted together."""
+
+    @cached_property
+    def runs(self) -> WordRuns:
+        """Of the words of every sample."""
+        return WordRuns([text.words for text in self])
+
+    def count_words(self) -> None:
+        """Set what every sample's ``distinct_words`` is."""
+        for text, counts in zip(self, zip(*(self.runs.distinct(n) for n in (2, 3, 4)), strict=True), strict=True):
+            text.distinct_words = list(counts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +115,7 @@ class Metric:
     unit: Literal["", "share", "nats", "tokens"] = ""
     field: str = ""
     of_sample: Callable[[Text], float | None] | None = None
-    of_point: Callable[[Sequence[Text]], Outcome] | None = None
+    of_point: Callable[[Texts], Outcome] | None = None
     pooled: bool = False
     exponential: bool = False
     needs: str = "a sample"
@@ -126,25 +141,18 @@ class Metric:
         return found
 
 
-def ngrams(items: Sequence[Any], n: int) -> list[tuple[Any, ...]]:
-    """All runs of ``n`` items, in order: ``max(0, len(items) - n + 1)`` of them."""
-    return list(zip(*(items[start:] for start in range(n)), strict=False))
-
-
 def seq_rep(tokens: Sequence[int], n: int = 4) -> float | None:
     """seq-rep-n (Welleck et al. 2019): 1 - (distinct n-grams) / (n-grams) of one sequence of model tokens."""
     every = ngrams(tokens, n)
     return 1 - len(set(every)) / len(every) if every else None
 
 
-def word_diversity(grams: Sequence[Sequence[tuple[Any, ...]]]) -> float | None:
+def word_diversity(text: Text) -> float | None:
     """Diversity (Su et al. 2022): the product over n = 2, 3, 4 of 1 - rep-n, where rep-n = 1 - (distinct word n-grams) /
-    (word n-grams) of one text, all of its n-grams counted (the published code leaves out the last).
-
-    Args:
-        grams: the text's word 1- to 4-grams.
-    """
-    return math.prod(len(set(every)) / len(every) for every in grams[1:]) if grams[3] else None
+    (word n-grams) of one text, all of its n-grams counted (the published code leaves out the last)."""
+    if len(text.words) < 4:
+        return None
+    return math.prod(count / (len(text.words) - n + 1) for n, count in zip((2, 3, 4), text.distinct_words, strict=True))
 
 
 def ends_repeating(tokens: Sequence[int]) -> bool:
@@ -155,8 +163,11 @@ def ends_repeating(tokens: Sequence[int]) -> bool:
     """
     best_length, best_times = 0, 1
     end = len(tokens)
-    for length in range(1, min(REPEAT_MAX_PHRASE, end // 2) + 1):
-        if end < length * (best_times + 1) or tokens[end - 1] != tokens[end - 1 - length]:
+    longest = min(REPEAT_MAX_PHRASE, end // 2)
+    if not longest or (last := tokens[-1]) not in (before := tokens[end - 1 - longest : end - 1]):
+        return False
+    for length in (longest - place for place in range(longest - 1, -1, -1) if before[place] == last):
+        if end < length * (best_times + 1):
             continue
         phrase, times = tokens[end - length :], 1
         while end >= length * (times + 1) and tokens[end - length * (times + 1) : end - length * times] == phrase:
@@ -166,14 +177,10 @@ def ends_repeating(tokens: Sequence[int]) -> bool:
     return best_times > 1 and (best_length >= 3 or best_times > 50)
 
 
-def distinct(texts: Sequence[Text], n: int) -> Outcome:
+def distinct(texts: Texts, n: int) -> Outcome:
     """distinct-n (Li et al. 2016): distinct n-grams of all texts together over the number of *words* of all texts."""
     total = sum(len(text.words) for text in texts)
-    return (
-        len(set[object]().union(*(text.grams[n - 1] for text in texts))) / total
-        if total
-        else "needs a sample of at least 1 word"
-    )
+    return texts.runs.distinct_together(n) / total if total else "needs a sample of at least 1 word"
 
 
 def unique_share(texts: Sequence[Text]) -> Outcome:
@@ -263,7 +270,7 @@ METRICS: dict[str, Metric] = {
             label="Diversity",
             meaning="product over n = 2, 3, 4 of the share of word n-grams that are distinct",
             unit="share",
-            of_sample=lambda text: word_diversity(text.grams),
+            of_sample=word_diversity,
             needs="a sample of at least 4 words",
             direction="higher",
             default=True,
@@ -294,7 +301,7 @@ METRICS: dict[str, Metric] = {
             label="Self-BLEU-4",
             meaning=f"BLEU-4 of a sample against {SELF_BLEU_REFERENCES} others of its prompt; high means alike",
             unit="share",
-            of_point=lambda texts: self_bleu([text.record["prompt_index"] for text in texts], [text.grams for text in texts]),
+            of_point=lambda texts: self_bleu([text.record["prompt_index"] for text in texts], [text.words for text in texts]),
             direction="lower",
             default=True,
         ),

@@ -17,7 +17,12 @@ Grams = Sequence[Sequence[tuple[Any, ...]]]
 """The word 1- to 4-grams of a text."""
 
 
-def self_bleu(prompts: Sequence[int], grams: Sequence[Grams]) -> float | str:
+def ngrams(items: Sequence[Any], n: int) -> list[tuple[Any, ...]]:
+    """All runs of ``n`` items, in order: ``max(0, len(items) - n + 1)`` of them."""
+    return list(zip(*(items[start:] for start in range(n)), strict=False))
+
+
+def self_bleu(prompts: Sequence[int], words: Sequence[Sequence[str]]) -> float | str:
     """self-BLEU-4 (Zhu et al. 2018): mean BLEU-4 of a sample against others of the same prompt as references.
 
     Zhu et al. use all others; here each sample has the 4 others of its group of five, so that the value means the same for
@@ -28,11 +33,11 @@ def self_bleu(prompts: Sequence[int], grams: Sequence[Grams]) -> float | str:
 
     Args:
         prompts: prompt index by sample, equal ones side by side.
-        grams: word 1- to 4-grams by sample.
+        words: by sample.
     """
     size = SELF_BLEU_REFERENCES + 1
-    long_enough = [(prompt, every) for prompt, every in zip(prompts, grams, strict=True) if every[3]]
-    groups: list[tuple[list[Grams], int]] = []
+    long_enough = [(prompt, every) for prompt, every in zip(prompts, words, strict=True) if len(every) >= 4]
+    groups: list[tuple[list[Sequence[str]], int]] = []
     for _, members in groupby(long_enough, key=lambda member: member[0]):
         texts = [every for _, every in members]
         if len(texts) >= size:
@@ -43,7 +48,9 @@ def self_bleu(prompts: Sequence[int], grams: Sequence[Grams]) -> float | str:
         return f"needs {size} samples of one prompt with at least 4 words each"
     step = max(1.0, len(groups) / SELF_BLEU_GROUPS)
     chosen = [groups[int(place * step)] for place in range(min(len(groups), SELF_BLEU_GROUPS))]
-    scores = [score for group, counted in chosen for score in group_bleu(group)[size - counted :]]
+    scores = []
+    for texts, counted in chosen:
+        scores += group_bleu([[ngrams(text, n) for n in (1, 2, 3, 4)] for text in texts])[size - counted :]
     return math.fsum(scores) / len(scores)
 
 

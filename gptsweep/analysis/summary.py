@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..records import FINISH_REASONS, FINISH_REASONS_OF_0_1
-from .metrics import METRICS, Metric, Outcome, Record, Text
+from .metrics import METRICS, Metric, Outcome, Record, Text, Texts
 
 
 def summary_of(samples: Sequence[Record]) -> dict[str, Any]:
@@ -71,7 +71,8 @@ def metric_reasons(samples: Sequence[Record]) -> dict[str, str]:
 
 def outcomes(samples: Sequence[Record]) -> dict[str, Outcome]:
     """Value or reason of every metric of `text_metrics`, standard errors included: those per sample, then those per point."""
-    texts = [Text(sample) for sample in sorted(samples, key=place)]
+    texts = Texts(Text(sample) for sample in sorted(samples, key=place))
+    texts.count_words()
     found: dict[str, Outcome] = {}
     for metric in METRICS.values():
         if metric.per == "sample" and not metric.deviation:

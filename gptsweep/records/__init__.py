@@ -6,7 +6,18 @@ Every one is frozen and checks its own invariants, so whoever holds one need not
 from .checks import EXAMPLES, coerce, require
 from .logprobs import LOGPROB_DIGITS, SampleLogprobs, TokenLogprobs
 from .points import ENGINE_VERSION, Point, point_id
-from .rows import FINISH_REASONS, FINISH_REASONS_OF_0_1, SCHEMA_VERSION, Completion, FinishReason, Prefix, Prompt, Row, Sample
+from .rows import (
+    FINISH_REASONS,
+    FINISH_REASONS_OF_0_1,
+    SCHEMA_VERSION,
+    Completion,
+    FinishReason,
+    LineEncoder,
+    Prefix,
+    Prompt,
+    Row,
+    Sample,
+)
 from .samplers import neutral_settings, sampler, samplers_of, steps_of
 from .sampling import (
     AUTO,
@@ -47,6 +58,7 @@ __all__ = [
     "Completion",
     "DeviceSettings",
     "FinishReason",
+    "LineEncoder",
     "ModelSource",
     "Point",
     "Prefix",

@@ -109,6 +109,11 @@ class Finished:
     entropy_mean: float | None
     logprobs: SampleLogprobs | None = None
 
+    def __reduce__(self) -> tuple[type[Finished], tuple[object, ...]]:
+        # Thousands a second are unpickled: as arguments in a third of the time of a data class's own way.
+        means = self.logprob_mean, self.sampler_logprob_mean, self.entropy_mean
+        return Finished, (self.text, self.token_ids, self.finish_reason, *means, self.logprobs)
+
     @classmethod
     def of(cls, tokenizer: Tokenizer, completion: Completion) -> Finished:
         """Decode a completion: its text, without what ended it.

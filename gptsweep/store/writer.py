@@ -15,7 +15,7 @@ import io
 import json
 import os
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 from ..display import counted, get_logger
 from ..errors import ResultsError, shown
 from ..files import open_file, open_to_read
-from ..records import ENGINE_VERSION, SCHEMA_VERSION, Sample
+from ..records import ENGINE_VERSION, SCHEMA_VERSION, LineEncoder, Sample
 from .csv_files import csv_bytes, csv_rows
 from .durable import refusals_as_results_errors, replace, sync_directory
 from .keyed_lines import KeyedLines, Place
@@ -83,6 +83,9 @@ class PointWriter:
         self.logprobs = logprobs
         self._samples = KeyedLines(self.directory, SAMPLES, PARTIAL)
         self._logprobs = KeyedLines(self.directory, LOGPROBS, LOGPROBS_PARTIAL)
+        self._encoder = LineEncoder()
+        self._own: set[Key] = set()
+        self._sums: tuple[str, str] | None = None
         self._replaces = False
         self._lock = DirectoryLock(self.directory)
         self._origins = Origins(self.directory, made_by)
@@ -121,7 +124,9 @@ class PointWriter:
         strangers = {sample.point_id for sample in samples} - {self.point_id}
         if strangers:
             raise ValueError(f"samples of point {strangers.pop()} given to the writer of point {self.point_id}")
-        lines = {sample.key: sample.line().encode() for sample in samples if sample.key not in self._samples.places}
+        lines = {
+            sample.key: self._encoder.line(sample).encode() for sample in samples if sample.key not in self._samples.places
+        }
         # A sample that is made anew may be another one where the promise is not kept, so its old log-probabilities go.
         measured = {
             sample.key: line_of(sample)
@@ -140,12 +145,16 @@ class PointWriter:
             if lines:
                 self._begin(lines, made_by)
                 self._samples.append(lines)
+                self._own |= lines.keys()
+                self._sums = None
         self.complete = False
 
     def samples(self) -> list[dict[str, Any]]:
         """What is on disk, ordered by ``(prompt_index, sample_index)``."""
+        found: list[dict[str, Any]] = []
         with refusals_as_results_errors(self.directory):
-            return [sample for sample in map(parse_line, self._samples.lines()) if sample is not None]
+            self._sums = self._read_lines(found.append)
+        return found
 
     def finish(self, summary: Mapping[str, object], manifest: Mapping[str, object]) -> None:
         """Make ``samples.jsonl`` of everything on disk, then ``summary.csv``, then ``manifest.json``.
@@ -160,18 +169,15 @@ class PointWriter:
             self._samples.settle(self._remove_manifest)
             if self.logprobs:
                 self._logprobs.settle(lambda: None)
-            whole, checks = hashlib.sha256(), []
-            for line in self._samples.lines():
-                whole.update(line)
-                checks.append(hashlib.sha256(line).hexdigest()[:CHECK_DIGITS])
+            whole, checks = self._sums or self._read_lines(lambda _: None)
             row = csv_bytes(list(summary), [summary])
             own = {
                 "status": "complete",
                 "schema_version": SCHEMA_VERSION,
                 "engine_version": ENGINE_VERSION,
                 "point_id": self.point_id,
-                "sha256": whole.hexdigest(),
-                "lines": len(checks),
+                "sha256": whole,
+                "lines": len(checks) // CHECK_DIGITS,
                 "summary_sha256": hashlib.sha256(row).hexdigest(),
             }
             if self.logprobs:
@@ -179,7 +185,7 @@ class PointWriter:
             self._origins.settle(self._samples.places)
             if self._origins.parts:
                 own |= {"parts": self._origins.parts, "promise": bool(manifest.get("promise")) and self._origins.promise}
-            text = json.dumps({**own, **manifest, **own, "line_sha256": "".join(checks)}, indent=2, allow_nan=False) + "\n"
+            text = json.dumps({**own, **manifest, **own, "line_sha256": checks}, indent=2, allow_nan=False) + "\n"
             replace(self.directory / SUMMARY, [row])
             sync_directory(self.directory)
             replace(self.directory / MANIFEST, [text.encode()])
@@ -187,6 +193,16 @@ class PointWriter:
                 (self.directory / name).unlink(missing_ok=True)
             sync_directory(self.directory)
         self.complete = True
+
+    def _read_lines(self, take: Callable[[dict[str, Any]], object]) -> tuple[str, str]:
+        """Give every whole sample to ``take``, in order; a hash of all lines together, and those of each, one after another."""
+        whole, checks = hashlib.sha256(), []
+        for key, line in zip(sorted(self._samples.places), self._samples.lines(), strict=True):
+            whole.update(line)
+            checks.append(hashlib.sha256(line).hexdigest()[:CHECK_DIGITS])
+            if (sample := parse_line(line, own=key in self._own)) is not None:
+                take(sample)
+        return whole.hexdigest(), "".join(checks)
 
     def _read(self) -> None:
         """Find the whole lines of both files, and cut a torn one off."""
