@@ -6,7 +6,6 @@ import contextlib
 import inspect
 import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,15 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 import ray
-from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from ray._private import services
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
+from shipped import ReadOnce
 from sweeps import Run, samples_of, save_checkpoint
 from tables import Table, Tables, scripted
 from test_backend import files
@@ -34,7 +32,6 @@ from test_remote import Threads, settle
 
 from gptsweep.engine import torch_backend
 from gptsweep.engine.torch_backend import TorchBackends
-from gptsweep.models.checkpoint import Checkpoint
 from gptsweep.records import ModelSource, Point, Sampling
 from gptsweep.run.executors.local import LocalExecutor
 from gptsweep.run.executors.ray import RayPool
@@ -209,16 +206,6 @@ def test_a_driver_that_is_killed_goes_on_where_it_was(
     assert all(outcome.error is None for outcome in settle(root, RemoteExecutor(pool, shards=9)))
     assert files(root) == whole
     assert sum(rows) == SAMPLES - kept, "what was finished was not made again"
-
-
-class ReadOnce(TorchBackends):
-    """Opens models whose files are gone once they are packed."""
-
-    def pack(self, source: ModelSource) -> tuple[Checkpoint, Iterator[NDArray[np.uint8]]]:
-        outline, weights = super().pack(source)
-        read = list(weights)
-        shutil.rmtree(source.out_dir)
-        return outline, iter(read)
 
 
 def test_weights_that_are_shipped_are_read_by_the_driver_alone(tmp_path: Path, cluster: Cluster) -> None:

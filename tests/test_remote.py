@@ -154,6 +154,19 @@ def test_workers_that_die_lose_no_sample_and_make_none_twice(tmp_path: Path, who
     assert files(tmp_path / "there") == whole
 
 
+def test_workers_that_are_preempted_again_and_again_fail_no_row(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    class Preempting(Threads):
+        def news(self, seconds: float) -> list[tuple[str, Report | Gone]]:
+            return [
+                (name, Gone(said.why, counts=False) if isinstance(said, Gone) else said) for name, said in super().news(seconds)
+            ]
+
+    pool = Preempting(lambda _: Tables(), workers=1, dies=lambda number, _: number <= min(3 * TRIES, len(pool.given)))
+    assert all(outcome.error is None for outcome in settle(tmp_path / "there", RemoteExecutor(pool, shards=1)))
+    assert files(tmp_path / "there") == whole
+    assert next(pool.numbers) > 3 * TRIES
+
+
 def test_a_row_that_always_fails_takes_its_point_with_it_and_no_other(
     tmp_path: Path, whole: dict[str, bytes], caplog: pytest.LogCaptureFixture
 ) -> None:

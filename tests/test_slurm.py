@@ -153,7 +153,7 @@ def test_ctrl_c_keeps_what_is_there_and_the_sweep_goes_on(tmp_path: Path, pool: 
 def test_jobs_whose_time_is_over_are_requeued_and_go_on(
     tmp_path: Path, whole: dict[str, bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    pool = jobs_of(tmp_path / "there", seconds=0.3, workers=1)
+    pool = jobs_of(tmp_path / "there", seconds=0.15, workers=1)
     pool._executor._executor.parameters |= {"timeout_min": 0.1, "signal_delay_s": 3}  # type: ignore[attr-defined]
     try:
         assert all(outcome.error is None for outcome in settle(tmp_path / "there", RemoteExecutor(pool)))
