@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
 PROGRAM = sys.argv[0]
 LISTED = 20
-"""Different errors of points that are told at the end, at most."""
+"""The largest number of different errors of points that are printed at the end."""
 _TUNERS = ("Optuna", "Ax", "Nevergrad")
 
 

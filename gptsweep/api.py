@@ -204,10 +204,10 @@ def load(
         compile: whether to use `torch.compile`.
         threads: CPU threads; None is torch's own number, or fewer where other processes leave fewer cores.
         max_rows: rows decoded together; None plans from memory.
-        meta: path of the ``meta.pkl`` of a nanoGPT checkpoint, where it is not found by itself; ``gpt2`` is GPT-2's encoding.
+        meta: path of the ``meta.pkl`` of a nanoGPT checkpoint, if not found automatically; ``gpt2`` is GPT-2's encoding.
         file: the checkpoint in a nanoGPT ``out_dir``, where it is not ``ckpt.pt``.
         step: which checkpoint of a nanochat training; ``last`` is the last one.
-        tokenizer: path of nanochat's ``tokenizer.pkl``, where it is not found by itself.
+        tokenizer: path of nanochat's ``tokenizer.pkl``, where it is not found automatically.
         softcap: of a nanochat model's logits, where it is not that of the code of its time.
         revision: a branch, tag or commit of a model on the hub, where it is not the main branch.
 

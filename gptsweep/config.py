@@ -1,4 +1,4 @@
-"""The one door from a composed config to a frozen `Point`, and what a user reads where a key or a value is wrong.
+"""Make a frozen `Point` of a composed config, and the errors for wrong keys and values.
 
 The ranges of values are checked by the records. No torch and no pandas here: a mistyped key must answer at once.
 """

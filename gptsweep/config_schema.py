@@ -1,4 +1,4 @@
-"""The schema of the config: every key that a user types, with its type; the values stand in ``conf/*.yaml``.
+"""The schema of the config: every key that a user types, with its type; the default values are in ``conf/*.yaml``.
 
 It goes into Hydra's ConfigStore. No torch and no pandas here: ``--help`` and a mistyped key must answer at once.
 """
@@ -251,7 +251,7 @@ def _directory_name(text: str, whole: str) -> str:
 
 
 def _split(override_dirname: str) -> list[str]:
-    """The overrides, parted by the commas that stand in no quotes and no brackets."""
+    """The overrides, split at commas outside quotes and brackets."""
     parts = [""]
     quote, depth = "", 0
     for place, character in enumerate(override_dirname):

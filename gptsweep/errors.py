@@ -92,7 +92,7 @@ class SweepError(Exception):
     Args:
         failures: run directory and error, a pair for each.
         points: how many points the sweep has.
-        name: of the sweep, with which the same command goes on.
+        name: of the sweep; the same command with it resumes.
     """
 
     exit_status = 1
@@ -110,8 +110,8 @@ class SweepError(Exception):
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM ended a run between two steps; every finished sample is on disk.
 
-    ``name`` is the name of the run or sweep, with which the same command goes on; None where it is not known. ``unfinished``
-    says how many samples in flight were kept, too.
+    ``name`` is the name of the run or sweep; the same command with it resumes. It is None where it is not known.
+    ``unfinished`` says how many unfinished samples were kept.
     """
 
     def __init__(self, signal_number: int = signal.SIGINT, name: str | None = None, unfinished: int = 0) -> None:

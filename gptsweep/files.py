@@ -172,7 +172,7 @@ class OwnDirectory:
             return file.read()
 
     def write(self, name: str, data: bytes) -> None:
-        """Replace a file, so that whoever reads finds the old one or the new one, whole."""
+        """Replace a file, so that a reader finds the old one or the new one, whole."""
         temporary = f"{name}.{secrets.token_hex(4)}"
         fd = open_file(self._place(temporary), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self._fd)
         try:

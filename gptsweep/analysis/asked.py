@@ -1,4 +1,4 @@
-"""Which comparisons of samplers were asked for: ``samplers.json`` beside the results, so that later pages have them, too."""
+"""The comparisons of samplers that a user asked for: ``samplers.json`` beside the results, so that later pages show them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From cells as CSV and JSON hold them, and from lines of samples, to typed columns of frames; and back to plain values."""
+"""Convert cells of CSV and JSON, and lines of samples, to typed columns of frames, and back to plain values."""
 
 from __future__ import annotations
 

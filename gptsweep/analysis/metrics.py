@@ -1,4 +1,4 @@
-"""What the text of a point is like: definitions, units and sources of every metric in ``summary.csv``.
+"""Metrics of text: definition, unit and source of every metric in ``summary.csv``.
 
 Two ways to cut a text are used, as the sources do. *Tokens* are the model's own token ids, as sampled (``token_ids``; the
 closing end-of-text token of a sample that finished with ``eot`` is left out). *Words* are what whitespace separates in the

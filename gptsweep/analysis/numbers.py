@@ -1,4 +1,4 @@
-"""Values of metrics as people read them, in the terminal, on the page of ratings and in notebooks."""
+"""Values of metrics formatted for people: in the terminal, on the page of ratings and in notebooks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics of a user's own: functions of a sample, or of all samples of a point, by the annotation of their argument.
+"""A user's own metrics: functions of a sample, or of all samples of a point; the annotation of the argument says which.
 
     def exclamations(sample: dict) -> float:
         return sample["completion"].count("!")

@@ -1,4 +1,4 @@
-"""What is known of a reference text: ``reference.json``, which a run or a review wrote, as metrics to hold samples against."""
+"""The metrics of a reference text, to compare samples with, from the ``reference.json`` that a run or a review wrote."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ MAX_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What is known of a reference text.
+    """A scored reference text.
 
-    ``metrics`` has every metric of its pieces by name; ``source`` is what was typed; ``note`` says where the text is too
-    short to be held against the samples, else it is empty.
+    ``metrics`` has every metric of its pieces by name; ``source`` is what the user typed; ``note`` says why the text is too
+    short to be compared with the samples, else it is empty.
     """
 
     metrics: Mapping[str, float | None]

@@ -1,4 +1,4 @@
-"""Families of samplers, compared at equal tuning budget: which points make a family, and what `budgets` says of them in words.
+"""Families of samplers, compared at equal tuning budget: which points make a family, and the results of `budgets` as text.
 
 A family is the settings of a sweep in which the same samplers truncate, as their declarations in `records.SAMPLERS` say, or
 settings that agree in keys of the user's choice. What else differs in a family is what was tuned.

@@ -1,4 +1,4 @@
-"""A sweep as tables: its points grouped, two of them compared, its samplers compared, with metrics of a user's own."""
+"""A sweep as tables: its points grouped, two of them compared, its samplers compared, with a user's own metrics."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ class PointLoader(ConfigLoaderImpl):
             HydraException: an override cannot be composed.
         """
         before = HydraConfig.instance().cfg
-        str(master_config.hydra.sweep.dir)  # ${now:…} is told once, and every point then has it from the master's cache
+        str(master_config.hydra.sweep.dir)  # resolves ${now:…} once, and every point then has it from the master's cache
         try:
             with parsing_once():
                 planned = [self._plan(master_config, tuple(line), number) for number, line in enumerate(batch, first_number)]

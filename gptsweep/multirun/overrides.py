@@ -60,7 +60,7 @@ def as_typed(argument: str, *, sweeping: bool) -> str:
 
 
 def how_to_quote(key: str, value: str) -> str:
-    """What to type for ``value``, which Hydra cannot read, to be taken as text: words for an error."""
+    """How to type ``value``, which Hydra cannot read, as text: for an error message."""
     if list_of_text(key) and (items := re.fullmatch(r"\s*\[(.*)\]\s*", value, re.DOTALL)):
         line = f"{key}=[{','.join(quoted(item.strip()) for item in items[1].split(','))}]"
         what = "put each string in quotes"
@@ -79,7 +79,7 @@ def quoted(text: str) -> str:
 
 
 def written(text: str) -> str:
-    """``text`` so written that Hydra reads these characters: as they are where it does so by itself, else in quotes."""
+    """``text`` written so that Hydra reads these characters: as it is where possible, else in quotes."""
     return text if _reading(text) == text else quoted(text)
 
 

@@ -1,6 +1,6 @@
-"""The nouns: what a user asked for (`Point`), what the engine runs (`Row`), what lands on disk (`Sample`).
+"""The data types: what a user asked for (`Point`), what the engine runs (`Row`), what lands on disk (`Sample`).
 
-Every one is frozen and checks its own invariants, so whoever holds one need not look again.
+Every one is frozen and checks its own invariants, so nobody need check one again.
 """
 
 from .checks import EXAMPLES, coerce, require

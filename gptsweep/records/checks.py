@@ -1,4 +1,4 @@
-"""What the fields of a record must be: the type, and what the error says where a value is none."""
+"""Checks of a record's fields: the type of each, and the error for a wrong value."""
 
 from __future__ import annotations
 

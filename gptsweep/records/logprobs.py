@@ -37,7 +37,7 @@ class SampleLogprobs:
         asked: ``sampling.logprobs``; a token has so many alternatives, or as many as there are ids.
         tokens: a record for each token of the sample.
         ends: for each token, how many characters of the completion are complete after it: token i is the text from
-            ``ends[i - 1]`` to ``ends[i]``. Empty for a token whose character goes on in the next, and for what was cut off.
+            ``ends[i - 1]`` to ``ends[i]``. Empty for a token whose character continues in the next, and for what was cut off.
         texts: of each id that occurs, by ascending id; bytes that are no character by themselves are U+FFFD.
     """
 

@@ -1,4 +1,4 @@
-"""What the declaration of a sampler says, and what follows from the declarations: neutral values, and steps in their order."""
+"""Declarations of samplers, and what follows from them: neutral values, and the order of steps."""
 
 from __future__ import annotations
 

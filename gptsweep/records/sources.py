@@ -9,7 +9,7 @@ from .checks import LIMIT, coerce_fields, one_of, require
 
 MODELS = ("shakespeare", "resume", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "hf", "nanochat", "llmc", "litgpt")
 PLACE_KEYS = {"resume": "out_dir", "hf": "path", "nanochat": "out_dir", "llmc": "path", "litgpt": "path"}
-"""The setting that says where a model of one's own is, by the name of the model."""
+"""The setting with the location of a user's model, by the name of the model."""
 _PATHS = {
     "hf": "a local directory or a hub id",
     "llmc": "the .bin that llm.c wrote, such as gpt2_124M.bin",

@@ -1,4 +1,4 @@
-"""What the review prints on a terminal: the table of a sweep, what each setting does, two points side by side."""
+"""The review on a terminal: the table of a sweep, the effect of each setting, two points side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CSV files: text that is safe to open in a spreadsheet, a line a row, and comes back exactly.
+"""CSV files: text that is safe to open in a spreadsheet, one line a row, and restored exactly.
 
 A cell of text that a spreadsheet would take for a formula (``=1+1``, ``-5``), or that holds a newline or another character
 that is not shown, is written as an apostrophe and the text as a JSON string: ``'"=1+1"``, ``'"\\n"``. Every other cell is

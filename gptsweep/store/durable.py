@@ -49,7 +49,7 @@ def refusals_as_results_errors(path: Path) -> Iterator[None]:
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` so that whoever looks, whenever, finds the old file or the new one, whole.
+    """Replace ``path`` by ``data`` so that a reader finds the old file or the new one, whole, at any moment.
 
     Durable when it returns. Raises `ResultsError` where it cannot be written; the old file is still there then.
     """

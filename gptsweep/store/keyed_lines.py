@@ -1,4 +1,4 @@
-"""Lines of a point's samples in two files: appended to one as they come, then made one file in the order of the samples."""
+"""Lines of a point's samples in two files: appended to one as they arrive, then written to the other in order."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""``logprobs.jsonl`` beside the samples of a point: what was measured at each token, where ``sampling.logprobs`` asked for it.
+"""``logprobs.jsonl`` beside the samples of a point: what was measured at each token, where ``sampling.logprobs`` requests it.
 
-A line a sample, each field a list over its tokens, and a checksum of its own: it counts or not by itself, whatever the
-manifest says. A line with more alternatives than are asked for now counts, too.
+One line a sample, each field a list over its tokens, with a checksum: each line is valid or not on its own, whatever the
+manifest says. A line with more alternatives than requested is valid.
 """
 
 from __future__ import annotations

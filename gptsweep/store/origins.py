@@ -1,7 +1,7 @@
-"""Which samples of a run directory were made by what: the kind of machine and the versions that decide their bits.
+"""What made which samples of a run directory: the kind of machine and the versions that decide their bits.
 
-A point may be begun on one machine and finished or extended on another. While it is unfinished its parts stand in
-``origins.json``, then in the manifest.
+A point may be begun on one machine and finished or extended on another. ``origins.json`` holds its parts while it is
+unfinished, then the manifest does.
 """
 
 from __future__ import annotations

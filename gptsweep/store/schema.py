@@ -1,4 +1,4 @@
-"""The names of files, columns and fields in results, each in one place; and what a usable line of samples holds."""
+"""The names of files, columns and fields in results, each defined once; and what a valid line of samples holds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``sweep.csv``: a row a point, those that failed or are missing included."""
+"""``sweep.csv``: one row a point, failed and missing ones included."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""``unfinished.jsonl``: what samples that were begun have so far, so that a run that ends early goes on where it was.
+"""``unfinished.jsonl``: the tokens so far of unfinished samples, so that a run that ended early resumes where it stopped.
 
-A line a sample: whose it is, its tokens, the exact sums behind its means, and a checksum. The file is replaced as a whole; it
-stands beside the samples of a run, or in the directory of a sweep for all its points, and goes when there is nothing in it.
+One line a sample: which sample, its tokens, the exact sums behind its means, and a checksum. The file is replaced as a whole.
+It lies beside the samples of a run, or in the directory of a sweep for all its points, and is removed when it is empty.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A point's samples are appended to ``samples.partial.jsonl``, one fsync a batch. `PointWriter.finish` makes ``samples.jsonl``
 of them, then ``summary.csv``, then ``manifest.json``; each replaces its predecessor whole, and each is on disk before the
 next appears. So a process killed at any moment, or a machine that loses power, leaves every sample whose `PointWriter.add`
-had returned, and a manifest that says complete stands only beside the files it describes.
+had returned, and a manifest that says complete exists only beside the files it describes.
 """
 
 from __future__ import annotations
