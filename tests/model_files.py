@@ -21,9 +21,9 @@ TINY = GPTConfig(block_size=7, vocab_size=11, n_layer=2, n_head=2, n_embd=6)
 
 
 def need_packed(dtype: str) -> None:
-    """Skip the test where oneDNN has no prepacked layers of ``dtype`` for this CPU, so that nothing is promised in it."""
+    """Skip the test where there are no packed layers of ``dtype`` for this CPU, so that nothing is promised in it."""
     if not can_pack(getattr(torch, dtype)):
-        pytest.skip(f"oneDNN has no {dtype} layers for this CPU")
+        pytest.skip(f"no packed {dtype} layers for this CPU")
 
 
 def random_gpt(config: GPTConfig = TINY, seed: int = 0) -> GPT:

@@ -14,7 +14,8 @@ from gptsweep.errors import DeviceError
 from gptsweep.kernels import onednn
 from gptsweep.models import linear as linear_module
 from gptsweep.models.gpt2 import GPT, GPTConfig
-from gptsweep.models.linear import Int8Linear, PackedLinear, pack, row_invariant
+from gptsweep.models.linear import Int8Linear, PackedLinear, can_pack, pack, row_invariant
+from gptsweep.models.loading import layer_kinds
 
 SHAPES = [(64, 192), (48, 37), (33, 65), (768, 2304), (3072, 768)]
 ROWS = 300
@@ -207,9 +208,10 @@ def test_the_bf16_gemm_is_its_plain_twin() -> None:
     # Great numbers that cancel, so that every rounding before the last shows.
     x[:, [0, -1]] = layer.weight[:, 0] = 2.0**11
     layer.weight[:, -1] = -(2.0**11)
-    packed, together = made("bfloat16", layer), onednn._summed_together(608)
+    packed = made("bfloat16", layer)
     if packed.gemm is None:
         pytest.skip("oneDNN's sums cannot be repeated on this CPU")
+    together = onednn._summed_together(608)
     wanted = plain.bfloat16_product(x, layer.weight, layer.bias, together)
     assert torch.equal(packed.gemm(x), wanted)
     # The order tells: sums in another are not the same bits.
@@ -231,13 +233,54 @@ def test_the_bf16_gemm_never_reads_beyond_the_packed_weights(reported: int | Non
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_size_of_packed_weights_is_that_of_whole_blocks_and_unknown_of_anything_else(dtype: str) -> None:
-    need_packed(dtype)
+    if not onednn.has_layers(LAYERS[dtype][1]):
+        pytest.skip(f"oneDNN has no {dtype} layers for this CPU")
     for n_in, n_out in SHAPES:
         weight = linear(n_in, n_out, LAYERS[dtype][1]).weight
         found = onednn.packed_bytes(onednn.pack(weight.detach()))
         assert found is not None
         assert found >= weight.nbytes
     assert onednn.packed_bytes(torch.zeros(3)) is None
+
+
+WIDENED = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+
+
+@pytest.fixture
+def no_layers_of_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU for which oneDNN has float32's layers alone."""
+    monkeypatch.setattr(onednn, "has_layers", lambda dtype: dtype == torch.float32)
+
+
+@WIDENED
+@pytest.mark.parametrize("activation", [None, nn.GELU("tanh"), nn.GELU("none")], ids=str)
+@pytest.mark.usefixtures("no_layers_of_16_bits")
+@torch.inference_mode()
+def test_a_cpu_without_layers_of_16_bits_rounds_float32s_sums_once(dtype: torch.dtype, activation: nn.GELU | None) -> None:
+    layer, x = linear(96, 130, dtype), inputs(33, 96).clamp(-5, 5).to(dtype)
+    wanted = layer.double()(x.double())
+    packed = PackedLinear(layer.to(dtype), activation)
+    assert (packed.dtype, packed.multiplied_in, packed.gemm) == (dtype, torch.float32, None)
+    y = packed(x)
+    assert y.dtype == dtype
+    eps = torch.finfo(dtype).eps
+    if activation is None:
+        torch.testing.assert_close(y.double(), wanted, rtol=0.51 * eps, atol=1e-4)
+    else:
+        torch.testing.assert_close(
+            y.double(), activation(wanted), rtol=1.1 * eps, atol=0.02 if dtype == torch.bfloat16 else 2e-3
+        )
+    assert [i for i in range(33) if not torch.equal(packed(x[i : i + 1]), y[i : i + 1])] == []
+
+
+@WIDENED
+@pytest.mark.usefixtures("no_layers_of_16_bits")
+def test_a_model_of_widened_layers_keeps_the_promise_and_says_what_it_has(dtype: torch.dtype) -> None:
+    model = plain.peaked_gpt(GPTConfig(block_size=8, vocab_size=67, n_layer=1, n_head=2, n_embd=32), dtype=dtype)
+    assert can_pack(dtype)
+    pack(model)
+    assert row_invariant(model)
+    assert layer_kinds(model) == ["PackedLinear in float32"]
 
 
 def test_which_gemm_is_faster_does_not_matter_to_a_row(monkeypatch: pytest.MonkeyPatch) -> None:

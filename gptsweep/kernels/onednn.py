@@ -44,6 +44,17 @@ _AHEAD = 1024
 reaches beyond the weights reads nothing and does not fault."""
 
 
+def has_layers(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has packed layers of this floating-point dtype for this CPU."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return dtype == torch.float32
+
+
 def pack(weight: Tensor) -> Tensor:
     """``weight [n_out, n_in]`` in oneDNN's layout."""
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_PACKED_FOR)
@@ -102,7 +113,7 @@ class Bf16Gemm:
     @classmethod
     def of(cls, weight: Tensor, packed: Tensor, bias: Tensor | None) -> Bf16Gemm | None:
         """For a packed layer, or None where the weights cannot be read or oneDNN's sums cannot be repeated."""
-        if weight.dtype != torch.bfloat16 or Kernel is None or not has_wide_vectors():
+        if packed.dtype != torch.bfloat16 or Kernel is None or not has_wide_vectors():
             return None
         summed = _summed_together(weight.shape[1])
         if summed is None:

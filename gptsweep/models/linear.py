@@ -31,16 +31,24 @@ _MEASURED_ROWS = (1, 2, 3, 7, 16, 33, 64)
 class PackedLinear(nn.Module):
     """A linear layer in oneDNN's own weight layout, for inference on a CPU.
 
+    Where oneDNN has no layers of 16 bits for the CPU, weights of 16 bits are widened to float32 and multiplied there: products
+    are exact, sums are in float32, and the result is rounded once, as in layers of 16 bits. Weights then take 4 bytes each.
+
     Args:
         linear: the layer; its weight is no longer needed afterwards.
         activation: to apply to the result; one of those that `goes_with` says.
+
+    Attributes:
+        dtype: of the layer's inputs and results.
+        multiplied_in: that dtype, or float32.
     """
 
     def __init__(self, linear: nn.Linear, activation: nn.Module | None = None) -> None:
         super().__init__()
         self.dtype = linear.weight.dtype
-        self.packed = onednn.pack(linear.weight.detach())
-        self.bias = None if linear.bias is None else linear.bias.detach()
+        self.multiplied_in = self.dtype if onednn.has_layers(self.dtype) else torch.float32
+        self.packed = onednn.pack(linear.weight.detach().to(self.multiplied_in))
+        self.bias = None if linear.bias is None else linear.bias.detach().to(self.multiplied_in)
         gelu = activation if isinstance(activation, nn.GELU) else None
         # oneDNN's GELU takes three times as long, and with it `Bf16Gemm` would not have the bits of oneDNN's layer.
         if gelu is not None and (self.dtype != torch.bfloat16 or kernels is None):
@@ -59,7 +67,8 @@ class PackedLinear(nn.Module):
 
     def onednn(self, rows: Tensor) -> Tensor:
         """``[rows, n_in] -> [rows, n_out]`` by oneDNN, in the layer's dtype."""
-        return onednn.linear(rows, self.packed, self.bias, self.activation, self.approximate)
+        y = onednn.linear(rows.to(self.multiplied_in), self.packed, self.bias, self.activation, self.approximate)
+        return y.to(self.dtype)
 
 
 def _kernel_of(activation: nn.Module | None, dtype: torch.dtype) -> kernels.Kernel | None:
@@ -182,6 +191,11 @@ def multiplies_in_halves(model: Model) -> bool:
     return any(isinstance(layer, Int8Linear) and layer.multiply is product_of_halves for layer in layers)
 
 
+def is_widened(layer: nn.Module) -> bool:
+    """Whether the layer has weights of 16 bits, and multiplies them in float32."""
+    return isinstance(layer, PackedLinear) and layer.multiplied_in != layer.dtype
+
+
 def has_int8_layers(model: Model) -> bool:
     """Whether the model's linear layers are `Int8Linear`."""
     return any(isinstance(getattr(place.parent, place.name), Int8Linear) for place in model.linear_layers())
@@ -208,16 +222,10 @@ def as_linear(module: nn.Module) -> nn.Linear:
 
 
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether oneDNN has prepacked layers of this dtype for this CPU."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
+    """Whether there are packed layers of this dtype for this CPU: `PackedLinear`, or with int8 `Int8Linear`."""
     if dtype == torch.int8:
-        return kernels is not None and torch.backends.quantized.engine in ("x86", "onednn")
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if dtype == torch.float16:
-        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-    return dtype == torch.float32
+        return onednn.has_layers(torch.float32) and kernels is not None and torch.backends.quantized.engine in ("x86", "onednn")
+    return onednn.has_layers(torch.float32) and dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
 @torch.inference_mode()

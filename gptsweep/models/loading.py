@@ -9,12 +9,13 @@ import torch
 from ..display import get_logger
 from ..errors import DeviceError
 from ..free_cores import FreeCores
+from ..kernels.onednn import has_layers
 from ..records import DeviceSettings, ModelSource
 from ..threads import own_count
 from .architecture import Architecture
 from .checkpoint import Checkpoint, load_weights
 from .files.tokenizers import Tokenizer
-from .linear import Int8Linear, can_pack, multiplies_in_halves, pack
+from .linear import Int8Linear, can_pack, is_widened, multiplies_in_halves, pack
 from .registry import open_checkpoint
 
 log = get_logger(__name__)
@@ -84,6 +85,14 @@ def stored_dtype(dtype: str) -> torch.dtype:
     return torch.float32 if dtype == "int8" else _DTYPES[dtype]
 
 
+def bytes_of_weight(dtype: str, device: torch.device) -> int:
+    """Bytes of each weight of a linear layer after `place`, of a `device.dtype` as resolved."""
+    if dtype == "int8":
+        return 1
+    stored = stored_dtype(dtype)
+    return 4 if device.type == "cpu" and can_pack(stored) and not has_layers(stored) else stored.itemsize
+
+
 def place(model: Architecture, device: torch.device, dtype: str, *, packed: bool = True) -> None:
     """Move a model with its weights to its device, or on a CPU, prepare its linear layers for ``dtype``."""
     model.eval()
@@ -97,8 +106,8 @@ def place(model: Architecture, device: torch.device, dtype: str, *, packed: bool
 
 def layer_kinds(model: torch.nn.Module) -> list[str]:
     """Names of the kinds of linear layers in ``model``, sorted: they decide bits, and manifests hold them."""
-    names = {type(module).__name__ for module in model.modules()}
-    return sorted(name for name in names if name.endswith("Linear"))
+    layers = [module for module in model.modules() if type(module).__name__.endswith("Linear")]
+    return sorted({type(layer).__name__ + (" in float32" if is_widened(layer) else "") for layer in layers})
 
 
 def set_threads(settings: DeviceSettings) -> FreeCores | None:

@@ -23,7 +23,7 @@ from ..errors import GptsweepError
 from ..models.architecture import Architecture
 from ..models.checkpoint import Checkpoint
 from ..models.files.tokenizers import Tokenizer
-from ..models.loading import resolve_device, resolve_dtype, set_threads, stored_dtype
+from ..models.loading import bytes_of_weight, resolve_device, resolve_dtype, set_threads, stored_dtype
 from ..models.registry import open_checkpoint
 from ..prompts import read_prompts
 from ..records import Completion, DeviceSettings, ModelSource, Point, Prefix, Row, Sample
@@ -316,7 +316,7 @@ def _model_plan(
         windows=plan.workload.windows,
         overflowing=sum(block_size is not None and row.prompt_tokens + row.new_tokens > block_size + 1 for row in rows),
         max_rows=max_rows,
-        weight_bytes=_weight_bytes(shape, dtype),
+        weight_bytes=_weight_bytes(shape, dtype, device),
         cache_bytes=cache_pages(shape, plan.workload, max_rows) * page_bytes(shape, cached),
         free_bytes=free,
         sample_bytes=math.ceil(sum(bytes_of[0] + _prompt_bytes(tasks[p], k) + bytes_of[1] * n
@@ -335,13 +335,12 @@ def _windows(plan: Plan, sample: tuple[int, Key], block_size: int | None) -> int
     return windows_read(sampling, prompt_tokens, sampling.max_new_tokens, block_size)
 
 
-def _weight_bytes(model: Architecture, dtype: str) -> int:
-    """Bytes of the parameters once loaded; int8 linear layers take one a weight."""
-    size = stored_dtype(dtype).itemsize
-    total = sum(p.numel() * (4 if model.stays_float32(name) else size) for name, p in model.named_parameters())
-    if dtype == "int8":
-        total -= 3 * sum(getattr(layer.parent, layer.name).weight.numel() for layer in model.linear_layers())
-    return total
+def _weight_bytes(model: Architecture, dtype: str, device: torch.device) -> int:
+    """Bytes of the parameters once loaded; a weight of a linear layer takes what `bytes_of_weight` says."""
+    stored = stored_dtype(dtype)
+    total = sum(p.numel() * (4 if model.stays_float32(name) else stored.itemsize) for name, p in model.named_parameters())
+    linear: int = sum(getattr(layer.parent, layer.name).weight.numel() for layer in model.linear_layers())
+    return total + linear * (bytes_of_weight(dtype, device) - stored.itemsize)
 
 
 def _canned(tokenizer: Tokenizer, task: Task, tokens: int, key: Key = (0, 0)) -> Sample:
