@@ -33,16 +33,17 @@ from model_files import (
 )
 from safetensors.torch import save_file
 
+from gptsweep.engine.torch_backend import TorchBackends
 from gptsweep.errors import GptsweepError, ModelError
 from gptsweep.models import shipping
 from gptsweep.models.checkpoint import Checkpoint, load_weights
 from gptsweep.models.files.byte_pairs import BytePairTokenizer, byte_alphabet
 from gptsweep.models.files.embedded import open_embedded
 from gptsweep.models.files.tokenizers import CharTokenizer, GPT2Tokenizer, gpt2_ranks
-from gptsweep.models.files.weights import StoredTensor, parts_of
+from gptsweep.models.files.weights import StoredTensor
 from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.models.registry import open_checkpoint
-from gptsweep.records import ModelSource
+from gptsweep.records import DeviceSettings, ModelSource
 
 REPOSITORY = Path(__file__).parent.parent
 ELEVEN = "abcdefghijk"
@@ -420,16 +421,29 @@ def test_the_same_checkpoint_has_the_same_fingerprint_anywhere(tmp_path: Path) -
 
 
 def test_weights_that_are_shipped_are_the_same_without_the_files_and_one_bit_of_them_shows(tmp_path: Path) -> None:
-    for checkpoint in (resume(char_out_dir(tmp_path / "a", random_gpt())), hf(save_hf(tmp_path / "b", random_gpt(GPT2_SIZED)))):
-        wanted, fingerprint = loaded(checkpoint).state_dict(), checkpoint.fingerprint
-        outline, contents = pickle.dumps(checkpoint), pickle.dumps(list(shipping.pack(checkpoint)))
-        shutil.rmtree(next(iter(parts_of(next(iter(checkpoint.weights.values()))))).file.path.parent)
-        arrived = shipping.unpack(pickle.loads(outline), pickle.loads(contents))
-        assert arrived.fingerprint == fingerprint
-        found = loaded(arrived).state_dict()
-        assert all(torch.equal(found[name], weight) for name, weight in wanted.items())
-        (damaged := pickle.loads(contents))[-1][0] ^= 1
-        assert shipping.unpack(pickle.loads(outline), damaged).fingerprint != fingerprint
+    checkpoint = resume(char_out_dir(tmp_path / "a", random_gpt()))
+    wanted, fingerprint = loaded(checkpoint).state_dict(), checkpoint.fingerprint
+    outline, contents = pickle.dumps(checkpoint), pickle.dumps(list(shipping.pack(checkpoint)))
+    shutil.rmtree(tmp_path / "a")
+    arrived = shipping.unpack(pickle.loads(outline), pickle.loads(contents))
+    assert arrived.fingerprint == fingerprint
+    found = loaded(arrived).state_dict()
+    assert all(torch.equal(found[name], weight) for name, weight in wanted.items())
+    (damaged := pickle.loads(contents))[-1][0] ^= 1
+    assert shipping.unpack(pickle.loads(outline), damaged).fingerprint != fingerprint
+
+
+def test_a_model_that_was_shipped_opens_without_its_files(tmp_path: Path) -> None:
+    source = ModelSource(name="resume", out_dir=str(char_out_dir(tmp_path / "a", random_gpt())))
+    outline, weights = TorchBackends().pack(source)
+    packed = pickle.dumps((outline, list(weights)))
+    fingerprint = outline.fingerprint
+    shutil.rmtree(source.out_dir)
+    there = TorchBackends()
+    there.receive(source, *pickle.loads(packed))
+    assert there.open(source, DeviceSettings(name="cpu"))[0].fingerprint == fingerprint
+    with pytest.raises(ModelError):
+        there.open(source, DeviceSettings(name="cpu"))
 
 
 def test_another_model_has_another_fingerprint(tmp_path: Path) -> None:

@@ -24,19 +24,17 @@ from omegaconf import OmegaConf
 from ray._private import services
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
-from shipped import ReadOnce
 from sweeps import Run, samples_of, save_checkpoint
-from tables import Table, Tables, scripted
+from tables import ShippedTables, Table, Tables, scripted
 from test_backend import files
 from test_remote import Threads, settle
 
 from gptsweep.engine import torch_backend
 from gptsweep.engine.torch_backend import TorchBackends
-from gptsweep.records import ModelSource, Point, Sampling
 from gptsweep.run.executors.local import LocalExecutor
 from gptsweep.run.executors.ray import RayPool
 from gptsweep.run.executors.remote import RemoteExecutor
-from gptsweep.run.jobs import Job, Outcome
+from gptsweep.run.jobs import Outcome
 
 pytestmark = pytest.mark.xdist_group("ray")  # one process starts Ray
 
@@ -208,17 +206,15 @@ def test_a_driver_that_is_killed_goes_on_where_it_was(
     assert sum(rows) == SAMPLES - kept, "what was finished was not made again"
 
 
-def test_weights_that_are_shipped_are_read_by_the_driver_alone(tmp_path: Path, cluster: Cluster) -> None:
-    source = ModelSource(name="resume", out_dir=str(save_checkpoint(tmp_path / "out", seed=1)))
-    point = Point(model=source, start="a", sampling=Sampling(num_samples=4, max_new_tokens=3))
-    settle(tmp_path, LocalExecutor(TorchBackends()), [Job(point, tmp_path / "here" / "seed")])
-    shipping = RayPool(ReadOnce(), workers=1, resources={"CPU": 0.0}, ship_weights=True)
+def test_weights_that_are_shipped_are_read_by_the_driver_alone(
+    tmp_path: Path, cluster: Cluster, whole: dict[str, bytes]
+) -> None:
+    shipping = RayPool(ShippedTables(), workers=1, resources={"CPU": 0.0}, ship_weights=True)
     try:
-        (outcome,) = settle(tmp_path, RemoteExecutor(shipping), [Job(point, tmp_path / "there" / "seed")])
+        assert all(outcome.error is None for outcome in settle(tmp_path / "there", RemoteExecutor(shipping)))
     finally:
         shipping.close()
-    assert outcome.error is None
-    assert files(tmp_path / "there") == files(tmp_path / "here"), "the fingerprint of what was shipped is in each point_id"
+    assert files(tmp_path / "there") == whole
 
 
 SWEEP = (
