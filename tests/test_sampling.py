@@ -23,7 +23,7 @@ from gptsweep.engine.noise import gumbel, noise_of, philox
 from gptsweep.kernels import draw
 from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.records import Completion, Row, Sampling
-from gptsweep.run.rows import independent_key
+from gptsweep.run.sample_identity import independent_key
 
 KERNELS = pytest.mark.parametrize("use_kernels", [True, False], ids=["kernels", "torch"])
 

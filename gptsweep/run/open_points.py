@@ -1,8 +1,18 @@
-"""How many run directories a process may hold open at once: each takes a file descriptor, of which it has few."""
+"""Points whose files are open: how many a process may hold, as each takes a file descriptor, and which are closed first."""
 
 from __future__ import annotations
 
+import itertools
 import sys
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+
+from ..records import Sample
+from ..store.writer import PointWriter
+from .executors import MadeElsewhere
+from .jobs import Job
+from .manifest import deciding_settings
+from .rows import OpenModel, Task
 
 if sys.platform != "win32":
     import resource
@@ -10,7 +20,59 @@ if sys.platform != "win32":
 _OPEN_POINTS = 200
 
 
-def open_points() -> int:
+class OpenPoints:
+    """The points of one model, each opened when it is needed.
+
+    Args:
+        model: what samples them.
+        jobs: where the files of each belong; may grow.
+    """
+
+    def __init__(self, model: OpenModel, jobs: Mapping[Task, Job]) -> None:
+        self._model, self._jobs = model, jobs
+        self._made_by = model.backend.provenance.made_by
+        self._writers: OrderedDict[Task, PointWriter] = OrderedDict()
+        self._most = most_open_points()
+
+    def writer(self, task: Task) -> PointWriter:
+        """The open writer of a task; the one longest unused is closed when there are many."""
+        if task not in self._writers:
+            if len(self._writers) >= self._most:
+                self._writers.popitem(last=False)[1].__exit__(None, None, None)
+            job = self._jobs[task]
+            writer = PointWriter(
+                job.directory,
+                task.point_id,
+                overwrite=job.overwrite,
+                made_by=self._made_by,
+                settings=deciding_settings(self._model, task),
+                logprobs=task.point.sampling.logprobs,
+            )
+            self._writers[task] = writer.__enter__()
+        self._writers.move_to_end(task)
+        return self._writers[task]
+
+    def add(self, task: Task, results: Iterable[Sample | MadeElsewhere]) -> None:
+        """Put samples on disk, and by what they were made, where that is not what the model's own are made by."""
+        for made_by, some in itertools.groupby(results, lambda each: each.made_by if isinstance(each, MadeElsewhere) else None):
+            self.writer(task).add(list(map(sample_of, some)), made_by)
+
+    def close(self, task: Task) -> None:
+        """Close a task's files."""
+        self._writers.pop(task).__exit__(None, None, None)
+
+    def close_all(self) -> None:
+        """Close the files that are open."""
+        while self._writers:
+            self._writers.popitem()[1].__exit__(None, None, None)
+
+
+def sample_of(result: Sample | MadeElsewhere) -> Sample:
+    """The sample that an executor yielded, wherever it was made."""
+    return result.sample if isinstance(result, MadeElsewhere) else result
+
+
+def most_open_points() -> int:
     """How many points may be held open: a quarter of the files that this process may open, as it needs others, too."""
     if sys.platform == "win32":
         return _OPEN_POINTS

@@ -5,7 +5,6 @@ A `Task` is a point whose prompts are read and encoded; a `Plan` is what an exec
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,9 +33,8 @@ from ..records import (
     Sampling,
     active_steps,
     point_id,
-    samplers_of,
-    steps_of,
 )
+from .sample_identity import canonical_settings, independent_key
 
 POINTS_TOGETHER = 64
 """Points that share noise whose samples are started side by side: with 256 rows in flight, four samples of each."""
@@ -288,22 +286,6 @@ def _breakers(tokenizer: Any, breakers: tuple[str, ...]) -> tuple[tuple[int, ...
 def _most_tokens(backend: Backend, sampling: Sampling) -> int | None:
     """The most tokens that are read of a row that drops none; None: any number, or it drops some."""
     return {"stop": backend.block_size, "extend": backend.extends_to}.get(sampling.overflow)
-
-
-@lru_cache
-def canonical_settings(sampling: Sampling) -> Sampling:
-    """The settings without what does not decide the tokens of a sample. Rows share the result: there may be millions."""
-    active, kind = active_steps(sampling), type(sampling)
-    idle = [name for step, names in steps_of(kind).items() if step not in active for name in names if name != "temperature"]
-    settings: dict[str, Any] = {name: samplers_of(kind)[name].neutral for name in idle}
-    if sampling.temperature == 0 or sampling.rng == "counter":
-        settings["num_samples"] = 1  # a stream is run whole, by one point, or its draws come in pieces
-    return replace(sampling, noise="common", **settings)
-
-
-def independent_key(seed: int, point: str) -> int:
-    """The noise key of ``noise=independent``: 64 bits of a hash of the seed and the point's id."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {point}".encode()).digest()[:8], "little")
 
 
 Prefixes = Sequence[Mapping[Key, Prefix]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,8 +28,8 @@ from .executors import Executor, InFlight, MadeElsewhere
 from .flush_pace import FlushPace
 from .interruption import Interruption
 from .jobs import Job, Outcome, disk_full, mendable, without_model, work_ahead
-from .manifest import deciding_settings, provenance, settings_of
-from .open_points import open_points
+from .manifest import provenance, settings_of
+from .open_points import OpenPoints, sample_of
 from .progress import Progress
 from .rows import Key, OpenModel, Plan, Prompts, Task, encoded
 
@@ -129,8 +129,7 @@ class _Batch:
         self.restored = False
         self.prefixes: dict[Task, dict[Key, Prefix]] = defaultdict(dict)
         self.in_flight: tuple[Sequence[Task], InFlight] | None = None
-        self.writers: OrderedDict[Task, PointWriter] = OrderedDict()
-        self.open_points = open_points()
+        self.points = OpenPoints(model, self.jobs)
         self.made_by = model.backend.provenance.made_by
         self.changes: set[str] = set()
         self.started = time.perf_counter()
@@ -161,8 +160,7 @@ class _Batch:
         else:
             self._keep()
         finally:
-            while self.writers:
-                self.writers.popitem()[1].__exit__(None, None, None)
+            self.points.close_all()
 
     def _plan(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
         """Make tasks of the jobs and see what is on disk; the outcomes of those that fail here, or have nothing left to do."""
@@ -175,7 +173,7 @@ class _Batch:
                     prompts[asked] = encoded(self.model, read_prompts(asked[0]), chat_template=asked[1])
                 task = Task.of(self.model, point, prompts[asked])
                 self.jobs[task] = job
-                writer = self._writer(task)
+                writer = self.points.writer(task)
                 wanted = set(task.keys)
                 missing = wanted - writer.done
                 self.readable.add(task.point_id)
@@ -187,7 +185,7 @@ class _Batch:
                 elif writer.complete:
                     speed = (read_manifest(job.directory) or {}).get("tokens_per_second")
                     summary = self._summary(task, writer.samples(), speed)
-                    self._close(task)
+                    self.points.close(task)
                     yield self._settled(Outcome(job, summary=summary))
                 else:
                     speed = (read_manifest(job.directory) or {}).get("tokens_per_second")
@@ -271,7 +269,7 @@ class _Batch:
                     self.fresh[task].append(result)
                     self.pace.add()
                     self.done.rows += 1
-                    sample = _sample(result)
+                    sample = sample_of(result)
                     self.progress.show_sample(sample.prompt + sample.completion, key, self._label(task, sample))
                 if not missing:
                     failure = self.failing.pop(task, None)
@@ -346,19 +344,14 @@ class _Batch:
         while self.fresh:
             task, samples = self.fresh.popitem()
             try:
-                self._add(task, samples)
+                self.points.add(task, samples)
                 for sample in samples:
-                    self.prefixes[task].pop(_sample(sample).key, None)
+                    self.prefixes[task].pop(sample_of(sample).key, None)
             except ResultsError as error:
                 if disk_full(error):
                     raise
                 self.broken[task] = error
         self.pace.end()
-
-    def _add(self, task: Task, results: Iterable[Sample | MadeElsewhere]) -> None:
-        """Put samples on disk, and by what they were made, where that is not what the model's own are made by."""
-        for made_by, some in itertools.groupby(results, lambda each: each.made_by if isinstance(each, MadeElsewhere) else None):
-            self._writer(task).add(list(map(_sample, some)), made_by)
 
     def _finished(self, task: Task) -> Outcome:
         try:
@@ -372,7 +365,7 @@ class _Batch:
     def _failed(self, task: Task, error: Exception) -> Outcome:
         self.missing.pop(task, None)
         with contextlib.suppress(GptsweepError, OSError):  # keep what can be kept
-            self._add(task, self.fresh.pop(task, []))
+            self.points.add(task, self.fresh.pop(task, []))
         return self._settled(Outcome(self.jobs[task], error=mendable(error, "device.max_rows", self.model.backend.max_rows)))
 
     def _settled(self, outcome: Outcome) -> Outcome:
@@ -383,42 +376,17 @@ class _Batch:
 
     def _finish(self, task: Task, known_speed: float | None = None) -> Mapping[str, Any]:
         """Write the files of a point whose samples are all there."""
-        self._add(task, self.fresh.pop(task, []))
-        writer = self._writer(task)
+        self.points.add(task, self.fresh.pop(task, []))
+        writer = self.points.writer(task)
         seconds = time.perf_counter() - self.started
         tokens = self.done.tokens - self.tokens_before
         speed = tokens / seconds if tokens else known_speed
         summary = self._summary(task, writer.samples(), speed)
         writer.finish(summary, {**provenance(self.model, task), "seconds": seconds, "tokens_per_second": speed})
-        self._close(task)
+        self.points.close(task)
         return summary
 
     def _summary(self, task: Task, samples: Sequence[Mapping[str, Any]], speed: float | None) -> dict[str, object]:
         """The row of ``summary.csv``. ``tokens_per_second`` is how fast the batch decoded that the point was part of."""
         settings = {"point_id": task.point_id, **settings_of(task.point, dtype=self.model.dtype, device=self.model.device_type)}
         return {**summarise(settings, samples), "tokens_per_second": speed, **text_metrics(samples)}
-
-    def _writer(self, task: Task) -> PointWriter:
-        """The open writer of a task; the one longest unused is closed when there are many."""
-        if task not in self.writers:
-            if len(self.writers) >= self.open_points:
-                self.writers.popitem(last=False)[1].__exit__(None, None, None)
-            job = self.jobs[task]
-            writer = PointWriter(
-                job.directory,
-                task.point_id,
-                overwrite=job.overwrite,
-                made_by=self.made_by,
-                settings=deciding_settings(self.model, task),
-                logprobs=task.point.sampling.logprobs,
-            )
-            self.writers[task] = writer.__enter__()
-        self.writers.move_to_end(task)
-        return self.writers[task]
-
-    def _close(self, task: Task) -> None:
-        self.writers.pop(task).__exit__(None, None, None)
-
-
-def _sample(result: Sample | MadeElsewhere) -> Sample:
-    return result.sample if isinstance(result, MadeElsewhere) else result

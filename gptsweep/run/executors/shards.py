@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 
 from ...engine.backend import Workload, windows_read
 from ...records import Prefix, Row
-from ..rows import Plan, canonical_settings
+from ..rows import Plan
+from ..sample_identity import canonical_settings
 
 TRIES = 3
 """So many times is a shard begun before its rows fail."""
