@@ -19,7 +19,7 @@ from rich.console import Console
 
 from .analysis.asked import Asked, kept, metric_of, named_metrics
 from .analysis.best import Verdicts, verdicts
-from .analysis.columns import label, ordered, plain
+from .analysis.columns import keys_of, label, ordered, plain
 from .analysis.frames import read_sweep
 from .analysis.metrics import MAUVE, METRICS, PREFERENCE
 from .analysis.rated import rated, require_ratings
@@ -31,7 +31,7 @@ from .display import STDOUT, Parser, drop, ready_streams, say
 from .errors import GptsweepError, ResultsError
 from .report import report
 from .report.ratings import print_ratings, with_ranking
-from .report.terminal import default_metrics, keys_of, print_difference, print_samplers, print_sweep, settings_of_row
+from .report.terminal import default_metrics, print_difference, print_samplers, print_sweep, settings_of_row
 from .run.nearness import mauve_metric
 from .run.reference import maker_name, update_reference
 from .run.rows import OpenModel

@@ -9,6 +9,7 @@ import pandas as pd
 
 from ..errors import ResultsError
 from ..store.schema import SAMPLE_KEY
+from .columns import keys_of
 from .samplers import Aim
 from .stats import MIN_PAIRS, Floats, Ints, identities, noises, places_of, with_the_best
 from .sweep import Sweep
@@ -63,7 +64,7 @@ def rows_of(rows: pd.DataFrame) -> dict[int, int]:
 
 def paired(sweep: Sweep, rows: pd.DataFrame, aim: Aim) -> tuple[Floats, Floats, Ints]:
     """The arguments of `with_the_best`: pairs share prompt, seed, sample_index and every swept setting that rows leave open."""
-    name, keys = aim.metric.name, list(rows.columns[: list(rows.columns).index("points")])
+    name, keys = aim.metric.name, keys_of(rows)
     row_of = rows_of(rows)
     points = sweep.summary.loc[list(row_of)]
     left_open = [key for key in sweep.swept if key not in keys and key != "seed"]

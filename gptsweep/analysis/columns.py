@@ -42,6 +42,11 @@ def label(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def keys_of(rows: pd.DataFrame) -> list[str]:
+    """The settings columns of a table made by `Sweep.group`."""
+    return [str(name) for name in rows.columns[: list(rows.columns).index("points")]]
+
+
 def typed(columns: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
     """A frame of cells as they come from CSV or JSON: whole numbers, numbers, truth values or text, by column."""
     return pd.DataFrame({name: typed_column(name, cells) for name, cells in columns.items()})

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..analysis.best import Verdicts
-from ..analysis.columns import label, ordered, plain
+from ..analysis.columns import keys_of, label, ordered, plain
 from ..analysis.metrics import Metric
 from ..analysis.numbers import like, number
 from ..analysis.samplers import SamplerComparison
@@ -48,11 +48,6 @@ def default_metrics(sweep: Sweep) -> list[str]:
 def settings_of_row(row: Mapping[Any, Any], keys: Sequence[str]) -> dict[str, Any]:
     """The settings that a row of `Sweep.group` stands for."""
     return {key: plain(row[key]) for key in keys}
-
-
-def keys_of(rows: pd.DataFrame) -> list[str]:
-    """The settings columns of a table made by `Sweep.group`."""
-    return [str(name) for name in rows.columns[: list(rows.columns).index("points")]]
 
 
 def print_sweep(
@@ -102,7 +97,7 @@ def best_set(rows: pd.DataFrame, best: Verdicts) -> str:
     keys, metric = keys_of(rows), best.aim.metric
     found: dict[str, list[str]] = {"best": [], "alike": [], "differs": [], "unclear": []}
     for row, mark, most in zip(rows.to_dict("records"), best.marks, best.high, strict=True):
-        behind = f" (behind by at most {number(metric, float(most))})" if mark == "alike" else ""
+        behind = f" (behind by at most {number(metric, most)})" if mark == "alike" else ""
         found[mark].append((named(settings_of_row(row, keys)) or "this run") + behind)
     parts = [f"best: {found['best'][0]}"]
     if alike := found["alike"]:

@@ -129,14 +129,14 @@ function drawSamples() {
     const offer = (event) => { // thousands of points: the list is made when it is wanted
       if (event.target.options.length === 1) event.target.replaceChildren(...every.map((one) => el("option", { value: one, selected: one === g }, groupName(one))));
     };
-    const head = el("header", {}, el("span", { class: `badge t${at}` }, LETTERS[at]),
+    const head = el("header", { class: nameBy(g, unlike).length > 16 ? "long" : "" }, el("span", { class: `badge t${at}` }, LETTERS[at]),
       count > 1 && el("select", { title: groupName(g), onpointerdown: offer, onfocus: offer, "aria-label": `Point in column ${LETTERS[at]}`, onchange: (event) => {
         const to = +event.target.value, columns = state.columns.slice(), twin = columns.indexOf(to);
         if (twin >= 0) columns[twin] = columns[at];
         columns[at] = to;
         update({ columns }, drawCharts, drawPoints, drawMatrix, drawSamples);
       } }, el("option", { value: g, selected: true }, nameBy(g, unlike) || "this run")),
-      rows.length > 1 && (unlike.length > 2 || nameBy(g, unlike).length > 16) && el("span", { class: "what" }, nameBy(g, unlike)),
+      rows.length > 1 && unlike.length > 2 && el("span", { class: "what" }, nameBy(g, unlike)),
       count > 1 && el("button", { type: "button", class: "quiet", "aria-pressed": String(g === state.base), "aria-label": `Column ${LETTERS[at]} as the baseline`,
         onclick: () => update({ base: g === state.base ? null : g }, drawCharts, drawPoints, drawMatrix, drawSamples) }, g === state.base ? "baseline ✓" : "baseline"),
       rows.length > 1 && el("button", { type: "button", class: "quiet remove", "aria-label": `Remove column ${LETTERS[at]}`, onclick: () => toggle(g) }, "×"));
