@@ -1,4 +1,4 @@
-"""How fast a run is, and how long it will take: counts in, speed and time left out. Nothing here is shown."""
+"""How fast a run is, and how long it will take: from counts to speed and time left. Nothing here prints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SPEED_SECONDS = 10.0
 """Time constant of the speed's moving average."""
 
 SPEED_INTERVAL = 0.25
-"""The speed is measured over at least so many seconds."""
+"""Seconds over which the speed is measured, at least."""
 
 
 @dataclass(slots=True)
@@ -23,32 +23,32 @@ class _Average:
     _weight: float = 0.0
 
     def add(self, value: float, seconds: float) -> None:
-        """Take in what was ``value`` for so many seconds."""
+        """Add a value that held for ``seconds``."""
         keep = math.exp(-seconds / SPEED_SECONDS)
         self._sum = keep * self._sum + (1 - keep) * value
         self._weight = keep * self._weight + (1 - keep)
 
     @property
     def value(self) -> float | None:
-        """None while nothing was added."""
+        """None before the first `add`."""
         return self._sum / self._weight if self._weight else None
 
 
 @dataclass(slots=True)
 class _Mean:
-    """A mean over all that was added."""
+    """The mean of all values."""
 
     _sum: float = 0.0
     _count: int = 0
 
     def add(self, total: float, count: int) -> None:
-        """Take in ``count`` things that made ``total`` together."""
+        """Add ``count`` values whose sum is ``total``."""
         self._sum += total
         self._count += count
 
     @property
     def value(self) -> float | None:
-        """None while nothing was added."""
+        """None before the first `add`."""
         return self._sum / self._count if self._count else None
 
 
@@ -56,9 +56,9 @@ class _Mean:
 class Meter:
     """The counts so far, and what follows from them: speed, fraction, time left.
 
-    A token for which a whole window is read again (``windows`` count them) takes ten to a hundred times as long as another,
-    so the two kinds have seconds of their own. Of a model that is not open yet nothing is known: its tokens are taken to last
-    as long as those of all models so far.
+    A token for which the model reads a whole window again (``windows`` counts them) takes ten to a hundred times as long as
+    another, so each kind is timed by itself. Nothing is known of a model that is not open yet: its tokens are assumed to take
+    as long as those of the models so far.
     """
 
     started: float
@@ -94,7 +94,7 @@ class Meter:
             self._window_seconds.add(seconds, seconds)
 
     def measure(self, now: float) -> None:
-        """Take ``tokens`` into the speed, and what they took into the seconds of their kind.
+        """Update the speed, and the seconds that a token of each kind takes.
 
         The first call of each model only starts the clock, so that loading it does not count.
         """
@@ -118,7 +118,7 @@ class Meter:
         self._measured = now, self.tokens, self.windows
 
     def _share_of_windows(self, others: int, windows: int, seconds: float) -> float:
-        """How many of ``seconds`` went into windows, as a share, by what is known of each kind of token."""
+        """The share of ``seconds`` that went into windows, by what is known of each kind of token."""
         if windows <= 0 or others == 0:
             return float(windows > 0)
         token, window = self._token_seconds.value, self._window_seconds.value
@@ -130,12 +130,12 @@ class Meter:
 
     @property
     def speed(self) -> float | None:
-        """Tokens a second; None until it was measured."""
+        """Tokens a second; None until it has been measured."""
         return self._speed.value
 
     @property
     def fraction(self) -> float:
-        """How much of the time is gone, 0 to 1, as far as is known what takes how long."""
+        """The share of the time that has passed, 0 to 1; of the tokens, or rows, while their times are not known."""
         if not self.tokens_total:
             return min(self.rows_done / self.rows_total, 1.0) if self.rows_total else 0.0
         done, left = self._seconds_of(self.tokens - self.windows, self.windows), self._seconds_left()
@@ -151,13 +151,13 @@ class Meter:
         return None if own is None or ahead is None else own + ahead
 
     def _seconds_of(self, others: int, windows: int) -> float | None:
-        """Seconds of tokens of the open model, at its own speed as far as that was measured."""
+        """Seconds for tokens of the open model, at its own speed where that has been measured."""
         return _seconds(
             others, windows, _known(self._token_seconds, self._any_token), _known(self._window_seconds, self._any_window)
         )
 
     def _seconds_ahead(self, others: int, windows: int) -> float | None:
-        """Seconds of tokens of models that are not open yet, at the mean speed of those that were."""
+        """Seconds for tokens of models that are not open yet, at the mean speed of those so far."""
         return _seconds(
             others, windows, _known(self._any_token, self._token_seconds), _known(self._any_window, self._window_seconds)
         )
@@ -208,7 +208,7 @@ def _known(first: _Average | _Mean, second: _Average | _Mean) -> float | None:
 
 
 def _seconds(others: int, windows: int, token: float | None, window: float | None) -> float | None:
-    """Seconds of tokens of both kinds, given those of one each; a window takes at least as long as is known of a token."""
+    """Seconds for tokens of both kinds, from the seconds of one; a window whose time is not known takes a token's."""
     window = token if window is None else window
     if (token is None and others > 0) or (window is None and windows > 0):
         return None

@@ -1,4 +1,4 @@
-"""How far a run is: a bar and the finished samples on a terminal, a log line now and then elsewhere."""
+"""How far a run is: a bar and the finished samples on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class Progress:
 
     On a terminal: a bar with rows done, rows in flight, points done, tokens a second and the time left; log lines and
     finished samples, each with its label, go above it. Where standard output is no terminal, finished samples are written to
-    it as ``sample.py`` does, and the bar is on standard error if that is a terminal. No bar: a log line after 10 s, then at
-    intervals that grow with the run, up to 5 minutes. All end with one log line. ``TERM=dumb`` has no bar.
+    it as ``sample.py`` does, and the bar is on standard error if that is a terminal. Without a bar, as with ``TERM=dumb``, a
+    log line comes after 10 s, then at intervals that grow with the run, up to 5 minutes. Every run ends with one log line.
 
     Args:
-        quiet: show no samples.
-        samples_each: samples of each prompt of the only point: into a pipe they go in their order. None: as they finish.
-        live_text: show below the bar one line of text that is being made.
+        quiet: whether to show no samples.
+        samples_each: samples of each prompt, where there is one point: a pipe gets them in their order. None: as they finish.
+        live_text: whether to show, on one line below the bar, a text that is being made.
         stream: where to show, a terminal or not; None: standard output and error as they are on enter.
         clock: seconds from anywhere, never going back.
     """
@@ -60,7 +60,7 @@ class Progress:
         self.samples_each = samples_each
         self.live_text = live_text
         self.refusal: OSError | None = None
-        """Why standard output takes no more samples: BrokenPipeError where its reader has gone."""
+        """Why standard output takes no more samples: BrokenPipeError if its reader has gone."""
         self._held: dict[tuple[int, int], str] = {}
         self._shown: set[tuple[int, int]] = set()
         self._next = 0, 0
@@ -105,7 +105,7 @@ class Progress:
         points_total: int | None = None,
         tokens_ahead: int | None = None,
     ) -> None:
-        """Take note of how far the run is; cheap enough for every decode step. What is None stays as it was.
+        """Set how far the run is; cheap enough for every decode step. A count that is None stays as it was.
 
         Args:
             rows_done: samples finished so far in this run.
@@ -144,16 +144,16 @@ class Progress:
         self._meter.workers = workers
 
     def begin_model(self) -> None:
-        """Take note that another model is open: the time it took to load is not decoding, and its speed is its own."""
+        """Begin to measure another model: its loading is no decoding, and its speed is its own."""
         self._meter.begin_model()
 
     def expect_windows(self, done: int, total: int, seconds: float | None, ahead: int = 0) -> None:
-        """Take note of tokens for each of which the model reads a whole window again, before `update` counts them as tokens.
+        """Set how many tokens make the model read a whole window again; called before the `update` that counts them as tokens.
 
         Args:
             done: of the tokens so far.
             total: of the tokens expected at the end.
-            seconds: what one takes, as far as is known beforehand.
+            seconds: how long one takes, where that is known beforehand.
             ahead: those of ``total`` that are of models which are not open yet.
         """
         self._meter.expect_windows(done, total, seconds, ahead)
@@ -194,13 +194,13 @@ class Progress:
             self._bar.text = printable(one_line(text[-500:]), self._console.encoding)[1 - self._console.width :]
 
     def write_rest(self, samples: Iterable[tuple[tuple[int, int], str, str]]) -> None:
-        """Write those samples of a finished run that standard output does not have yet: what was on disk before, and so on.
+        """Write the samples of a finished run that standard output does not have yet, such as those that were on disk before.
 
         Args:
             samples: place, text and label of every sample, in their order.
 
         Raises:
-            ResultsError: standard output took not all of them, though somebody reads it.
+            ResultsError: standard output did not take all of them, though its reader is still there.
         """
         self._held.clear()
         if not self.quiet and self._stream is None:

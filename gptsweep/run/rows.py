@@ -230,7 +230,7 @@ class Task:
         )
 
     def dedup_key(self, key: Key) -> object:
-        """Equal for samples that come out the same: greedy ones whatever their seed, equal points' whatever their names."""
+        """Equal for samples with the same tokens: greedy ones of any seed, and those of points that differ in name alone."""
         sampling = canonical_settings(self.point.sampling)
         if sampling.temperature == 0:
             return self.prompt_ids[key[0]], sampling
@@ -284,12 +284,12 @@ def _breakers(tokenizer: Any, breakers: tuple[str, ...]) -> tuple[tuple[int, ...
 
 
 def _most_tokens(backend: Backend, sampling: Sampling) -> int | None:
-    """The most tokens that are read of a row that drops none; None: any number, or it drops some."""
+    """The most tokens of a row that the model reads at once; None: no limit, or the row drops its oldest."""
     return {"stop": backend.block_size, "extend": backend.extends_to}.get(sampling.overflow)
 
 
 Prefixes = Sequence[Mapping[Key, Prefix]]
-"""What unfinished samples of each task of a plan have so far."""
+"""For each task of a plan, the prefixes of its unfinished samples."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -356,7 +356,7 @@ class Plan:
 
 
 def _begun(recipients: Iterable[SampleKey], prefixes: Prefixes) -> Prefix | None:
-    """What any of some samples that come out the same has already."""
+    """The prefix of the first of ``recipients``, which all come out the same, that has one."""
     return next((prefixes[place][key] for place, key in recipients if key in prefixes[place]), None)
 
 

@@ -163,7 +163,7 @@ class _Batch:
             self.points.close_all()
 
     def _plan(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
-        """Make tasks of the jobs and see what is on disk; the outcomes of those that fail here, or have nothing left to do."""
+        """Make tasks of the jobs and find what is missing on disk; yield the outcomes of those that fail, or lack nothing."""
         prompts: dict[tuple[str, bool], Prompts] = {}
         for job in jobs:
             point = job.point
@@ -194,10 +194,10 @@ class _Batch:
                 yield self._settled(Outcome(job, error=mendable(error, "start", point.start)))
 
     def _say_change(self, writer: PointWriter) -> None:
-        """Once for all points that another machine or version left in the same way.
+        """Log, once for each change, that points go on where another machine or version left them.
 
         Raises:
-            ResultsError: it is not to go on in another way.
+            ResultsError: with ``strict`` they may not.
         """
         if not writer.done or not (change := writer.change):
             return
@@ -212,7 +212,7 @@ class _Batch:
             )  # fmt: skip
 
     def _restore(self) -> None:
-        """Find what unfinished samples have so far; what cannot be theirs is not trusted."""
+        """Read the tokens that unfinished samples have so far; what does not fit a point is not used."""
         if self.unfinished is None:
             return
         found = self.unfinished.read(self.readable, self.made_by)
@@ -230,7 +230,7 @@ class _Batch:
             log.info("%s", counted(count, "unfinished sample goes on where it was", "unfinished samples go on where they were"))
 
     def _keep(self) -> int:
-        """Put what unfinished samples have so far on disk; how many they are."""
+        """Write the tokens that unfinished samples have so far; return how many samples they are."""
         if self.unfinished is None or not self.restored:
             return 0
         self._note()
@@ -239,7 +239,7 @@ class _Batch:
         return len(prefixes)
 
     def _note(self) -> None:
-        """Take over what samples in flight have."""
+        """Update ``prefixes`` from the samples in flight."""
         if self.in_flight is not None:
             tasks, unfinished = self.in_flight
             for (place, key), prefix in unfinished():
@@ -280,7 +280,7 @@ class _Batch:
         yield from self._failures()
 
     def _label(self, task: Task, sample: Sample) -> str:
-        """What a sample shown among others is a sample of."""
+        """The label of a sample that is shown: its point, its prompt and its number, as far as there are several."""
         point = f"{self.jobs[task].directory.name}: " if self.done.points_total > 1 else ""
         prompt = f"prompt {sample.prompt_id}, " if len(task.prompts) > 1 else ""
         return f"{point}{prompt}sample {sample.sample_index}"
@@ -291,7 +291,7 @@ class _Batch:
             yield self._failed(*self.broken.popitem())
 
     def _decode_singly(self) -> Iterator[Outcome]:
-        """`_decode` each task by itself: something in one of them ended the batch."""
+        """`_decode` each task by itself, after an error in one of them ended the batch."""
         for task in list(self.missing):
             try:
                 yield from self._decode([task])
