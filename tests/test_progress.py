@@ -366,11 +366,27 @@ def test_a_sweep_shows_a_line_of_text_a_few_times_a_second():
         assert not progress.text_due
 
 
-@pytest.mark.parametrize(("columns", "shown"), [(60, "3/8 rows, 2,000 tokens/s, 0:00:05 left"), (40, "3/8 rows, 0:00:05 left")])
-def test_a_narrow_terminal_has_fewer_counts_beside_the_bar_but_whole_ones(monkeypatch, columns, shown):
+@pytest.mark.parametrize(
+    ("columns", "workers", "shown"),
+    [
+        (60, "", "3/8 rows, 2,000 tokens/s, 0:00:05 left"),
+        (40, "", "3/8 rows, 0:00:05 left"),
+        (
+            140,
+            "2 workers (1 restarted) of 999 + 1,001 tokens/s",
+            "0:00:05 left, 2 workers (1 restarted) of 999 + 1,001 tokens/s",
+        ),
+        (80, "2 workers (1 restarted) of 999 + 1,001 tokens/s", "2,000 tokens/s, 0:00:05 left, 2 workers (1 restarted)"),
+        (60, "2 workers (1 restarted) of 999 + 1,001 tokens/s", "3/8 rows, 0:00:05 left, 2 workers (1 restarted)"),
+        (50, "2 workers (1 restarted) of 999 + 1,001 tokens/s", "3/8 rows, 0:00:05 left, 2 workers"),
+        (40, "2 workers (1 restarted) of 999 + 1,001 tokens/s", "3/8 rows, 0:00:05 left"),
+    ],
+)
+def test_a_narrow_terminal_has_fewer_counts_beside_the_bar_but_whole_ones(monkeypatch, columns, workers, shown):
     monkeypatch.setenv("COLUMNS", str(columns))
     terminal, clock = Terminal(), Clock()
     with Progress(stream=terminal, clock=clock) as progress:
+        progress.show_workers(workers)
         progress.update(rows_done=3, rows_total=8, rows_in_flight=5, points_total=4, tokens=0, tokens_total=12_000)
         clock.now += 1
         progress.update(tokens=2_000)

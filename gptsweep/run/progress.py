@@ -7,7 +7,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import IO, Any
 
@@ -286,10 +286,19 @@ class _Line(ProgressColumn):
         self._width = width
 
     def render(self, task: Task) -> Text:
-        parts = self._meter.line(self._clock()).split(", ")
-        while len(", ".join(parts)) > self._width and len(parts) > 2:
+        parts, workers = self._meter.line(self._clock()).split(", "), self._meter.workers
+        if workers and self._is_too_long(parts):
+            parts[-1] = parts[-1].partition(" of ")[0]  # without the speed of each: the time left counts more
+        while self._is_too_long(parts) and len(parts) > (3 if workers else 2):
             del parts[1]
+        if workers and self._is_too_long(parts):
+            parts[-1] = parts[-1].partition(" (")[0]  # without those that were restarted
+        if workers and self._is_too_long(parts) and len(parts) > 2:
+            parts.pop()
         return Text(", ".join(parts), no_wrap=True, overflow="ellipsis")
+
+    def _is_too_long(self, parts: Sequence[str]) -> bool:
+        return len(", ".join(parts)) > self._width
 
 
 def printable(text: str, encoding: str = "utf-8") -> str:
