@@ -22,6 +22,7 @@ from ..models.shipping import pack, unpack
 from ..records import ENGINE_VERSION, Completion, DeviceSettings, ModelSource, Prefix, Row
 from .backend import OnStep, Provenance, Workload
 from .engine import Engine, out_of_memory
+from .model_runner import kernels
 from .sampler import stream_at
 
 log = get_logger(__name__)
@@ -167,5 +168,6 @@ def _machine(device: torch.device) -> dict[str, object]:
         "processor": able.get("cpu_name") or platform.processor() or platform.machine(),
         "instructions": " ".join(sorted(instructions)),
         "capability": torch.backends.cpu.get_cpu_capability(),
+        "kernels": f"LLVM {kernels.llvm_version()}" if kernels is not None else "torch",
         "limits": " ".join(f"{name}={os.environ[name]}" for name in _LIMITS if name in os.environ),
     }

@@ -65,6 +65,12 @@ def cache_directory() -> Path:
     return user_cache("kernels")
 
 
+def llvm_version() -> int:
+    """The major version of the LLVM that makes the machine code: another one may order a sum in another way."""
+    major: int = binding.llvm_version_info[0]
+    return major
+
+
 @functools.cache
 def loops_digest() -> str:
     """What identifies the loops: a hash of all that their code is made of, the fields that samplers declare included."""
