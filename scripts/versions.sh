@@ -36,7 +36,7 @@ for python in $PYTHONS; do
         uv venv --quiet --python "$python" "$environment" || { row 'no such interpreter' - -; continue; }
         export VIRTUAL_ENV=$environment
         if ! { uv pip install --quiet --resolution "$end" -r pyproject.toml && uv pip install --quiet --no-deps "$wheel" \
-            && uv pip install --quiet pytest pytest-xdist hypothesis; }; then
+            && uv pip install --quiet pytest pytest-xdist hypothesis transformers; }; then
             row 'cannot be installed' - -; failed=1; continue
         fi
         versions=$("$environment/bin/python" -c 'from importlib.metadata import version
