@@ -22,7 +22,7 @@ from ..models.shipping import pack, unpack
 from ..records import ENGINE_VERSION, Completion, DeviceSettings, ModelSource, Prefix, Row
 from .backend import OnStep, Provenance, Workload
 from .engine import Engine, out_of_memory
-from .model_runner import kernels
+from .model_runner import HAS_KERNELS
 from .sampler import stream_at
 
 log = get_logger(__name__)
@@ -168,6 +168,15 @@ def _machine(device: torch.device) -> dict[str, object]:
         "processor": able.get("cpu_name") or platform.processor() or platform.machine(),
         "instructions": " ".join(sorted(instructions)),
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "kernels": f"LLVM {kernels.llvm_version()}" if kernels is not None else "torch",
+        "kernels": _kernels(),
         "limits": " ".join(f"{name}={os.environ[name]}" for name in _LIMITS if name in os.environ),
     }
+
+
+def _kernels() -> str:
+    """What makes the machine code of the loops; ``torch`` where there is no numba, and no kernel."""
+    if not HAS_KERNELS:
+        return "torch"
+    from ..kernels.runtime import llvm_version  # late: it takes numba, which has no wheel for some platforms
+
+    return f"LLVM {llvm_version()}"
