@@ -60,8 +60,10 @@ def main() -> None:
                 whole[executor, shards] = run(place, executor, shards, samples)
                 show(executor, shards, whole[executor, shards], local[shards], local[shards])
             shards = arguments.shards[-1]
-            lost = run(place, executor, shards, samples, kill_after=whole[executor, shards].seconds / 2)
-            show(f"{executor}*", shards, lost, whole[executor, shards], local[shards])
+            undisturbed = whole[executor, shards]
+            middle = (undisturbed.first + undisturbed.seconds) / 2
+            lost = run(place, executor, shards, samples, kill_after=middle)
+            show(f"{executor}*", shards, lost, undisturbed, local[shards])
         print("* a worker killed in the middle")
 
 
