@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shlex
 import shutil
@@ -78,6 +79,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_meta(place / "out-shakespeare-char" / "meta.pkl", "\n abcdefghi")
     for step in (1000, 2000):
         save_nanochat(place / "base_checkpoints" / "d12", random_weights("F", SHAPE, step), SHAPE, step)
+    for name in ("step-00001000", "final"):
+        shutil.copytree(ROOT / "tests" / "data" / "litgpt", place / "out" / "pretrain" / name)
+        vocabulary = {"model": {"type": "BPE", "vocab": {"\u010a": 0, "a": 1}, "merges": []}, "decoder": {"type": "ByteLevel"}}
+        (place / "out" / "pretrain" / name / "tokenizer.json").write_text(
+            json.dumps(vocabulary | {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}}), encoding="utf-8"
+        )
     (place / "prompt.txt").write_text("ab", encoding="utf-8")
     (place / "points.csv").write_text("sampling.temperature,sampling.top_p\n0.7,0.9\n1.1,\n", encoding="utf-8")
     (place / "my_metrics.py").write_text(
