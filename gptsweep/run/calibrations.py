@@ -28,7 +28,9 @@ log = get_logger(__name__)
 
 def overhead_here() -> Overhead:
     """What a command and a point cost here."""
-    return Overhead(**_kept({"of": "overhead"}, lambda: asdict(measured())))
+    return Overhead(
+        **_kept({"of": "overhead"}, lambda: asdict(measured()), lasts=lambda found: not Overhead(**found).is_borrowed)
+    )
 
 
 def speed_here(checkpoint: Checkpoint, *, device: torch.device, dtype: str, sampling: Sampling, threads: int) -> Speed:
@@ -54,8 +56,15 @@ def speed_here(checkpoint: Checkpoint, *, device: torch.device, dtype: str, samp
     return Speed(**{**found, "steps": tuple((int(count), float(seconds)) for count, seconds in found["steps"])})
 
 
-def _kept(name: Mapping[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What was measured before under this name, on this machine and with these versions; else it is measured now, and kept."""
+def _kept(
+    name: Mapping[str, Any],
+    measure: Callable[[], dict[str, Any]],
+    lasts: Callable[[dict[str, Any]], bool] = lambda _found: True,
+) -> dict[str, Any]:
+    """What was measured before under this name, on this machine and with these versions; else it is measured now.
+
+    It is kept if ``lasts`` says so.
+    """
     machine = {
         "processor": platform.processor() or platform.machine(),
         "host": platform.node(),
@@ -72,6 +81,8 @@ def _kept(name: Mapping[str, Any], measure: Callable[[], dict[str, Any]]) -> dic
     except (OSError, ValueError, KeyError, TypeError):
         pass  # there is none, or it is damaged
     found = measure()
+    if not lasts(found):
+        return found
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, json.dumps({"of": text, "measured": found}).encode())
