@@ -20,6 +20,8 @@ from markdown_it import MarkdownIt
 from model_files import TINY, random_gpt, save_hf, save_llama, save_meta, save_nanogpt
 from nanochat_twin import SHAPE, random_weights, save_nanochat
 from omegaconf import DictConfig
+from test_llmc import save as save_llmc
+from test_llmc import small_gpt2
 
 import gptsweep.__main__
 import gptsweep.review
@@ -85,6 +87,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (place / "out" / "pretrain" / name / "tokenizer.json").write_text(
             json.dumps(vocabulary | {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}}), encoding="utf-8"
         )
+    (place / "log124M").mkdir()
+    for step in (10000, 19560):
+        save_llmc(place / "log124M" / f"model_{step:08d}.bin", small_gpt2(1, 4), version=5)
     (place / "prompt.txt").write_text("ab", encoding="utf-8")
     (place / "points.csv").write_text("sampling.temperature,sampling.top_p\n0.7,0.9\n1.1,\n", encoding="utf-8")
     (place / "my_metrics.py").write_text(
