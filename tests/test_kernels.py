@@ -96,7 +96,7 @@ def test_the_check_tells_an_archive_that_is_not_of_its_sources(change: str, diff
         assert said.startswith(found[change])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_the_packages_code_gives_the_samples_of_its_loops(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def samples() -> list[gptsweep.Sample]:
         monkeypatch.setattr(kernels, "_loaded", functools.cache(kernels._loaded.__wrapped__))
