@@ -139,39 +139,54 @@ def test_squared_relu_behind_a_linear_layer(layer: type[PackedLinear] | type[Int
     assert torch.equal(packed(x[3:5]), made[3:5])
 
 
-@st.composite
-def attentions(draw: st.DrawFn) -> Attention:
-    n_kv_heads, sharing = draw(st.sampled_from([(1, 1), (1, 4), (2, 2), (3, 3), (4, 1)]))
-    head_size = draw(st.sampled_from([8, 20, 64, 80, 128]))
-    turned = draw(st.sampled_from([head_size, head_size // 4 // 2 * 2 or 2]))
-    rotary = RotaryConfig(size=turned, base=100.0, pairs=draw(st.booleans()))
-    config = DecoderConfig(
-        vocab_size=8,
-        block_size=64,
-        n_layer=1,
-        n_head=n_kv_heads * sharing,
-        n_kv_heads=n_kv_heads,
-        head_size=head_size,
-        n_embd=16,
-        n_inner=16,
-        norm=NormConfig(kind="rms", epsilon=1e-5, weight=draw(st.booleans())),
-        qk_norm=draw(st.sampled_from([None, "head", "width"])),
-        rotary=rotary,
-        windows=(None,),
-    )
+def attention_of(turn: Rotary | None, **settings: Any) -> Attention:
+    """Projections around attention, with drawn weights of the norms."""
+    config = DecoderConfig(vocab_size=8, block_size=64, n_layer=1, n_embd=16, n_inner=16, windows=(None,), **settings)
     torch.manual_seed(0)
-    attention = Attention(config, draw(st.sampled_from([Rotary(rotary), None])))
+    attention = Attention(config, turn)
     for norm in (attention.q_norm, attention.k_norm):
         if norm is not None and norm.weight is not None:
             norm.weight.data.normal_()
     return attention.requires_grad_(False)
 
 
+@st.composite
+def attentions(draw: st.DrawFn) -> Attention:
+    n_kv_heads, sharing = draw(st.sampled_from([(1, 1), (1, 4), (2, 2), (3, 3), (4, 1)]))
+    head_size = draw(st.sampled_from([8, 20, 64, 80, 128]))
+    turned = draw(st.sampled_from([head_size, head_size // 4 // 2 * 2 or 2]))
+    rotary = RotaryConfig(size=turned, base=100.0, pairs=draw(st.booleans()))
+    return attention_of(
+        draw(st.sampled_from([Rotary(rotary), None])),
+        n_head=n_kv_heads * sharing,
+        n_kv_heads=n_kv_heads,
+        head_size=head_size,
+        norm=NormConfig(kind="rms", epsilon=1e-5, weight=draw(st.booleans())),
+        qk_norm=draw(st.sampled_from([None, "head", "width"])),
+        rotary=rotary,
+    )
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @settings(max_examples=25, deadline=None)
 @given(attention=attentions(), rows=st.integers(1, 40))
-@torch.inference_mode()
 def test_queries_and_keys_are_normalised_and_turned(dtype: torch.dtype, attention: Attention, rows: int) -> None:
+    assert_projects_by_kernel(dtype, attention, rows)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("qk_norm", ["head", "width"])
+def test_queries_of_a_norm_without_a_kernel_are_turned(dtype: torch.dtype, qk_norm: str) -> None:
+    """In bfloat16 the kernel read the float32 that such a norm gives as bfloat16."""
+    rotary = RotaryConfig(size=8, base=100.0)
+    norm = NormConfig(kind="layer", epsilon=1e-5, weight=True)
+    attention = attention_of(Rotary(rotary), n_head=4, n_kv_heads=2, head_size=8, norm=norm, qk_norm=qk_norm, rotary=rotary)
+    assert_projects_by_kernel(dtype, attention, 9)
+
+
+@torch.inference_mode()
+def assert_projects_by_kernel(dtype: torch.dtype, attention: Attention, rows: int) -> None:
+    """The kernel gives what the plain layers give, and a row alone what it gives among others."""
     attention.qkv.to(dtype)
     x = drawn(rows, 16).to(dtype)
     rotary = Rotary(attention.config.rotary)

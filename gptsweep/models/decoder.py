@@ -128,6 +128,7 @@ class Attention(nn.Module, Fusable):
         if config.qk_norm == "width" and q_norm is not None and k_norm is not None:
             q, k = q_norm(whole[0]).view(q.shape), k_norm(whole[1]).view(k.shape)
         if self.fused is not None:
+            q, k = q.to(v.dtype), k.to(v.dtype)  # a norm that has no kernel gives float32
             self.fused(q, k, *turns)
             return q, k, v
         if config.qk_norm == "head" and q_norm is not None and k_norm is not None:
