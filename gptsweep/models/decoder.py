@@ -346,3 +346,14 @@ class Decoder(Architecture):
     @classmethod
     def stays_float32(cls, name: str) -> bool:
         return "norm" in name
+
+
+def by_kind(qkv: StoredTensor, config: DecoderConfig) -> Stored:
+    """All queries, all keys, all values, from a weight in which each group of queries has its key and value behind it."""
+    size, queries = config.head_size, config.n_head // config.n_kv_heads
+    each = (queries + 2) * size
+    if not qkv.shape or qkv.shape[0] != config.n_kv_heads * each:
+        return qkv  # misshapen, and refused as such
+    ends = {0: queries * size, queries * size: (queries + 1) * size, (queries + 1) * size: each}
+    groups = range(0, qkv.shape[0], each)
+    return Stacked(tuple(qkv.rows(group + begin, group + end) for begin, end in ends.items() for group in groups))

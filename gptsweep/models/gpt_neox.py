@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from ..errors import ModelError
-from .decoder import Decoder, DecoderConfig, Place
-from .files.weights import Stacked, Stored, StoredTensor
+from .decoder import Decoder, DecoderConfig, Place, by_kind
+from .files.weights import Stored, StoredTensor
 from .hf_settings import MOST_LAYERS, HFSettings
 from .layers import NormConfig
 
@@ -86,13 +86,9 @@ class GPTNeoX(Decoder):
         wrong: Callable[[str], ModelError],
     ) -> dict[str, Stored]:
         weights = super().weights_from_hf(stored, settings, config, wrong)
-        size = config.head_size
         for name, weight in weights.items():
-            if not re.fullmatch(r"blocks\.\d+\.attn\.qkv\.(weight|bias)", name) or not isinstance(weight, StoredTensor):
-                continue
-            if weight.shape[0] == 3 * config.n_head * size:  # else it is misshapen, and refused as such
-                begins = [(3 * head + which) * size for which in range(3) for head in range(config.n_head)]
-                weights[name] = Stacked(tuple(weight.rows(begin, begin + size) for begin in begins))
+            if re.fullmatch(r"blocks\.\d+\.attn\.qkv\.(weight|bias)", name) and isinstance(weight, StoredTensor):
+                weights[name] = by_kind(weight, config)
         return weights
 
     @classmethod

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 from ..errors import ModelError, brief
-from .decoder import Decoder, DecoderConfig, Place
-from .files.weights import Stacked, Stored, StoredTensor
+from .decoder import Decoder, DecoderConfig, Place, by_kind
+from .files.weights import Stored, StoredTensor
 from .hf_settings import MOST_LAYERS, HFSettings, is_number
 from .layers import Activation, LinearScaling, Llama3Scaling, NormConfig, RotaryConfig
 
@@ -134,7 +134,7 @@ class LitGPT(Decoder):
             if (found := re.fullmatch(r"transformer\.h\.(\d{1,9})\.(.+)\.(weight|bias)", name)) is None:
                 continue
             if found[2] == "attn.attn" and isinstance(weight, StoredTensor):
-                own, weight = "attn.qkv", _by_kind(weight, config)
+                own, weight = "attn.qkv", by_kind(weight, config)
             elif not (own := moved.get(found[2], "")):
                 continue
             if (own := f"blocks.{int(found[1])}.{own}.{found[3]}") not in weights:
@@ -150,17 +150,6 @@ class LitGPT(Decoder):
     @classmethod
     def is_own(cls, name: str) -> bool:
         return True  # the file holds the model's weights and no others
-
-
-def _by_kind(qkv: StoredTensor, config: DecoderConfig) -> Stored:
-    """All queries, all keys, all values, from a weight in which each group of queries has its key and value behind it."""
-    size, queries = config.head_size, config.n_head // config.n_kv_heads
-    each = (queries + 2) * size
-    if not qkv.shape or qkv.shape[0] != config.n_kv_heads * each:
-        return qkv  # misshapen, and refused as such
-    ends = {0: queries * size, queries * size: (queries + 1) * size, (queries + 1) * size: each}
-    groups = range(0, qkv.shape[0], each)
-    return Stacked(tuple(qkv.rows(group + begin, group + end) for begin, end in ends.items() for group in groups))
 
 
 def _norm(hf: HFSettings) -> NormConfig:
