@@ -27,7 +27,7 @@ from ray.cluster_utils import Cluster
 from sweeps import Run, samples_of, save_checkpoint
 from tables import ShippedTables, Table, Tables, scripted
 from test_backend import files
-from test_remote import Threads, settle
+from test_remote import Threads, lines, settle
 
 from gptsweep.engine import torch_backend
 from gptsweep.engine.torch_backend import TorchBackends
@@ -118,10 +118,6 @@ def whole(tmp_path: Path) -> dict[str, bytes]:
     """What the sweep leaves when it runs here."""
     settle(tmp_path / "whole", LocalExecutor(Tables()))
     return files(tmp_path / "whole")
-
-
-def lines(root: Path) -> int:
-    return sum(path.read_bytes().count(b"\n") for path in root.glob("*/samples*.jsonl"))
 
 
 def wait_for(what: Callable[[], object]) -> None:

@@ -117,6 +117,11 @@ def settle(root: Path, executor: Executor, wanted: list[Job] | None = None, *, s
     return [found[job] for job in wanted]
 
 
+def lines(root: Path) -> int:
+    """Samples on disk, of all points of a sweep."""
+    return sum(path.read_bytes().count(b"\n") for path in root.glob("*/samples*.jsonl"))
+
+
 @pytest.fixture
 def whole(tmp_path: Path) -> dict[str, bytes]:
     """What the sweep of `jobs` leaves when it runs here."""

@@ -21,7 +21,7 @@ from hydra.core.config_store import ConfigStore
 from sweeps import Run, fork, samples_of, save_checkpoint
 from tables import Table, Tables, broken, pause
 from test_backend import files
-from test_remote import settle
+from test_remote import lines, settle
 
 from gptsweep.config_schema import register
 from gptsweep.errors import ConfigError, Interrupted
@@ -77,10 +77,6 @@ def whole(tmp_path: Path) -> dict[str, bytes]:
     """What the sweep leaves when it runs here."""
     settle(tmp_path / "whole", LocalExecutor(Tables()))
     return files(tmp_path / "whole")
-
-
-def lines(root: Path) -> int:
-    return sum(path.read_bytes().count(b"\n") for path in root.glob("*/samples*.jsonl"))
 
 
 def sweep_while(root: Path, executor: RemoteExecutor, do: Callable[[], None]) -> None:
