@@ -46,7 +46,7 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, activation: nn.Module | None = None) -> None:
         super().__init__()
         self.dtype = linear.weight.dtype
-        self.multiplied_in = self.dtype if onednn.has_layers(self.dtype) else torch.float32
+        self.multiplied_in = multiplied_in(self.dtype)
         self.packed = onednn.pack(linear.weight.detach().to(self.multiplied_in))
         self.bias = None if linear.bias is None else linear.bias.detach().to(self.multiplied_in)
         gelu = activation if isinstance(activation, nn.GELU) else None
@@ -189,6 +189,11 @@ def multiplies_in_halves(model: Model) -> bool:
     """Whether the model has int8 layers whose sums `whole_product` would cut off on this CPU."""
     layers = (getattr(place.parent, place.name) for place in model.linear_layers())
     return any(isinstance(layer, Int8Linear) and layer.multiply is product_of_halves for layer in layers)
+
+
+def multiplied_in(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a `PackedLinear` of ``dtype`` holds its weights: float32 where oneDNN has no such layers."""
+    return dtype if onednn.has_layers(dtype) else torch.float32
 
 
 def is_widened(layer: nn.Module) -> bool:

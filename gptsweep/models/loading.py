@@ -9,13 +9,12 @@ import torch
 from ..display import get_logger
 from ..errors import DeviceError
 from ..free_cores import FreeCores
-from ..kernels.onednn import has_layers
 from ..records import DeviceSettings, ModelSource
 from ..threads import own_count
 from .architecture import Architecture
 from .checkpoint import Checkpoint, load_weights
 from .files.tokenizers import Tokenizer
-from .linear import Int8Linear, can_pack, is_widened, multiplies_in_halves, pack
+from .linear import Int8Linear, can_pack, is_widened, multiplied_in, multiplies_in_halves, pack
 from .registry import open_checkpoint
 
 log = get_logger(__name__)
@@ -90,7 +89,7 @@ def bytes_of_weight(dtype: str, device: torch.device) -> int:
     if dtype == "int8":
         return 1
     stored = stored_dtype(dtype)
-    return 4 if device.type == "cpu" and can_pack(stored) and not has_layers(stored) else stored.itemsize
+    return (multiplied_in(stored) if device.type == "cpu" and can_pack(stored) else stored).itemsize
 
 
 def place(model: Architecture, device: torch.device, dtype: str, *, packed: bool = True) -> None:
