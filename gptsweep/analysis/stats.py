@@ -49,8 +49,6 @@ MAX_BLOCKS = 4_000
 BY_CHANCE = 0.05
 """The share of comparisons that differ where nothing does: intervals are 95 %. The mean of a count needs no independence."""
 
-CERTAIN = 0.95
-
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -307,7 +305,7 @@ def critical(most: Floats, clusters: int) -> float:
         most: [RESAMPLES], the largest in each.
         clusters: that the samples come from.
     """
-    return student(float(np.quantile(most, CERTAIN)), clusters - 1)
+    return student(float(np.quantile(most, 1 - BY_CHANCE)), clusters - 1)
 
 
 class WithTheBest(NamedTuple):
