@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     found.add_argument(
         "--by", metavar="KEY[,KEY]",
-        help="with --samplers: a family is the points that agree in these settings, not in samplers",
+        help="with --samplers: group points into families by these settings, not by samplers",
     )  # fmt: skip
     found.add_argument(
         "--reference", metavar="FILE:PATH", help="compare everything with a text; later reviews show it, too; null removes it"
@@ -322,7 +322,7 @@ def choice(text: str, sweep: Sweep, rows: pd.DataFrame) -> str | dict[str, Any]:
         key, _, typed = pair.partition("=")
         key = key.strip().removeprefix("sampling.")
         if key not in sweep.settings:
-            raise ResultsError("diff", pair, f"{key} is not a setting here; swept are {', '.join(sweep.swept) or 'none'}")
+            raise ResultsError("diff", pair, f"{key} is not a setting here; swept: {', '.join(sweep.swept) or 'none'}")
         there = {label(value): value for value in ordered(sweep.summary[key])}
         found[key] = there[typed] if typed in there else matching(key, typed, list(there.values()))
     return found

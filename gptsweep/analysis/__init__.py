@@ -1,1 +1,1 @@
-"""Samples to numbers: metrics, statistics, the frames that people and pages read."""
+"""Turn samples into numbers: metrics, statistics, and the data frames that users and pages read."""

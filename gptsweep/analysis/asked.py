@@ -1,4 +1,4 @@
-"""The comparisons of samplers that a user asked for: ``samplers.json`` beside the results, so that later pages show them."""
+"""Sampler comparisons requested by a user, stored as ``samplers.json`` beside the results so that later pages show them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from .samplers import Aim, SamplerComparison, parted
 from .sweep import Sweep
 
 MAX_BYTES = 1 << 16
-"""A ``samplers.json`` that is larger is not ours."""
+"""A larger ``samplers.json`` was not written by this program."""
 MAX_METRICS = 20
 
 
 def named_metrics(texts: Sequence[str], setting: str = "metric") -> tuple[list[str], list[OwnMetric]]:
-    """Metrics as they are typed, several with commas between, each with ``:min``, ``:max``, ``:reference`` or nothing after it.
+    """Split comma-separated metrics, each optionally followed by ``:min``, ``:max`` or ``:reference``.
 
     Returns:
-        The same, one by one, with a user's own metrics by the names of their functions; and those metrics.
+        The metrics one by one, with user-defined ones under the names of their functions; and the user-defined metrics.
 
     Raises:
         ConfigError: see `OwnMetric.named`.
@@ -42,34 +42,34 @@ def named_metrics(texts: Sequence[str], setting: str = "metric") -> tuple[list[s
 
 
 def metric_of(text: str) -> str:
-    """The name of the metric in ``METRIC:min`` and its like."""
+    """Return the metric's name from ``METRIC:min`` and the like."""
     return parted(text)[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Comparisons of samplers: by each of ``metrics``, as `Aim.of` reads them, of families as ``by`` makes them."""
+    """Requested sampler comparisons: one for each of ``metrics`` (parsed by `Aim.of`), with families defined by ``by``."""
 
     metrics: tuple[str, ...]
     by: tuple[str, ...] | None = None
 
     def compare(self, sweep: Sweep, reference: Reference | None) -> list[SamplerComparison]:
-        """The comparisons.
+        """Run the comparisons.
 
         Raises:
-            ResultsError: as `Sweep.compare_samplers`.
+            ResultsError: see `Sweep.compare_samplers`.
         """
         metrics = reference.metrics if reference else None
         return [sweep.compare_samplers(name, self.by, reference=metrics) for name in self.metrics]
 
     def keep(self, directory: Path) -> None:
-        """Write ``samplers.json``, but for metrics that later pages cannot compute: a user's own, and MAUVE."""
+        """Write ``samplers.json``, without metrics that later pages cannot compute: user-defined ones and MAUVE."""
         if metrics := [name for name in self.metrics if metric_of(name) in METRICS]:
             atomic_write(directory / COMPARISONS, (json.dumps({"metrics": metrics, "by": self.by}) + "\n").encode())
 
 
 def kept(directory: Path) -> Asked | None:
-    """What ``samplers.json`` holds; None where there is none, it is damaged, or names what is no metric of ours."""
+    """Read ``samplers.json``; None if it is missing, damaged, or names an unknown metric."""
     try:
         found = read_json(directory / COMPARISONS, MAX_BYTES, open_inside)
         metrics, by = found["metrics"], found["by"]
@@ -84,14 +84,14 @@ def kept(directory: Path) -> Asked | None:
 
 
 def require_comparisons(asked: str, reference: str | None) -> None:
-    """See that the setting ``compare_samplers`` says what is best, before any work.
+    """Check the setting ``compare_samplers`` before any work starts.
 
     Args:
-        asked: its value.
-        reference: that of the setting ``reference``.
+        asked: the value of ``compare_samplers``.
+        reference: the value of the setting ``reference``.
 
     Raises:
-        ConfigError: it does not, or a metric of the user's own is none.
+        ConfigError: no direction says what is best, a user-defined metric cannot be loaded, or a reference text is missing.
     """
     names, own = named_metrics([asked], "compare_samplers")
     if not names:
@@ -101,7 +101,7 @@ def require_comparisons(asked: str, reference: str | None) -> None:
         for text in names:
             name, direction = Aim.split(text, declared)
             if name == MAUVE.name and direction == "reference":
-                raise ConfigError("compare_samplers", asked, f"{name} is of the reference text by itself; say {name}:max")
+                raise ConfigError("compare_samplers", asked, f"{name} already compares with the reference text; use {name}:max")
             if (direction == "reference" or name == MAUVE.name) and reference is None:
                 raise ConfigError("compare_samplers", asked, "needs a reference text; give one with reference=FILE:path")
     except ResultsError as error:

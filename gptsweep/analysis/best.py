@@ -1,4 +1,4 @@
-"""Which settings of a sweep may be the best one, and by how much the best may be ahead of each: what ``--best`` says."""
+"""Determine which settings of a sweep may be the best, and by how much each may trail the best; used by ``--best``."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .sweep import Sweep
 
 @dataclass(frozen=True, eq=False)
 class Verdicts:
-    """How the rows of a `Sweep.group` stand to the best of them.
+    """How each row of a `Sweep.group` compares with the best row.
 
     ``marks`` are ``best``, ``alike`` (the samples cannot tell it from the best), ``differs``, or ``unclear`` (too few pairs).
-    ``low`` and ``high`` say by how much the best of the other rows is ahead, at least and at most: in units of the metric, 95 %
-    for all rows together, NaN where it is not known.
+    ``low`` and ``high`` bound how far the best of the other rows is ahead, in units of the metric, with 95 % simultaneous
+    coverage over all rows; NaN where unknown.
     """
 
     aim: Aim
@@ -31,15 +31,15 @@ class Verdicts:
 
 
 def verdicts(sweep: Sweep, rows: pd.DataFrame, aim: Aim) -> Verdicts:
-    """Compare the rows with the best of them.
+    """Compare every row with the best one.
 
     Args:
-        sweep: what they are of.
-        rows: from `Sweep.group`.
-        aim: what is best.
+        sweep: the sweep that was grouped.
+        rows: the result of `Sweep.group`.
+        aim: what counts as best.
 
     Raises:
-        ResultsError: no row has a value.
+        ResultsError: no row has a value of the metric.
     """
     name = aim.metric.name
     if name not in rows or not rows[name].notna().any():
@@ -58,12 +58,12 @@ def verdicts(sweep: Sweep, rows: pd.DataFrame, aim: Aim) -> Verdicts:
 
 
 def rows_of(rows: pd.DataFrame) -> dict[int, int]:
-    """The row of each point of a `Sweep.group`."""
+    """Map each point of a `Sweep.group` to its row."""
     return {point: row for row, points in enumerate(rows["points"]) for point in points}
 
 
 def paired(sweep: Sweep, rows: pd.DataFrame, aim: Aim) -> tuple[Floats, Floats, Ints]:
-    """The arguments of `with_the_best`: pairs share prompt, seed, sample_index and every swept setting that rows leave open."""
+    """Arguments for `with_the_best`; pairs share prompt, seed, sample_index and all swept settings that ``rows`` leave open."""
     name, keys = aim.metric.name, keys_of(rows)
     row_of = rows_of(rows)
     points = sweep.summary.loc[list(row_of)]
@@ -80,7 +80,7 @@ def paired(sweep: Sweep, rows: pd.DataFrame, aim: Aim) -> tuple[Floats, Floats, 
         num, den = np.nan_to_num(num), (~np.isnan(num)).astype(float)
     at = pd.DataFrame({"row": table["point"].map(row_of).to_numpy(np.int64)}, table.index)
     at["pair"] = places_of(table[place]) if place else 0
-    first = ~at.duplicated().to_numpy(bool)  # of copies, and of points that pairs do not tell apart, one
+    first = ~at.duplicated().to_numpy(bool)  # keep one of several copies, and of points that fall into the same pair
     row, pair, table = at["row"].to_numpy(np.int64)[first], at["pair"].to_numpy(np.int64)[first], table[first]
     shared = [each for each in place if each not in left_open]
     own_noise = bool((table["noise_of"] >= 0).any())  # pairs that share no noise are independent

@@ -1,36 +1,36 @@
-"""Expected best of n settings, for each family of them, and which family is ahead when each gets the same number of tries.
+"""Compare families of settings at an equal tuning budget: the expected best of n settings, and which family is ahead.
 
-A method that was tuned longer looks better, so families are held against each other at an equal *budget*: the number n of
-settings that are tried before the best is taken (Dodge et al. 2019, Show Your Work: Improved Reporting of Experimental
-Results). Of N settings with scores v_1 <= ... <= v_N, the best of n different ones, every choice of n equally likely, is
-expected to be
+A method that was tuned longer looks better, so families are compared at an equal *budget*: the number n of settings that are
+tried before the best is chosen (Dodge et al. 2019, Show Your Work: Improved Reporting of Experimental Results). Given N
+settings with scores v_1 <= ... <= v_N, and every choice of n different ones equally likely, the expected best score is
 
     E_n = sum over i of v_i * C(i - 1, n - 1) / C(N, n)        since i is the best in C(i - 1, n - 1) of C(N, n) choices.
 
-This is without replacement. Dodge et al. draw with replacement, which tries one setting several times and is biased towards
-low values (Tang et al. 2020, Showing Your Work Doesn't Always Work); nobody tries a setting twice, and the sum above has no
-bias where the N settings are independent draws of a family. Its variance grows with n, and at n = N it is the one best value
-(Dodge et al. 2021, Expected Validation Performance and Estimation of a Random Variable's Maximum).
+This draws without replacement. Dodge et al. draw with replacement, which tries one setting several times and is biased towards
+low values (Tang et al. 2020, Showing Your Work Doesn't Always Work). In practice nobody tries a setting twice, and the sum
+above is unbiased if the N settings are independent draws from a family. Its variance grows with n; at n = N it is the single
+best value (Dodge et al. 2021, Expected Validation Performance and Estimation of a Random Variable's Maximum).
 
-A score is a mean over samples, and the best of several is best by luck, too. So the best setting is also chosen on one half of
-the samples and scored on the other (Varma and Simon 2006, Bias in Error Estimation When Using Cross-Validation for Model
-Selection): the sum above with settings ordered by their scores on the one half and their scores on the other in it. This is
-the mean over `SPLITS` divisions, both ways each; all settings are halved alike. Families are compared by these held-out
-scores.
+A score is a mean over samples, so the best of several is partly best by luck. The best setting is therefore also chosen on one
+half of the samples and scored on the other (Varma and Simon 2006, Bias in Error Estimation When Using Cross-Validation for
+Model Selection): settings are ordered by their scores on one half, and the sum above takes their scores on the other. The
+result is the mean over `SPLITS` random halvings, in both directions; all settings are halved alike. Families are compared by
+these held-out scores.
 
-Intervals draw clusters (see `stats`) with replacement, for all settings together as they share their noise, and take centred
-percentiles, widened for few clusters as t is wider than normal (Hesterberg 2015, What Teachers Should Know About the
-Bootstrap). They say how far other prompts and samples of *these settings* would move a curve.
+Intervals resample clusters (see `stats`) with replacement, jointly for all settings because they share their noise. They are
+centred percentile intervals, widened for few clusters by the ratio of Student's t to the normal quantile (Hesterberg 2015, What
+Teachers Should Know About the Bootstrap). They describe how far other prompts and samples of *these settings* would move a
+curve.
 
-A family is more than the settings that were tried of it. For two families that are the same, a difference has two sources:
-which samples there are, and which settings. Both are drawn anew, independently, and added up: the centred bootstrap of the
-difference, and the difference after the settings of both are dealt at random to two families of these sizes. The noise of
-single settings is in both, which errs to the safe side, as does Owen 2007, The Pigeonhole Bootstrap. A family is *ahead* where
-the difference over its standard deviation exceeds what 95 % of these draws exceed nowhere, at no budget in no pair of families
-(max-T, Westfall and Young 1993, Resampling-Based Multiple Testing): with 95 % nothing that is said of a sweep is wrong.
-`benchmarks/equal_budget.py` measures how often that fails.
+A family is more than the settings that were tried. For two equal families, a difference has two sources: the choice of samples
+and the choice of settings. Both are simulated independently and added: the centred bootstrap of the difference, and the
+difference after all settings of both families are dealt at random to two families of the same sizes. The noise of single
+settings enters both, which is conservative, as in Owen 2007, The Pigeonhole Bootstrap. A family is *ahead* where the difference
+divided by its standard deviation exceeds the level that 95 % of these draws stay below at every budget and for every pair of
+families (max-T, Westfall and Young 1993, Resampling-Based Multiple Testing). So with probability 95 %, none of the claims about
+a sweep is wrong. `benchmarks/equal_budget.py` measures how often that fails.
 
-Pure functions on arrays; `samplers` makes the arrays, and sentences of the result.
+These are pure functions on arrays; `samplers` builds the arrays and puts the result into sentences.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ SPLITS = 8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
-    """What scores of settings are made of.
+    """Sufficient statistics for the scores of settings.
 
-    ``num``, ``den`` are [settings, clusters], sums over the samples of a setting in a cluster, 0 where it has none. ``unit``
-    [clusters] is equal for clusters that stay in one half. ``score`` maps sum(num) / sum(den) to scores; higher is better.
+    ``num``, ``den`` are [settings, clusters]: sums over the samples of a setting in a cluster, 0 where it has none. ``unit``
+    [clusters] is equal for clusters that must stay in one half. ``score`` maps sum(num) / sum(den) to scores; higher is better.
     """
 
     num: Floats
@@ -64,7 +64,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Curve:
-    """A score for budgets 1 to N and its 95 % interval over prompts and samples, [N] each; NaN where there is none."""
+    """A score at budgets 1 to N and its 95 % interval over prompts and samples, each [N]; NaN where there is none."""
 
     mean: Floats
     low: Floats
@@ -73,10 +73,10 @@ class Curve:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Contrast:
-    """Family ``a`` minus family ``b`` at the budgets that both have, [budgets] each.
+    """Family ``a`` minus family ``b`` at the budgets that both have; arrays are [budgets].
 
-    ``difference`` is of held-out scores; ``margin`` is what it must exceed. ``ahead`` is 1 where ``a`` is ahead, -1 where ``b``
-    is, else 0. ``ahead_here`` is that of the settings that were tried, whatever others of their families would give.
+    ``difference`` is in held-out scores; it is significant where it exceeds ``margin``. ``ahead`` is 1 where ``a`` is ahead, -1
+    where ``b`` is, else 0. ``ahead_here`` is the same for the settings that were tried, without generalising to their families.
     """
 
     a: int
@@ -89,9 +89,9 @@ class Contrast:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
-    """By family the expected best, chosen and scored on the ``same`` samples and ``held_out``; and each pair of families.
+    """The expected best of each family, chosen and scored on the ``same`` samples and ``held_out``; and each pair of families.
 
-    There are no ``contrasts`` where ``reason`` says why.
+    ``contrasts`` is empty if ``reason`` gives a reason.
     """
 
     same: tuple[Curve, ...]
@@ -102,31 +102,31 @@ class Comparison:
 
 @cache
 def rank_weights(n_settings: int) -> Floats:
-    """[budgets, settings]: row n - 1 has the probability that the i-th worst setting is the best of n different ones.
+    """Return [budgets, settings]: in row n - 1, the probability that the i-th worst setting is the best of n different ones.
 
-    It is C(i - 1, n - 1) / C(N, n): n / N for the best, and downwards by C(i - 1, n - 1) = C(i, n - 1) (i - n + 1) / i, so that
-    no number grows large.
+    This is C(i - 1, n - 1) / C(N, n). It is n / N for the best setting, and the others follow by the recurrence
+    C(i - 1, n - 1) = C(i, n - 1) (i - n + 1) / i, so that no intermediate number grows large.
     """
     budgets = np.arange(1, n_settings + 1)
     found = np.zeros((n_settings, n_settings))
     found[:, -1] = budgets / n_settings
     for rank in range(n_settings - 1, 0, -1):
         found[:, rank - 1] = found[:, rank] * np.maximum(rank - budgets + 1, 0) / rank
-    found.flags.writeable = False  # every caller gets this one
+    found.flags.writeable = False  # the cache returns the same array to every caller
     return found
 
 
 def expected_best(scores: Floats) -> Floats:
-    """[..., N] scores of the settings of a family to [..., N], the expected best of n = 1 to N of them."""
+    """Map [..., N] scores of a family's settings to [..., N]: the expected best of n = 1 to N of them."""
     return np.asarray(np.sort(scores, axis=-1) @ rank_weights(scores.shape[-1]).T)
 
 
 def expected_chosen(chosen_by: Floats, scored: Floats) -> Floats:
-    """The expected score of the setting that is best by other scores, among n different ones; of equals, any.
+    """Expected score of the setting that other scores rank best among n different ones; ties are broken at random.
 
     Args:
         chosen_by: [rows, N], the scores that the setting is chosen by.
-        scored: [rows, N], the scores of the same settings that count.
+        scored: [rows, N], the scores of the same settings that are averaged.
 
     Returns:
         [rows, N], for n = 1 to N.
@@ -136,14 +136,14 @@ def expected_chosen(chosen_by: Floats, scored: Floats) -> Floats:
     values = np.take_along_axis(scored, order, axis=-1)
     first = np.diff(by, axis=-1, prepend=-np.inf) != 0
     if not first.all():
-        group = np.cumsum(first.ravel()) - 1  # a row's first is always a first
+        group = np.cumsum(first.ravel()) - 1  # the first element of a row always starts a group
         means = np.bincount(group, values.ravel()) / np.bincount(group)
         values = means[group].reshape(values.shape)
     return np.asarray(values @ rank_weights(scored.shape[-1]).T)
 
 
 def halves(unit: Ints) -> Mask:
-    """[SPLITS, clusters]: which clusters are in the first half; clusters of one unit stay together."""
+    """Return [SPLITS, clusters]: which clusters are in the first half; clusters of one unit stay together."""
     _, places = np.unique(unit, return_inverse=True)
     count = places.max(initial=0) + 1
     ranks = np.random.default_rng(0).random((SPLITS, count)).argsort(axis=1).argsort(axis=1)
@@ -154,21 +154,21 @@ def compare_families(scores: Scores, family: Ints) -> Comparison:
     """Compare families of settings.
 
     Args:
-        scores: of the settings.
-        family: [settings], the family of each, from 0.
+        scores: statistics of the settings.
+        family: [settings], the index of each setting's family.
     """
     members = [np.flatnonzero(family == each) for each in range(int(family.max(initial=-1)) + 1)]
     clusters = scores.num.shape[1]
     divisions = halves(scores.unit)
 
     def scored(weights: Floats, instead: Floats) -> Floats:
-        """[rows, settings], scores with the clusters weighted; ``instead`` where a setting has no sample."""
+        """Scores [rows, settings] with weighted clusters; ``instead`` where a setting has no sample."""
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             found = scores.score((weights @ scores.num.T) / (weights @ scores.den.T))
         return np.where(np.isfinite(found), found, instead)
 
     def held_out(weights: Floats, whole: Floats) -> list[Floats]:
-        """By family [rows, N]: the expected best, chosen on one half."""
+        """The expected best, chosen on one half and scored on the other: one [rows, N] for each family."""
         found = [np.zeros((len(whole), len(each))) for each in members]
         for first in divisions:
             a, b = (scored(weights * half, whole) for half in (first, ~first))
@@ -196,7 +196,7 @@ def compare_families(scores: Scores, family: Ints) -> Comparison:
         by_samples.append((moved - moved.mean(axis=0)) * math.sqrt(clusters / (clusters - 1)))
         by_both.append(by_samples[-1] + dealt(whole[0, members[a]], whole[0, members[b]], rng))
     contrasts = []
-    least = 1e-9 * float(np.abs(whole).max(initial=0.0))  # what is within rounding is no difference
+    least = 1e-9 * float(np.abs(whole).max(initial=0.0))  # a difference within rounding does not count
     for (a, b), here, wanted in zip(pairs, margins(by_samples, clusters), margins(by_both, clusters), strict=True):
         difference = apart[a][0, : len(wanted)] - apart[b][0, : len(wanted)]
         ahead, ahead_here = (
@@ -212,19 +212,19 @@ def compare_families(scores: Scores, family: Ints) -> Comparison:
 
 
 def without_interval(mean: Floats) -> Curve:
-    """A curve of too few clusters."""
+    """A curve without intervals, for too few clusters."""
     return Curve(mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan))
 
 
 def curve(mean: Floats, again: Floats, clusters: int) -> Curve:
-    """A curve with its interval; ``again`` [RESAMPLES, N] is centred, as a resample has luck of its own in its best."""
+    """A curve with its interval. ``again`` [RESAMPLES, N] is centred, since the best of a resample is also best by luck."""
     wider = math.sqrt(clusters / (clusters - 1)) * student(1.96, clusters - 1) / 1.96
     low, high = mean + wider * np.percentile(again - again.mean(axis=0), (2.5, 97.5), axis=0)
     return Curve(mean, low, high)
 
 
 def dealt(a: Floats, b: Floats, rng: np.random.Generator) -> Floats:
-    """[RESAMPLES, budgets], the difference of two families' curves after their settings are dealt to them at random."""
+    """[RESAMPLES, budgets]: the difference of two families' curves after their settings are dealt to them at random."""
     every, budgets = np.sort(np.concatenate([a, b])), min(len(a), len(b))
     order = rng.random((RESAMPLES, len(every))).argsort(axis=1)
     first, second = (every[np.sort(dealt, axis=1)] for dealt in (order[:, : len(a)], order[:, len(a) :]))
@@ -233,11 +233,11 @@ def dealt(a: Floats, b: Floats, rng: np.random.Generator) -> Floats:
 
 
 def margins(draws: Sequence[Floats], clusters: int) -> list[Floats]:
-    """How large a difference must be, by pair [budgets], so that with 95 % none is as large where there is none.
+    """The critical difference for each pair, [budgets] each: under no difference, 95 % of the draws stay below it everywhere.
 
     Args:
-        draws: by pair [RESAMPLES, budgets], what differences would be where there is none.
-        clusters: that the samples come from.
+        draws: for each pair [RESAMPLES, budgets], simulated differences under no difference.
+        clusters: how many clusters the samples come from.
     """
     spreads = [each.std(axis=0) for each in draws]
     most = np.zeros(RESAMPLES)

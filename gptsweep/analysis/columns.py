@@ -1,4 +1,4 @@
-"""Convert cells of CSV and JSON, and lines of samples, to typed columns of frames, and back to plain values."""
+"""Convert CSV and JSON cells and lines of samples to typed columns of data frames, and back to plain values."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from ..store.schema import ABOUT, COUNTS, MEANS, SAMPLE_KEY
 from .metrics import METRICS
 
 TEXT_COLUMNS = ("sweep", "model", "start", "stop", "logit_bias", "device", "dtype", "prompt", *ABOUT)
-"""Columns that are text even where every cell looks like a number."""
+"""Columns that stay text even if every cell looks like a number."""
 
 
 def spread_columns() -> list[str]:
-    """The columns of ``summary.csv`` that say how far samples are apart: standard deviations, then standard errors."""
+    """The columns of ``summary.csv`` that measure spread over samples: standard deviations, then standard errors."""
     found = [metric for metric in METRICS.values() if metric.spread]
     return [metric.spread for metric in sorted(found, key=lambda metric: not metric.deviation)]
 
 
 def ordered(column: pd.Series[Any]) -> list[Any]:
-    """The different values of a setting: numbers by size, then texts, an unset one last."""
+    """The distinct values of a setting: numbers in ascending order, then texts, then unset."""
     return sorted({plain(value) for value in column}, key=lambda value: (value is None, isinstance(value, str), value or 0))
 
 
 def plain(value: Any) -> Any:
-    """A cell as a Python value; None where it is empty."""
+    """A cell as a Python value; None if it is empty."""
     if pd.isna(value):
         return None
     return value.item() if isinstance(value, np.generic) else value
 
 
 def label(value: Any) -> str:
-    """A setting as a user types it."""
+    """A setting's value as a user types it."""
     if value is None:
         return "null"
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -48,16 +48,16 @@ def keys_of(rows: pd.DataFrame) -> list[str]:
 
 
 def typed(columns: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
-    """A frame of cells as they come from CSV or JSON: whole numbers, numbers, truth values or text, by column."""
+    """Make a data frame from CSV or JSON cells; the type of each column (integer, float, bool, text) is inferred."""
     return pd.DataFrame({name: typed_column(name, cells) for name, cells in columns.items()})
 
 
 def typed_column(name: str, cells: Sequence[Any]) -> pd.Series[Any]:
-    """One column: text if its name says so or a cell is no number; whole numbers stay whole beside empty cells."""
+    """Convert one column: text if its name says so or a cell is not a number; integers stay integers beside empty cells."""
     known = [value for value in cells if value is not None]
     if name in COUNTS:
         counts = pd.Series(pd.to_numeric(pd.Series(cells, dtype=object), errors="coerce"), dtype="float64")
-        return counts.where(counts.abs() < 2**53).fillna(0).astype("int64")  # no count of a damaged file is believed
+        return counts.where(counts.abs() < 2**53).fillna(0).astype("int64")  # a larger count comes from a damaged file
     if name in METRICS or name in spread_columns() or (not known and name not in TEXT_COLUMNS):
         return pd.Series(pd.to_numeric(pd.Series(cells, dtype=object), errors="coerce"), dtype="float64")
     if name not in TEXT_COLUMNS and known:
@@ -79,13 +79,13 @@ def typed_column(name: str, cells: Sequence[Any]) -> pd.Series[Any]:
 
 
 def strings(texts: Sequence[str | None]) -> pd.Series[Any]:
-    """A text column; a lone surrogate, which Arrow and UTF-8 cannot hold, becomes ``?``."""
+    """A text column. A lone surrogate, which neither Arrow nor UTF-8 can encode, becomes ``?``."""
     whole = [text if text is None or text.isascii() else text.encode("utf-8", "replace").decode() for text in texts]
     return pd.Series(whole, dtype="str")
 
 
 class Columns:
-    """Samples gathered column by column: a million dictionaries would not fit."""
+    """Collect samples column by column, because a million dictionaries would not fit into memory."""
 
     def __init__(self) -> None:
         self.point = array("q")
@@ -115,7 +115,7 @@ class Columns:
             codes.extend([known.setdefault(sample[name], len(known)) for sample in samples])
 
     def frame(self, settings: pd.DataFrame) -> pd.DataFrame:
-        """The samples as a frame, with the settings of their points beside them."""
+        """Return the samples as a data frame, with the settings of their points in extra columns."""
         point = np.frombuffer(self.point, dtype=np.int64)
         ends = np.frombuffer(self.ends, dtype=np.int64)
         tokens = np.frombuffer(self.tokens, dtype=np.int32) if self.tokens else np.empty(0, np.int32)
@@ -140,6 +140,6 @@ class Columns:
         return pd.DataFrame(columns, copy=False)
 
     def categories(self, name: str) -> pd.Categorical:
-        """A column of few different texts."""
+        """Return a column with few distinct texts as a categorical."""
         known, codes = self.shared[name]
         return pd.Categorical.from_codes(np.frombuffer(codes, dtype=np.int32), categories=pd.Index(strings(list(known))))

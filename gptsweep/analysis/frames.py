@@ -1,7 +1,7 @@
-"""Run directories as pandas frames: one row a point, one row a sample.
+"""Read run directories into pandas frames: one row per point, one row per sample.
 
-Reading goes by the point directories themselves, so it works while a sweep runs and after a crash; ``sweep.csv`` adds the
-points that failed or never started. Nothing that cannot be read is passed over in silence: see `Sweep.problems`.
+The reader walks the point directories themselves, so it works while a sweep runs and after a crash; ``sweep.csv`` adds the
+points that failed or never started. Whatever cannot be read is reported: see `Sweep.problems`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from .sweep import Sweep
 
 
 def read_sweep(path: str | Path, *more: str | Path) -> Sweep:
-    """Read one or more sweeps, runs, or directories that hold them.
+    """Read one or more sweeps, runs, or directories that contain them.
 
     Raises:
-        ResultsError: a path is not there, or holds no point.
+        ResultsError: a path does not exist, or contains no point.
     """
     for each in (path, *more):
         if not isinstance(each, (str, os.PathLike)):
@@ -45,10 +45,10 @@ def read_sweep(path: str | Path, *more: str | Path) -> Sweep:
 
 
 def found_points(roots: Sequence[Path]) -> list[PointFiles]:
-    """Every point at or under ``roots``, those that only ``sweep.csv`` knows included.
+    """Every point at or under ``roots``, including points that only ``sweep.csv`` lists.
 
     Raises:
-        ResultsError: a path is not there, or holds no point.
+        ResultsError: a path does not exist, or contains no point.
     """
     found: dict[Path, Path] = {}
     for root in roots:
@@ -71,21 +71,19 @@ def found_points(roots: Sequence[Path]) -> list[PointFiles]:
 
 
 def assemble(points: list[PointFiles]) -> Sweep:
-    """The frames of these points, ordered by what was swept."""
+    """Build the frames for these points, ordered by the swept settings."""
     spreads = spread_columns()
     measured = {*METRICS, *spreads}
     settings = [name for name in dict.fromkeys(name for point in points for name in setting_names(point.row))
                 if name not in measured]  # fmt: skip
     for name, neutral in SETTINGS_SINCE_0_1.items():
         for point in points if name in settings else ():
-            if "temperature" in point.row and name not in point.named:  # its other settings are known, and it is not named
+            if "temperature" in point.row and name not in point.named:  # the point's other settings are known, but not this one
                 point.row.setdefault(name, cell(neutral))
     for name in settings:
         if len(known := {same_cell(point.row[name]): point.row[name] for point in points if name in point.row}) == 1:
             models = {point.row.get("model") for point in points if name in point.row}
-            for (
-                point
-            ) in points:  # a point without a summary knows only what was overridden, one with a summary all of its model
+            for point in points:  # without a summary only a point's overrides are known, with one every setting of its model
                 if name not in point.named and (not point.summarised or point.row.get("model") in models):
                     point.row.setdefault(name, *known.values())
     table = typed({name: [point.row.get(name) for point in points] for name in settings})
@@ -116,7 +114,7 @@ def assemble(points: list[PointFiles]) -> Sweep:
 
 
 def same_cell(value: object) -> object:
-    """Equal for cells that mean the same, whether they come from CSV or JSON."""
+    """Map cells that mean the same to equal values, whether they come from CSV or JSON."""
     try:
         return float(str(value))
     except ValueError:

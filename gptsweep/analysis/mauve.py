@@ -1,10 +1,10 @@
-"""MAUVE: how near the texts of a model are to a reference, from features of both; 1 is near, 0 is far.
+"""MAUVE: how close a model's texts are to a reference, computed from features of both; from 0 (far) to 1 (close).
 
 Pillutla et al. 2021, MAUVE: Measuring the Gap Between Neural Text and Human Text using Divergence Frontiers. The features of
-both sets are cut into clusters together. With the histograms p and q over clusters, the mixtures r = w p + (1 - w) q give the
-curve (exp(-c KL(q || r)), exp(-c KL(p || r))), and MAUVE is the area under it. As in section 4 and appendix C there: features
-of length 1, the principal components that hold 90 % of their variance, a tenth as many clusters as a set has texts, c = 5,
-25 mixtures. Clusters depend on nothing but the features and their order.
+both sets are clustered together. With p and q the histograms over clusters, the mixtures r = w p + (1 - w) q trace the curve
+(exp(-c KL(q || r)), exp(-c KL(p || r))), and MAUVE is the area under it. As in their section 4 and appendix C: features are
+normalised to length 1 and projected on the principal components that explain 90 % of their variance; there are a tenth as many
+clusters as a set has texts; c = 5; 25 mixtures. The clustering depends only on the features and their order.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy.typing as npt
 from .metrics import Outcome
 
 MIN_TEXTS = 20
-"""With fewer there are fewer than two clusters of ten."""
+"""Fewer texts would give fewer than two clusters of ten."""
 VERSION = 1
-"""Raised whenever the same features would give another value: kept values carry it."""
+"""Incremented whenever the same features would give another value; cached values carry it."""
 
 _VARIANCE = 0.9
 _TEXTS_A_CLUSTER = 10
@@ -32,7 +32,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def mauve(texts: npt.ArrayLike, reference: npt.ArrayLike) -> Outcome:
-    """MAUVE of two sets of texts, or the reason why there is none.
+    """MAUVE of two sets of texts, or the reason why it cannot be computed.
 
     Args:
         texts, reference: ``[n, n_features]`` and ``[m, n_features]``, the features of each text.
@@ -47,7 +47,7 @@ def mauve(texts: npt.ArrayLike, reference: npt.ArrayLike) -> Outcome:
 
 
 def reduced(features: Floats) -> Floats:
-    """Features of length 1 in as many of their principal components as hold 90 % of the variance."""
+    """Normalise features to length 1 and project them on the principal components that explain 90 % of the variance."""
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     unit = features / np.where(lengths > 0, lengths, 1)
     centred = unit - unit.mean(axis=0)
@@ -58,11 +58,11 @@ def reduced(features: Floats) -> Floats:
 
 
 def clustered(points: Floats, clusters: int) -> npt.NDArray[np.int64]:
-    """The cluster of each point by k-means, the best of 5 starts by k-means++ (Arthur and Vassilvitskii 2007).
+    """Assign each point to a cluster by k-means: the best of 5 k-means++ starts (Arthur and Vassilvitskii 2007).
 
     Args:
         points: ``[n, d]``.
-        clusters: how many, at most ``n``; fewer are left where points are the same.
+        clusters: the number of clusters, at most ``n``; fewer result if points coincide.
     """
     best, least = np.zeros(len(points), dtype=np.int64), np.inf
     for restart in range(_RESTARTS):
@@ -73,7 +73,7 @@ def clustered(points: Floats, clusters: int) -> npt.NDArray[np.int64]:
 
 
 def _spread_out(points: Floats, clusters: int, rng: np.random.Generator) -> Floats:
-    """Centres for a start: each drawn with probability in proportion to the squared distance from those before it."""
+    """k-means++ centres: each is drawn with probability proportional to the squared distance to the nearest earlier one."""
     chosen = [int(rng.random() * len(points))]
     nearest = _squares(points, points[chosen])[:, 0]
     for _ in range(clusters - 1):
@@ -84,7 +84,7 @@ def _spread_out(points: Floats, clusters: int, rng: np.random.Generator) -> Floa
 
 
 def _lloyd(points: Floats, centres: Floats) -> tuple[npt.NDArray[np.int64], float]:
-    """Labels and sum of squared distances when they no longer change; a centre that no point is nearest to stays."""
+    """Iterate until labels are stable. Return labels and the sum of squared distances; an empty cluster keeps its centre."""
     labels = np.full(len(points), -1)
     for _ in range(_STEPS):
         squares = _squares(points, centres)
@@ -99,7 +99,7 @@ def _lloyd(points: Floats, centres: Floats) -> tuple[npt.NDArray[np.int64], floa
 
 
 def _squares(points: Floats, centres: Floats) -> Floats:
-    """``[n, k]``, squared distances."""
+    """Squared distances, ``[n, k]``."""
     return np.asarray(((points[:, None, :] - centres[None, :, :]) ** 2).sum(axis=-1))
 
 

@@ -1,17 +1,17 @@
 """Metrics of text: definition, unit and source of every metric in ``summary.csv``.
 
-Two ways to cut a text are used, as the sources do. *Tokens* are the model's own token ids, as sampled (``token_ids``; the
-closing end-of-text token of a sample that finished with ``eot`` is left out). *Words* are what whitespace separates in the
-completion (`str.split`). The prompt is never counted.
+As in the sources, text is split in two ways. *Tokens* are the model's own token ids, as sampled (``token_ids``, without the
+final end-of-text token of a sample that finished with ``eot``). *Words* are separated by whitespace in the completion
+(`str.split`). The prompt never counts.
 
-A metric ``per`` sample is the mean over the point's samples, and ``<name>_se`` beside it is the standard error of that
-mean. A metric ``per`` point is a property of all its samples taken together: it depends on how much text there is, so
-compare it between points of equal ``num_samples`` and length. No metric is best by itself: the lowest perplexity and the
-highest diversity are both bad text (Holtzman et al. 2020, Table 1); a reference text says where good text lies.
+The value of a metric ``per`` sample is the mean over the point's samples; the column ``<name>_se`` has the standard error of
+that mean. A metric ``per`` point is a property of all its samples together and depends on how much text there is, so compare it
+only between points of equal ``num_samples`` and length. No metric defines quality by itself: both the lowest perplexity and the
+highest diversity mean bad text (Holtzman et al. 2020, Table 1). The values of a reference text show what good text has.
 
-A metric is one declaration in `METRICS` and its function: ``summary.csv``, ``objective``, groups, comparisons, the review and
-the page read nothing else. Its value for many samples is a mean over samples, or over all their tokens (``pooled``); or only a
-whole point has a value (``of_point``).
+A metric is a function and its declaration in `METRICS`: ``summary.csv``, ``objective``, groups, comparisons, the review and the
+page read nothing else. Over many samples its value is the mean over samples, or over all their tokens (``pooled``); some
+metrics are defined only for a point (``of_point``).
 
 Sources: Li et al. 2016, A Diversity-Promoting Objective Function for Neural Conversation Models; Zhu et al. 2018, Texygen;
 Welleck et al. 2019, Neural Text Generation with Unlikelihood Training; Holtzman et al. 2020, The Curious Case of Neural Text
@@ -46,10 +46,10 @@ Outcome = float | str
 
 
 class Text:
-    """A sample as metrics read it; what it is cut into is cut once for all of them.
+    """A sample as metrics read it; tokens and words are split once and shared by all metrics.
 
     Args:
-        record: its line, of which ``completion``, ``token_ids`` (a list) and ``finish_reason`` are read here.
+        record: its line of ``samples.jsonl``; this class reads ``completion``, ``token_ids`` (a list) and ``finish_reason``.
     """
 
     def __init__(self, record: Record) -> None:
@@ -68,45 +68,45 @@ class Text:
 
     @cached_property
     def distinct_words(self) -> list[int]:
-        """How many word 2-, 3- and 4-grams of the completion are distinct; `Texts` counts them for all of a point at once."""
+        """Numbers of distinct word 2-, 3- and 4-grams; `Texts.count_words` sets them for all samples of a point at once."""
         return [len(set(ngrams(self.words, n))) for n in (2, 3, 4)]
 
 
 class Texts(list[Text]):
-    """The samples of a point, whose word n-grams are counted together."""
+    """The samples of a point; their word n-grams are counted together."""
 
     @cached_property
     def runs(self) -> WordRuns:
-        """Of the words of every sample."""
+        """The word n-grams of all samples."""
         return WordRuns([text.words for text in self])
 
     def count_words(self) -> None:
-        """Set what every sample's ``distinct_words`` is."""
+        """Set ``distinct_words`` of every sample."""
         for text, counts in zip(self, zip(*(self.runs.distinct(n) for n in (2, 3, 4)), strict=True), strict=True):
             text.distinct_words = list(counts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """A metric: how it is computed, and how people read it. One of ``field``, ``of_sample`` and ``of_point`` gives the value.
+    """A metric: how it is computed and how it is displayed. One of ``field``, ``of_sample`` and ``of_point`` gives the value.
 
     Args:
         name: its column in ``summary.csv``.
-        label: its name for people.
-        meaning: a line that defines it.
+        label: its display name.
+        meaning: a one-line definition.
         unit: ``share`` (0 to 1), ``nats``, ``tokens`` or empty.
-        field: of a line of ``samples.jsonl``, which has the value of the sample.
-        of_sample: the value of a sample, None where it has none.
-        of_point: the value of the samples of a point together, or the reason why there is none.
-        pooled: over many samples every token counts the same, not every sample.
+        field: the field of a line of ``samples.jsonl`` that has the sample's value.
+        of_sample: computes the value of a sample; None if it has none.
+        of_point: computes the value of a point from its samples, or returns the reason why there is none.
+        pooled: the mean weights every token equally instead of every sample.
         exponential: the metric is exp(-mean) of those values.
-        needs: what a sample must be to have a value, after "needs".
-        deviation: a column of ``summary.csv`` that has the standard deviation over samples. Without one ``<name>_se`` has the
+        needs: what a sample needs to have a value; shown after "needs".
+        deviation: the column of ``summary.csv`` with the standard deviation over samples. Without it, ``<name>_se`` has the
             standard error of the mean.
-        rated: ratings of pairs of samples give the value, of settings alone.
-        direction: whether ``--best`` takes the lowest or the highest if the user does not say; ``none``: the user must say.
-        default: whether it is shown where the user names no metrics.
-        axis: of the plot of quality against diversity, which the metric has if it is there.
+        rated: the value comes from ratings of pairs of samples, and only settings have one.
+        direction: what ``--best`` looks for unless the user says; with ``none`` the user must say.
+        default: whether it is shown if the user names no metrics.
+        axis: its axis in the plot of quality against diversity, if it has one.
     """
 
     name: str
@@ -127,12 +127,12 @@ class Metric:
 
     @property
     def per(self) -> Literal["sample", "point", "pair"]:
-        """Whether one sample has a value, a point alone, or a setting by its pairs with others."""
+        """What has a value: a sample, only a point, or a setting through pairs of samples."""
         return "pair" if self.rated else "sample" if self.of_point is None else "point"
 
     @property
     def spread(self) -> str:
-        """The column of ``summary.csv`` that says how far samples are apart; empty where no sample has a value."""
+        """The column of ``summary.csv`` that measures the spread over samples; empty if samples have no value."""
         return "" if self.per != "sample" else self.deviation or f"{self.name}_se"
 
     def value(self, text: Text) -> float | None:
@@ -149,7 +149,7 @@ def seq_rep(tokens: Sequence[int], n: int = 4) -> float | None:
 
 def word_diversity(text: Text) -> float | None:
     """Diversity (Su et al. 2022): the product over n = 2, 3, 4 of 1 - rep-n, where rep-n = 1 - (distinct word n-grams) /
-    (word n-grams) of one text, all of its n-grams counted (the published code leaves out the last)."""
+    (word n-grams) of one text. All n-grams count; the published code omits the last."""
     if len(text.words) < 4:
         return None
     return math.prod(count / (len(text.words) - n + 1) for n, count in zip((2, 3, 4), text.distinct_words, strict=True))
@@ -158,8 +158,8 @@ def word_diversity(text: Text) -> float | None:
 def ends_repeating(tokens: Sequence[int]) -> bool:
     """Whether a sequence of model tokens ends in a repeated phrase (Holtzman et al. 2020, and their published code).
 
-    Of the phrase lengths up to 90, the one that stands most often in a row at the end is taken (the shortest of equals); it
-    counts if it stands there at least twice and has at least 3 tokens, or more than 50 times whatever its length.
+    Among phrase lengths up to 90, take the one that repeats most often at the end (the shortest if several do). It counts if it
+    occurs at least twice in a row and has at least 3 tokens, or if it occurs more than 50 times, whatever its length.
     """
     best_length, best_times = 0, 1
     end = len(tokens)
@@ -178,19 +178,19 @@ def ends_repeating(tokens: Sequence[int]) -> bool:
 
 
 def distinct(texts: Texts, n: int) -> Outcome:
-    """distinct-n (Li et al. 2016): distinct n-grams of all texts together over the number of *words* of all texts."""
+    """distinct-n (Li et al. 2016): distinct n-grams of all texts together, divided by the number of *words* of all texts."""
     total = sum(len(text.words) for text in texts)
     return texts.runs.distinct_together(n) / total if total else "needs a sample of at least 1 word"
 
 
 def unique_share(texts: Sequence[Text]) -> Outcome:
-    """Different completions over samples, those of different prompts being different."""
+    """Distinct completions divided by samples; equal completions of different prompts count as distinct."""
     different = {(text.record["prompt_index"], text.record["completion"]) for text in texts}
     return len(different) / len(texts) if texts else "needs a sample"
 
 
 def zipf(tokens: Iterable[Sequence[int]]) -> Outcome:
-    """Zipf coefficient (Holtzman et al. 2020): minus the slope of the least-squares line of log frequency against log rank,
+    """Zipf coefficient (Holtzman et al. 2020): the negative slope of the least-squares line of log frequency against log rank,
     over the 5,000 most frequent model tokens of all samples together."""
     counts = sorted(Counter(chain.from_iterable(tokens)).values(), reverse=True)[:ZIPF_RANKS]
     if len(counts) < ZIPF_MIN_TYPES:
@@ -202,7 +202,7 @@ def zipf(tokens: Iterable[Sequence[int]]) -> Outcome:
 
 
 def compression_ratio(texts: Sequence[str]) -> Outcome:
-    """Compression ratio (Shaib et al. 2024): UTF-8 bytes of all texts, a space between, over their bytes after gzip."""
+    """Compression ratio (Shaib et al. 2024): UTF-8 bytes of all texts joined by spaces, divided by their size after gzip."""
     data = " ".join(texts).encode("utf-8", "replace")
     return len(data) / len(gzip.compress(data, mtime=0)) if data.strip() else "needs a sample with text"
 
@@ -336,7 +336,7 @@ METRICS: dict[str, Metric] = {
         ),
     )
 }
-"""Every metric by its column name, in the order they are shown."""
+"""Every metric by column name, in display order."""
 
 MAUVE = Metric(
     name="mauve",
@@ -347,7 +347,7 @@ MAUVE = Metric(
     needs="20 samples of a point and as many pieces of a reference text",
     direction="higher",
 )
-"""The metric that takes a model: the review computes it where it is asked for, and keeps it beside the point."""
+"""The metric that needs a model: the review computes it on request and caches it beside the point."""
 
 PREFERENCE = Metric(
     name="preference",
@@ -359,4 +359,4 @@ PREFERENCE = Metric(
     direction="higher",
     default=True,
 )
-"""The metric that takes raters: the review computes it from their files."""
+"""The metric that needs raters: the review computes it from their files."""

@@ -1,4 +1,4 @@
-"""Values of metrics formatted for people: in the terminal, on the page of ratings and in notebooks."""
+"""Format values of metrics for display: in the terminal, on the rating page and in notebooks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .metrics import Metric
 
 
 def number(metric: Metric, value: Any) -> str:
-    """A value as people read it: shares to three decimals, everything else to three digits."""
+    """Format a value: three decimals for shares, three significant digits otherwise."""
     if value is None or not math.isfinite(value):
         return "–"
     if metric.unit == "share":
@@ -20,5 +20,5 @@ def number(metric: Metric, value: Any) -> str:
 
 
 def like(metric: Metric, value: float, shown: float) -> str:
-    """An error or a bound with as many decimals as the value beside it."""
+    """Format an error or a bound with as many decimals as the value beside it."""
     return "–" if not math.isfinite(value) else f"{value:.{len(number(metric, shown).partition('.')[2])}f}"

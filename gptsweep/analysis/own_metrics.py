@@ -1,4 +1,4 @@
-"""A user's own metrics: functions of a sample, or of all samples of a point; the annotation of the argument says which.
+"""User-defined metrics: functions of a sample, or of all samples of a point, as the argument's annotation says.
 
     def exclamations(sample: dict) -> float:
         return sample["completion"].count("!")
@@ -6,8 +6,8 @@
     def variety(samples: list) -> float:
         return len({sample["completion"] for sample in samples}) / len(samples)
 
-A sample is a mapping with the fields `FIELDS` of its line of ``samples.jsonl``. None, where a sample has no value, is no error.
-A function is imported only where a command line or a run's own config names it, or a program passes it; results name none.
+A sample is a mapping with the fields `FIELDS` of its line of ``samples.jsonl``. A function may return None for a sample without
+a value. A function is imported only if the command line, the run's own config or a program names it; files of results never do.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ FIELDS = (
     "prompt_id", "prompt_index", "sample_index", "seed", "prompt", "completion", "finish_reason", "prompt_tokens",
     "completion_tokens", "token_ids", *MEANS,
 )  # fmt: skip
-"""What a function finds in a sample."""
+"""The fields that a function finds in a sample."""
 
 
 @dataclass(frozen=True, slots=True)
 class OwnMetric:
-    """A function as a metric.
+    """A user's function as a metric.
 
     Args:
         metric: its declaration, under the function's name.
-        function: called with a sample, or with a list of them.
-        source: a hash of the code that it is from; empty where there is no code to read, and nothing is kept.
+        function: called with a sample, or with a list of samples.
+        source: a hash of the function's code; empty if the code cannot be read, and then values are not cached.
         key: ``module:function``.
     """
 
@@ -54,11 +54,11 @@ class OwnMetric:
 
     @classmethod
     def named(cls, text: str, setting: str = "metric") -> OwnMetric:
-        """The metric ``module:function``, imported from where Python finds modules, or from the working directory.
+        """Import the metric ``module:function`` from the Python path or the working directory.
 
         Args:
-            text: as it was typed.
-            setting: where, for errors.
+            text: ``module:function`` as the user typed it.
+            setting: the name of the setting, for errors.
 
         Raises:
             ConfigError: there is no such function, importing the module fails, or see `of`.
@@ -79,17 +79,17 @@ class OwnMetric:
 
     @classmethod
     def of(cls, function: Callable[[Any], Any], key: str = "") -> OwnMetric:
-        """A function as a metric.
+        """Make a metric of a function.
 
         Raises:
-            ConfigError: its argument is not annotated as a sample or as a list of samples, or it has the name of a metric.
+            ConfigError: its argument is not annotated as a sample or a list of samples, or another metric has its name.
         """
         name = getattr(function, "__name__", type(function).__name__)
         key = key or f"{getattr(function, '__module__', '')}:{name}"
         if name in METRICS or not name.isidentifier():
             raise ConfigError("metric", key, "must have a name of its own: def my_metric(sample: dict) -> float")
         per_point = _takes_list(function, key)
-        meaning = (inspect.getdoc(function) or f"{key} of a user").splitlines()[0]
+        meaning = (inspect.getdoc(function) or f"{key}, defined by the user").splitlines()[0]
         metric = Metric(
             name=name,
             label=name,
@@ -102,14 +102,14 @@ class OwnMetric:
         return cls(metric, function, _source(function), key)
 
     def values(self, records: Sequence[Record], directory: Path | None) -> Values:
-        """A value a sample, or one for all of them; kept in ``scores.json`` of ``directory``, and found there.
+        """One value per sample, or one for all of them; cached in ``scores.json`` of ``directory``.
 
         Args:
-            records: the samples of a point in the order of their places, with `FIELDS` at least.
-            directory: of the point; None: nothing is kept.
+            records: the samples of a point in order, with at least the fields `FIELDS`.
+            directory: the point's directory; None disables the cache.
 
         Raises:
-            ResultsError: the function fails, or gives no number; the error names the sample.
+            ResultsError: the function raises, or returns something that is not a number; the error names the sample.
         """
         samples = [_sample(record) for record in records]
         count = 1 if self.metric.per == "point" else len(samples)
@@ -128,7 +128,7 @@ class OwnMetric:
         return values
 
     def mean(self, records: Sequence[Record], directory: Path | None) -> float | None:
-        """The value of a point: that of its samples together, or the mean of theirs; see `values`."""
+        """The value of a point: that of its samples together, or the mean over samples; see `values`."""
         known = [value for value in self.values(records, directory) if value is not None]
         return math.fsum(known) / len(known) if known else None
 
@@ -168,9 +168,9 @@ def _takes_list(function: Callable[[Any], Any], key: str) -> bool:
 
 
 def _source(function: Callable[[Any], Any]) -> str:
-    """A hash of the module that a function is from, its helpers there included; of the function where it is from no file.
+    """A hash of the module that defines a function, which covers its helpers there; of the function alone if it has no file.
 
-    Empty where that would not say what the function does: where it holds values of its own, or has no code to read.
+    Empty if the hash would not determine the function's behaviour: it closes over values, or its code cannot be read.
     """
     if not inspect.isfunction(function) or function.__closure__ or function.__defaults__:
         return ""

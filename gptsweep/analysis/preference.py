@@ -1,13 +1,13 @@
-"""How settings rank by comparisons of two samples: win rates, a Bradley-Terry model, agreement between raters.
+"""Rank settings from comparisons of two samples: win rates, a Bradley-Terry model, agreement between raters.
 
-A comparison says that the first of two samples is better (score 1), the second (0), or neither (1/2). Ties count as half a
-win for both, in win rates and in the model: what is estimated is the expected score, whatever part of it ties make.
+A comparison says that the first of two samples is better (score 1), the second (0), or neither (1/2). A tie counts as half a
+win for both, in win rates and in the model: the estimate is the expected score, however many ties contribute to it.
 
-The model (Bradley and Terry 1952, Rank Analysis of Incomplete Block Designs) gives setting i a strength s_i, in log-odds, and
-P(i beats j) = 1 / (1 + exp(s_j - s_i)). Strengths are those of the penalised likelihood under a normal prior with standard
-deviation 2, which weighs as much as one comparison of equals (``PRIOR``): they exist, and are unique, also where a setting won
-everything or two groups of settings never met (Ford 1957, Solution of a Ranking Problem from Binary Comparisons, says when
-they exist without one).
+The model (Bradley and Terry 1952, Rank Analysis of Incomplete Block Designs) gives setting i a strength s_i, in log-odds, with
+P(i beats j) = 1 / (1 + exp(s_j - s_i)). Strengths maximise the penalised likelihood under a normal prior with standard
+deviation 2, which weighs as much as one comparison of equals (``PRIOR``). The prior makes them exist and unique even if a
+setting won everything or two groups of settings never met (Ford 1957, Solution of a Ranking Problem from Binary Comparisons,
+says when they exist without one).
 
 Comparisons of one cluster, a prompt, are not independent. Errors are those of the clustered sandwich (Liang and Zeger 1986,
 Longitudinal Data Analysis Using Generalized Linear Models), with the factor G / (G - 1) for G clusters and the prior as one
@@ -17,14 +17,14 @@ more observation:
     B = G / (G - 1) * sum over clusters of u_c u_c' + PRIOR I   u_c = sum in cluster c of (score - p)(e_i - e_j)
     cov(s) = A^-1 B A^-1, for strengths around their mean
 
-A *preference* is what people ask for: the share of wins that a setting would have if it met every other one equally often, the
-mean of P(i beats j) over j. Raw win rates depend on whom a setting met, and pairs that are chosen to tell the leaders apart
-make leaders meet leaders. Errors by the delta method, intervals on the logit scale with quantiles of Student's t with G - 1
-degrees of freedom. Intervals of win rates are Wilson's with the effective number of comparisons p (1 - p) / se^2 (Korn and
-Graubard 1998, Confidence Intervals for Proportions with Small Expected Number of Positive Counts Estimated from Survey Data).
+A *preference* is the share of wins that a setting would have if it met every other one equally often, the mean of P(i beats j)
+over j. Raw win rates depend on which settings were compared, and adaptive pairing makes leaders meet leaders. Errors are by
+the delta method; intervals are on the logit scale with quantiles of Student's t with G - 1 degrees of freedom. Intervals of win
+rates are Wilson's with the effective number of comparisons p (1 - p) / se^2 (Korn and Graubard 1998, Confidence Intervals for
+Proportions with Small Expected Number of Positive Counts Estimated from Survey Data).
 
-Agreement is Krippendorff's alpha for nominal data (Krippendorff 2011, Computing Krippendorff's Alpha-Reliability): 1 where
-raters agree always, 0 where they agree as often as chance would have it; any number of raters, each of some of the pairs.
+Agreement is Krippendorff's alpha for nominal data (Krippendorff 2011, Computing Krippendorff's Alpha-Reliability): 1 if raters
+always agree, 0 if they agree as often as by chance. Any number of raters may each judge some of the pairs.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ _STEPS = 100
 
 @dataclass(frozen=True, eq=False)
 class Comparisons:
-    """Comparisons of settings, which are numbered from 0.
+    """Comparisons between settings, which are numbered from 0.
 
     Args:
-        first, second: [n], the two settings of each, different.
-        score: [n], 1 where the first is better, 0 where the second is, 1/2 where neither is.
+        first, second: [n], the two settings of each comparison; always different.
+        score: [n], 1 if the first is better, 0 if the second is, 1/2 if neither is.
         cluster: [n], equal for comparisons that are not independent.
-        settings: how many there are; those that were never compared have no value.
+        settings: the number of settings; those that were never compared have no value.
     """
 
     first: Ints
@@ -64,28 +64,28 @@ class Comparisons:
 
     @cached_property
     def clusters(self) -> int:
-        """How many clusters there are."""
+        """The number of clusters."""
         return len(np.unique(self.cluster))
 
     @cached_property
     def met(self) -> Mask:
-        """[settings], whether a setting was compared."""
+        """[settings], whether each setting was compared."""
         met = np.zeros(self.settings, dtype=bool)
         met[self.first] = met[self.second] = True
         return met
 
     @property
     def quantile(self) -> float:
-        """Of Student's t, for intervals; infinite where there is one cluster."""
+        """The quantile of Student's t for intervals; infinite if there is one cluster."""
         return float(stdtrit(self.clusters - 1, (1 + COVERAGE) / 2)) if self.clusters > 1 else math.inf
 
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """A `Comparisons`' strengths.
+    """Strengths estimated from `Comparisons`.
 
-    ``strength`` [settings], their mean over those that were compared 0; ``covariance`` [settings, settings]; both 0 for a
-    setting that was not compared. ``information`` is the A of this module.
+    ``strength`` [settings] has mean 0 over the settings that were compared; ``covariance`` is [settings, settings]. Both are 0
+    for a setting that was not compared. ``information`` is the matrix A of this module's docstring.
     """
 
     comparisons: Comparisons
@@ -95,12 +95,12 @@ class Ranking:
 
     @cached_property
     def error(self) -> Floats:
-        """[settings], standard errors of the strengths."""
+        """[settings], the standard error of each strength."""
         return np.sqrt(np.diag(self.covariance))
 
     @cached_property
     def _wins(self) -> Floats:
-        """[settings, settings], P(i beats j); 0 on the diagonal and where one was never compared."""
+        """[settings, settings], P(i beats j); 0 on the diagonal and for settings that were never compared."""
         found = expit(self.strength[:, None] - self.strength[None, :])
         both = np.outer(self.comparisons.met, self.comparisons.met)
         np.fill_diagonal(both, False)
@@ -108,7 +108,7 @@ class Ranking:
 
     @cached_property
     def preference(self) -> Floats:
-        """[settings], the expected share of wins against every other setting, each met equally often; NaN where unknown."""
+        """[settings], the expected share of wins if a setting met every other one equally often; NaN where unknown."""
         others = self.comparisons.met.sum() - 1
         return np.where(self.comparisons.met, self._wins.sum(axis=1) / max(1, others), np.nan)
 
@@ -120,35 +120,35 @@ class Ranking:
 
     @cached_property
     def preference_error(self) -> Floats:
-        """[settings], standard errors of the preferences; NaN where unknown."""
+        """[settings], the standard error of each preference; NaN where unknown."""
         return np.where(self.comparisons.met, np.sqrt(np.diag(self._preference_covariance).clip(0)), np.nan)
 
     @cached_property
     def preference_interval(self) -> tuple[Floats, Floats]:
-        """[settings] each, the ends of the preferences' intervals."""
+        """Lower and upper ends of the intervals of preferences, [settings] each."""
         share, reach = self.preference, self.comparisons.quantile * self.preference_error
         middle, scale = np.log(share / (1 - share)), share * (1 - share)
         return np.asarray(expit(middle - reach / scale)), np.asarray(expit(middle + reach / scale))
 
     @cached_property
     def difference_errors(self) -> Floats:
-        """[settings, settings], standard errors of the differences of preferences."""
+        """[settings, settings], the standard error of each difference of preferences."""
         variances = np.diag(self._preference_covariance)
         return np.asarray(np.sqrt((variances[:, None] + variances[None, :] - 2 * self._preference_covariance).clip(0)))
 
     def difference(self, a: int, b: int) -> tuple[float, float, float]:
-        """The preference of ``b`` minus that of ``a``, and the ends of its interval."""
+        """The preference of ``b`` minus that of ``a``, and both ends of its interval."""
         middle = float(self.preference[b] - self.preference[a])
         reach = self.comparisons.quantile * float(self.difference_errors[a, b])
         return middle, max(-1.0, middle - reach), min(1.0, middle + reach)
 
 
 def bradley_terry(found: Comparisons, prior: float = PRIOR) -> Ranking:
-    """The strengths of settings, by Newton's method; see the docstring of this module.
+    """Estimate strengths by Newton's method; see the docstring of this module.
 
     Args:
         found: the comparisons.
-        prior: the precision of the prior; with 0 the strengths of maximal likelihood, which must exist.
+        prior: the precision of the prior; 0 gives maximum likelihood, which must exist.
     """
     size = found.settings
     pairs, pair = np.unique(found.first * size + found.second, return_inverse=True)
@@ -182,7 +182,7 @@ def bradley_terry(found: Comparisons, prior: float = PRIOR) -> Ranking:
 
 
 def _covariance(found: Comparisons, strength: Floats, information: Floats, prior: float) -> Floats:
-    """The covariance of the strengths around their mean."""
+    """The covariance of the strengths about their mean."""
     size, count = found.settings, found.clusters
     rest = found.score - expit(strength[found.first] - strength[found.second])
     _, cluster = np.unique(found.cluster, return_inverse=True)
@@ -197,7 +197,7 @@ def _covariance(found: Comparisons, strength: Floats, information: Floats, prior
 
 
 def win_rates(found: Comparisons) -> tuple[Floats, Floats, Floats, Floats, Ints]:
-    """The share of its comparisons that each setting won, its standard error, the ends of its interval, and their number."""
+    """For each setting: its share of wins, the standard error, both ends of the interval, and the number of comparisons."""
     size, score = found.settings, found.score
     setting = np.concatenate([found.first, found.second])
     cluster = np.concatenate([found.cluster, found.cluster])
@@ -206,7 +206,7 @@ def win_rates(found: Comparisons) -> tuple[Floats, Floats, Floats, Floats, Ints]
     clusters = np.bincount(own, minlength=size)
     with np.errstate(invalid="ignore", divide="ignore"):
         effective = np.where(error > 0, share * (1 - share) / error**2, np.inf)
-        # Half of the scores being ties halves their variance; more than twice the comparisons is chance.
+        # If half of the scores are ties, the variance halves; an effective number beyond twice the comparisons is chance.
         effective = np.clip(np.where((share > 0) & (share < 1), effective, count), 1, 2 * count)
         z2 = np.where(clusters > 1, stdtrit(np.maximum(1, clusters - 1), (1 + COVERAGE) / 2), np.inf) ** 2
         middle = (share + z2 / (2 * effective)) / (1 + z2 / effective)
@@ -217,14 +217,14 @@ def win_rates(found: Comparisons) -> tuple[Floats, Floats, Floats, Floats, Ints]
 
 
 def agreement(unit: Ints, category: Ints) -> tuple[float, int]:
-    """Krippendorff's alpha for nominal data, and the number of units that two raters or more judged.
+    """Krippendorff's alpha for nominal data, and the number of units judged by two or more raters.
 
     Args:
-        unit: [n], what was judged.
-        category: [n], the judgement, from 0.
+        unit: [n], the unit judged.
+        category: [n], the judgement, numbered from 0.
 
     Returns:
-        NaN where no unit has two judgements, or all judgements are the same.
+        Alpha is NaN if no unit has two judgements, or all judgements are the same.
     """
     _, unit = np.unique(unit, return_inverse=True)
     table = np.zeros((unit.max(initial=-1) + 1, category.max(initial=0) + 1))

@@ -1,4 +1,4 @@
-"""A sweep with the ratings that a review was given, or that an earlier one kept: ``ratings.jsonl`` beside the results."""
+"""Attach ratings to a sweep: those given to this review, or those an earlier one saved as ``ratings.jsonl``."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .sweep import Sweep
 
 
 def rated(sweep: Sweep, directory: Path | None, files: Sequence[str], *, keep: bool) -> Sweep:
-    """The sweep with the ratings of ``files``, else with those that are kept.
+    """Return the sweep with the ratings of ``files``, or without files with the saved ratings.
 
     Args:
-        sweep: as it was read.
-        directory: of the sweep; None: nothing is kept there, and nothing looked for.
-        files: as they are named; ``null`` alone removes what is kept.
-        keep: whether later reviews have the ratings, too.
+        sweep: the sweep to rate.
+        directory: the sweep's directory; None: ratings are neither saved nor looked up.
+        files: paths as the user typed them; ``null`` alone deletes the saved ratings.
+        keep: whether to save the ratings for later reviews.
 
     Raises:
-        ResultsError: a file that is named cannot be read, or none has a rating of these samples.
+        ResultsError: a named file cannot be read, or none of them rates these samples.
     """
     kept = directory / RATINGS if directory else None
     if list(files) == ["null"]:
@@ -39,7 +39,7 @@ def rated(sweep: Sweep, directory: Path | None, files: Sequence[str], *, keep: b
             try:
                 keep_ratings(directory, ratings)
             except ResultsError as error:
-                say(f"gptsweep.review: the ratings are not kept: {error}", error=True)
+                say(f"gptsweep.review: could not save the ratings: {error}", error=True)
         return found
     if kept and kept.exists():
         try:
@@ -50,7 +50,7 @@ def rated(sweep: Sweep, directory: Path | None, files: Sequence[str], *, keep: b
 
 
 def require_ratings(metrics: Sequence[str], sweep: Sweep) -> None:
-    """See that there are ratings if ``metrics`` has the metric that takes them, in ``METRIC:max`` and its like, too.
+    """Check that there are ratings if ``metrics`` names the metric that needs them, also as ``METRIC:max`` and the like.
 
     Raises:
         ResultsError: there are none.

@@ -1,4 +1,4 @@
-"""Ratings of the samples of a sweep: which settings they compare, how those rank, and whether raters agree."""
+"""Ratings of a sweep's samples: which settings they compare, how those rank, and whether raters agree."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .preference import COVERAGE, Comparisons, Ranking, agreement, bradley_terry
 from .stats import MIN_PAIRS, Floats, Ints, WithTheBest, among_the_best
 
 SCORES = {"left": 1.0, "right": 0.0, "tie": 0.5, "both_bad": 0.5}
-"""What a verdict is worth to the left sample; its score for the right one is 1 minus that."""
+"""The score of the left sample for each verdict; the right sample has 1 minus that."""
 
 
 @dataclass(frozen=True, eq=False)
 class Ratings:
-    """Ratings whose samples are here.
+    """Ratings of samples of this sweep.
 
-    ``table`` has a row a rating: ``left`` and ``right`` (labels of ``Sweep.summary``), ``score`` of the left sample,
+    ``table`` has one row per rating: ``left`` and ``right`` (labels of ``Sweep.summary``), ``score`` of the left sample,
     ``both_bad``, ``prompt``, ``place`` (prompt, seed and sample_index of the left sample), ``pair`` (equal for ratings of the
-    same two samples), ``judgement`` (the score of that of them whose id comes first), ``rater``, ``seconds``. ``notes`` say
+    same two samples), ``judgement`` (the score of the sample whose id comes first), ``rater``, ``seconds``. ``notes`` report
     what was left out.
     """
 
@@ -36,15 +36,15 @@ class Ratings:
 
     @classmethod
     def of(cls, found: Sequence[Rating], points: pd.DataFrame, samples: pd.DataFrame) -> Ratings:
-        """The ratings of these samples. Of several of one rater and the same two samples the last one counts.
+        """Select the ratings of these samples. If a rater rated the same two samples several times, the last one counts.
 
         Args:
-            found: from files.
+            found: ratings from files.
             points: ``Sweep.summary``.
             samples: ``Sweep.samples``.
 
         Raises:
-            ResultsError: there is none, or one compares completions of different prompts.
+            ResultsError: there are none, or one compares completions of different prompts.
         """
         known = known_samples({name for each in found for name in (each.left, each.right)}, points, samples)
         here = [each for each in found if each.left in known and each.right in known]
@@ -73,15 +73,15 @@ class Ratings:
         return cls(pd.DataFrame(rows, columns=columns), tuple(filter(None, notes)))
 
     def between(self, labels: pd.Index[Any], codes: Ints, settings: int) -> tuple[Comparisons, pd.DataFrame]:
-        """The comparisons of different settings, and their rows of ``table``.
+        """Comparisons between different settings, and their rows of ``table``.
 
-        Clusters are prompts; with fewer than `MIN_PAIRS` of them prompt, seed and sample_index together, and intervals then
-        say how sure the preference is for these prompts.
+        Clusters are prompts. With fewer than `MIN_PAIRS` prompts, clusters are (prompt, seed, sample_index), and intervals then
+        hold for these prompts only.
 
         Args:
             labels: of ``Sweep.summary``.
-            codes: the setting of each label; ratings of other points are left out.
-            settings: how many settings there are.
+            codes: the setting of each label; ratings of other points are ignored.
+            settings: the number of settings.
         """
         numbers = pd.Series(codes, labels)
         first, second = (self.table[side].map(numbers).to_numpy(float) for side in ("left", "right"))
@@ -92,7 +92,7 @@ class Ratings:
         return Comparisons(*sides, rows["score"].to_numpy(float), cluster, settings), rows
 
     def preferences(self, labels: pd.Index[Any], codes: Ints, settings: int) -> tuple[Floats, Floats, Ints]:
-        """The preference of each setting, its standard error, and how many comparisons it has; as `between`."""
+        """The preference of each setting, its standard error, and its number of comparisons; arguments as in `between`."""
         found, _ = self.between(labels, codes, settings)
         n = np.bincount(np.concatenate([found.first, found.second]), minlength=settings).astype(np.int64)
         ranking = bradley_terry(found)
@@ -100,21 +100,21 @@ class Ratings:
         return ranking.preference, error, n
 
     def compared(self, labels: pd.Index[Any], codes: Ints, settings: int, a: int, b: int) -> dict[str, Any]:
-        """The row of `Sweep.compare`: how preference changes from setting ``a`` to ``b``; ``pairs`` counts their ratings."""
+        """A row of `Sweep.compare`: the change in preference from setting ``a`` to ``b``; ``pairs`` counts their ratings."""
         found, _ = self.between(labels, codes, settings)
         return contrast(bradley_terry(found), a, b)
 
     def contrasts(self, labels: pd.Index[Any], codes: Ints, settings: int) -> list[list[dict[str, Any]]]:
-        """`compared` of every setting ``a`` (rows) and ``b``."""
+        """`compared` for every setting ``a`` (rows) and ``b`` (columns)."""
         ranking = bradley_terry(self.between(labels, codes, settings)[0])
         return [[contrast(ranking, a, b) for b in range(settings)] for a in range(settings)]
 
     def with_the_best(self, labels: pd.Index[Any], codes: Ints, settings: int, sign: int) -> WithTheBest:
-        """`stats.with_the_best` of preferences; ``sign`` is -1 where low is better."""
+        """`stats.with_the_best` for preferences; ``sign`` is -1 if low is better."""
         return preferred(bradley_terry(self.between(labels, codes, settings)[0]), sign)
 
     def ranked(self, rows: pd.DataFrame) -> RankedSettings:
-        """The settings of a `Sweep.group`, the best first; those that were not compared are left out."""
+        """The settings of a `Sweep.group`, best first, without those that were not compared."""
         labels = [label for points in rows["points"] for label in points]
         codes = np.repeat(np.arange(len(rows)), [len(points) for points in rows["points"]]).astype(np.int64)
         found, compared = self.between(pd.Index(labels), codes, len(rows))
@@ -141,31 +141,31 @@ class Ratings:
 
     @property
     def raters(self) -> dict[str, int]:
-        """How many ratings each rater has, the most first."""
+        """The number of ratings by each rater, in descending order."""
         return {str(name): int(count) for name, count in self.table["rater"].value_counts().items()}
 
     def agreement(self) -> tuple[float, int]:
-        """Krippendorff's alpha of the raters, and how many pairs two or more of them judged; see `preference.agreement`.
+        """Krippendorff's alpha of the raters, and the number of pairs judged by two or more; see `preference.agreement`.
 
-        Judgements are: the one sample, the other, neither.
+        A judgement is one sample, the other, or neither.
         """
         units, judgements = (pd.factorize(self.table[name])[0].astype(np.int64) for name in ("pair", "judgement"))
         return agreement(units, judgements)
 
     @property
     def left_share(self) -> float:
-        """The share of the ratings with a winner that the left sample won; NaN where none has one."""
+        """Among ratings with a winner, the share that the left sample won; NaN if there are none."""
         decided = self.table["score"][self.table["score"] != SCORES["tie"]]
         return float(decided.mean())
 
 
 @dataclass(frozen=True, eq=False)
 class RankedSettings:
-    """What `Ratings.ranked` found.
+    """The result of `Ratings.ranked`.
 
-    ``table`` has a row a setting: the settings, ``comparisons``, ``won``, ``tied``, ``both_bad``, ``lost``, ``win_rate``,
-    ``strength``, ``preference``, errors (``_se``) and intervals (``_low``, ``_high``) of these, and ``alike``: whether it
-    cannot be told from the first. ``clusters`` is how many ``unit`` (prompts, or samples) the errors are over.
+    ``table`` has one row per setting: the settings, ``comparisons``, ``won``, ``tied``, ``both_bad``, ``lost``, ``win_rate``,
+    ``strength``, ``preference``, with errors (``_se``) and intervals (``_low``, ``_high``), and ``alike``: whether the ratings
+    cannot tell it from the first. ``clusters`` is the number of independent units (``unit``: prompts or samples).
     """
 
     table: pd.DataFrame
@@ -174,7 +174,7 @@ class RankedSettings:
 
 
 def preferred(ranking: Ranking, sign: int = 1) -> WithTheBest:
-    """`stats.with_the_best` by the model of the ratings, with Bonferroni's critical values."""
+    """`stats.with_the_best` from the model of the ratings, with Bonferroni critical values."""
     met, clusters, size = ranking.comparisons.met, ranking.comparisons.clusters, ranking.comparisons.settings
     both = np.outer(met, met) & ~np.eye(size, dtype=bool)
     known = both & (clusters >= MIN_PAIRS)
@@ -184,7 +184,7 @@ def preferred(ranking: Ranking, sign: int = 1) -> WithTheBest:
 
 
 def contrast(ranking: Ranking, a: int, b: int) -> dict[str, Any]:
-    """A row of `Sweep.compare` of two settings."""
+    """A row of `Sweep.compare` for two settings."""
     found = ranking.comparisons
     pairs = int(np.isin(found.first, (a, b)).sum() + np.isin(found.second, (a, b)).sum())
     difference, low, high = ranking.difference(a, b)
@@ -199,7 +199,7 @@ def contrast(ranking: Ranking, a: int, b: int) -> dict[str, Any]:
 
 
 def known_samples(names: set[str], points: pd.DataFrame, samples: pd.DataFrame) -> dict[str, tuple[int, int, int]]:
-    """The label of its point, the prompt, and the number of its place (prompt, seed, sample_index) of each of these samples."""
+    """For each of these samples: the label of its point, its prompt, and the number of its (prompt, seed, sample_index)."""
     wanted = {name.rsplit("-", 2)[0] for name in names}
     ids = points["point_id"].dropna() if "point_id" in points else pd.Series(dtype=object)
     ids = ids[ids.isin(wanted)].drop_duplicates()

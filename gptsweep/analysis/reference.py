@@ -1,4 +1,4 @@
-"""The metrics of a reference text, to compare samples with, from the ``reference.json`` that a run or a review wrote."""
+"""Metrics of a reference text to compare samples with, from the ``reference.json`` that a run or a review wrote."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .sweep import Sweep
 
 MAX_PIECES = 200
 MAX_BYTES = 64 * 2**20
-"""A ``reference.json`` that is larger is not ours."""
+"""A larger ``reference.json`` was not written by this program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Reference:
     """A scored reference text.
 
     ``metrics`` has every metric of its pieces by name; ``source`` is what the user typed; ``note`` says why the text is too
-    short to be compared with the samples, else it is empty.
+    short to compare with the samples, and is empty otherwise.
     """
 
     metrics: Mapping[str, float | None]
@@ -36,13 +36,13 @@ class Reference:
 
 
 def kept_reference(directory: Path, sweep: Sweep) -> Reference | None:
-    """What an earlier run or review scored; None where there is none."""
+    """Load what an earlier run or review scored; None if there is none."""
     kept = read_kept(directory)
     return None if kept is None or sweep.samples.empty else reference_of(kept, sweep)
 
 
 def reference_of(kept: Mapping[str, Any], sweep: Sweep) -> Reference:
-    """The metrics of what ``reference.json`` holds, and whether it is long enough for these samples."""
+    """Compute the metrics of the content of ``reference.json``, and check that it is long enough for these samples."""
     samples = kept["samples"]
     row = summary_of(samples)
     metrics = {name: row[name] for name in METRICS}
@@ -52,18 +52,18 @@ def reference_of(kept: Mapping[str, Any], sweep: Sweep) -> Reference:
     have = f"the reference text is short: it makes {counted(pieces, 'piece')} of {counted(length, 'token')}"
     note = ""
     if length < wanted_length:
-        note = f"{have}, and a sample has {wanted_length:,}; its metrics are of shorter text, and do not compare"
+        note = f"{have}, and a sample has {wanted_length:,}; metrics of shorter text are not comparable"
     elif pieces < wanted_pieces:
-        note = f"{have}, and a point has {counted(wanted_pieces, 'sample')}; those of whole points (diversity) do not compare"
+        note = f"{have}, and a point has {counted(wanted_pieces, 'sample')}; metrics of whole points are not comparable"
     return Reference(metrics, kept["source"], note)
 
 
 def with_own(text: Reference | None, directory: Path, own: Sequence[OwnMetric]) -> Reference | None:
-    """The reference text with a user's own metrics of its pieces, each a sample without a prompt.
+    """Add user-defined metrics of the pieces to the reference text; each piece is a sample without a prompt.
 
     Args:
-        text: what `kept_reference` found in ``directory``.
-        directory: where its pieces are kept.
+        text: the result of `kept_reference` for ``directory``.
+        directory: the directory with its pieces.
         own: the metrics.
 
     Raises:
@@ -76,7 +76,7 @@ def with_own(text: Reference | None, directory: Path, own: Sequence[OwnMetric]) 
 
 
 def read_kept(directory: Path) -> dict[str, Any] | None:
-    """What ``reference.json`` holds; None where there is none, or it is damaged."""
+    """Read ``reference.json``; None if it is missing or damaged."""
     try:
         kept = read_json(directory / REFERENCE, MAX_BYTES)
     except (OSError, ValueError):
@@ -88,7 +88,7 @@ def read_kept(directory: Path) -> dict[str, Any] | None:
 
 
 def is_piece(record: Any) -> bool:
-    """Whether a record has what the metrics read, as `score` makes it."""
+    """Whether a record has the fields that metrics read, as written by `score`."""
     if not isinstance(record, dict) or not is_whole(record | {"prompt": "", "prompt_id": ""}):
         return False
     numbers = [record[name] for name in MEANS]

@@ -1,4 +1,4 @@
-"""The little language of ``--where``: ``temperature < 1 and top_k == 50``, read as an expression and never executed."""
+"""The expression language of ``--where``, such as ``temperature < 1 and top_k == 50``: parsed, never executed."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ WANTED = "compare columns with values, as in temperature < 1 and top_k in (50, n
 
 
 def where(table: pd.DataFrame, expression: str) -> Mask:
-    """Which rows of ``table`` the expression holds for.
+    """Which rows of ``table`` satisfy the expression.
 
-    Allowed are column names, numbers, quoted text, ``null``, comparisons (chained, too), ``in`` with a list, ``+ - * /``, and
-    ``and``, ``or``, ``not``. An empty cell equals ``null`` and compares as false with everything else.
+    It may contain column names, numbers, quoted text, ``null``, comparisons (also chained), ``in`` with a list, ``+ - * /``,
+    and ``and``, ``or``, ``not``. An empty cell equals ``null``; every other comparison with it is false.
 
     Raises:
-        ResultsError: anything else, or a name that is no column.
+        ResultsError: anything else, or the name of an unknown column.
     """
     try:
         tree = ast.parse(expression.strip(), mode="eval").body
@@ -45,7 +45,7 @@ def where(table: pd.DataFrame, expression: str) -> Mask:
 
 
 def truth(node: ast.expr, table: pd.DataFrame, expression: str) -> Mask:
-    """A condition as a truth value for each row."""
+    """Evaluate a condition for each row."""
     if isinstance(node, ast.BoolOp):
         parts = [truth(part, table, expression) for part in node.values]
         both = np.logical_and if isinstance(node.op, ast.And) else np.logical_or
@@ -66,7 +66,7 @@ def truth(node: ast.expr, table: pd.DataFrame, expression: str) -> Mask:
 
 
 def compared(left: ast.expr, op: ast.cmpop, right: ast.expr, table: pd.DataFrame, expression: str) -> Mask:
-    """One comparison, row by row."""
+    """Evaluate one comparison for each row."""
     if isinstance(op, (ast.In, ast.NotIn)):
         if not isinstance(right, (ast.List, ast.Tuple, ast.Set)):
             raise ResultsError("where", expression, f"in needs a list; {WANTED}")
@@ -89,7 +89,7 @@ def compared(left: ast.expr, op: ast.cmpop, right: ast.expr, table: pd.DataFrame
 
 
 def value(node: ast.expr, table: pd.DataFrame, expression: str) -> Any:
-    """A column, a constant, or arithmetic on them; None for ``null``."""
+    """Evaluate a column, a constant, or arithmetic on them; None for ``null``."""
     if isinstance(node, ast.Constant) and isinstance(node.value, (int, float, str, bool, type(None))):
         return node.value
     if isinstance(node, ast.Name):

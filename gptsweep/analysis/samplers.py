@@ -1,7 +1,7 @@
-"""Families of samplers, compared at equal tuning budget: which points make a family, and the results of `budgets` as text.
+"""Compare families of samplers at equal tuning budget: assign points to families, and put the results of `budgets` into text.
 
-A family is the settings of a sweep in which the same samplers truncate, as their declarations in `records.SAMPLERS` say, or
-settings that agree in keys of the user's choice. What else differs in a family is what was tuned.
+Settings belong to one family if the same samplers truncate, as declared in `records.SAMPLERS`, or if they agree in keys that
+the user chose. The settings that differ within a family are the ones that were tuned.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from .stats import Floats, Ints, places_of, seeds_of
 Direction = Literal["min", "max", "reference"]
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 MIN_HALVED = 12
-"""Prompts that are halved where there are as many; with fewer, samples are."""
+"""The minimum number of prompts to halve by prompts; with fewer, samples are halved."""
 MAX_CLUSTERS = 400
-"""Clusters beyond are taken together, so that the cost stays bounded: they are independent, so any blocks of them are, too."""
+"""More clusters are merged into this many blocks to bound the cost; blocks of independent clusters are independent, too."""
 
 
 def parted(text: str) -> tuple[str, Direction | None]:
-    """``METRIC:min``, ``METRIC:max`` or ``METRIC:reference`` as the metric and the direction; None where none is given."""
+    """Split ``METRIC:min``, ``METRIC:max`` or ``METRIC:reference`` into metric and direction; None if no direction is given."""
     name, _, given = text.rpartition(":")
     for direction in DIRECTIONS:
         if given == direction:
@@ -43,7 +43,7 @@ def parted(text: str) -> tuple[str, Direction | None]:
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """What is best: ``metric`` at its lowest, at its highest, or nearest to ``target``, which a reference text has."""
+    """What counts as best: ``metric`` at its lowest, at its highest, or closest to ``target``, the reference text's value."""
 
     metric: Metric
     direction: Direction
@@ -58,16 +58,16 @@ class Aim:
         *,
         asked_by: str = "metric",
     ) -> Aim:
-        """From ``METRIC:min``, ``METRIC:max`` or ``METRIC:reference``; without a direction the metric's usual one.
+        """Parse ``METRIC:min``, ``METRIC:max`` or ``METRIC:reference``; without a direction the metric's usual one applies.
 
         Args:
-            text: as it is typed.
+            text: as the user typed it.
             reference: the metrics of a reference text.
             declared: the metrics by name.
-            asked_by: the option that errors name.
+            asked_by: the option to name in errors.
 
         Raises:
-            ResultsError: there is no such metric, it has no usual direction, or the reference text has none.
+            ResultsError: there is no such metric, it has no usual direction, or the reference text lacks it.
         """
         name, direction = cls.split(text, declared, asked_by=asked_by)
         target = (reference or {}).get(name) if direction == "reference" else None
@@ -78,10 +78,10 @@ class Aim:
 
     @staticmethod
     def split(text: str, declared: Mapping[str, Metric] = METRICS, *, asked_by: str = "metric") -> tuple[str, Direction]:
-        """The metric and the direction.
+        """Return the metric's name and the direction.
 
         Raises:
-            ResultsError: there is no such metric, or it has no usual direction and none is given.
+            ResultsError: there is no such metric, or no direction is given and it has no usual one.
         """
         name, given = parted(text)
         if name not in declared:
@@ -89,21 +89,21 @@ class Aim:
         usual: dict[str, Direction] = {"lower": "min", "higher": "max"}
         direction = given or usual.get(declared[name].direction)
         if direction is None:
-            raise ResultsError(asked_by, text, f"no metric is best by itself: say {name}:min, {name}:max or {name}:reference")
+            raise ResultsError(asked_by, text, f"has no best direction by itself; use {name}:min, {name}:max, {name}:reference")
         return name, direction
 
     def score(self, ratio: Floats) -> Floats:
-        """Ratios, whose negative exponential some metrics are, as scores: higher is better."""
+        """Convert ratios to scores (higher is better); for an exponential metric the value is exp(-ratio)."""
         return self.ranked(np.exp(-ratio) if self.metric.exponential else ratio)
 
     def ranked(self, values: Floats) -> Floats:
-        """Values of the metric as scores."""
+        """Convert values of the metric to scores."""
         if self.target is not None:
             return np.asarray(-np.abs(values - self.target))
         return values if self.direction == "max" else -values
 
     def shown(self, score: float) -> float:
-        """A score as people read it: a value of the metric, or its distance from the target; none beyond what there can be."""
+        """Convert a score for display: a value of the metric, or its distance from the target, clipped to what is possible."""
         value = score if self.direction == "max" else -score
         if self.target is not None or self.metric.unit == "share":
             value = max(value, 0.0) + 0.0  # no -0
@@ -118,11 +118,11 @@ class Aim:
 
 @dataclass(frozen=True, eq=False)
 class SamplerComparison:
-    """What `Sweep.compare_samplers` found.
+    """The result of `Sweep.compare_samplers`.
 
-    ``families`` are names; family i tried ``settings[i]`` different settings. ``table`` and ``sentence`` say the result,
-    ``comparison`` has it as arrays, in scores: higher is better. ``halved``: prompts, samples or seeds. ``notes`` say what was
-    left out.
+    ``families`` are names; family i tried ``settings[i]`` different settings. ``table`` and ``sentence`` present the result;
+    ``comparison`` has it as arrays, in scores (higher is better). ``halved`` says what was halved: prompts, samples or seeds.
+    ``notes`` report what was left out.
     """
 
     aim: Aim
@@ -134,12 +134,12 @@ class SamplerComparison:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """A row a family and budget.
+        """One row per family and budget.
 
         ``family``, ``settings`` (how many it tried), ``budget`` (n), ``held_out``: the expected best of n settings, chosen on
-        one half and scored on the other, ``same_samples``: chosen and scored on the same; each with ``_low`` and ``_high``, a
-        95 % interval over prompts and samples. In the metric's units; distances for ``:reference``. ``ahead_of`` names the
-        families it is ahead of at this budget.
+        one half and scored on the other, ``same_samples``: chosen and scored on the same samples; each with ``_low`` and
+        ``_high``, a 95 % interval over prompts and samples. Units are the metric's; for ``:reference`` they are distances.
+        ``ahead_of`` names the families it is ahead of at this budget.
         """
         rows = []
         for at, (name, count) in enumerate(zip(self.families, self.settings, strict=True)):
@@ -155,11 +155,11 @@ class SamplerComparison:
 
     @cached_property
     def differences(self) -> pd.DataFrame:
-        """A row a pair of families and budget.
+        """One row per pair of families and budget.
 
-        ``a``, ``b``, ``budget``, ``difference`` (held-out scores, positive where ``a`` is better), ``margin`` (what it must
-        exceed, for 95 % over all rows together), ``ahead`` and ``ahead_here``: 1 where ``a`` is ahead, -1 where ``b`` is, else
-        0; ``ahead_here`` is of the settings that were tried, ``ahead`` of their families.
+        ``a``, ``b``, ``budget``, ``difference`` (held-out scores, positive if ``a`` is better), ``margin`` (the critical
+        difference, 95 % over all rows together), ``ahead`` and ``ahead_here``: 1 if ``a`` is ahead, -1 if ``b`` is, else 0.
+        ``ahead_here`` is about the settings that were tried, ``ahead`` about their families.
         """
         parts = [
             pd.DataFrame({
@@ -172,14 +172,14 @@ class SamplerComparison:
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
     def leads(self, a: int, b: int, place: int, *, here: bool = False) -> bool:
-        """Whether family ``a`` is ahead of ``b`` at budget ``place`` + 1; ``here``: with the settings that were tried."""
+        """Whether family ``a`` is ahead of ``b`` at budget ``place`` + 1; with ``here``, among the settings that were tried."""
         for each in self.comparison.contrasts:
             if {each.a, each.b} == {a, b} and place < len(each.ahead):
                 return bool((each.ahead_here if here else each.ahead)[place] == (1 if each.a == a else -1))
         return False
 
     def leader(self, place: int, *, here: bool = False) -> int | None:
-        """The family that is ahead of every other one that tried ``place`` + 1 settings; None where there is none."""
+        """The family that is ahead of every other one that tried ``place`` + 1 settings; None if there is none."""
         there = [at for at, count in enumerate(self.settings) if count > place]
         for at in there if len(there) > 1 else []:
             if all(self.leads(at, other, place, here=here) for other in there if other != at):
@@ -188,12 +188,12 @@ class SamplerComparison:
 
     @property
     def budgets(self) -> int:
-        """The greatest budget at which there is something to compare: that of the second largest family."""
+        """The largest budget at which two families can be compared: that of the second largest family."""
         return sorted(self.settings)[-2]
 
     @property
     def sentence(self) -> str:
-        """Who is ahead at which budget, or that the data cannot tell, and for how many comparisons that holds."""
+        """State who is ahead at which budget, or that the data cannot tell, and for how many comparisons that holds."""
         if self.comparison.reason:
             return f"By {self.aim}, the data cannot tell which family is ahead: {self.comparison.reason}."
         leaders, here = (self.claims(here=each) for each in (False, True))
@@ -205,14 +205,14 @@ class SamplerComparison:
             if pairs := self.pair_claims():
                 said += f" It can tell that {pairs}."
             elif here:
-                said += f" Of the settings tried here, {self.said(here)}; but others of the same families may turn that round."
+                said += f" Among the settings tried here, {self.said(here)}; but others of the same families may reverse that."
         count = len(self.comparison.contrasts)
         compared = f"{count} pairs of families" if count > 1 else "one pair of families"
         budgets = f"{self.budgets} {'budget' if self.budgets == 1 else 'budgets'}"
         return f"{said} Compared: {compared} at {budgets}, 95 % for all together."
 
     def claims(self, *, here: bool) -> dict[int, list[int]]:
-        """The budgets at which a family is ahead of all others, by family."""
+        """For each family, the budgets at which it is ahead of all others."""
         found: dict[int, list[int]] = {}
         for place in range(self.budgets):
             if (at := self.leader(place, here=here)) is not None:
@@ -220,7 +220,7 @@ class SamplerComparison:
         return found
 
     def said(self, claims: dict[int, list[int]]) -> str:
-        """`claims` in words."""
+        """Put `claims` into a sentence."""
         others = len(self.families) - 1
         parts = []
         for at, budgets in claims.items():
@@ -230,7 +230,7 @@ class SamplerComparison:
         return "; ".join(parts)
 
     def pair_claims(self) -> str:
-        """Which families are ahead of which others, where none is ahead of all."""
+        """State which families are ahead of which others if none is ahead of all."""
         found = []
         for a, b in itertools.permutations(range(len(self.families)), 2):
             budgets = [place + 1 for place in range(min(self.settings[a], self.settings[b])) if self.leads(a, b, place)]
@@ -241,12 +241,12 @@ class SamplerComparison:
 
 
 def upto(most: int) -> str:
-    """The budgets there are."""
+    """The range of budgets as text."""
     return f" from 1 to {most} tried settings" if most > 1 else ""
 
 
 def ranges(budgets: Sequence[int]) -> str:
-    """Ascending budgets in words: ``2 to 4 and 7 settings``."""
+    """Ascending budgets as text: ``2 to 4 and 7 settings``."""
     runs: list[list[int]] = []
     for each in budgets:
         if runs and runs[-1][-1] == each - 1:
@@ -258,12 +258,12 @@ def ranges(budgets: Sequence[int]) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names as a sentence lists them."""
+    """Join names as in a sentence."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def family_of(row: dict[Any, Any], by: Sequence[str] | None) -> tuple[tuple[int, ...], str]:
-    """The family of a setting, the truncations that are on or its values of ``by``, and what it is ordered by: as declared."""
+    """The sort key and name of a setting's family: its active truncations in order of declaration, or its values of ``by``."""
     if by is not None:
         return (), ", ".join(f"{key}={label(plain(row[key]))}" for key in by)
     truncations = [name for name, sampler in SAMPLERS.items() if sampler.truncates]
@@ -274,14 +274,14 @@ def family_of(row: dict[Any, Any], by: Sequence[str] | None) -> tuple[tuple[int,
 def compare_samplers(
     aim: Aim, points: pd.DataFrame, samples: pd.DataFrame | None, setting: Ints, by: Sequence[str] | None
 ) -> SamplerComparison:
-    """`Sweep.compare_samplers`.
+    """Implement `Sweep.compare_samplers`.
 
     Args:
-        aim: what is best.
-        points: rows of ``Sweep.summary``, no copies among them.
-        samples: of a metric per sample, `Sweep.measured` of these points, no copies among them; None for a metric per point.
-        setting: [points], equal for points that differ in nothing but the seed.
-        by: the keys whose values make a family; None: which samplers truncate.
+        aim: what counts as best.
+        points: rows of ``Sweep.summary`` without copies.
+        samples: for a metric per sample, `Sweep.measured` of these points without copies; None for a metric per point.
+        setting: [points], equal for points that differ only in the seed.
+        by: the keys whose values define a family; None: the samplers that truncate.
 
     Raises:
         ResultsError: there are not two families with a value of the metric.
@@ -305,7 +305,7 @@ def compare_samplers(
     if len(families) < 2:
         what = listed(by) if by else "the truncations that are on"
         there = f"there is one family here, {families[0]}" if families else "no point has this metric"
-        raise ResultsError("samplers", name, f"{there}: families are points that agree in {what}; --by KEY takes other keys")
+        raise ResultsError("samplers", name, f"{there}: points of a family agree in {what}; --by KEY groups by other keys")
     family = np.array([families.index(each) for each in names], dtype=np.int64)
     prompts = len(np.unique(prompt))
     cluster, unit = blocks(cluster, prompt, by_prompt=prompts >= MIN_HALVED)
@@ -322,15 +322,15 @@ def compare_samplers(
 
 
 def blocks(cluster: Ints, prompt: Ints, *, by_prompt: bool) -> tuple[Ints, Ints]:
-    """Clusters as at most `MAX_CLUSTERS` blocks of them.
+    """Merge clusters into at most `MAX_CLUSTERS` blocks.
 
     Args:
         cluster: [n], the cluster of each row.
         prompt: [n], its prompt.
-        by_prompt: whether halves are of prompts, so that no block may hold several, unless there are too many.
+        by_prompt: whether prompts are halved; then no block contains several prompts, unless there are too many prompts.
 
     Returns:
-        [n], the block of each row, from 0; and [blocks], what stays in one half.
+        [n], the block of each row, from 0; and [blocks], the unit that must stay in one half.
     """
     prompts, of_prompt = np.unique(prompt, return_inverse=True)
     if not by_prompt:

@@ -1,4 +1,4 @@
-"""self-BLEU-4: how alike the samples of one prompt are (Zhu et al. 2018, Texygen)."""
+"""self-BLEU-4: how similar the samples of one prompt are (Zhu et al. 2018, Texygen)."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from itertools import groupby
 from typing import Any
 
 SELF_BLEU_REFERENCES = 4
-"""References a sample is held against in self-BLEU; fixed, because self-BLEU rises with their number."""
+"""The number of references for each sample; fixed, because self-BLEU rises with it."""
 SELF_BLEU_GROUPS = 40
-"""At most this many groups of ``SELF_BLEU_REFERENCES + 1`` samples are compared in one point, so that its cost is bounded."""
+"""The maximum number of groups of ``SELF_BLEU_REFERENCES + 1`` samples per point, to bound the cost."""
 
 Grams = Sequence[Sequence[tuple[Any, ...]]]
 """The word 1- to 4-grams of a text."""
 
 
 def ngrams(items: Sequence[Any], n: int) -> list[tuple[Any, ...]]:
-    """All runs of ``n`` items, in order: ``max(0, len(items) - n + 1)`` of them."""
+    """All n-grams of ``items``, in order: ``max(0, len(items) - n + 1)`` of them."""
     return list(zip(*(items[start:] for start in range(n)), strict=False))
 
 
 def self_bleu(prompts: Sequence[int], words: Sequence[Sequence[str]]) -> float | str:
-    """self-BLEU-4 (Zhu et al. 2018): mean BLEU-4 of a sample against others of the same prompt as references.
+    """self-BLEU-4 (Zhu et al. 2018): mean BLEU-4 of a sample with others of the same prompt as references.
 
-    Zhu et al. use all others; here each sample has the 4 others of its group of five, so that the value means the same for
-    any number of samples. Groups are consecutive samples of a prompt, in order; where they do not come out even the last group
-    reaches back, and only its new samples count as hypotheses. At most 40 groups, evenly spread over the point, are used.
-    Samples of fewer than 4 words are left out. BLEU on words, uniform weights, a precision of zero counted as 0.1 / n-grams
-    (Chen and Cherry 2014, method 1, as in Texygen).
+    Zhu et al. use all others; here the references are the 4 others in a group of five, so that the value does not depend on the
+    number of samples. Groups are consecutive samples of a prompt. If the samples do not divide evenly, the last group overlaps
+    the one before, and only its new samples count as hypotheses. At most 40 groups are used, evenly spread over the point.
+    Samples with fewer than 4 words are left out. BLEU is on words with uniform weights; a precision of zero counts as
+    0.1 / n-grams (Chen and Cherry 2014, method 1, as in Texygen).
 
     Args:
-        prompts: prompt index by sample, equal ones side by side.
-        words: by sample.
+        prompts: the prompt index of each sample; samples of one prompt are adjacent.
+        words: the words of each sample.
     """
     size = SELF_BLEU_REFERENCES + 1
     long_enough = [(prompt, every) for prompt, every in zip(prompts, words, strict=True) if len(every) >= 4]
@@ -57,8 +57,8 @@ def self_bleu(prompts: Sequence[int], words: Sequence[Sequence[str]]) -> float |
 def group_bleu(group: Sequence[Grams]) -> list[float]:
     """BLEU-4 of each text against all others of the group.
 
-    An n-gram counts at most as often as one of the others holds it. With its k-th occurrence in a text as an item of its own,
-    the clipped count is the number of the text's items that any other text has too.
+    BLEU clips the count of an n-gram to its maximum count in one reference. If the k-th occurrence of an n-gram is treated as a
+    separate item, the clipped count equals the number of items that any other text also has.
     """
     lengths = [len(grams[0]) for grams in group]
     logs = [0.0] * len(group)
@@ -80,7 +80,7 @@ def group_bleu(group: Sequence[Grams]) -> list[float]:
 
 
 def numbered(grams: Sequence[tuple[Any, ...]]) -> set[object]:
-    """As many items as ``grams``: each gram, and for its k-th occurrence from the second on the pair of the two."""
+    """One item per gram, counting repeats: the gram itself, and (gram, k) for its k-th occurrence from the second on."""
     items: set[object] = set(grams)
     if len(items) < len(grams):
         items.update((gram, k) for gram, times in Counter(grams).items() for k in range(2, times + 1))

@@ -1,32 +1,32 @@
-"""How sure is a mean or a difference: errors over what is independent, and paired bootstrap intervals between two points.
+"""Uncertainty of means and differences: standard errors over independent clusters, and paired bootstrap intervals.
 
-What is independent is a *cluster*: points of a sweep share their noise, so their samples of one (prompt, seed, sample_index)
-are one draw, and count as one however many points they come from. With ``noise=independent`` each sample is a draw of its own.
-A metric per point is a property of all samples of a point, so its clusters are seeds. A sample that several directories hold
-(the same point_id, prompt and sample_index) counts once.
+The independent unit is a *cluster*. Points of a sweep share their noise, so their samples of one (prompt, seed, sample_index)
+are one draw and form one cluster, however many points they come from. With ``noise=independent`` each sample is its own
+cluster. A metric per point is a property of all samples of a point, so its clusters are seeds. A sample found in several
+directories (the same point_id, prompt and sample_index) counts once.
 
 Every metric per sample is a ratio of two sums, R = sum(num) / sum(den): a mean has den = 1, a perplexity is
-exp(-sum(log-probability) / sum(tokens)). Its error is the linearised one of a ratio of cluster totals (Cochran 1977, Sampling
-Techniques, 6.3 and 9A.2; the same as the cluster-robust error of Liang and Zeger 1986, with the factor G / (G - 1) of Cameron
-and Miller 2015, A Practitioner's Guide to Cluster-Robust Inference):
+exp(-sum(log-probability) / sum(tokens)). Its standard error is the linearised one for a ratio of cluster totals (Cochran 1977,
+Sampling Techniques, 6.3 and 9A.2; equal to the cluster-robust error of Liang and Zeger 1986, with the factor G / (G - 1) of
+Cameron and Miller 2015, A Practitioner's Guide to Cluster-Robust Inference):
 
     u_c = sum over the samples of cluster c of (num - R * den)
     se(R) = sqrt(G / (G - 1) * sum(u_c ** 2)) / sum(den),    G clusters
 
-and of exp(-R) it is exp(-R) * se(R), the delta method. Intervals of a difference resample whole clusters of pairs with
+and for exp(-R) it is exp(-R) * se(R), by the delta method. Intervals of a difference resample whole clusters of pairs with
 replacement and take percentiles (Efron and Tibshirani 1993, An Introduction to the Bootstrap, 13.3; Field and Welsh 2007,
 Bootstrapping Clustered Data).
 
-Which of many settings may be the best is a multiple comparison with the best (Edwards and Hsu 1983, Multiple Comparisons with
-the Best Treatment; Hsu 1996, Multiple Comparisons). For each setting i the bootstrap gives the critical value d_i that the
-largest of its differences from all others, each over its own standard deviation s_ij, exceeds in 5 % of the resamples where
-nothing differs (max-T, Westfall and Young 1993, Resampling-Based Multiple Testing), widened for few clusters as t is wider than
-normal. With 95 % for everything together
+Finding which of many settings may be the best is a multiple comparison with the best (Edwards and Hsu 1983, Multiple
+Comparisons with the Best Treatment; Hsu 1996, Multiple Comparisons). For setting i, divide its difference from each other
+setting j by the standard deviation s_ij. The critical value d_i is the 95 % quantile, over bootstrap resamples without true
+differences, of the largest of these (max-T, Westfall and Young 1993, Resampling-Based Multiple Testing), widened for few
+clusters by the ratio of Student's t to the normal quantile. With 95 % simultaneous confidence
 
     the best is among S = {i: no j has score_j - score_i > d_i s_ij}, and the best setting but i is ahead of i by at most
     max over j in S of score_j - score_i + d_j s_ij, at least by min(0, max over j of score_j - score_i - d_i s_ij)
 
-Pure functions on the frames that `frames.read_sweep` makes; `sweep.Sweep.group` and `.compare` call them.
+These are pure functions on the frames of `frames.read_sweep`; `sweep.Sweep.group` and `.compare` call them.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ from .metrics import METRICS, Metric, Text
 
 RESAMPLES = 2_000
 MIN_PAIRS = 6
-"""With fewer independent pairs a difference may be chance: all of n having one sign by luck has p = 2 / 2^n."""
+"""With fewer independent pairs a difference may be chance: n differences all have one sign by luck with p = 2 / 2^n."""
 MAX_BLOCKS = 4_000
 BY_CHANCE = 0.05
-"""The share of comparisons that differ where nothing does: intervals are 95 %. The mean of a count needs no independence."""
+"""The false positive rate: 1 minus the coverage of intervals. The expected number of false positives needs no independence."""
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -55,12 +55,12 @@ Mask = npt.NDArray[np.bool_]
 
 
 def ratio(num: Floats, den: Floats, codes: Ints, groups: int, clusters: Ints) -> tuple[Floats, Floats, Ints]:
-    """sum(num) / sum(den) of each group, its standard error over clusters (NaN where there is one), and how many have it.
+    """For each group: sum(num) / sum(den), its standard error over clusters (NaN if there is one), and the number of values.
 
     The formula is in the docstring of this module.
 
     Args:
-        num, den: [n]; a row whose ``den`` is 0 has no value.
+        num, den: [n]; a row with ``den`` = 0 has no value.
         codes: [n], the group of each row, below ``groups``.
         clusters: [n], equal for rows that are not independent of each other.
     """
@@ -80,28 +80,28 @@ def ratio(num: Floats, den: Floats, codes: Ints, groups: int, clusters: Ints) ->
 
 
 def exponential(metric: Metric, mean: Floats, error: Floats) -> tuple[Floats, Floats]:
-    """Mean and error of a metric from those of its ratio."""
+    """Convert mean and error of a ratio to the metric's own scale."""
     return (np.exp(-mean), np.exp(-mean) * error) if metric.exponential else (mean, error)
 
 
 def per_point(name: str, points: pd.DataFrame, codes: Ints, groups: int) -> tuple[Floats, Floats, Ints]:
-    """Mean over points, standard error over seeds, and number of points of a metric per point, for each group."""
+    """For a metric per point, by group: mean over points, standard error over seeds, and number of points."""
     values = points[name].to_numpy(float)
     return ratio(np.nan_to_num(values), (~np.isnan(values)).astype(float), codes, groups, seeds_of(points))
 
 
 def per_sample(metric: Metric, samples: pd.DataFrame, codes: Ints, groups: int, clusters: Ints) -> tuple[Floats, Floats, Ints]:
-    """Mean, standard error over clusters and number of samples of a metric per sample, for each group."""
+    """For a metric per sample, by group: mean, standard error over clusters, and number of samples."""
     num, den = (samples[f"{metric.name}/{part}"].to_numpy(float) for part in ("num", "den"))
     mean, error, n = ratio(num, den, codes, groups, clusters)
     return *exponential(metric, mean, error), n
 
 
 def from_summaries(metric: Metric, points: pd.DataFrame, codes: Ints, groups: int) -> tuple[Floats, Floats, Ints]:
-    """`per_sample` where every sample is a cluster of its own, from the means, errors and counts of the points alone.
+    """Compute `per_sample` from the points' means, errors and counts, if every sample is its own cluster.
 
-    Squared deviations within the points and between them make up those of all samples, so this is the same number, without
-    looking at a sample. A million of them need not be measured again to show a table.
+    The squared deviations within and between points add up to those over all samples, so the result is the same without
+    reading any sample: showing a table need not measure a million samples again.
     """
     points, codes = points[(have := points[metric.name].notna().to_numpy(bool))], codes[have]
 
@@ -124,7 +124,7 @@ def from_summaries(metric: Metric, points: pd.DataFrame, codes: Ints, groups: in
 
 
 def by_seed(name: str, points: pd.DataFrame, codes: Ints, groups: int) -> list[list[tuple[str, float]]]:
-    """A metric per point: for each group each seed once, in ascending order, and the value of its point there."""
+    """For a metric per point, by group: (seed, value) with each seed once, in ascending order."""
     found: list[list[tuple[str, float]]] = [[] for _ in range(groups)]
     if "seed" in points:
         table = points.assign(group=codes)
@@ -136,41 +136,41 @@ def by_seed(name: str, points: pd.DataFrame, codes: Ints, groups: int) -> list[l
 
 
 def identities(points: pd.DataFrame) -> Ints:
-    """A number for each point, equal for copies of one (the same point_id)."""
+    """[points], a number that is equal for copies of one point (the same point_id)."""
     ids = points["point_id"] if "point_id" in points else pd.Series(None, index=points.index, dtype=object)
     own = [f"row {place}" if pd.isna(each) else str(each) for place, each in zip(points.index, ids, strict=True)]
     return pd.factorize(np.asarray(own, dtype=object))[0].astype(np.int64)
 
 
 def noises(points: pd.DataFrame) -> Ints:
-    """The noise each point draws from: -1 for that which points of a sweep share, else a number of the point's own."""
+    """[points], the noise stream of each point: -1 for the stream that points of a sweep share, else a number of its own."""
     independent = (points["noise"] == "independent").fillna(False) if "noise" in points else pd.Series(False, points.index)
     return np.where(independent.to_numpy(bool), identities(points), np.int64(-1))
 
 
 def seeds_of(points: pd.DataFrame) -> Ints:
-    """The cluster of each point: points of one seed share their noise, unless it is their own."""
+    """[points], the cluster of each point: points with the same seed share their noise, unless it is independent."""
     seeds = points["seed"] if "seed" in points else pd.Series(0, index=points.index)
     return places_of(pd.DataFrame({"seed": seeds, "noise": noises(points)}))
 
 
 def places_of(table: pd.DataFrame) -> Ints:
-    """A number for each row, equal where all columns are, in the order of the columns."""
+    """Number the distinct rows of ``table`` in sorted order; equal rows get equal numbers."""
     return np.asarray(table.groupby(list(table.columns), sort=True, dropna=False).ngroup(), dtype=np.int64)
 
 
 def shares(points: pd.DataFrame, codes: Ints) -> bool:
-    """Whether a group holds points that share their noise, or copies of one."""
+    """Whether a group contains points that share their noise, or copies of one point."""
     return bool(pd.DataFrame({"group": codes, "cluster": seeds_of(points)}).duplicated().any())
 
 
 def textual() -> list[str]:
-    """Metrics per sample that are computed from its text and tokens; the others stand in its line of ``samples.jsonl``."""
+    """Metrics per sample that are computed from text and tokens; the others are fields of a line of ``samples.jsonl``."""
     return [name for name, metric in METRICS.items() if metric.of_sample is not None]
 
 
 def text_values(samples: pd.DataFrame) -> Floats:
-    """[n, metrics], the metrics `textual` of each sample; NaN where it has none."""
+    """[n, metrics], the values of the metrics in `textual`; NaN where a sample has none."""
     chosen = [METRICS[name] for name in textual()]
     columns = ("completion", "finish_reason", "token_ids")
     rows = [
@@ -184,12 +184,12 @@ def text_values(samples: pd.DataFrame) -> Floats:
 
 
 def sample_values(samples: pd.DataFrame, texts: Floats, metrics: Mapping[str, Metric] = METRICS) -> pd.DataFrame:
-    """Every metric per sample as a numerator and a denominator, so that its mean is their ratio; empty ones weigh nothing.
+    """Every metric per sample as numerator and denominator, so that its mean is their ratio; a missing value weighs nothing.
 
     Args:
         samples: rows of ``Sweep.samples``.
         texts: [n, metrics], their `text_values`.
-        metrics: by name.
+        metrics: the metrics by name.
     """
     from_text = dict(zip(textual(), texts.T, strict=True))
     found = samples.drop(columns=[*MEANS, "token_ids", "completion"])
@@ -202,11 +202,11 @@ def sample_values(samples: pd.DataFrame, texts: Floats, metrics: Mapping[str, Me
 
 
 def paired_samples(pairs: pd.DataFrame, metrics: Mapping[str, Metric] = METRICS) -> dict[str, dict[str, Any]]:
-    """`Sweep.compare` for the metrics per sample.
+    """Implement `Sweep.compare` for metrics per sample.
 
     Args:
-        pairs: a row a pair: ``<metric>/num_a`` and so on, and ``cluster``, equal for pairs that are not independent.
-        metrics: by name.
+        pairs: one row per pair, with ``<metric>/num_a`` and so on, and ``cluster``, equal for pairs that are not independent.
+        metrics: the metrics by name.
     """
     names = [name for name, metric in metrics.items() if metric.per == "sample"]
     if pairs.empty:
@@ -234,7 +234,7 @@ def paired_samples(pairs: pd.DataFrame, metrics: Mapping[str, Metric] = METRICS)
 
 
 def paired_points(pairs: pd.DataFrame, name: str) -> dict[str, Any]:
-    """`Sweep.compare` for a metric per point; ``cluster`` as in `paired_samples`."""
+    """Implement `Sweep.compare` for a metric per point; ``cluster`` as in `paired_samples`."""
     pairs = pairs[pairs[f"{name}_a"].notna() & pairs[f"{name}_b"].notna()]
     a, b = pairs[f"{name}_a"].to_numpy(float), pairs[f"{name}_b"].to_numpy(float)
     if not len(a):
@@ -247,25 +247,25 @@ def paired_points(pairs: pd.DataFrame, name: str) -> dict[str, Any]:
 
 
 def summed(sums: Floats, clusters: Ints) -> Floats:
-    """The last axis summed over the rows of each cluster, clusters in the order of their numbers."""
+    """Sum the last axis over each cluster, in the order of cluster numbers."""
     order = np.argsort(clusters, kind="stable")
     starts = np.flatnonzero(np.diff(clusters[order], prepend=-1))
     return np.asarray(np.add.reduceat(sums[..., order], starts, axis=-1))
 
 
 def in_blocks(sums: Floats) -> Floats:
-    """The last axis summed into at most ``MAX_BLOCKS`` blocks: clusters are independent, so any blocks of them are, too.
+    """Sum the last axis into at most ``MAX_BLOCKS`` blocks, to bound the bootstrap's cost.
 
-    The bootstrap's cost stays bounded. Cluster i is in block i modulo their number.
+    Clusters are independent, so blocks of them are, too. Cluster i goes to block i modulo the number of blocks.
     """
     n = sums.shape[-1]
     return sums if n <= MAX_BLOCKS else summed(sums, np.arange(n) % MAX_BLOCKS)
 
 
 def resampled(n: int) -> Floats:
-    """[RESAMPLES, n], how often each of ``n`` is drawn in each of the resamples, with replacement.
+    """[RESAMPLES, n], how often each of ``n`` items is drawn in each resample, with replacement.
 
-    Draw k of all is ``mulberry32`` of k: 32 bits by a formula that the page knows, too, so that both say the same.
+    Draw number k is ``mulberry32`` of k, a 32-bit formula that the page implements, too, so that both show the same intervals.
     """
     found = np.empty((RESAMPLES, n))
     for first in range(0, RESAMPLES, 200):
@@ -281,7 +281,7 @@ def resampled(n: int) -> Floats:
 
 
 def verdict(a: float, b: float, again: Floats | None, pairs: int, independent: int, reason: str) -> dict[str, Any]:
-    """A row of `Sweep.compare`; ``again`` holds the resampled differences."""
+    """A row of `Sweep.compare`; ``again`` has the resampled differences."""
     row: dict[str, Any] = {"a": float(a), "b": float(b), "difference": float(b - a), "low": math.nan, "high": math.nan}
     row |= {"pairs": pairs, "differs": False, "reason": ""}
     if again is None or not pairs:
@@ -294,25 +294,25 @@ def verdict(a: float, b: float, again: Floats | None, pairs: int, independent: i
 
 
 def student(z: float, freedom: int) -> float:
-    """The quantile of Student's t where the normal distribution has ``z`` (Abramowitz and Stegun 1964, 26.7.5, two terms)."""
+    """Student's t quantile at the level of the normal quantile ``z`` (Abramowitz and Stegun 1964, 26.7.5, two terms)."""
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def critical(most: Floats, clusters: int) -> float:
-    """What the largest of several standardised differences exceeds in 5 % of the resamples, widened for few clusters.
+    """The 95 % quantile of the largest of several standardised differences, widened for few clusters.
 
     Args:
-        most: [RESAMPLES], the largest in each.
-        clusters: that the samples come from.
+        most: [RESAMPLES], the largest standardised difference of each resample.
+        clusters: how many clusters the samples come from.
     """
     return student(float(np.quantile(most, 1 - BY_CHANCE)), clusters - 1)
 
 
 class WithTheBest(NamedTuple):
-    """How settings stand to the best one, [settings] each, for all of them together.
+    """How settings compare with the best one, simultaneously for all of them.
 
-    ``may_be_best``; ``low`` and ``high``: by how much the best of the others is ahead, at least and at most, in scores; NaN
-    where too few pairs tell. ``independent`` [settings, settings]: the independent pairs of two settings.
+    ``may_be_best`` [settings]; ``low`` and ``high`` [settings] bound how far the best of the others is ahead, in scores; NaN
+    if there are too few pairs. ``independent`` [settings, settings] is the number of independent pairs of two settings.
     """
 
     may_be_best: Mask
@@ -325,7 +325,7 @@ def with_the_best(num: Floats, den: Floats, clusters: Ints, score: Callable[[Flo
     """Multiple comparisons with the best; see the docstring of this module. Two settings are compared where both have a value.
 
     Args:
-        num, den: [settings, pairs], what two settings have in one column is a pair; ``den`` is 0 where one has no value.
+        num, den: [settings, pairs]; two settings form a pair in each column; ``den`` is 0 where a setting has no value.
         clusters: [pairs], equal for pairs that are not independent.
         score: maps sum(num) / sum(den) to scores; higher is better.
     """
@@ -335,7 +335,7 @@ def with_the_best(num: Floats, den: Floats, clusters: Ints, score: Callable[[Flo
     drawn = resampled(min(len(np.unique(clusters)), MAX_BLOCKS)).T
 
     def scored(num: Floats, den: Floats) -> tuple[Floats, Floats, Ints]:
-        """[rows], [rows, RESAMPLES]: the scores of rows of pairs, and again; and how many clusters have a value."""
+        """Scores of rows of pairs [rows], their resamples [rows, RESAMPLES], and the number of clusters with a value [rows]."""
         parts = summed(np.stack([num, den]), clusters)
         independent = (parts[1] > 0).sum(axis=-1)
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
@@ -347,7 +347,7 @@ def with_the_best(num: Floats, den: Floats, clusters: Ints, score: Callable[[Flo
     for number, mask in enumerate(masks):
         theirs, theirs_again, shared = scored(num * mask, den * mask)
         for i in np.flatnonzero(kind == number):
-            own, own_again, _ = scored(num[i] * masks, den[i] * masks)  # where each other one has a value
+            own, own_again, _ = scored(num[i] * masks, den[i] * masks)  # restricted to pairs where the other has a value, too
             moved = theirs_again - own_again[kind]
             known = shared >= MIN_PAIRS
             known[i] = False
@@ -364,15 +364,15 @@ def with_the_best(num: Floats, den: Floats, clusters: Ints, score: Callable[[Flo
 
 
 def among_the_best(ahead: Floats, spread: Floats, limit: Floats, independent: Ints) -> WithTheBest:
-    """The intervals of the docstring of this module.
+    """Compute the intervals defined in the docstring of this module.
 
     Args:
-        ahead, spread: [settings, settings], by how much j is ahead of i, and its standard deviation; NaN where unknown.
+        ahead, spread: [settings, settings], how far j is ahead of i, and the standard deviation of that; NaN where unknown.
         limit: [settings], the critical values.
         independent: as in `WithTheBest`.
     """
     known = ~np.isnan(ahead)
-    least = 1e-9 * float(np.abs(ahead[known]).max(initial=0.0))  # what is within rounding is no difference
+    least = 1e-9 * float(np.abs(ahead[known]).max(initial=0.0))  # a difference within rounding does not count
     lead = np.where(known, ahead - limit[:, None] * spread, -np.inf).max(axis=1, initial=-np.inf)
     some = known.any(axis=1)
     may = some & (lead <= least)

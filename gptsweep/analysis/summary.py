@@ -1,4 +1,4 @@
-"""From the samples of a point to its row of ``summary.csv``: counts, and every metric."""
+"""Compute a point's row of ``summary.csv`` from its samples: counts and every metric."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .metrics import METRICS, Metric, Outcome, Record, Text, Texts
 
 
 def summary_of(samples: Sequence[Record]) -> dict[str, Any]:
-    """Counts and metrics of the samples of a point, as in ``summary.csv``."""
+    """Counts and metrics of a point's samples, as in ``summary.csv``."""
     return summarise({}, samples) | text_metrics(samples)
 
 
@@ -20,15 +20,14 @@ def summarise(settings: Mapping[str, object], samples: Sequence[Record]) -> dict
     """The first columns of ``summary.csv``: ``settings``, then counts, and means and standard deviations over the samples.
 
     Args:
-        settings: the point's own columns, in their order.
+        settings: the point's own columns, in order.
         samples: lines of ``samples.jsonl``.
 
     Returns:
         ``settings``; ``num_prompts``, ``num_samples`` (over all prompts); ``finish_length``, ``finish_stop``, ``finish_eot``,
-        ``finish_overflow``, and ``finish_repetition`` where there are some; ``prompt_tokens`` and ``completion_tokens``
-        (sums); ``logprob_mean``, ``logprob_std`` and the same for every metric that has a ``deviation``, over the samples
-        that have one: the standard deviation with
-        n - 1, as pandas has it. None where there are too few.
+        ``finish_overflow``, and, if any, ``finish_repetition``; ``prompt_tokens`` and ``completion_tokens`` (sums);
+        ``logprob_mean``, ``logprob_std`` and the same for every metric that has a ``deviation``, over the samples with a value.
+        The standard deviation has n - 1 in the denominator, as in pandas. None where there are too few samples.
     """
     reasons = Counter(sample["finish_reason"] for sample in samples)
     row = dict(settings)
@@ -40,7 +39,7 @@ def summarise(settings: Mapping[str, object], samples: Sequence[Record]) -> dict
     for metric in METRICS.values():
         if metric.deviation:
             values = [float(value) for sample in samples if (value := metric.value(Text(sample))) is not None]
-            # fsum is exact, so that the order of the samples does not show.
+            # fsum is exact, so that the result does not depend on the order of the samples.
             mean = math.fsum(values) / len(values) if values else None
             row[metric.name] = mean
             row[metric.deviation] = (
@@ -52,25 +51,25 @@ def summarise(settings: Mapping[str, object], samples: Sequence[Record]) -> dict
 
 
 def text_metrics(samples: Sequence[Record]) -> dict[str, float | None]:
-    """Every metric of one point but those that `summarise` gives.
+    """Every metric of one point that `summarise` does not give.
 
-    The result does not depend on the order of ``samples``. ``None`` stands where a metric cannot be computed; for the reason
-    see `metric_reasons`.
+    The result does not depend on the order of ``samples``. ``None`` marks a metric that cannot be computed; `metric_reasons`
+    says why.
 
     Args:
         samples: lines of ``samples.jsonl``; read are ``prompt_index``, ``seed``, ``sample_index``, ``completion``,
-            ``token_ids``, ``finish_reason`` and what metrics name as their ``field``.
+            ``token_ids``, ``finish_reason`` and each metric's ``field``.
     """
     return {name: None if isinstance(outcome, str) else outcome for name, outcome in outcomes(samples).items()}
 
 
 def metric_reasons(samples: Sequence[Record]) -> dict[str, str]:
-    """Why the metrics that `text_metrics` leaves empty for these samples are empty, by name."""
+    """Why `text_metrics` leaves metrics of these samples empty, by name."""
     return {name: outcome for name, outcome in outcomes(samples).items() if isinstance(outcome, str)}
 
 
 def outcomes(samples: Sequence[Record]) -> dict[str, Outcome]:
-    """Value or reason of every metric of `text_metrics`, standard errors included: those per sample, then those per point."""
+    """The value or reason of every metric of `text_metrics` and of its standard error: metrics per sample, then per point."""
     texts = Texts(Text(sample) for sample in sorted(samples, key=place))
     texts.count_words()
     found: dict[str, Outcome] = {}
@@ -89,12 +88,12 @@ def outcomes(samples: Sequence[Record]) -> dict[str, Outcome]:
 
 
 def place(sample: Record) -> tuple[int, int, int, str]:
-    """Where a sample stands among those of its point, whatever order it came in."""
+    """Sort key of a sample within its point."""
     return sample["prompt_index"], sample["seed"], sample["sample_index"], sample["completion"]
 
 
 def sample_mean(values: Sequence[float], metric: Metric) -> tuple[Outcome, Outcome]:
-    """Mean over samples, and standard error of the mean (n - 1 in the variance)."""
+    """Mean over samples, and its standard error (n - 1 in the variance)."""
     if not values:
         return f"needs {metric.needs}", f"needs {metric.needs}"
     mean = math.fsum(values) / len(values)
@@ -105,13 +104,13 @@ def sample_mean(values: Sequence[float], metric: Metric) -> tuple[Outcome, Outco
 
 
 def token_mean(values: Sequence[tuple[float, int]], metric: Metric) -> tuple[Outcome, Outcome]:
-    """Mean over samples, every token of the point counting the same, and its standard error.
+    """Mean over samples weighted by tokens, and its standard error.
 
     The error is that of the ratio (sum of value times tokens) / (sum of tokens) over samples, to first order.
 
     Args:
-        values: value and number of tokens by sample.
-        metric: whose values they are.
+        values: value and number of tokens of each sample.
+        metric: the metric.
     """
     if not values:
         return f"needs {metric.needs}", f"needs {metric.needs}"
@@ -124,7 +123,7 @@ def token_mean(values: Sequence[tuple[float, int]], metric: Metric) -> tuple[Out
 
 
 def scaled(mean: float, error: tuple[float, float] | None, metric: Metric) -> tuple[Outcome, Outcome]:
-    """Mean and error on the metric's own scale; ``error`` is a numerator and a denominator, None where there is one sample."""
+    """Mean and error on the metric's own scale; ``error`` is (numerator, denominator), None if there is one sample."""
     try:
         value = math.exp(-mean) if metric.exponential else mean
     except OverflowError:

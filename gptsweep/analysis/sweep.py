@@ -1,4 +1,4 @@
-"""A sweep as tables: its points grouped, two of them compared, its samplers compared, with a user's own metrics."""
+"""A sweep as tables: group its points, compare two of them, compare its samplers, add user-defined metrics."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ if TYPE_CHECKING:
 
 MAX_SAMPLES = 10_000
 MAX_TEXT = 6_000_000
-"""Samples that are compared pair by pair: so many, and so many characters. Beyond, whole places (prompt,
-seed, sample_index) are left out evenly."""
+"""The maximum number of samples, and of their characters, to compare pair by pair. Beyond that, (prompt, seed, sample_index)
+combinations are left out evenly."""
 
 PointChoice = int | str | Mapping[str, Any]
-"""A point: its row in ``summary``, its ``directory``, or settings that all points meant share, as ``{"temperature": 0.7}``."""
+"""A point: its row in ``summary``, its ``directory``, or settings shared by all points meant, as ``{"temperature": 0.7}``."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """What `frames.read_sweep` read.
+    """A sweep as `frames.read_sweep` reads it.
 
-    ``summary`` has a row a point: settings, metrics, ``status`` (complete, partial, failed, missing), ``error``, ``directory``.
-    ``samples`` has a row a sample; ``point`` is the row of its point in ``summary``, ``token_ids`` holds int32 arrays.
-    ``settings`` names the settings columns, ``swept`` those of them that differ between points. ``problems`` says, one line
-    each, what could not be read and in which file; ``damaged_lines`` is how many lines of samples that were. ``declared`` has
-    the metrics by name, those of a user's own (`scored`) last; ``directories`` the run directories, by label of ``summary``;
-    ``ratings`` those of samples (`rated`).
+    ``summary`` has one row per point: settings, metrics, ``status`` (complete, partial, failed, missing), ``error``,
+    ``directory``. ``samples`` has one row per sample; ``point`` is the row of its point in ``summary``, ``token_ids`` contains
+    int32 arrays. ``settings`` names the settings columns, ``swept`` those that differ between points. ``problems`` says, one
+    line each, what could not be read and in which file; ``damaged_lines`` counts the unreadable lines of samples. ``declared``
+    has the metrics by name, user-defined ones (`scored`) last; ``directories`` maps labels of ``summary`` to run directories;
+    ``ratings`` has the ratings of samples (`rated`).
     """
 
     summary: pd.DataFrame
@@ -61,13 +61,13 @@ class Sweep:
 
     @cached_property
     def _textual(self) -> tuple[compare.Floats, compare.Mask]:
-        """`compare.text_values` of the samples as far as they are known, and of which they are."""
+        """`compare.text_values` of the samples, filled on demand, and a mask of those already computed."""
         return np.full((len(self.samples), len(compare.textual())), np.nan), np.zeros(len(self.samples), dtype=bool)
 
     def measured(self, points: pd.DataFrame) -> pd.DataFrame:
-        """`compare.sample_values` of the samples of these rows of ``summary``, and what tells which are independent.
+        """`compare.sample_values` of the samples of these rows of ``summary``, with two columns that identify clusters.
 
-        ``copy_of`` is equal for samples of copies of one point, ``noise_of`` for samples that draw from the same noise.
+        ``copy_of`` is equal for samples of copies of one point, ``noise_of`` for samples drawn from the same noise.
         """
         chosen = self.samples["point"].isin(points.index).to_numpy(bool)
         values, known = self._textual
@@ -84,10 +84,10 @@ class Sweep:
 
     @cached_property
     def tokens(self) -> pd.DataFrame:
-        """What was measured at each token of samples made with ``sampling.logprobs``: a row a token, read at first use.
+        """Measurements at each token of samples made with ``sampling.logprobs``: one row per token, read at first use.
 
-        ``sample`` is the row of its sample in ``samples``; ``position`` counts the tokens of a completion from 0, and ``begin``
-        and ``end`` say which characters of the completion it is. ``logprob``, ``sampler_logprob``, ``rank``, ``entropy``,
+        ``sample`` is the row of its sample in ``samples``; ``position`` counts the tokens of a completion from 0; ``begin`` and
+        ``end`` delimit its characters in the completion. ``logprob``, ``sampler_logprob``, ``rank``, ``entropy``,
         ``survivors``, ``top_ids`` and ``top_logprobs`` are as in `gptsweep.records.TokenLogprobs`; ``text`` and ``top_texts``
         are the texts of the ids.
         """
@@ -95,21 +95,21 @@ class Sweep:
 
     @property
     def metrics(self) -> list[str]:
-        """The metrics that ``summary`` has a value of, in the order they are shown."""
+        """The metrics that have a value somewhere in ``summary``, in display order."""
         return [name for name in self.declared if name in self.summary and self.summary[name].notna().any()]
 
     def points(self, choice: PointChoice) -> pd.DataFrame:
-        """The rows of ``summary`` that are meant.
+        """The rows of ``summary`` that ``choice`` selects.
 
         Raises:
-            ResultsError: there is none.
+            ResultsError: it selects none.
         """
         table = self.summary
         if isinstance(choice, Mapping):
             chosen = np.ones(len(table), dtype=bool)
             for name, value in choice.items():
                 if name not in self.settings:
-                    raise ResultsError("point", name, f"is not a setting here; swept are {', '.join(self.swept) or 'none'}")
+                    raise ResultsError("point", name, f"is not a setting here; swept: {', '.join(self.swept) or 'none'}")
                 column = table[name]
                 chosen &= (column.isna() if value is None else (column == value).fillna(False)).to_numpy(bool)
             table = table[chosen]
@@ -120,23 +120,23 @@ class Sweep:
             table = table[table.index == choice]
         if table.empty:
             shown = ",".join(f"{name}={value}" for name, value in choice.items()) if isinstance(choice, Mapping) else choice
-            raise ResultsError("point", shown, "is no point of this sweep; give a row number, a directory, or settings")
+            raise ResultsError("point", shown, "is not a point of this sweep; give a row number, a directory, or settings")
         return table
 
     def group(self, by: Sequence[str] | None = None) -> pd.DataFrame:
-        """Points that agree in ``by`` taken together: by default all swept settings but the seed.
+        """Group points that agree in ``by``; by default in all swept settings except the seed.
 
         Returns:
-            A row a group with the settings ``by``, ``points`` (labels), ``num_points``, ``num_samples``, and for every metric
-            its mean, ``<metric>_se`` and ``<metric>_n``. A metric per sample is the mean over all samples of the group, n
-            counts samples; a metric per point is the mean over its points, n counts points. Samples and points that stand
-            in several directories count once. Errors are over what is independent, as `compare` (the module) says: samples of
-            different prompts, seeds or sample_index, and for a metric per point seeds; one seed alone has no error there.
+            One row per group with the settings ``by``, ``points`` (labels), ``num_points``, ``num_samples``, and for every
+            metric its mean, ``<metric>_se`` and ``<metric>_n``. A metric per sample is averaged over all samples of the group,
+            and n counts samples; a metric per point is averaged over its points, and n counts points. Samples and points found
+            in several directories count once. Errors are over independent clusters (see the module `stats`): different prompts,
+            seeds or sample_index for metrics per sample, seeds for metrics per point; with one seed the latter have no error.
         """
         keys = [key for key in self.swept if key != "seed"] if by is None else list(by)
         for key in keys:
             if key not in self.settings:
-                raise ResultsError("group", key, f"is not a setting here; swept are {', '.join(self.swept) or 'none'}")
+                raise ResultsError("group", key, f"is not a setting here; swept: {', '.join(self.swept) or 'none'}")
         table = self.summary
         codes = np.zeros(len(table), dtype=np.int64)
         if keys:
@@ -145,7 +145,7 @@ class Sweep:
         points = np.split(table.index.to_numpy()[np.argsort(codes, kind="stable")], np.cumsum(counts)[:-1])
         columns: dict[str, Any] = {key: table[key].array.take(first) for key in keys}
         columns["points"] = [tuple(each.tolist()) for each in points]
-        # Of copies of a point the one with the most samples stands for all.
+        # Keep one copy of each point, the one with the most samples.
         order = np.argsort(-table["num_samples"].to_numpy(), kind="stable")
         copies = pd.DataFrame({"group": codes, "copy_of": compare.identities(table)}).iloc[order].duplicated().sort_index()
         alone, own = table[~copies.to_numpy()], codes[~copies.to_numpy()]
@@ -172,16 +172,16 @@ class Sweep:
         return pd.DataFrame(columns)
 
     def compare(self, a: PointChoice, b: PointChoice) -> pd.DataFrame:
-        """What changes from ``a`` to ``b``, metric by metric, in the units of the metric.
+        """The change from ``a`` to ``b`` in every metric, in units of the metric.
 
-        Samples are paired over prompt, seed, sample_index and every swept setting that ``a`` and ``b`` leave open; under
-        common noise a pair shares its random numbers, so its difference is much less noisy than two means. Intervals are 95 %
-        percentile bootstrap (2,000 resamples, always the same): pairs of one prompt, seed and sample_index, which share
-        their noise, are drawn together. Metrics per point are paired over points, those of one seed drawn together.
+        Samples are paired by prompt, seed, sample_index and every swept setting that ``a`` and ``b`` leave open. With common
+        noise, a pair shares its random numbers, so its difference is much less noisy than that of two means. Intervals are 95 %
+        percentile bootstrap intervals (2,000 resamples, always the same), which draw pairs of one prompt, seed and sample_index
+        together since they share their noise. Metrics per point are paired by point; points of one seed are drawn together.
 
         Returns:
-            A row a metric: ``a``, ``b`` (means over the pairs), ``difference`` (b - a), ``low``, ``high``, ``pairs``,
-            ``differs`` (whether the interval leaves out 0) and ``reason`` (why there is no interval, or no verdict).
+            One row per metric: ``a``, ``b`` (means over the pairs), ``difference`` (b - a), ``low``, ``high``, ``pairs``,
+            ``differs`` (whether the interval excludes 0) and ``reason`` (why there is no interval, or no verdict).
         """
         first, second = self.points(a), self.points(b)
         fixed = set(a if isinstance(a, Mapping) else self.swept) | set(b if isinstance(b, Mapping) else self.swept)
@@ -207,7 +207,7 @@ class Sweep:
     def _settings_of(
         self, first: pd.DataFrame, second: pd.DataFrame, by: Sequence[str] | None
     ) -> tuple[pd.Index[Any], npt.NDArray[np.int64], int, int, int]:
-        """The points, the setting of each (two are ``first`` and ``second``), how many there are, and which those two are."""
+        """The points, the setting of each, the number of settings, and the settings that ``first`` and ``second`` are."""
         keys = [key for key in self.swept if key != "seed"] if by is None else list(by)
         codes = np.zeros(len(self.summary), dtype=np.int64)
         if keys:
@@ -218,33 +218,33 @@ class Sweep:
         return self.summary.index, codes, count + 2, count, count + 1
 
     def effect(self, key: str) -> pd.DataFrame:
-        """What a swept setting does: `compare` from its lowest value to its highest, an unset one counting as highest."""
+        """The effect of a swept setting: `compare` from its lowest value to its highest; unset counts as highest."""
         values = ordered(self.summary[key])
         return self.compare({key: values[0]}, {key: values[-1]})
 
     def compare_samplers(
         self, metric: str, by: Sequence[str] | None = None, *, reference: Mapping[str, float | None] | None = None
     ) -> SamplerComparison:
-        """Which family of samplers is ahead when each is tuned equally long: the expected best of n tried settings.
+        """Find which family of samplers is ahead if each is tuned equally long, by the expected best of n tried settings.
 
-        Settings (points that differ in more than the seed) are grouped by which samplers truncate, and the expected best of n
-        = 1 to N of each family is found: exactly, without replacement, chosen on one half of the prompts or samples and scored
-        on the other. Formulas and sources: the module `budgets`.
+        Settings (points that differ in more than the seed) are grouped by the samplers that truncate. The expected best of n =
+        1 to N settings of a family is computed exactly, without replacement; the best is chosen on one half of the prompts or
+        samples and scored on the other. The module `budgets` has formulas and sources.
 
         Args:
-            metric: ``METRIC:min``, ``METRIC:max`` or ``METRIC:reference`` (nearest to the reference text).
-            by: settings whose values make a family, in place of the samplers that truncate.
-            reference: the metrics of a reference text, as `Reference` has them.
+            metric: ``METRIC:min``, ``METRIC:max`` or ``METRIC:reference`` (closest to the reference text).
+            by: settings whose values define a family, instead of the samplers that truncate.
+            reference: the metrics of a reference text, as in `Reference`.
 
         Raises:
-            ResultsError: a name is wrong, or there is one family only.
+            ResultsError: a name is wrong, or there is only one family.
         """
         aim = Aim.of(metric, reference, self.declared)
         if aim.metric.per == "pair":
-            raise ResultsError("metric", metric, "is of settings that raters compared, not of samples; families have none")
+            raise ResultsError("metric", metric, "comes from ratings of pairs of settings; families of samplers have no value")
         for key in by or ():
             if key not in self.settings:
-                raise ResultsError("by", key, f"is not a setting here; swept are {', '.join(self.swept) or 'none'}")
+                raise ResultsError("by", key, f"is not a setting here; swept: {', '.join(self.swept) or 'none'}")
         order = np.argsort(-self.summary["num_samples"].to_numpy(), kind="stable")
         whole = self.summary.iloc[order]
         points = whole[~pd.Series(compare.identities(whole), whole.index).duplicated()].sort_index()
@@ -254,14 +254,14 @@ class Sweep:
         return compare_samplers(aim, points, samples, setting, by)
 
     def scored(self, *metrics: Callable[[Any], float | None] | OwnMetric) -> Sweep:
-        """The sweep with metrics of one's own: every table, comparison and page then has them as it has the others.
+        """Return the sweep with user-defined metrics, which every table, comparison and page then includes.
 
         Args:
             metrics: functions of one argument, a sample (annotated as ``dict``) or the samples of a point (as ``list``); see
-                `own_metrics`. Values are kept beside the samples, and computed once for the same code and samples.
+                `own_metrics`. Values are cached beside the samples, and recomputed only if code or samples change.
 
         Raises:
-            ConfigError: a function's argument is not annotated so, or it has the name of a metric or a column.
+            ConfigError: a function's argument is not annotated so, or a metric or column has its name.
             ResultsError: a function fails; the error names the sample.
         """
         found = self
@@ -271,11 +271,11 @@ class Sweep:
         return found
 
     def rated(self, ratings: Sequence[Rating]) -> Sweep:
-        """The sweep with ratings of its samples: the metric ``preference``, in every table, comparison and page.
+        """Return the sweep with ratings of its samples: tables, comparisons and pages then include the metric ``preference``.
 
         Args:
-            ratings: of any number of raters, as `store.ratings.read_ratings` has them. In ``summary`` a point has the
-                preference of its setting, its seeds together.
+            ratings: by any number of raters, from `store.ratings.read_ratings`. In ``summary`` a point has the preference of
+                its setting, over all seeds.
 
         Raises:
             ResultsError: see `Ratings.of`.
@@ -310,12 +310,12 @@ class Sweep:
         return replace(self, summary=summary, samples=table, declared={**self.declared, metric.name: metric})
 
     def only(self, chosen: npt.NDArray[np.bool_]) -> Sweep:
-        """The sweep with these points alone; their labels stay."""
+        """Return the sweep with only these points; labels do not change."""
         summary = self.summary[chosen]
         return replace(self, summary=summary, samples=self.samples[self.samples["point"].isin(summary.index)])
 
     def thinned(self) -> Sweep:
-        """The sweep with as many samples as a page holds; what stays is the same at every point."""
+        """Return the sweep with as many samples as fit on a page, the same ones for every point."""
         samples = self.samples
         size = samples["completion"].str.len().sum()
         share = min(1.0, MAX_SAMPLES / max(1, len(samples)), MAX_TEXT / max(1, size))
@@ -327,7 +327,7 @@ class Sweep:
         return replace(self, samples=samples[places.isin(chosen)])
 
     def reasons(self) -> dict[str, str]:
-        """Why a metric is empty somewhere: by metric, the reason at the first point where it is."""
+        """For each metric that is empty somewhere, the reason at the first such point."""
         found: dict[str, str] = {}
         for name in self.declared:
             if name not in self.summary or self.summary[name].notna().all():
@@ -341,16 +341,16 @@ class Sweep:
         return found
 
     def failures(self) -> list[str]:
-        """A line for each point that failed, the first hundred."""
+        """One line for each failed point, at most a hundred."""
         failed = self.summary[self.summary["status"] == "failed"]
         lines = [
             f"{row['directory']}: {row['error'] if pd.notna(row['error']) else 'failed'}"
             for _, row in failed.head(100).iterrows()
         ]
-        return [*lines, f"{len(failed) - 100} further points failed"] if len(failed) > 100 else lines
+        return [*lines, f"{len(failed) - 100} more points failed"] if len(failed) > 100 else lines
 
     def to_xarray(self) -> xarray.Dataset:
-        """The metrics as an `xarray.Dataset` with the swept settings as dimensions; ``null`` stands for an unset one.
+        """The metrics as an `xarray.Dataset` with the swept settings as dimensions; an unset value is labelled ``null``.
 
         Raises:
             ResultsError: xarray is not installed, or two points have the same settings.
@@ -365,14 +365,14 @@ class Sweep:
             if table[key].isna().any():
                 table[key] = table[key].astype(object).where(table[key].notna(), "null")
         if table.duplicated(keys).any():
-            raise ResultsError("to_xarray", ", ".join(keys), "does not tell all points apart; read one sweep at a time")
+            raise ResultsError("to_xarray", ", ".join(keys), "does not identify every point; read one sweep at a time")
         wide = table.set_index(keys)[[*self.metrics, "num_samples"]]
         dataset: xarray.Dataset = wide.astype(float).to_xarray()
         return dataset
 
 
 def records_of(samples: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of ``Sweep.samples`` as the fields of their lines of ``samples.jsonl``, in Python's own types."""
+    """Rows of ``Sweep.samples`` as dictionaries with the fields of ``samples.jsonl``, in Python's own types."""
     columns = {name: samples[name].tolist() for name in FIELDS}
     columns["token_ids"] = [ids.tolist() for ids in samples["token_ids"]]
     for name in MEANS:

@@ -1,4 +1,4 @@
-"""A sweep as a notebook shows it: the table of the review."""
+"""A sweep's display in a notebook: the table of the review."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_ROWS = 50
 
 
 def sweep_html(sweep: Sweep) -> str:
-    """What is there, and a row for each setting with the usual metrics and their standard errors; no script."""
+    """Counts, then one row per setting with the default metrics and their standard errors; without scripts."""
     rows = sweep.group()
     keys = [key for key in sweep.swept if key != "seed"]
     metrics = [sweep.declared[name] for name in sweep.metrics if sweep.declared[name].default]

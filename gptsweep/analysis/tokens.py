@@ -1,4 +1,4 @@
-"""What was measured at each token, as ``logprobs.jsonl`` holds it, joined to the samples: one row a token."""
+"""Per-token measurements from ``logprobs.jsonl``, joined with the samples: one row per token."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ log = get_logger(__name__)
 
 
 def logprobs_of(samples: pd.DataFrame, directories: Mapping[int, Path]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The lines of ``logprobs.jsonl`` that samples have, with the label of the sample; the log says what cannot be read.
+    """Yield the lines of ``logprobs.jsonl`` that belong to samples, with the label of the sample; log what cannot be read.
 
-    A line whose tokens are not those of its sample is left out.
+    A line whose tokens differ from those of its sample is skipped.
 
     Args:
         samples: rows of ``Sweep.samples``.
-        directories: the run directories by label of the point.
+        directories: run directories by label of the point.
     """
     problems: list[str] = []
     for point, rows in samples.groupby("point", sort=False):
@@ -43,7 +43,7 @@ def logprobs_of(samples: pd.DataFrame, directories: Mapping[int, Path]) -> Itera
 
 
 def token_frame(samples: pd.DataFrame, directories: Mapping[int, Path]) -> pd.DataFrame:
-    """`Sweep.tokens`."""
+    """Build `Sweep.tokens`."""
     columns: dict[str, list[Any]] = {name: [] for name in ("sample", "position", "token_id", "text", "begin", "end")}
     columns |= {name: [] for name in (*NUMBERS, *COUNTS, "top_ids", "top_logprobs", "top_texts")}
     for label, line in logprobs_of(samples, directories):

@@ -1,7 +1,7 @@
-"""How many runs of n words of some texts are distinct, counted for all texts of a point at once.
+"""Count distinct word n-grams for all texts of a point at once.
 
-A run is a number by which equal runs are equal and others are not, so the counts are those of sets of tuples, in a fifth of
-the time.
+Each n-gram is encoded as an integer, equal for equal n-grams only, so the counts are those of sets of tuples in a fifth of the
+time.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BOUND = 1 << 62
-"""Products of numbers below it need no other numbers."""
+"""While the bound is below this, products fit into int64 without renumbering."""
 
 Numbers = NDArray[np.int64]
 
 
 class WordRuns:
-    """The runs of n words of some texts, for n = 1, 2, …
+    """The word n-grams of several texts, for n = 1, 2, …
 
     Args:
-        texts: words by text.
+        texts: the words of each text.
     """
 
     def __init__(self, texts: Sequence[Sequence[str]]) -> None:
@@ -35,7 +35,7 @@ class WordRuns:
         self._owners = np.repeat(np.arange(len(texts)), self._lengths)
 
     def distinct(self, n: int) -> list[int]:
-        """How many runs of ``n`` words are distinct in each text by itself."""
+        """The number of distinct n-grams of ``n`` words in each text."""
         runs, bound = self._runs(n)
         if bound * max(1, len(self._lengths)) >= _BOUND:
             runs, bound = _numbered(runs)
@@ -47,12 +47,12 @@ class WordRuns:
         return found
 
     def distinct_together(self, n: int) -> int:
-        """How many runs of ``n`` words are distinct in all texts together."""
+        """The number of distinct n-grams of ``n`` words in all texts together."""
         runs = np.sort(self._runs(n)[0])
         return int(np.count_nonzero(runs[1:] != runs[:-1])) + bool(len(runs))
 
     def _runs(self, n: int) -> tuple[Numbers, int]:
-        """The number of each run, and a bound on them; runs end within their text."""
+        """The code of each n-gram and an upper bound on the codes; n-grams do not cross texts."""
         runs, bound = self._words, self._kinds
         for length in range(2, n + 1):
             if bound * self._kinds >= _BOUND:
@@ -62,6 +62,6 @@ class WordRuns:
 
 
 def _numbered(values: Numbers) -> tuple[Numbers, int]:
-    """Numbers from 0 on, equal where values are, and a bound on them."""
+    """Renumber values densely from 0, and return an upper bound."""
     kinds, numbers = np.unique(values, return_inverse=True)
     return numbers.astype(np.int64, copy=False), max(1, len(kinds))
