@@ -258,7 +258,7 @@ METRICS: dict[str, Metric] = {
         Metric(
             name="seq_rep_4",
             label="Repetition (seq-rep-4)",
-            meaning="share of a sample's token 4-grams that it already held",
+            meaning="share of a sample's token 4-grams that it contains earlier",
             unit="share",
             of_sample=lambda text: seq_rep(text.tokens),
             needs="a sample of at least 4 tokens",
@@ -279,7 +279,7 @@ METRICS: dict[str, Metric] = {
         Metric(
             name="ends_repeating",
             label="Ends repeating",
-            meaning="share of samples that end in a phrase said again and again",
+            meaning="share of samples that end in a phrase repeated over and over",
             unit="share",
             of_sample=lambda text: float(ends_repeating(text.tokens)),
             direction="lower",
@@ -341,7 +341,7 @@ METRICS: dict[str, Metric] = {
 MAUVE = Metric(
     name="mauve",
     label="MAUVE",
-    meaning="how near the texts of a point are to the reference text, by hidden states of a model; 1 is near, 0 far",
+    meaning="how close the texts of a point are to the reference text, by hidden states of a model; from 0 (far) to 1 (close)",
     unit="share",
     of_point=lambda texts: "needs --metric mauve, and a reference text",
     needs="20 samples of a point and as many pieces of a reference text",
