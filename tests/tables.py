@@ -31,11 +31,13 @@ def pause(seconds: float, row: Row) -> None:
 def scripted(place: Path, seconds: float, row: Row) -> None:
     """A row takes a while, and directories in ``place`` make some of them special.
 
-    With ``held`` sample 5 of seed 3 waits. With ``memory`` sample 1 of seed 2 takes more of it than there is, twice: the first
-    time Python finds that out, the second time the system, which kills the process as Ray's memory monitor does.
+    With ``held`` sample 5 of seed 3 waits, and ``waits`` says so. With ``memory`` sample 1 of seed 2 takes more memory than
+    there is, twice: Python finds that out the first time, and the system the second, which kills the process as Ray's memory
+    monitor does.
     """
     time.sleep(seconds)
     while (place / "held").is_dir() and (row.noise_key, row.sample_index) == (3, 5):
+        (place / "waits").touch()
         time.sleep(0.02)
     if (memory := place / "memory").is_dir() and (row.noise_key, row.sample_index) == (2, 1):
         times = len(list(memory.iterdir()))

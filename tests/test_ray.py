@@ -26,7 +26,7 @@ from ray._private.node import Node
 from ray.cluster_utils import Cluster
 from sweeps import Run, samples_of, save_checkpoint
 from tables import ShippedTables, Table, Tables, scripted
-from test_backend import files
+from test_backend import files, jobs
 from test_remote import Threads, lines, settle
 
 from gptsweep.engine import torch_backend
@@ -35,6 +35,9 @@ from gptsweep.run.executors.local import LocalExecutor
 from gptsweep.run.executors.ray import RayPool
 from gptsweep.run.executors.remote import RemoteExecutor
 from gptsweep.run.jobs import Outcome
+from gptsweep.run.progress import Progress
+from gptsweep.run.session import run_jobs
+from gptsweep.store.unfinished import Unfinished
 
 pytestmark = pytest.mark.xdist_group("ray")  # one process starts Ray
 
@@ -269,6 +272,29 @@ def test_the_command_tunes_on_ray_by_one_override_and_its_actor_stays_from_batch
     assert (there / "report.html").exists()
     (only,) = pools
     assert (len(opened), next(only._numbers)) == (1, 2), "one model was opened, in one actor"
+
+
+def test_a_worker_that_does_not_stop_is_ended_and_the_next_batch_does_not_wait_for_it(
+    tmp_path: Path,
+    pool: RayPool,
+    script: Path,
+    whole: dict[str, bytes],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gptsweep.run.executors.remote._STOP_SECONDS", 0.2)
+    executor = RemoteExecutor(pool, shards=2, heartbeat_s=30)
+    (script / "held").mkdir()
+    with Progress(quiet=True) as progress:
+        outcomes = run_jobs(jobs(tmp_path / "there", num_samples=6), progress, executor, Unfinished(tmp_path / "there"))
+        next(outcomes)
+        wait_for((script / "waits").exists)
+        outcomes.close()  # type: ignore[attr-defined]
+    assert "did not stop within 0.2 s" in caplog.text
+    (script / "held").rmdir()
+    settle(tmp_path / "there", executor)
+    assert files(tmp_path / "there") == whole
+    assert "no sign of life" not in caplog.text
 
 
 def test_raylets_that_are_killed_until_none_is_left_lose_nothing(

@@ -86,7 +86,7 @@ class Threads:
                 found.append((name, report))
         return found
 
-    def stop(self, seconds: float) -> list[tuple[str, Report]]:
+    def stop(self, seconds: float) -> list[tuple[str, Report | Gone]]:
         return [(name, worker.stop(seconds)) for name, worker in self.alive.items()]
 
     def kill(self, worker: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ...display import get_logger, one_line
@@ -109,6 +109,7 @@ class RayPool:
         self._refused = self._unborn = 0
         self._not_before = 0.0
         self._room, self._looked = 0, -_LOOK_SECONDS
+        self._kept: list[tuple[str, Report | Gone]] = []
         self._model: tuple[ModelSource, DeviceSettings] | None = None
         needs = ", ".join(f"{name} {amount:g}" for name, amount in self._resources.items())
         self.several = True
@@ -137,7 +138,7 @@ class RayPool:
                 except RayTaskError as error:
                     raise error.cause from None
                 except RayError:
-                    self.news(0)
+                    self._kept += self.news(0)
         return self._resolved[settings]
 
     def open(self, source: ModelSource, settings: DeviceSettings) -> None:
@@ -160,14 +161,15 @@ class RayPool:
     def news(self, seconds: float) -> list[tuple[str, Report | Gone]]:
         """As `Pool.news`."""
         self._fill()
+        found, self._kept = self._kept, []
+        seconds = 0.0 if found else seconds
         asked = {actor.asked: name for name, actor in self._actors.items()}
         if not asked:
             time.sleep(seconds)
-            return []
+            return found
         ready, _ = ray.wait(list(asked), num_returns=1, timeout=seconds)
         if ready:  # and whatever else is there
             ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0)
-        found: list[tuple[str, Report | Gone]] = []
         for ref in ready:
             name = asked[ref]
             actor = self._actors.pop(name)
@@ -189,21 +191,28 @@ class RayPool:
             self._actors[name] = actor
         return found
 
-    def stop(self, seconds: float) -> list[tuple[str, Report]]:
+    def stop(self, seconds: float) -> list[tuple[str, Report | Gone]]:
         """As `Pool.stop`."""
-        stopping = {actor.handle.stop.remote(seconds): name for name, actor in self._actors.items() if actor.place is not None}
-        found: list[tuple[str, Report]] = []
-        ready, late = ray.wait(list(stopping), num_returns=len(stopping), timeout=seconds + 1) if stopping else ([], [])
-        for ref in ready:
-            name, actor = stopping[ref], self._actors[stopping[ref]]
-            with suppress(Exception):  # of an actor that has ended: `news` says so
-                before, last = ray.get([actor.asked, ref], timeout=seconds)
+        stopping = {name: actor.handle.stop.remote(seconds) for name, actor in self._actors.items() if actor.place is not None}
+        found: list[tuple[str, Report | Gone]] = []
+        if stopping:
+            ray.wait(list(stopping.values()), num_returns=len(stopping), timeout=seconds + 1)
+        for name, asked in stopping.items():
+            actor = self._actors[name]
+            why = f"it did not stop within {seconds:g} s"
+            try:
+                last = ray.get(asked, timeout=0)
+                before = ray.get(actor.asked, timeout=seconds)
                 actor.asked = actor.handle.report.remote(_REPORT_SECONDS)
                 found += [(name, report) for report in (before, last) if isinstance(report, Report)]
-                if last.busy:
-                    late.append(ref)
-        for ref in late:
-            self.kill(stopping[ref])
+                if not last.busy:
+                    continue
+            except GetTimeoutError:
+                pass
+            except Exception as error:  # of an actor that has ended
+                why = _brief(error)
+            self.kill(name)
+            found.append((name, Gone(why, counts=False)))
         return found
 
     def kill(self, worker: str) -> None:

@@ -70,8 +70,8 @@ class Pool(Protocol):
     def news(self, seconds: float) -> list[tuple[str, Report | Gone]]:
         """What workers say, within ``seconds``; in place of one that is gone another is started."""
 
-    def stop(self, seconds: float) -> list[tuple[str, Report]]:
-        """End what all workers do, within ``seconds``; one that does not stop is ended itself."""
+    def stop(self, seconds: float) -> list[tuple[str, Report | Gone]]:
+        """End what all workers do, within ``seconds``; one that does not stop is ended itself, and gone."""
 
     def kill(self, worker: str) -> None:
         """End a worker that may not listen."""
@@ -182,14 +182,15 @@ class RemoteExecutor:
                     step()
                 except KeyboardInterrupt:
                     stopped = True
-                    for name, report in self._stop():
-                        yield from self._take(batch, name, report)
+                    for name, news in self._stop():
+                        yield from self._take(batch, name, news)
                     step()  # so that what has just arrived is on disk, too
                     raise
         finally:
             if not stopped:
-                for name, report in self._stop():
-                    batch.note(report, self._workers[name])
+                for name, news in self._stop():
+                    if isinstance(news, Report) and name in self._workers:
+                        batch.note(news, self._workers[name])
 
     def _take(self, batch: _Batch, name: str, news: Report | Gone) -> Iterator[tuple[SampleKey, Result]]:
         """What news of a worker mean for the rows of a batch."""
@@ -227,16 +228,7 @@ class RemoteExecutor:
                 worker.heard += now - self._looked
         self._looked = now
         for name, each in news:
-            if isinstance(each, Gone):
-                log.warning("the worker %s ended (%s)", name, each.why)
-                self._restarted += self._workers.pop(name, None) is not None
-                continue
-            worker = self._workers.setdefault(name, _Worker())
-            tokens, windows = worker.hear(each)
-            self._tokens += tokens
-            self._windows += windows
-            if each.opened is not None and (each.opened.source, each.opened.settings) == self._asked:
-                self._note_model(name, worker, each.opened)
+            self._note(name, each)
         for name, worker in list(self._workers.items()):
             if max(now - worker.heard, worker.report.idle_seconds) > self.heartbeat_s:
                 why = f"it gave no sign of life for {self.heartbeat_s:g} s"
@@ -279,12 +271,24 @@ class RemoteExecutor:
         if self.pool.wanted() == 0:
             raise WorkerError("no worker is left: all were refused, for reasons that the log has")
 
-    def _stop(self) -> list[tuple[str, Report]]:
-        """End what workers do, and hear from them a last time."""
-        reports = [(name, report) for name, report in self.pool.stop(_STOP_SECONDS) if name in self._workers]
-        for name, report in reports:
-            self._workers[name].hear(report)
-        return reports
+    def _stop(self) -> Iterator[tuple[str, Report | Gone]]:
+        """End what workers do, and hear from them a last time. Those that had to be ended get no more rows."""
+        for name, news in self.pool.stop(_STOP_SECONDS):
+            self._note(name, news)
+            yield name, news
+
+    def _note(self, name: str, news: Report | Gone) -> None:
+        """Take note of what a worker says of itself."""
+        if isinstance(news, Gone):
+            log.warning("the worker %s ended (%s)", name, news.why)
+            self._restarted += self._workers.pop(name, None) is not None
+            return
+        worker = self._workers.setdefault(name, _Worker())
+        tokens, windows = worker.hear(news)
+        self._tokens += tokens
+        self._windows += windows
+        if news.opened is not None and (news.opened.source, news.opened.settings) == self._asked:
+            self._note_model(name, worker, news.opened)
 
     def _say_waiting(self, now: float) -> None:
         if self._workers:

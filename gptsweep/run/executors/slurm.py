@@ -219,7 +219,7 @@ class SlurmPool:
             time.sleep(min(left, _POLL_SECONDS) if self._local else left)
         return found
 
-    def stop(self, seconds: float) -> list[tuple[str, Report]]:
+    def stop(self, seconds: float) -> list[tuple[str, Report | Gone]]:
         """As `Pool.stop`."""
         self._stops += 1
         asked = [job for job in self._alive() if job.left]
@@ -233,10 +233,9 @@ class SlurmPool:
             found += self._look()
             time.sleep(_POLL_SECONDS)
         for job in late:
-            self._kept.append((job.worker, Gone("it did not stop")))
+            found.append((job.worker, Gone(f"it did not stop within {seconds:g} s", counts=False)))
             self._drop(job)
-        self._kept += [(name, said) for name, said in found if isinstance(said, Gone)]
-        return [(name, said) for name, said in found if isinstance(said, Report)]
+        return found
 
     def kill(self, worker: str) -> None:
         """As `Pool.kill`."""
