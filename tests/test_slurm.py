@@ -29,7 +29,7 @@ from gptsweep.multirun.elsewhere import SlurmFusedLauncher
 from gptsweep.records import DeviceSettings, ModelSource, SampleLogprobs, TokenLogprobs
 from gptsweep.run.executors import job_files
 from gptsweep.run.executors.local import LocalExecutor
-from gptsweep.run.executors.remote import RemoteExecutor
+from gptsweep.run.executors.remote import Gone, RemoteExecutor
 from gptsweep.run.executors.slurm import FOLDER, SlurmPool
 from gptsweep.run.executors.worker import WorkerError
 from gptsweep.run.rows import Finished
@@ -224,20 +224,26 @@ def test_a_sweep_of_the_command_runs_in_jobs_by_one_override_and_a_tuner_keeps_t
 # -- what a cluster is asked --------------------------------------------------------------------------------------------------
 
 
-def test_slurm_gets_an_array_with_the_settings_and_loses_it_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SLURM's commands are stubs that note what they are asked."""
+@pytest.fixture
+def stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """SLURM's commands, which note here what they are asked; ``queue`` is what squeue answers, and without it, it fails."""
     commands = tmp_path / "commands"
     commands.mkdir()
     for name, does in {
         "srun": "",
         "sbatch": "cat $1 >> $NOTES/sbatch; echo Submitted batch job 12",
-        "sacct": "",
+        "sacct": "echo accounting storage is disabled >&2",
+        "squeue": "echo $* >> $NOTES/squeue; cat $NOTES/queue",
         "scancel": "echo $1 >> $NOTES/scancel",
     }.items():
         (commands / name).write_text(f"#!/bin/sh\n{does}\n")
         (commands / name).chmod(stat.S_IRWXU)
     monkeypatch.setenv("NOTES", str(tmp_path))
     monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    return tmp_path
+
+
+def test_slurm_gets_an_array_with_the_settings_and_loses_it_at_the_end(tmp_path: Path, stubs: Path) -> None:
     launcher = SlurmFusedLauncher(
         workers=3, timeout_min=30, cpus_per_task=2, gpus_per_node=1, mem_gb=16, partition="long",
         setup=["module load cuda"], additional_parameters={"account": "me"},
@@ -252,7 +258,23 @@ def test_slurm_gets_an_array_with_the_settings_and_loses_it_at_the_end(tmp_path:
     ):  # fmt: skip
         assert f"#SBATCH {line}\n" in script
     assert "\nmodule load cuda\n" in script
-    assert sorted((tmp_path / "scancel").read_text().split()) == ["12_0", "12_1", "12_2"]
+    assert sorted((stubs / "scancel").read_text().split()) == ["12_0", "12_1", "12_2"]
+
+
+def test_without_accounting_a_job_that_slurm_has_no_more_is_noticed_and_nothing_is_printed(
+    tmp_path: Path, stubs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gptsweep.run.executors.slurm._QUEUE_SECONDS", 0.0)
+    pool = SlurmPool(Tables(), tmp_path, workers=3)
+    assert pool.news(0) == [], "as long as SLURM does not answer no job has ended"
+    (stubs / "queue").write_text("12_2\n7\n12_0\n")
+    ((name, gone),) = pool.news(0)
+    pool.close()
+    assert name == "job 12_1"
+    assert isinstance(gone, Gone)
+    assert (stubs / "squeue").read_text().startswith(f"--user={os.getuid()} --array --noheader")
+    assert sorted((stubs / "scancel").read_text().split()) == ["12_0", "12_2"]
+    assert capfd.readouterr() == ("", "")
 
 
 def test_without_slurm_or_with_jobs_that_cannot_start_one_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

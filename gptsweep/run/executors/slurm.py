@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import os
 import pickle
 import re
@@ -23,16 +22,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from ...display import counted, get_logger, one_line
 from ...engine.backend import Backends
 from ...errors import ConfigError
-from ...files import open_to_read
 from ...records import DeviceSettings, ModelSource
 from ..rows import Finished
+from .job_control import end_process, jobs_in_queue, last_line
 from .job_files import (
     ASKED,
     SAID,
@@ -58,9 +56,9 @@ FOLDER = ".submitit"
 _TOKEN = re.compile(r"[0-9a-f]{16}")
 _BEAT_SECONDS = 5.0
 _POLL_SECONDS = 0.05
-_SACCT_SECONDS = 30.0
+_QUEUE_SECONDS = 30.0
+"""So often SLURM is asked which jobs it still has."""
 _LONGEST_WAIT_SECONDS = 60.0
-_LOG_BYTES = 4096
 
 
 @dataclass(slots=True, eq=False)
@@ -131,7 +129,6 @@ class SlurmPool:
         except RuntimeError as error:
             raise ConfigError("hydra.launcher.cluster", cluster, f"{one_line(str(error))}; local needs no SLURM") from error
         self._executor.update_parameters(**parameters or {})
-        logging.getLogger("submitit").setLevel(logging.ERROR)  # where sacct is off, it warns at each look
         self._workers, self._threads, self._patience = workers, threads, heartbeat_s
         self._backends = pickle.dumps(backends)
         self._run = self._folder / "workers" / secrets.token_hex(8)
@@ -149,7 +146,7 @@ class SlurmPool:
         self._unheard = 0
         self._submitted = False
         self._not_before = 0.0
-        self._asked_sacct = time.monotonic()
+        self._asked = time.monotonic()
         self._stops = 0
         self._model: tuple[ModelSource, DeviceSettings] | None = None
         self._resolving: list[DeviceSettings] = []
@@ -329,17 +326,17 @@ class SlurmPool:
         """The jobs that have ended: before their lines are read, as none comes after it."""
         if self._local:
             return [job for job in self._jobs if job.job.done()]
-        if time.monotonic() - self._asked_sacct < _SACCT_SECONDS or not self._jobs:
+        if time.monotonic() - self._asked < _QUEUE_SECONDS or not self._jobs:
             return []
-        self._asked_sacct = time.monotonic()
-        self._jobs[0].job.done(force_check=True)  # asks for all of them
-        return [job for job in self._jobs if job.job.watcher.is_done(job.job.job_id, mode="cache")]
+        self._asked = time.monotonic()
+        queued = jobs_in_queue()
+        return [] if queued is None else [job for job in self._jobs if job.job.job_id not in queued]
 
     def _require_some(self, job: _Job) -> None:
         """Give up where no job begins: their setup is wrong, say, and more of them would only burden the cluster."""
         if self._unheard >= TRIES and not self._alive():
             path = job.job.paths.stderr
-            what = f"{counted(self._unheard, 'job')} ended before they began ({_last_line(path)}); see {path}"
+            what = f"{counted(self._unheard, 'job')} ended before they began ({last_line(path)}); see {path}"
             raise ConfigError("hydra.launcher.cluster", self._cluster, what)
 
     def _hear(self, job: _Job, line: Mapping[str, Any]) -> Iterator[tuple[str, Report | Gone]]:
@@ -397,29 +394,9 @@ class SlurmPool:
         with contextlib.suppress(OSError):
             add_line(job.directory / ASKED, {"to": "all", "do": "end"})
         if self._local:
-            _end_process(job.job)
+            end_process(job.job)
         else:
             job.job.cancel(check=False)
-
-
-def _last_line(path: Path) -> str:
-    with contextlib.suppress(OSError), open_to_read(path) as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_BYTES))
-        if lines := file.read().decode(errors="replace").split("\n"):
-            return one_line(next(filter(str.strip, reversed(lines)), "nothing in the log"))[:200]
-    return "without a log"
-
-
-def _end_process(job: submitit.Job[None]) -> None:
-    """End a job of this machine: submitit's own way lets it go on for a second."""
-    process: Any = job._process  # type: ignore[attr-defined]
-    with contextlib.suppress(psutil.Error):
-        controller = psutil.Process(process.pid)
-        controller.suspend()  # so that it starts nothing meanwhile
-        for each in (*controller.children(recursive=True), controller):
-            with contextlib.suppress(psutil.Error):
-                each.kill()
-    process.wait()
 
 
 @contextlib.contextmanager
