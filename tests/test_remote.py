@@ -47,6 +47,7 @@ class Threads:
     """
 
     several = True
+    may_grow = False
     waiting_for = "a thread"
 
     def __init__(
@@ -321,6 +322,14 @@ def test_errors_of_every_kind_come_back_from_a_worker() -> None:
         back = failure.raised()
         assert type(error).__name__ in f"{type(back).__name__}: {back}"
         assert "test_remote.py" in str(back.__cause__)
+
+
+@pytest.mark.parametrize("grows", [False, True])
+def test_a_worker_that_stays_alone_takes_all_rows_at_once(tmp_path: Path, grows: bool) -> None:
+    pool = Threads(lambda _: Tables(), workers=1)
+    pool.may_grow = grows
+    settle(tmp_path, RemoteExecutor(pool), jobs(tmp_path, num_samples=60))
+    assert (len(pool.given) > 1) is grows
 
 
 # -- shards -------------------------------------------------------------------------------------------------------------------

@@ -113,6 +113,7 @@ class RayPool:
         self._model: tuple[ModelSource, DeviceSettings] | None = None
         needs = ", ".join(f"{name} {amount:g}" for name, amount in self._resources.items())
         self.several = True
+        self.may_grow = workers is None and address is not None
         self.waiting_for = f"one starts when the cluster has {needs} free"
 
     def wanted(self) -> int:

@@ -52,6 +52,8 @@ class Pool(Protocol):
 
     several: bool
     """Whether a worker takes several shards at once."""
+    may_grow: bool
+    """Whether there may be more workers later than are wanted now."""
     waiting_for: str
     """What has to be there before a worker can start, for the log."""
 
@@ -215,7 +217,8 @@ class RemoteExecutor:
         for name, worker in self._workers.items():
             if worker.model is None or not ledger.waiting:
                 continue
-            work = ledger.take(name, workers, several=self.pool.several, resumes=worker.same)
+            alone = workers == 1 and not self.pool.may_grow
+            work = ledger.take(name, workers, several=self.pool.several, alone=alone, resumes=worker.same)
             if work is not None:
                 self.pool.give(name, work)
 

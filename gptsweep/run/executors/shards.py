@@ -133,13 +133,16 @@ class Ledger:
         self._given[worker] = [shard for shard in self._given[worker] if not self.left.isdisjoint(shard.rows)]
         return bool(self._given[worker])
 
-    def take(self, worker: str, workers: int, *, several: bool = True, resumes: bool = True) -> Work | None:
+    def take(
+        self, worker: str, workers: int, *, several: bool = True, alone: bool = False, resumes: bool = True
+    ) -> Work | None:
         """Give shards to a worker, once it has none; None: nothing waits, or it has some.
 
         Args:
             worker: its name.
             workers: how many share what is left.
             several: whether it may take more than one.
+            alone: whether there never is another worker, so that it may take them all.
             resumes: whether rows may go on from what others made of them.
         """
         if self.holds(worker) or not self._waiting:
@@ -148,7 +151,7 @@ class Ledger:
         rows = list(taken[0].rows)
         while several and self._waiting and not taken[0].failures + self._waiting[0].failures:
             rows += self._waiting[0].rows
-            share = self._cost_left / max(1, workers) * (1 if len(rows) <= _LARGE_BATCH else 0.5)
+            share = self._cost_left / max(1, workers) * (1 if alone or len(rows) <= _LARGE_BATCH else 0.5)
             if sum(self._costs[number] for number in rows) > share * (1 + 1e-9):
                 break
             taken.append(self._waiting.popleft())

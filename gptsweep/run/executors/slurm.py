@@ -110,6 +110,7 @@ class SlurmPool:
     """
 
     several = True
+    may_grow = False
 
     def __init__(
         self,
