@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import math
 import os
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +21,9 @@ from rich.console import Console
 from sweeps import Run, samples_of, save_checkpoint
 
 from gptsweep import plan
-from gptsweep.engine.calibration import Speed, extrapolated
+from gptsweep.engine import calibration
+from gptsweep.engine.calibration import Speed, attended, extrapolated
+from gptsweep.records import Row, Sampling
 from gptsweep.run import calibrations, overhead, planning
 from gptsweep.run.estimate import RowShape, batches, seconds_of, shard, sharing
 from gptsweep.run.overhead import Overhead
@@ -124,6 +130,24 @@ def test_a_speed_is_read_between_measured_batches_and_of_more_layers() -> None:
     assert [SPEED.step(n) for n in (1, 2.5, 4, 10, 16, 28)] == pytest.approx([1, 1.5, 2, 5, 8, 14])
     more = Speed(steps=((1, 2.0), (4, 3.0)), row=0.2, position=0.5, prompt_token=0.75)
     assert extrapolated(SPEED, more, (1, 3), 5) == Speed(steps=((1, 3.0), (4, 4.0)), row=0.2, position=1.0, prompt_token=1.0)
+
+
+@settings(max_examples=30)
+@given(length=st.integers(0, 200), windows=st.lists(st.one_of(st.none(), st.integers(1, 100)), min_size=1, max_size=4))
+def test_the_positions_that_layers_attend_to_are_those_of_their_windows(length: int, windows: list[int | None]) -> None:
+    each = [sum(min(place + 0.5, window or math.inf) for place in range(length)) for window in windows]
+    assert attended(length, windows) == pytest.approx(sum(each) / len(each), abs=0.2)
+
+
+def test_greedy_rows_are_measured_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[Row]] = []
+    engine = SimpleNamespace(vocab_size=5, run=lambda rows, *_: asked.append(rows) or [])
+    for temperature, alike in ((0.0, False), (0.0, True), (1.0, False)):
+        with contextlib.suppress(IndexError, statistics.StatisticsError):  # it makes no steps
+            calibration._seconds(engine, Sampling(temperature=temperature), 16, 8, share=1.0, alike=alike)  # type: ignore[arg-type]
+    different = [{(row.prompt_ids, row.noise_key * row.sampling.temperature) for row in rows} for rows in asked]
+    assert list(map(len, different)) == [16, 1, 16]
+    assert {len(row.prompt_ids) for rows in asked for row in rows} == {8}
 
 
 def test_a_calibration_ends_in_time_on_a_busy_machine(

@@ -9,6 +9,7 @@ import itertools
 import math
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -16,19 +17,25 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..kernels.abi import PAGE
 from ..memory import host_memory
 from ..models.architecture import Architecture, Config
 from ..models.loading import place, stored_dtype
 from ..records import Row, Sampling
 from .engine import Engine
 
-SECONDS = 20.0
+SECONDS = 18.0
 """A calibration takes no longer than this by much: what would is left out."""
-BATCHES = (64, 1, 256, 16, 4)
+BATCHES = (64, 1, 256, 16, 4, 128)
 """Numbers of rows that are measured, the most important first."""
-SHORT, LONG = 8, 256
-"""Positions that are cached when a step is measured; the second at most, where the context is shorter."""
+SHORT, LONG = PAGE + 2, 16 * PAGE + 2
+"""Positions that are cached when a step is measured; the second at most, where the context is shorter. Prompts that differ in
+the last two share all but these."""
 _STEPS = 24
+_ROUNDS = 4
+"""So often everything is measured if there is time, and the median counts: a machine is not equally fast at all times."""
+_MOST_MEDIANS = 3.0
+"""A step that was interrupted for long counts as so many usual ones."""
 _MOST_BYTES = 1 << 30
 _TILE = 1 << 20
 
@@ -40,7 +47,7 @@ class Speed:
     Args:
         steps: of a step, by the number of sequences that it reads a token of and samples a row of each, ascending.
         row: of each further row that is sampled from a sequence.
-        position: of each position that a sequence has cached beyond `SHORT`.
+        position: of each position that a sequence attends to beyond those of `SHORT`, in the mean over layers.
         prompt_token: of each token of a prompt.
     """
 
@@ -108,6 +115,17 @@ def extrapolated(few: Speed, more: Speed, counts: Sequence[int], layers: int) ->
     )
 
 
+def attended(positions: float, windows: Sequence[int | None]) -> float:
+    """How many positions the tokens at ``positions`` and before attend to, all together, in the mean over layers.
+
+    Args:
+        positions: of the last token.
+        windows: how many positions each layer sees; None: all.
+    """
+    each = (min(positions, math.inf if window is None else window) for window in windows)
+    return statistics.fmean(seen * seen / 2 + seen * (positions - seen) for seen in each)
+
+
 def shape_of(architecture: type[Architecture], config: Config) -> dict[str, Any]:
     """What of a model decides its speed, as JSON."""
     return {"architecture": architecture.TITLE, **asdict(config)}
@@ -136,28 +154,61 @@ def _fill(model: Architecture, dtype: torch.dtype) -> None:
 
 
 def _measured(engine: Engine, sampling: Sampling, until: float) -> Speed:
-    """Measure what there is time for; the first batch whatever it takes."""
+    """Measure what there is time for; the first batch whatever it takes, and all of them again if there is time left."""
     share = max(1.0, (until - time.perf_counter()) / (len(BATCHES) + 4))
     block_size = engine.model.block_size or SHORT + LONG
     short = max(1, min(SHORT, block_size - _STEPS))
     long = max(short, min(LONG, block_size - _STEPS))
     first = BATCHES[0]
-    _seconds(engine, sampling, 2, short, share=share)  # kernels that are loaded when first called
-    started, step = min(_seconds(engine, sampling, first, short, share=share) for _ in range(2))
-    steps = {first: step}
-    started_long, step_long = min(_seconds(engine, sampling, first, long, share=share) for _ in range(2))
-    _, shared = _seconds(engine, sampling, first, short, share=share, alike=True)
-    for count in BATCHES[1:]:
-        if time.perf_counter() + share * count / first < until:
-            steps[count] = _seconds(engine, sampling, count, short, share=share)[1]
-    alone = steps.get(1, shared)
+    for positions in (short, long):
+        _seconds(engine, sampling, 2, positions, share=share)  # kernels that are loaded when first called
+    found: dict[tuple[int, int, bool], list[tuple[float, float]]] = defaultdict(list)
+    required = [(first, short, False), (first, long, False), (first, short, True)]
+    for _ in range(_ROUNDS):
+        began = time.perf_counter()
+        for batch in (*required, *((count, short, False) for count in BATCHES[1:])):
+            if batch in required or time.perf_counter() + share * batch[0] / first < until:
+                found[batch].append(_seconds(engine, sampling, *batch[:2], share=share, alike=batch[2]))
+        now = time.perf_counter()
+        if now + (now - began) > until - 2 * share:
+            break
+    started = {batch: statistics.median(started for started, _ in times) for batch, times in found.items()}
+    step = {batch: statistics.median(step for _, step in times) for batch, times in found.items()}
+    steps = {count: seconds for (count, tokens, alike), seconds in step.items() if tokens == short and not alike}
+    shared = step[first, short, True]
     positions = max(1, long - short)
+    prompt_token = max(0.0, (started[first, long, False] - started[first, short, False]) / positions)
     return Speed(
         steps=tuple(sorted(steps.items())),
-        row=max(0.0, (shared - alone) / (first - 1)),
-        position=max(0.0, (step_long - step) / first / positions),
-        prompt_token=max(0.0, (started_long - started) / positions),
+        row=max(0.0, (shared - steps.get(1, shared)) / (first - 1)),
+        position=_position(engine, sampling, short, long, prompt_token, share, until),
+        prompt_token=prompt_token,
     )
+
+
+def _position(
+    engine: Engine, sampling: Sampling, short: int, long: int, prompt_token: float, share: float, until: float
+) -> float:
+    """Seconds for each position that a sequence attends to, by rows whose keys and values are their own.
+
+    Those of a prompt that rows share stay in the processor's caches. As prompts of their own are read for each row, they are
+    only as long as can be read within ``share`` seconds.
+    """
+    rows, windows = BATCHES[0], engine.model.windows
+    long = min(long, short + int(share / rows / max(prompt_token, 1e-9)))
+    more = (
+        attended(long + _STEPS, windows)
+        - attended(long, windows)
+        - attended(short + _STEPS, windows)
+        + attended(short, windows)
+    )
+    if more < _STEPS * PAGE / 2:
+        return 0.0
+    differences: list[float] = []
+    while not differences or (len(differences) < _ROUNDS and time.perf_counter() + 2 * share < until):
+        near, far = (_seconds(engine, sampling, rows, positions, share=share, own=True)[1] for positions in (short, long))
+        differences.append(far - near)
+    return max(0.0, statistics.median(differences) / rows * _STEPS / more)
 
 
 class _Enough(Exception):  # noqa: N818
@@ -165,12 +216,23 @@ class _Enough(Exception):  # noqa: N818
 
 
 def _seconds(
-    engine: Engine, sampling: Sampling, count: int, prompt_tokens: int, *, share: float, alike: bool = False
+    engine: Engine, sampling: Sampling, count: int, prompt_tokens: int, *, share: float, alike: bool = False, own: bool = False
 ) -> tuple[float, float]:
-    """Seconds until the first token, and the lower quartile of later steps: of rows that part at once, or are all ``alike``."""
+    """Seconds until the first token, and those of a later step in the mean.
+
+    Rows part at once, or are all ``alike``. They have one prompt, or each its ``own``.
+    """
     settings = replace(sampling, max_new_tokens=_STEPS, stop=(), stop_at_eot=False, stop_token_ids=(), stop_on_repetition=())
-    prompt = tuple(place_ % engine.vocab_size for place_ in range(prompt_tokens))
-    rows = [Row(prompt_ids=prompt, sampling=settings, noise_key=0 if alike else number) for number in range(count)]
+    common = [place_ % engine.vocab_size for place_ in range(prompt_tokens)]
+
+    def prompt(number: int) -> tuple[int, ...]:
+        different = divmod(number % engine.vocab_size**2, engine.vocab_size)
+        if own:
+            return (*different, *common)[:prompt_tokens]
+        # Greedy rows part by their prompts alone.
+        return (*common, *different)[2:] if sampling.temperature == 0 and not alike else tuple(common)
+
+    rows = [Row(prompt_ids=prompt(number), sampling=settings, noise_key=0 if alike else number) for number in range(count)]
     stamps = [time.perf_counter()]
 
     def on_step(_: object) -> None:
@@ -184,4 +246,6 @@ def _seconds(
     except _Enough:
         pass
     seconds = [after - before for before, after in itertools.pairwise(stamps)]
-    return seconds[0], statistics.quantiles([*seconds[2:], min(seconds)], n=4)[0]
+    later = seconds[2:] or seconds
+    most = _MOST_MEDIANS * statistics.median(later)
+    return seconds[0], statistics.fmean(min(each, most) for each in later)

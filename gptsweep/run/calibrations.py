@@ -37,6 +37,7 @@ def speed_here(checkpoint: Checkpoint, *, device: torch.device, dtype: str, samp
     """The speed of a model's shape here, with these steps of sampling."""
     name = {
         "of": "speed",
+        "as": "mean step of a usual round",
         "shape": shape_of(checkpoint.architecture, checkpoint.config),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "dtype": dtype,

@@ -14,6 +14,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from ..engine.calibration import attended
 from ..engine.engine import MOST_CACHED_PROMPTS
 from .rows import POINTS_TOGETHER, Plan
 
@@ -83,9 +84,16 @@ def shapes(plan: Plan, windows_of: Sequence[int]) -> list[RowShape]:
     return found
 
 
-def seconds_of(rows: Sequence[RowShape], speed: StepSeconds, max_rows: int, block_size: int | None) -> Seconds:
-    """Seconds of decoding ``rows``, ``max_rows`` together at most."""
-    times = [_seconds(rows, speed, max_rows, block_size, ratio) for ratio in sharing(rows)]
+def seconds_of(
+    rows: Sequence[RowShape],
+    speed: StepSeconds,
+    max_rows: int,
+    block_size: int | None,
+    windows: Sequence[int | None] = (None,),
+) -> Seconds:
+    """Seconds of decoding ``rows``, ``max_rows`` together at most; each layer sees so many positions as ``windows`` says."""
+    positions = sum(_positions(row, block_size, windows) for row in rows)
+    times = [_seconds(rows, speed, max_rows, block_size, ratio, positions) for ratio in sharing(rows)]
     return Seconds(*times)
 
 
@@ -110,25 +118,27 @@ def _apart(tokens: int) -> float:
     return tokens - PARTING * (1 - math.exp(-tokens / PARTING))
 
 
-def _seconds(rows: Sequence[RowShape], speed: StepSeconds, max_rows: int, block_size: int | None, ratio: float) -> float:
+def _seconds(
+    rows: Sequence[RowShape], speed: StepSeconds, max_rows: int, block_size: int | None, ratio: float, positions: float
+) -> float:
     seconds = 0.0
     for steps, running in batches((row.new_tokens for row in rows), max_rows):
         sequences = max(1.0, running * ratio)
         seconds += steps * (speed.step(sequences) + speed.row * (running - sequences))
     prompts = {row.prompt: row.prompt_tokens for row in rows}
     seconds += speed.prompt_token * sum(prompts.values())
-    seconds += speed.position * ratio * sum(_positions(row, block_size) for row in rows)
+    seconds += speed.position * ratio * positions
     window = speed.prompt_token * (block_size or 0)
     return seconds + window * sum(row.windows for row in rows)
 
 
-def _positions(row: RowShape, block_size: int | None) -> float:
-    """Positions that the steps of a row read, all together; where tokens are dropped, as if it were read full."""
+def _positions(row: RowShape, block_size: int | None, windows: Sequence[int | None]) -> float:
+    """Positions that the steps of a row attend to, all together; where tokens are dropped, as if it were read full."""
     first, last = row.prompt_tokens, row.prompt_tokens + row.new_tokens
-    if block_size is None or last <= block_size:
-        return (first + last) / 2 * row.new_tokens
-    within = max(0, block_size - first)
-    return (min(first, block_size) + block_size) / 2 * within + block_size * (row.new_tokens - within - row.windows)
+    most = last if block_size is None else min(last, block_size)
+    within = attended(most, windows) - attended(min(first, most), windows)
+    full = attended(most, windows) - attended(most - 1, windows)
+    return within + full * max(0, last - max(first, most) - (row.windows if last > most else 0))
 
 
 def batches(lengths: Iterable[int], max_rows: int) -> Iterable[tuple[int, int]]:

@@ -21,9 +21,9 @@ from ..store.schema import SAMPLES, SWEEP
 
 log = get_logger(__name__)
 
-SECONDS = 10.0
+SECONDS = 12.0
 """Both sweeps together take no longer than this; what is not known then is taken from a machine of two cores."""
-_FEW, _MANY = 2, 26
+_FEW, _MANY = 2, 66
 _SAMPLES = 64
 
 

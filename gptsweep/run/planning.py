@@ -322,7 +322,7 @@ def _model_plan(
         sample_bytes=math.ceil(sum(bytes_of[0] + _prompt_bytes(tasks[p], k) + bytes_of[1] * n
                                    for (p, k), n in zip(made, lengths, strict=True))),
         sample_seconds=sample_seconds([sample] * 32) * len(made),
-        seconds={count: seconds_of(shard(rows, count), speed, max_rows, block_size) for count in machines},
+        seconds={count: seconds_of(shard(rows, count), speed, max_rows, block_size, shape.windows) for count in machines},
     )  # fmt: skip
 
 
