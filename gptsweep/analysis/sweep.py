@@ -328,17 +328,22 @@ class Sweep:
 
     def reasons(self) -> dict[str, str]:
         """For each metric that is empty somewhere, the reason at the first such point."""
+        empty = {name: self.summary[name].isna() for name in self.declared if name in self.summary}
+        first = {name: self.summary.index[where][0] for name, where in empty.items() if where.any()}
+        of_point = {point: self._reasons_at(point) for point in dict.fromkeys(first.values())}
         found: dict[str, str] = {}
-        for name in self.declared:
-            if name not in self.summary or self.summary[name].notna().all():
-                continue
-            point = self.summary.index[self.summary[name].isna()][0]
-            samples = self.samples[self.samples["point"] == point]
-            samples = samples.astype(dict.fromkeys(MEANS, object)).where(samples.notna(), None)
-            why = metric_reasons(samples.to_dict("records")).get(name) if len(samples) else "has no samples yet"
+        for name, point in first.items():
             own = f"needs {self.declared[name].needs}"
-            found[name] = why or ("not in the point's summary" if name in METRICS else own)
+            found[name] = of_point[point].get(name) or ("not in the point's summary" if name in METRICS else own)
         return found
+
+    def _reasons_at(self, point: int) -> dict[str, str]:
+        """Why metrics of one point are empty, by name."""
+        samples = self.samples[self.samples["point"] == point]
+        if not len(samples):
+            return dict.fromkeys(self.declared, "has no samples yet")
+        records: Any = samples.astype(dict.fromkeys(MEANS, object)).where(samples.notna(), None).to_dict("records")
+        return metric_reasons(records)
 
     def failures(self) -> list[str]:
         """One line for each failed point, at most a hundred."""

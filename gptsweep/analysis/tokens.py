@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..display import get_logger
-from ..store.logprobs import COUNTS, NUMBERS, read_logprobs
+from ..store.logprobs import COUNTS, NUMBERS, has_logprobs, read_logprobs
 
 log = get_logger(__name__)
 
@@ -24,9 +24,12 @@ def logprobs_of(samples: pd.DataFrame, directories: Mapping[int, Path]) -> Itera
         samples: rows of ``Sweep.samples``.
         directories: run directories by label of the point.
     """
+    measured = {label: directory for label, directory in directories.items() if has_logprobs(directory)}
+    if not measured:
+        return
     problems: list[str] = []
     for point, rows in samples.groupby("point", sort=False):
-        directory = directories.get(int(str(point)))
+        directory = measured.get(int(str(point)))
         if directory is None:
             continue
         places = rows[["prompt_index", "sample_index"]].itertuples(index=False, name=None)

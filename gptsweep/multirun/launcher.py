@@ -62,7 +62,10 @@ class FusedLauncher(BasicLauncher):
         """Called by Hydra's sweeper with a batch of points, once or several times."""
         if self._sweep is None:
             return super().launch(job_overrides, initial_job_idx)
-        return self._sweep.run(job_overrides, initial_job_idx)
+        try:
+            return self._sweep.run(job_overrides, initial_job_idx)
+        finally:
+            gc.unfreeze()  # what a sweep freezes
 
     def executor(self) -> Executor:
         """Where rows run: called once, before the first batch."""
@@ -160,6 +163,7 @@ class FusedSweep:
         point.require_objective(self.config.objective)
         self._executor = self._executor or self._new_executor()
         self._table = self._table or SweepTable(self.directory)
+        gc.freeze()  # each config is a cycle; collecting them must not mean looking through all of torch
         jobs = {job.directory: Job(job.point, job.directory, job.overwrite) for job in planned}
         for job in planned:
             self._table.expect(job.directory, job.overrides, wanted_settings(self._executor, job.point))
@@ -177,14 +181,13 @@ class FusedSweep:
                             self._table.settle(outcome.job.directory, outcome.summary, outcome.error)
                 finally:
                     self._table.close()
-                gc.freeze()  # each config is a cycle; collecting them must not mean looking through all of torch
+                gc.freeze()
                 returns = []
                 with parsing_once():
                     for job in planned:
                         interruption.check()
                         returns.append(self._job(job))
         finally:
-            gc.unfreeze()
             point.prepared.reset(token)
         return returns
 

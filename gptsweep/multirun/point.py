@@ -90,14 +90,16 @@ def require_objective(name: str | None) -> None:
     Raises:
         ConfigError: it is not.
     """
-    if name is not None and ":" in name:
+    if name is None:
+        return
+    if ":" in name:
         OwnMetric.named(name, "objective")
         return
     if name == PREFERENCE.name:
         wanted = "takes people who have read the samples; to tune on a judge, name a function of yours, module:function"
         raise ConfigError("objective", name, wanted)
     columns = [*summarise({}, []), "tokens_per_second", *text_metrics([])]
-    if name is not None and name not in columns:
+    if name not in columns:
         raise ConfigError("objective", name, f"must be one of {', '.join(columns)}, or module:function")
 
 

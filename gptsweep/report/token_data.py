@@ -9,6 +9,7 @@ import pandas as pd
 
 from ..analysis.sweep import Sweep
 from ..analysis.tokens import logprobs_of
+from ..store.logprobs import has_logprobs
 from ..store.schema import SAMPLE_KEY
 
 MAX_TOKENS = 100_000
@@ -30,6 +31,8 @@ def token_columns(sweep: Sweep, samples: pd.DataFrame) -> dict[str, Any] | None:
         ``texts``, each once; and ``of``, for each sample None or its tokens: ``text`` and ``tops`` are places in ``texts``,
         ``ends`` counts a script's characters (UTF-16), logarithms are in nats.
     """
+    if not any(map(has_logprobs, sweep.directories.values())):
+        return None
     order = samples.groupby(list(SAMPLE_KEY), sort=True).ngroup()
     tokens = samples["completion_tokens"].groupby(order).sum().sort_index().cumsum()
     held = samples[order.isin(tokens.index[tokens <= MAX_TOKENS]).to_numpy(bool)]

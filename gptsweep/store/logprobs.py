@@ -7,6 +7,7 @@ manifest says. A line with more alternatives than requested is valid.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -56,6 +57,11 @@ def parsed(line: bytes) -> dict[str, Any] | None:
         return found if _is_whole(found) else None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def has_logprobs(directory: Path) -> bool:
+    """Whether a run directory has a file of log-probabilities, finished or not."""
+    return any(os.path.lexists(directory / name) for name in (LOGPROBS, LOGPROBS_PARTIAL))
 
 
 def read_logprobs(
