@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, flag_override
+from omegaconf import DictConfig
 
 from .command_help import complete, help_text
 from .config import meant, point_from_config, unknown_key
@@ -37,8 +36,8 @@ from .multirun.compose import PointLoader, SweepLoader, for_some_models
 from .multirun.elsewhere import require_launcher
 from .multirun.hydra_errors import explain, from_here, is_sweep
 from .multirun.overrides import as_typed
-from .multirun.random_points import axes_of, ends
 from .multirun.steps import with_steps
+from .multirun.sweep_check import check_sweep, out_dir_of, ready_params, sweep_params
 from .multirun.sweep_files import (
     begin_sweep,
     ending_sweep,
@@ -48,9 +47,9 @@ from .multirun.sweep_files import (
     require_no_sweep,
     write_report,
 )
-from .multirun.sweepers import all_points, is_planned, plan, sweeper_of
+from .multirun.sweepers import is_planned, sweeper_of
 from .prompts import read_reference, require_some_start
-from .records import ModelSource, Point
+from .records import Point
 from .store.schema import MANIFEST, SWEEP
 
 if TYPE_CHECKING:
@@ -59,7 +58,6 @@ if TYPE_CHECKING:
 PROGRAM = sys.argv[0]
 LISTED = 20
 """The largest number of different errors of points that are printed at the end."""
-_TUNERS = ("Optuna", "Ax", "Nevergrad")
 
 
 class Refused(BaseException):
@@ -187,73 +185,8 @@ def sweep_mode(config: DictConfig, overrides: list[str], typed: Sequence[str]) -
     return mode
 
 
-def ready_params(config: DictConfig) -> None:
-    """Let ``hydra.sweeper.params`` be read as the command line is: text as it was written, and keys of some models alone."""
-    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
-    lines = [as_typed(f"{key}={value}", sweeping=True) for key, value in params.items()]
-    task = config.hydra.overrides.task
-    marked = for_some_models(with_steps([*lines, *task], out_dir_of(config)))
-    with flag_override(config, ["readonly", "struct"], False), flag_override(config.hydra, ["readonly", "struct"], False):
-        for (key, value), line in zip(list(params.items()), marked, strict=False):
-            name, _, text = line.partition("=")
-            del params[key]  # so that the order stays
-            params[name] = text if isinstance(value, str) else value
-        task[:] = marked[len(lines) :]
-
-
-def out_dir_of(config: DictConfig) -> str:
-    """The checkpoint directory of the model, where it has one; else the default's."""
-    return str(OmegaConf.select(config, "model.out_dir") or ModelSource().out_dir)
-
-
-def sweep_params(config: DictConfig) -> list[str]:
-    """``hydra.sweeper.params`` as overrides."""
-    return [f"{key}={value}" for key, value in (OmegaConf.select(config, "hydra.sweeper.params") or {}).items()]
-
-
 def say_where(directory: str) -> None:
     say(f"Results: {from_here(directory)}")
-
-
-def check_sweep(config: DictConfig, loader: PointLoader) -> list[Point]:
-    """Refuse a sweep with a wrong value before anything is made for it; its points as far as they are known, one at least.
-
-    Every point is composed, if the sweeper knows them. If it chooses points as it goes, the first is, and then every other
-    value of a swept key in its place.
-
-    Raises:
-        ConfigError: a value is wrong, stands twice, or would not show in the names of the points' directories.
-        HydraException: an override cannot be composed.
-    """
-    sweeper = sweeper_of(config)
-    if sweeper.startswith(_TUNERS) and config.objective is None:
-        what = f"{sweeper} tunes by what a run returns; name a column of summary.csv, such as objective=logprob_mean"
-        raise ConfigError("objective", None, what)
-    parser = OverridesParser.create(config_loader=loader)
-    overrides = parser.parse_overrides([*sweep_params(config), *config.hydra.overrides.task])
-    drawn = axes_of(overrides) if sweeper == "RandomSweeper" else {}
-    swept: dict[str, list[str]] = {}  # a later override of a key replaces an earlier one, as in the sweeper
-    for override in overrides:
-        key = override.get_key_element()
-        if not override.is_sweep_override():
-            swept[key] = [override.input_line or ""]
-        elif override.is_discrete_sweep():
-            swept[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
-            check_directories(config, key, swept[key], override.get_value_string())
-        elif key in drawn:
-            swept[key] = ends(drawn[key])
-            check_directories(config, key, swept[key], override.get_value_string())
-    if not is_planned(config) or drawn:  # the points are not known yet
-        first = {key: line for key, (line, *_) in swept.items()}
-        others = [first | {key: line} for key, (_, *lines) in swept.items() for line in lines]
-        points = [point_from_config(loader.load_sweep_config(config, list(point.values()))) for point in (first, *others)]
-        if not is_planned(config):
-            return points
-    planned = all_points(config, overrides)
-    for line in {key: line for point in planned for line in point if (key := line.partition("=")[0]) not in swept}.values():
-        key, _, value = line.partition("=")
-        check_directories(config, key, [line], value)
-    return [job.point for job in plan(config, loader, planned)]
 
 
 def open_model_of(point: Point) -> OpenModel:
@@ -269,14 +202,6 @@ def score_reference(directory: Path, source: str, open_model: Callable[[], OpenM
     from .run.reference import score_own  # late: pandas
 
     score_own(directory, source, open_model)
-
-
-def check_directories(config: DictConfig, key: str, lines: list[str], value: str) -> None:
-    if not lines or len(set(lines)) < len(lines):
-        raise ConfigError(key, value, "must hold each value once, and at least one")
-    named_after_overrides = "gptsweep.point_dir" in OmegaConf.to_yaml(config.hydra.sweep)
-    if named_after_overrides and key in config.hydra.job.config.override_dirname.exclude_keys:
-        raise ConfigError(key, value, "takes one value in a sweep, as the directories of points are not named after it")
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")

@@ -18,11 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from .__main__ import Refused, check_sweep, ready_params
+from .__main__ import Refused
 from .__main__ import main as command
 from .config import point_from_config
 from .display import Parser, one_line, ready_streams
 from .multirun.compose import PointLoader
+from .multirun.sweep_check import check_sweep, ready_params
 from .multirun.sweepers import is_planned, sweeper_of
 
 EXAMPLES = """examples:
