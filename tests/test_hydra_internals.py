@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from gptsweep.multirun import hydra_internals
 from gptsweep.multirun.hydra_internals import ConfigLoaderImpl, differing, parsing_once, run_job_with
 from gptsweep.multirun.run_job import Yaml
 
-SWEEP = ("-m", "model=resume", "seed=1,2", "sampling.num_samples=1", "sampling.max_new_tokens=4", "sampling.temperature=0.5,1")
+SINGLE = ("model=resume", "sampling.num_samples=1", "sampling.max_new_tokens=4", "quiet=true")
+SWEEP = ("-m", "seed=1,2", "sampling.temperature=0.5,1", *SINGLE)
 
 
 @pytest.fixture
@@ -37,27 +39,53 @@ def test_a_hydra_that_differs_is_named_and_its_sweeps_make_the_same_files(
 ) -> None:
     save_checkpoint(tmp_path / "out", seed=1)
     assert run(*SWEEP, "name=fast").status == 0
+    assert run(*SINGLE, "name=fast").status == 0
     differing.cache_clear()
     real = ConfigLoaderImpl._apply_overrides_to_config
     changed = staticmethod(lambda overrides, cfg, strict=True: real(overrides, cfg))
     monkeypatch.setattr(ConfigLoaderImpl, "_apply_overrides_to_config", changed)
+    load = ConfigLoaderImpl.load_configuration
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", lambda *given, **named: load(*given, **named))
     save_config = utils._save_config
     monkeypatch.setattr(utils, "_save_config", lambda cfg, filename, output_dir, mode=0: save_config(cfg, filename, output_dir))
     monkeypatch.setattr(base, "parse", lambda text, parse=base.parse: parse(text))
     assert differing() == {
         "ConfigLoaderImpl._apply_overrides_to_config",
+        "ConfigLoaderImpl.load_configuration",
         "hydra.core.utils._save_config",
         "omegaconf.base.parse",
     }
     assert run_job_with(Yaml().save) is utils.run_job
     assert run(*SWEEP, "name=plain").status == 0
+    assert run(*SINGLE, "name=plain").status == 0
     fast, plain = (tmp_path / "outputs/sweeps" / name for name in ("fast", "plain"))
     assert samples_of(plain) == samples_of(fast)
     assert len(samples_of(plain)) == 4
-    for point in samples_of(plain):
-        for file in ("config.yaml", "overrides.yaml"):
-            written = [(sweep / point / ".hydra" / file).read_text() for sweep in (plain, fast)]
-            assert written[0].replace("name: plain", "name: fast").replace("name=plain", "name=fast") == written[1]
+    for written in (*plain.glob("*/.hydra/*"), *(tmp_path / "outputs/runs/plain/.hydra").iterdir()):
+        there = Path(str(written).replace("/plain/", "/fast/"))
+        assert re.sub(r"\bplain\b", "fast", written.read_text()) == there.read_text()
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("how", ["run", "sweep"])
+def test_a_command_composes_its_config_once(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    save_checkpoint(tmp_path / "out", seed=1)
+    composed: list[str] = []
+    real = ConfigLoaderImpl._load_configuration_impl
+
+    def compose(self: ConfigLoaderImpl, **asked: Any) -> Any:
+        composed.append(" ".join(asked["overrides"]))
+        return real(self, **asked)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", compose)
+    assert run(*(SWEEP if how == "sweep" else SINGLE), "name=n").status == 0
+    assert len(composed) == 1
+
+
+@pytest.mark.parametrize("sweep", [(), ("-m", "seed=1,2")], ids=["run", "sweep"])
+def test_a_group_without_a_choice_is_refused(run: Run, sweep: tuple[str, ...]) -> None:
+    ended = run(*sweep, "device=???", "sampling.num_samples=1")
+    assert (ended.status, "device" in ended.err) == (2, True), ended.err
 
 
 def test_an_interpolation_is_parsed_once_for_all_configs_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,7 @@ def test_a_point_is_composed_as_hydra_composes_it(
     composing: tuple[ConfigLoaderImpl, PointLoader, DictConfig], batch: list[list[str]]
 ) -> None:
     slow, fast, master = composing
+    master.hydra.runtime.cwd = os.getcwd()  # the fixture was made in another test's
     for number, overrides in enumerate(batch):
         expected = slow.load_sweep_config(master, list(overrides))
         found = fast.load_sweep_config(master, overrides)

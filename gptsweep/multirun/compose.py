@@ -13,12 +13,12 @@ from pathlib import Path
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, OverrideType
+from hydra.core.override_parser.types import Glob, Override, OverrideType, ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ..config import point_from_config
-from ..config_schema import choices, keys, takes
+from ..config_schema import GROUPS, choices, keys, takes
 from ..errors import ConfigError
 from ..records import Point
 from .hydra_internals import ConfigLoaderImpl, apply_values, get_overrides_dirname, parsing_once, quick_loading
@@ -86,7 +86,12 @@ class PointLoader(ConfigLoaderImpl):
         alike = id(master_config), *((True, o.key_or_group) if _is_value(o) else (False, o.input_line) for o in overrides)
         base = self._bases.pop(alike, None)  # a wrong value leaves it half set, and out
         if base is None:
-            cfg = JobConfig.of(super().load_sweep_config(master_config, list(lines)))
+            if self._values_only(master_config, overrides):
+                cfg = JobConfig.of(master_config)
+                apply_values(list(filter(_is_value, overrides)), cfg)
+                cfg.hydra.overrides.task = list(lines)
+            else:
+                cfg = JobConfig.of(super().load_sweep_config(master_config, list(lines)))
             base = _Base(master_config, cfg, overrides)
         base.set(overrides, number)
         OmegaConf.copy_cache(from_config=master_config, to_config=base.cfg)
@@ -94,6 +99,20 @@ class PointLoader(ConfigLoaderImpl):
         if len(self._bases) > _BASES:
             self._bases.popitem(last=False)
         return base.cfg
+
+    def _values_only(self, master_config: DictConfig, overrides: Sequence[Override]) -> bool:
+        """Whether a point differs from the config of its sweep in plain values alone."""
+        hydra = master_config.hydra
+        typed = [override for line in hydra.overrides.task if not (override := self._parse(line)).is_sweep_override()]
+        chosen = {override.input_line for override in typed if _is_choice(override)}
+        names = {override.key_or_group for override in overrides}
+        return (
+            len(names) == len(overrides)
+            and names >= {override.key_or_group for override in typed}
+            and all(_is_value(override) or override.input_line in chosen for override in overrides)
+            and "???" not in hydra.runtime.choices.values()  # which a sweep may have, and a point may not
+            and not OmegaConf.select(hydra, "sweeper.params")  # which `ready_params` has changed
+        )
 
     def _composed_plainly(self, master_config: DictConfig, lines: Sequence[str], number: int | None) -> DictConfig:
         """As `_composed`, by Hydra's own loader alone."""
@@ -154,6 +173,7 @@ class _Base:
         self._name = partial(
             get_overrides_dirname, exclude_keys=list(dirname.exclude_keys), item_sep=dirname.item_sep, kv_sep=dirname.kv_sep
         )
+        self._name_after(overrides)
 
     def set(self, overrides: Sequence[Override], number: int | None) -> None:
         """Make ``cfg`` that of another point, whose overrides differ in plain values alone; None: no job's yet."""
@@ -164,14 +184,16 @@ class _Base:
         if changed:
             apply_values([o for o in overrides if o.key_or_group in changed], self.cfg)
             self._overrides = list(overrides)
-            named = [override for override in overrides if not override.is_hydra_override()]
-            for place, override in enumerate(named):
+            for place, override in enumerate(_of_task(overrides)):
                 if override.key_or_group in changed:
                     hydra.overrides.task[place] = override.input_line
-            hydra.job.override_dirname = self._name(named)
+            self._name_after(overrides)
         if number != self._number:
             hydra.job.id = hydra.job.num = "???" if number is None else number
             self._number = number
+
+    def _name_after(self, overrides: Sequence[Override]) -> None:
+        self.cfg.hydra.job.override_dirname = self._name(_of_task(overrides))
 
 
 def for_some_models(arguments: Sequence[str]) -> list[str]:
@@ -205,6 +227,21 @@ def of_its_model(lines: Sequence[str]) -> tuple[str, ...]:
     marked = {line: line[2:].partition("=")[0] for line in lines if line.startswith("++model.")}
     kept = (line for line in lines if line not in marked or takes(chosen[-1], marked[line]))
     return tuple(line.removeprefix("++") if line in marked else line for line in kept)
+
+
+def _of_task(overrides: Sequence[Override]) -> list[Override]:
+    return [override for override in overrides if not override.is_hydra_override()]
+
+
+def _is_choice(override: Override) -> bool:
+    """Whether ``override`` chooses from one of our groups, before any value is set."""
+    return (
+        override.type is OverrideType.CHANGE
+        and override.package is None
+        and override.key_or_group in GROUPS
+        and override.value_type is ValueType.ELEMENT
+        and isinstance(override.value(), str)
+    )
 
 
 def _is_value(override: Override) -> bool:

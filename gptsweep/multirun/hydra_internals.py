@@ -1,14 +1,14 @@
 """Hydra's private API, and OmegaConf's: all of it that gptsweep uses.
 
-It saves time: Hydra composes each point of a sweep twice, copies its config five times and composes once more after a mistake,
-and OmegaConf parses the interpolations of each point's config anew.
+It saves time: Hydra composes the config of a command twice and so each point of a sweep, copies its config five times and
+composes once more after a mistake, and OmegaConf parses the interpolations of each point's config anew.
 A Hydra whose internals are not as known here is used as it comes, by the plain way, which is slower and does the same.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache, partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core import utils
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from hydra.plugins.sweeper import Sweeper
@@ -40,6 +41,11 @@ Compose = Callable[[list[str]], DictConfig]
 
 _KNOWN: dict[str, tuple[Any, str, tuple[str, ...]]] = {
     "ConfigLoaderImpl.load_sweep_config": (ConfigLoaderImpl, "load_sweep_config", ("self", "master_config", "sweep_overrides")),
+    "ConfigLoaderImpl.load_configuration": (
+        ConfigLoaderImpl,
+        "load_configuration",
+        ("self", "config_name", "overrides", "run_mode", "from_shell", "validate_sweep_overrides"),
+    ),
     "ConfigLoaderImpl._apply_overrides_to_config": (ConfigLoaderImpl, "_apply_overrides_to_config", ("overrides", "cfg")),
     "Hydra.get_mode": (Hydra, "get_mode", ("self", "config_name", "overrides")),
     "Hydra.compose_config": (
@@ -125,20 +131,67 @@ def settings_in(arguments: Sequence[str]) -> list[str]:
     return list(parser.parse_intermixed_args(list(arguments)).overrides)
 
 
+class _ComposedOnce(ConfigLoaderImpl):
+    """Hydra's config loader, which gives the config that `get_mode` composed to the one that asks for it next.
+
+    Args:
+        loader: Hydra's.
+        composed: by `get_mode`, by their overrides.
+    """
+
+    def __init__(self, loader: ConfigLoader, composed: Mapping[tuple[str, ...], DictConfig]) -> None:
+        super().__init__(loader.get_search_path())
+        self._composed = dict(composed)
+
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        """As Hydra composes it; what `get_mode` composed is given once, for whoever gets it may change it."""
+        added = [f"hydra.mode={run_mode.name}"]  # by Hydra, where the config names no mode
+        asked = overrides[:-1] if overrides[-1:] == added else overrides
+        config = self._composed.pop(tuple(asked), None)
+        if config is None or _may_be_refused(config, asked, run_mode):
+            return super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
+        if asked is not overrides:
+            config.hydra.mode = run_mode
+            config.hydra.overrides.hydra.extend(added)
+        return config
+
+
+def _may_be_refused(config: DictConfig, overrides: list[str], run_mode: RunMode) -> bool:
+    """Whether Hydra may refuse in ``run_mode`` what `get_mode` lets pass: a group without a choice, or a misplaced sweep."""
+    run = run_mode is RunMode.RUN
+    swept = any("," in line or "(" in line for line in overrides if run or line.lstrip("+~").startswith("hydra"))
+    return swept or (run and "???" in config.hydra.runtime.choices.values())
+
+
 def replace_get_mode(mode_of: Callable[[Compose, list[str]], RunMode | None]) -> None:
     """Let ``mode_of`` say in which mode Hydra runs; an error in it ends the command.
 
     Hydra's own `get_mode` swallows the error, composes a second time and meets it again: 0.1 s in which the user waits for one
-    line. The plain way leaves it so.
+    line. Without an error it composes a second time too, for as long. The plain way leaves it so.
 
     Args:
         mode_of: called with a function that composes, and the overrides, which it may change in place.
     """
 
     def get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> RunMode | None:
-        return mode_of(
-            lambda lines: self.compose_config(config_name, lines, RunMode.MULTIRUN, validate_sweep_overrides=False), overrides
-        )
+        composed: dict[tuple[str, ...], DictConfig] = {}
+
+        def compose(lines: list[str]) -> DictConfig:
+            config = self.compose_config(config_name, lines, RunMode.MULTIRUN, validate_sweep_overrides=False)
+            composed[tuple(lines)] = config
+            return config
+
+        mode = mode_of(compose, overrides)
+        if "ConfigLoaderImpl.load_configuration" not in differing():
+            self.config_loader = _ComposedOnce(self.config_loader, composed)
+        return mode
 
     if not differing() & {"Hydra.get_mode", "Hydra.compose_config"}:
         Hydra.get_mode = get_mode  # type: ignore[method-assign]
