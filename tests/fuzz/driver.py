@@ -1,7 +1,7 @@
 """Feed a reader with damaged files for a while: guided by coverage where atheris is installed, drawn by hypothesis elsewhere.
 
 A target takes bytes, and raises only what a user can mend: anything else it raises is a fault, and so is an input that takes
-longer than 20 seconds or more than 4 GiB.
+longer than 20 seconds (``--timeout``) or more than 4 GiB.
 """
 
 from __future__ import annotations
@@ -29,6 +29,19 @@ except ImportError:
 
 Target = Callable[[bytes], None]
 
+END = b"\n--end--\n"
+MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
+"""Where small files are written fast; None for the usual place of temporary ones."""
+
+
+def lay_out(data: bytes, paths: Sequence[Path]) -> None:
+    """Write several files from one input: their contents one after another, each ended by `END`; none for an empty one."""
+    contents = data.split(END)
+    for place, path in enumerate(paths):
+        path.unlink(missing_ok=True)
+        if place < len(contents) and contents[place]:
+            path.write_bytes(contents[place])
+
 
 def tell(error: Exception) -> None:
     """Hold an error against what a user should see: one line, and no long one."""
@@ -47,7 +60,8 @@ def run(target: Target, seeds: Sequence[bytes]) -> None:
     """Fuzz ``target``, beginning with ``seeds``, for as long as the command line says; the first fault ends it."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=int, default=600)
-    seconds = parser.parse_args().seconds
+    parser.add_argument("--timeout", type=int, default=20, help="seconds for one input; more where the machine is often paused")
+    seconds, timeout = vars(parser.parse_args()).values()
     if atheris is None:
         drawn(target, seeds, seconds)
         return
@@ -55,10 +69,10 @@ def run(target: Target, seeds: Sequence[bytes]) -> None:
         for place, seed in enumerate(seeds):
             Path(corpus, str(place)).write_bytes(seed)
         longest = 4 * max(map(len, seeds))
-        limits = ["-timeout=20", "-rss_limit_mb=4096", f"-max_len={longest}", f"-max_total_time={seconds}"]
+        limits = [f"-timeout={timeout}", "-rss_limit_mb=4096", f"-max_len={longest}", f"-max_total_time={seconds}"]
         artifacts = Path(tempfile.gettempdir(), "gptsweep-fuzz")
         artifacts.mkdir(exist_ok=True)
-        atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={artifacts}/", corpus], target)
+        atheris.Setup([sys.argv[0], *limits, "-print_final_stats=1", f"-artifact_prefix={artifacts}/", corpus], target)
         atheris.Fuzz()
 
 

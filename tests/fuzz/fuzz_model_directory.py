@@ -1,6 +1,6 @@
 """``config.json``, safetensors and tokenizer files: ``python tests/fuzz/fuzz_model_directory.py --seconds 600``.
 
-The input is a whole directory: the contents of its files one after another, each ended by `END`.
+The input is a whole directory, see `lay_out`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from driver import instrumented, run, tell
+from driver import END, instrumented, lay_out, run, tell
 
 with instrumented():
     from gptsweep.errors import GptsweepError
@@ -22,16 +22,13 @@ with instrumented():
 from model_files import hf_settings, random_gpt, save_hf
 
 DIRECTORY = Path(tempfile.mkdtemp())
-FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
-END = b"\n--end--\n"
+NAMES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
+FILES = [DIRECTORY / name for name in NAMES]
 SHAPE = GPTConfig(block_size=2, vocab_size=5, n_layer=1, n_head=1, n_embd=2, activation="gelu_tanh")
 
 
 def target(data: bytes) -> None:
-    for name, content in zip(FILES, data.split(END), strict=False):
-        (DIRECTORY / name).unlink(missing_ok=True)
-        if content:
-            (DIRECTORY / name).write_bytes(content)
+    lay_out(data, FILES)
     try:
         checkpoint = open_hf(LocalFiles(DIRECTORY, "model.path", "model"))
         with torch.device("meta"):

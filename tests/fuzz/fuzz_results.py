@@ -1,6 +1,6 @@
 """Files of a sweep, as every reader of results finds them: ``python tests/fuzz/fuzz_results.py --seconds 600``.
 
-The input is a whole sweep of one point: the contents of its files one after another, each ended by `END`.
+The input is a whole sweep of one point, see `lay_out`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from driver import instrumented, run, tell
+from driver import END, MEMORY, instrumented, lay_out, run, tell
 
 with instrumented():
     from gptsweep.analysis.frames import read_sweep
@@ -22,14 +22,12 @@ with instrumented():
     from gptsweep.store.writer import PointWriter
 from made_sweep import made_samples, write_point
 
-MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 SWEEP = Path(tempfile.mkdtemp(dir=MEMORY)) / "sweep"
 POINT = SWEEP / "temperature=0.5"
 FILES = [
     POINT / "samples.jsonl", POINT / "samples.partial.jsonl", POINT / "manifest.json", POINT / "summary.csv",
     POINT / "origins.json", POINT / ".hydra/overrides.yaml", POINT / ".hydra/config.yaml", SWEEP / "sweep.csv",
 ]  # fmt: skip
-END = b"\n--end--\n"
 SAMPLES = made_samples(temperature=0.5, top_k=3, seed=1, num_samples=2, words=6)
 POINT_ID = SAMPLES[0].point_id
 
@@ -38,9 +36,7 @@ def target(data: bytes) -> None:
     """Everything that reads a sweep, then a run that goes on in its point."""
     shutil.rmtree(SWEEP, ignore_errors=True)
     (POINT / ".hydra").mkdir(parents=True)
-    for path, content in zip(FILES, data.split(END), strict=False):
-        if content:
-            path.write_bytes(content)
+    lay_out(data, FILES)
     try:
         read_sweep(SWEEP)
     except GptsweepError as error:
