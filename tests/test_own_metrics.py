@@ -43,6 +43,16 @@ def broken(sample: dict) -> float:
 
 def endless(sample: dict) -> float:
     return float("inf")
+
+class Silent(Exception):
+    def __str__(self):
+        raise ValueError
+
+def silent(sample: dict) -> float:
+    raise Silent
+
+def ends(sample: dict) -> float:
+    raise SystemExit(3)
 """
 
 
@@ -157,6 +167,9 @@ def test_an_error_names_the_sample(sweep: Path, module: str, capsys: pytest.Capt
     assert "ZeroDivisionError: division by zero" in err
     status, _, err = reviewed(capsys, "--metric", f"{module}:endless")
     assert "gives inf, which is no value; None says that there is none" in err
+    for name, said in {"silent": "Silent", "ends": "SystemExit: 3"}.items():
+        status, _, err = reviewed(capsys, "--metric", f"{module}:{name}")
+        assert (status, err.rstrip().endswith(f": {said}")) == (2, True)
     with pytest.raises(ResultsError, match=r"12 samples of .*|6 samples of .*KeyError"):
         gptsweep.read_sweep(sweep).scored(wrong_key)
 
@@ -197,7 +210,9 @@ def test_what_is_no_metric_is_refused_in_one_line(sweep: Path, module: str) -> N
         OwnMetric.of(perplexity)
     with pytest.raises(ConfigError, match="has the name of a column"):
         gptsweep.read_sweep(sweep).scored(prompt)
+    Path("a_script.py").write_text("import sys\nsys.exit(3)\n")
     for text, wrong in [
+        ("a_script:f", "cannot be imported: SystemExit: 3"),
         ("nowhere_at_all:f", "cannot be imported: ModuleNotFoundError"),
         (f"{module}:nothing", f"{module} has no function nothing"),
         (f"{module}:calls", f"{module} has no function calls"),

@@ -70,9 +70,9 @@ class OwnMetric:
             sys.path.append(os.getcwd())
         try:
             found = importlib.import_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a script that ends the process when it is imported
             looked = f" (looked in {Path.cwd()} and where packages are)" if isinstance(error, ModuleNotFoundError) else ""
-            raise ConfigError(setting, text, f"cannot be imported: {type(error).__name__}: {error}{looked}") from error
+            raise ConfigError(setting, text, f"cannot be imported: {_said(error)}{looked}") from error
         if not callable(function := getattr(found, name, None)):
             raise ConfigError(setting, text, f"{module} has no function {name}")
         return cls.of(function, text)
@@ -138,11 +138,19 @@ class OwnMetric:
             value = None if found is None else float(found)
         except GptsweepError:
             raise
-        except Exception as error:
-            raise ResultsError("metric", self.key, f"{where}: {type(error).__name__}: {error}") from error
+        except (Exception, SystemExit) as error:
+            raise ResultsError("metric", self.key, f"{where}: {_said(error)}") from error
         if value is not None and not math.isfinite(value):
             raise ResultsError("metric", self.key, f"{where}: gives {value}, which is no value; None says that there is none")
         return value
+
+
+def _said(error: BaseException) -> str:
+    """An error of a user's own code, whose text may be an error, too."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
 
 
 def _sample(record: Record) -> dict[str, Any]:
