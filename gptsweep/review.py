@@ -50,6 +50,8 @@ EXAMPLES = """examples:
   python -m gptsweep.review outputs/sweeps/night --ratings ann.jsonl bob.jsonl
   python -m gptsweep.review outputs/sweeps/night --format csv > night.csv
 """
+MOST_DIGITS = 18
+"""Of the number of a row. Python reads no number of more than 4,300."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -310,7 +312,7 @@ def sorted_rows(rows: pd.DataFrame, by: str | None) -> pd.DataFrame:
 def choice(text: str, sweep: Sweep, rows: pd.DataFrame) -> str | dict[str, Any]:
     """A point as typed: the number of a row, ``key=value`` pairs, or a directory."""
     if text.isdecimal():
-        if int(text) >= len(rows):
+        if len(text) > MOST_DIGITS or int(text) >= len(rows):
             raise ResultsError("diff", text, f"is no row; there are rows 0 to {len(rows) - 1}")
         settings = settings_of_row(rows.iloc[int(text)].to_dict(), keys_of(rows))
         return settings or str(sweep.summary["directory"].iloc[0])
