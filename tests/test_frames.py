@@ -16,6 +16,7 @@ import yaml
 from made_sweep import made_samples, write_point, write_sweep
 
 from gptsweep.analysis import stats as compare
+from gptsweep.analysis.columns import ordered
 from gptsweep.analysis.frames import read_sweep
 from gptsweep.analysis.metrics import METRICS
 from gptsweep.analysis.sweep import Sweep
@@ -68,6 +69,20 @@ def test_several_sweeps_are_told_apart_by_name(tmp_path: Path) -> None:
     for sweep in (read_sweep(a, b), read_sweep(tmp_path)):
         assert sweep.swept == ("sweep",)
         assert list(sweep.summary["sweep"]) == ["a", "b"]
+    other = write_sweep(tmp_path / "other/a", temperature=[0.5], top_k=[5], seed=[1])
+    assert list(read_sweep(a, other).summary["sweep"]) == sorted([str(a), str(other)])
+
+
+def test_results_in_the_working_directory_have_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_sweep(tmp_path / "b", temperature=[0.5], top_k=[5], seed=[1])
+    write_sweep(tmp_path, temperature=[0.5], top_k=[5], seed=[2])
+    monkeypatch.chdir(tmp_path)
+    sweep = read_sweep(".")
+    assert sorted(sweep.summary["sweep"]) == sorted(["b", tmp_path.name])
+
+
+def test_an_empty_text_stands_with_the_texts() -> None:
+    assert ordered(pd.Series([None, "b", "", 2, 1], dtype=object)) == [1, 2, "", "b", None]
 
 
 def crashed(tmp_path: Path) -> Path:

@@ -25,7 +25,10 @@ def spread_columns() -> list[str]:
 
 def ordered(column: pd.Series[Any]) -> list[Any]:
     """The distinct values of a setting: numbers in ascending order, then texts, then unset."""
-    return sorted({plain(value) for value in column}, key=lambda value: (value is None, isinstance(value, str), value or 0))
+    return sorted(
+        {plain(value) for value in column},
+        key=lambda each: (each is None, isinstance(each, str), each if each is not None else 0),
+    )
 
 
 def plain(value: Any) -> Any:

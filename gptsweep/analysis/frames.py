@@ -7,6 +7,7 @@ points that failed or never started. Whatever cannot be read is reported: see `S
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,9 +66,17 @@ def found_points(roots: Sequence[Path]) -> list[PointFiles]:
         wanted = "holds no run yet: no directory in it has samples.jsonl, summary.csv or manifest.json"
         raise ResultsError("path", str(roots[0]), wanted)
     if len(sweeps) > 1:
+        names = names_of(sweeps)
         for point in points:
-            point.row = {"sweep": point.root.name} | point.row
+            point.row = {"sweep": names[point.root]} | point.row
     return points
+
+
+def names_of(sweeps: Sequence[Path]) -> dict[Path, str]:
+    """What tables call each of several sweeps: its directory's name, or its path where another has the same name."""
+    names = {sweep: Path(os.path.abspath(sweep)).name for sweep in sweeps}
+    alone = {name for name, count in Counter(names.values()).items() if name and count == 1}
+    return {sweep: name if name in alone else str(sweep) for sweep, name in names.items()}
 
 
 def assemble(points: list[PointFiles]) -> Sweep:
