@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from ..display import get_logger
 from ..errors import ModelError, brief
+from ..records import is_number
 from .layers import Activation, LinearScaling, Llama3Scaling, RotaryConfig, YarnScaling
 
 log = get_logger(__name__)
@@ -72,7 +73,7 @@ class HFSettings:
     def number(self, name: str) -> float:
         """A number, not below 0."""
         value = self.get(name)
-        if not is_number(value):
+        if not is_size(value):
             raise self.refuse(name, "which is not a number from 0")
         return float(value)
 
@@ -129,7 +130,7 @@ class HFSettings:
         def value(key: str, usual: object = None, zero: bool = False) -> float:
             number: Any = rope.get(key)
             number = usual if number is None else number
-            if not is_number(number) or not (number or zero):
+            if not is_size(number) or not (number or zero):
                 raise self.refuse(name, f"in which {key} is not a number above 0")
             return float(number)
 
@@ -139,7 +140,7 @@ class HFSettings:
         # Given outside, it counts more.
         trained = self.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
         trained = self.get("max_position_embeddings") if trained is None else trained
-        if not is_number(trained) or not trained:
+        if not is_size(trained) or not trained:
             raise self.refuse(name, "in which original_max_position_embeddings is not a number above 0")
         scaling: Llama3Scaling | LinearScaling | YarnScaling | None = None
         if kind == "linear":
@@ -240,6 +241,6 @@ _WITHOUT_EFFECT = frozenset(
 """Settings of training, of other tasks, of the tokenizer, of files."""
 
 
-def is_number(value: object) -> bool:
+def is_size(value: object) -> bool:
     """Whether ``value``, out of somebody's file, is a number not below 0 that a float32 can hold."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e38
+    return is_number(value, 0, 1e38)

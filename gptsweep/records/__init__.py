@@ -3,7 +3,7 @@
 Every one is frozen and checks its own invariants, so nobody need check one again.
 """
 
-from .checks import EXAMPLES, coerce, require
+from .checks import EXAMPLES, coerce, is_number, require
 from .logprobs import LOGPROB_DIGITS, SampleLogprobs, TokenLogprobs
 from .points import ENGINE_VERSION, Point, point_id
 from .rows import (
@@ -70,6 +70,7 @@ __all__ = [
     "TokenLogprobs",
     "active_steps",
     "coerce",
+    "is_number",
     "neutral_settings",
     "point_id",
     "require",

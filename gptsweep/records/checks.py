@@ -14,6 +14,11 @@ EXAMPLES: dict[type, str] = {int: "a whole number", float: "a number", bool: "tr
 """What a value of a type is called in an error."""
 
 
+def is_number(value: object, least: float, below: float) -> bool:
+    """Whether ``value``, out of somebody's file, is a number from ``least`` to below ``below``; a truth value is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value < below
+
+
 def require(holds: bool, key: str, value: object, wanted: str) -> None:
     """Raise `ConfigError` unless ``holds``."""
     if not holds:

@@ -18,7 +18,7 @@ from ..engine.calibration import Speed, calibrated, shape_of
 from ..errors import ResultsError
 from ..files import user_cache
 from ..models.checkpoint import Checkpoint
-from ..records import Sampling, active_steps
+from ..records import Sampling, active_steps, is_number
 from ..store.durable import atomic_write
 from ..version import own_version
 from .overhead import Overhead, measured
@@ -77,7 +77,7 @@ def _kept(
     path = user_cache("plan") / f"{name['of']}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
     try:
         kept = json.loads(path.read_bytes())
-        if kept["of"] == text and all(map(_is_number, _leaves(kept["measured"]))):
+        if kept["of"] == text and all(is_number(leaf, 0, math.inf) for leaf in _leaves(kept["measured"])):
             return dict(kept["measured"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # there is none, or it is damaged
@@ -96,7 +96,3 @@ def _leaves(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return [leaf for each in value.values() for leaf in _leaves(each)]
     return [leaf for each in value for leaf in _leaves(each)] if isinstance(value, (list, tuple)) else [value]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0

@@ -7,7 +7,6 @@ are the same.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from ..display import get_logger
 from ..errors import ResultsError
 from ..files import read_json
+from ..records import is_number
 from .durable import atomic_write
 from .schema import SCORES
 
@@ -59,6 +59,4 @@ def _kept(directory: Path) -> dict[str, Any]:
 
 
 def _is_value(value: object) -> bool:
-    if value is None:
-        return True
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300 and math.isfinite(value)
+    return value is None or is_number(value, -1e300, 1e300)
