@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import traceback
+from datetime import timedelta
 from typing import Any, NoReturn
 
 UNSAFE = (
@@ -41,6 +42,11 @@ def one_line(text: str) -> str:
 def counted(number: int, one: str, more: str | None = None) -> str:
     """``1 sample`` or ``1,234 samples``: a count and what it counts, for people."""
     return f"{number:,} {one if number == 1 else more or f'{one}s'}"
+
+
+def duration(seconds: float) -> str:
+    """``0:01:05``: to the nearest second."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 def say(line: str, *, error: bool = False) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from datetime import timedelta
 
-from ..display import counted
+from ..display import counted, duration
 
 SPEED_SECONDS = 10.0
 """Time constant of the speed's moving average."""
@@ -181,7 +180,7 @@ class Meter:
             parts.append(f"{self.speed:,.0f} tokens/s")
         left = self.seconds_left(now)
         if left is not None:
-            parts.append(f"{_duration(left)} left")
+            parts.append(f"{duration(left)} left")
         if self.workers:
             parts.append(self.workers)
         return ", ".join(parts)
@@ -191,16 +190,12 @@ class Meter:
         points = f" of {self.points_done:,}/{self.points_total:,} points" if self.points_total > 1 else ""
         seconds = self._decoding(now)
         rate = f" ({self.tokens / seconds:,.0f} tokens/s)" if self.tokens and seconds > 0 else ""
-        took = _duration(now - self.started)
+        took = duration(now - self.started)
         return f"{self.rows_done:,}/{counted(self.rows_total, 'row')}{points}, {counted(self.tokens, 'token')} in {took}{rate}"
 
     def _decoding(self, now: float) -> float:
         """Seconds since the first tokens were counted."""
         return now - (self.started if self._since is None else self._since)
-
-
-def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
 
 
 def _known(first: _Average | _Mean, second: _Average | _Mean) -> float | None:

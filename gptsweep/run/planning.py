@@ -8,14 +8,13 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
-from ..display import counted, get_logger
+from ..display import counted, duration, get_logger
 from ..engine.backend import OnStep, Provenance, Workload, windows_read
 from ..engine.engine import available_memory, cache_dtype, cache_pages, planned_rows
 from ..engine.kv_cache import page_bytes
@@ -173,8 +172,8 @@ class SweepPlan:
         machines = sorted(self.models[0].seconds)
         for count in machines:
             time = self.seconds(count)
-            bounds = f" ({duration(time.together)} to {duration(time.apart)})" if time.apart > 1.1 * time.together else ""
-            found.append(("time here" if count == 1 else f"on {count} of these", f"at most {duration(time.likely)}{bounds}"))
+            bounds = f" ({_at_most(time.together)} to {_at_most(time.apart)})" if time.apart > 1.1 * time.together else ""
+            found.append(("time here" if count == 1 else f"on {count} of these", f"at most {_at_most(time.likely)}{bounds}"))
         if self.seconds(1).apart > 1.1 * self.seconds(1).together:
             found.append(("", "between rows that share noise and never part, and rows that part at once"))
         for model in self.models:
@@ -379,6 +378,5 @@ def size(count: float) -> str:
     return f"{count:,.1f} TB"
 
 
-def duration(seconds: float) -> str:
-    """``0:01:05``."""
-    return str(timedelta(seconds=math.ceil(seconds)))
+def _at_most(seconds: float) -> str:
+    return duration(math.ceil(seconds))
