@@ -48,6 +48,7 @@ sys.path.insert(0, str(ROOT))  # the script belongs to a checkout: train what st
 from gptsweep.models.decoder import Block, Decoder, DecoderConfig  # noqa: E402
 from gptsweep.models.layers import NormConfig, RotaryConfig  # noqa: E402
 from gptsweep.models.llama import Llama  # noqa: E402
+from gptsweep.models.qwen import Qwen3  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -221,27 +222,13 @@ def float16_weights(model: Decoder) -> dict[str, Tensor]:
         weight = parameter.detach().half()
         layer = re.fullmatch(r"blocks\.(\d+)\.(.+)\.weight", name)
         if layer is None:
-            found[
-                {"embed.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight"}.get(name, "lm_head.weight")
-            ] = weight
+            (stored,) = (theirs for theirs, ours in Qwen3.OUTSIDE.items() if ours == name)
+            found[stored if name == Qwen3.HEAD else f"model.{stored}"] = weight
             continue
-        theirs = THEIRS[layer[2]]
-        for their, some in zip(theirs, weight.chunk(len(theirs)), strict=True):
-            found[f"model.layers.{layer[1]}.{their}.weight"] = some.contiguous()
+        for theirs, place in Qwen3.INSIDE.items():
+            if place.parameter == layer[2]:
+                found[f"model.layers.{layer[1]}.{theirs}.weight"] = weight.chunk(place.of)[place.part].contiguous()
     return found
-
-
-THEIRS = {
-    "norm_1": ("input_layernorm",),
-    "attn.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "attn.q_norm": ("self_attn.q_norm",),
-    "attn.k_norm": ("self_attn.k_norm",),
-    "attn.out": ("self_attn.o_proj",),
-    "norm_2": ("post_attention_layernorm",),
-    "mlp.up": ("mlp.gate_proj", "mlp.up_proj"),
-    "mlp.down": ("mlp.down_proj",),
-}
-"""transformers' names of what a block's parameters hold, one under another."""
 
 
 def as_stored(model: Decoder) -> Decoder:
