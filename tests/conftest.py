@@ -53,9 +53,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """What lies in the caches of whoever runs the tests, or in the variables of Hydra and the hub, decides nothing."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # started in the background of a shell, they would ignore Ctrl-C
-    caches = tempfile.TemporaryDirectory(prefix="gptsweep-tests-", ignore_cleanup_errors=True)
-    config.add_cleanup(caches.cleanup)
-    os.environ |= {"XDG_CACHE_HOME": caches.name, "HF_HOME": f"{caches.name}/huggingface"}
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # else they are the first process's: machine code is made once for all
+        caches = tempfile.TemporaryDirectory(prefix="gptsweep-tests-", ignore_cleanup_errors=True)
+        config.add_cleanup(caches.cleanup)
+        os.environ |= {"XDG_CACHE_HOME": caches.name, "HF_HOME": f"{caches.name}/huggingface"}
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN", "HYDRA_FULL_ERROR"):
         os.environ.pop(name, None)
 

@@ -140,7 +140,7 @@ def rows_of_all_kinds(draw: st.DrawFn, overflows: Sequence[str] = ("crop", "stop
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=10)
+@settings(max_examples=7)
 @given(st.lists(rows_of_all_kinds(), min_size=2, max_size=12), st.sampled_from([None, 1, 2, 3, 7]))
 def test_a_row_is_the_same_to_the_bit_in_any_company(dtype: str, rows: list[Row], max_rows: int | None) -> None:
     together = run(engine_of(dtype, max_rows), rows)

@@ -19,6 +19,9 @@ import gptsweep
 from gptsweep.kernels import codegen
 from gptsweep.kernels import runtime as kernels
 
+CACHES = os.environ["XDG_CACHE_HOME"]
+"""Of all tests: machine code of the package's kernels is there."""
+
 
 @pytest.fixture(autouse=True)
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -110,6 +113,7 @@ def test_the_packages_code_gives_the_samples_of_its_loops(dtype: str, tmp_path: 
         ]
         return [sample for more in settings for sample in lm.generate(["ROMEO:", "\n"], **common, **more)]
 
+    monkeypatch.setenv("XDG_CACHE_HOME", CACHES)
     shipped = samples()
     monkeypatch.setattr(kernels, "SHIPPED", tmp_path / "missing")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
