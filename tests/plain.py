@@ -126,6 +126,13 @@ def bfloat16_product(x: Tensor, weight: Tensor, bias: Tensor, together: int) -> 
     return (total + bias.float()).bfloat16()
 
 
+def int8_sums(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """``int64 [rows, n_out]``, the products of int8 ``weight`` with rows of ``x`` quantised to int8, and each row's scale."""
+    greatest = x.abs().amax(1, keepdim=True)
+    quantised = (x * (127 / greatest)).round()
+    return (quantised.double() @ weight.double().T).long(), greatest / 127  # as exact in float64, and fast
+
+
 # -- counter noise -----------------------------------------------------------------------------------------------------------
 
 

@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from model_files import need_packed
 from torch import Tensor, nn
 
-from gptsweep.errors import DeviceError
 from gptsweep.kernels import onednn
-from gptsweep.models import linear as linear_module
+from gptsweep.kernels.abi import GELU, GELU_TANH, NO_ACTIVATION, RELU_SQUARED
 from gptsweep.models.gpt2 import GPT, GPTConfig
-from gptsweep.models.linear import Int8Linear, PackedLinear, can_pack, pack, row_invariant
+from gptsweep.models.linear import Int8Gemm, Int8Linear, Int8OneDnn, PackedLinear, can_pack, pack, row_invariant
 from gptsweep.models.loading import layer_kinds
 
 SHAPES = [(64, 192), (48, 37), (33, 65), (768, 2304), (3072, 768)]
@@ -160,31 +159,61 @@ def test_int8_sums_are_exact_at_the_greatest_numbers(shape: tuple[int, int]) -> 
     assert torch.equal(packed(x[5:6]), packed(x)[5:6])
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 80),
+    n_in=st.integers(1, 200),
+    n_out=st.integers(1, 200),
+    bias=st.booleans(),
+    activation=st.sampled_from([NO_ACTIVATION, GELU, GELU_TANH, RELU_SQUARED]),
+    greatest=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
 @torch.inference_mode()
-def test_int8_in_halves_has_the_bits_of_exact_int8() -> None:
+def test_the_int8_gemm_has_the_bits_of_onednns_layer_with_vnni(
+    rows: int, n_in: int, n_out: int, bias: bool, activation: int, greatest: bool, seed: int
+) -> None:
     """So that a CPU without VNNI gives the samples of one with it."""
-    generator = torch.Generator().manual_seed(2)
-    for n_in, n_out in SHAPES:
-        made("int8", linear(n_in, n_out))  # or skip
-        weight = torch.randint(-127, 128, (n_out, n_in), dtype=torch.int8, generator=generator)
-        rows = torch.randint(1, 256, (21, n_in), dtype=torch.uint8, generator=generator)
-        scales = torch.rand(n_out, generator=generator)
-        zeros = torch.zeros(n_out, dtype=torch.int64)
-        sums = (rows.double() - 128) @ weight.double().T
-        product = linear_module.product_of_halves(rows, linear_module._packed_int8(weight), scales, zeros)
-        assert torch.equal(product, sums.float() * scales)
+    generator = torch.Generator().manual_seed(seed)
+    made("int8", linear(8, 8))  # or skip
+    x = torch.randn(rows, n_in, generator=generator)
+    weight = torch.randint(-128, 128, (n_out, n_in), dtype=torch.int8, generator=generator)
+    if greatest:
+        x, weight = x.sign(), torch.where(weight < 0, -128, 127).to(torch.int8)
+        x[0], weight[0] = -1, -128
+    layer = (weight, torch.rand(n_out, generator=generator), torch.randn(n_out, generator=generator) if bias else None)
+    sums, scales = plain.int8_sums(x, weight)
+    scaled = sums.float() * layer[1]
+    got = Int8Gemm(*layer, activation)(x)
+    with_vnni = Int8OneDnn(*layer, activation)
+    with_vnni.sums = lambda _rows: scaled.clone()  # type: ignore[method-assign]
+    assert torch.equal(got, with_vnni(x))
+    if not bias and activation == NO_ACTIVATION:
+        assert torch.equal(got, scaled * scales)
 
 
-def test_int8_is_refused_where_no_product_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    made("int8", linear(40, 24))  # or skip
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.usefixtures("threads")
+@torch.inference_mode()
+def test_the_int8_gemm_is_its_plain_twin_for_few_rows_and_many(shape: tuple[int, int]) -> None:
+    made("int8", linear(8, 8))  # or skip
+    x, weight = inputs(ROWS, shape[0]), linear(*shape).weight.mul(300).round().clamp(-127, 127).to(torch.int8)
+    gemm = Int8Gemm(weight, torch.linspace(1, 2, shape[1]), None, NO_ACTIVATION)
+    assert gemm.packed.nbytes <= (shape[0] + 1) * (shape[1] + 15), "a byte a weight"
+    sums, scales = plain.int8_sums(x, weight)
+    wanted = sums.float() * gemm.scales * scales
+    for threads, count in ((1, 1), (2, 1), (2, 7), (1, 36), (2, 37), (2, 73), (1, ROWS), (2, ROWS)):
+        torch.set_num_threads(threads)
+        assert torch.equal(gemm(x[:count]), wanted[:count])
 
-    def cut_off(rows: Tensor, _packed: Tensor, scales: Tensor, _zeros: Tensor) -> Tensor:
-        return torch.full((len(rows), len(scales)), 32767.0)
 
-    monkeypatch.setattr(linear_module, "whole_product", cut_off)
-    monkeypatch.setattr(linear_module, "product_of_halves", cut_off)
-    with pytest.raises(DeviceError, match=r"device\.dtype=int8: oneDNN's int8 products overflow on this CPU; try bfloat16"):
-        Int8Linear(linear(41, 24))
+def test_int8_is_exact_where_onednn_cuts_its_sums_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = worst_int8(43, 29)  # a shape that nothing else tries
+    made("int8", linear(8, 8))  # or skip
+    monkeypatch.setattr(Int8OneDnn, "sums", lambda self, rows: torch.full((len(rows), len(self.scales)), 32767.0))
+    packed = Int8Linear(layer)
+    assert isinstance(packed.multiply, Int8Gemm)
+    torch.testing.assert_close(packed(x), layer.double()(x.double()).float(), rtol=1e-5, atol=1e-5)
 
 
 @settings(max_examples=40, deadline=None)

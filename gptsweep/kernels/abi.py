@@ -25,10 +25,17 @@ TILE_ROWS = 12
 """Rows that go through a layer together: as many as have their sums over half of `COLUMNS` in vector registers."""
 TILES_TOGETHER = 6
 """Tiles of rows that a thread widens at once, and takes through one block of weights after another."""
+INT8_TILE_ROWS = 6
+"""Rows that go through an int8 layer together: as many as have `PAGE` sums each in the 16 vector registers of AVX2."""
+INT8_TILES_TOGETHER = 6
+"""Tiles of rows that a thread takes through one block of int8 weights: fewer read weights more often, more wait longer."""
+ZERO = 128
+"""What stands for 0 in a row for oneDNN, which is fast for unsigned int8."""
 SEGMENT = 4096
 """Numbers that ``rescale`` and ``activate`` work on at a time, so that a single long row keeps all threads busy."""
 NO_ACTIVATION, GELU, GELU_TANH, RELU_SQUARED, SILU, SOFT_CAP = range(6)
-"""What ``rescale`` does last, ``activate`` alone, and ``gate`` to what it multiplies by; `SOFT_CAP` is ``activate``'s."""
+"""What ``rescale`` and ``multiply`` do last, ``activate`` alone, and ``gate`` to what it multiplies by; `SOFT_CAP` only
+``activate``."""
 NO_NORM, NORM_BEFORE, NORM_AFTER = range(3)
 """Whether and when ``turn`` normalises heads: before or after it turns them."""
 BLOCK = 64
@@ -47,7 +54,11 @@ _ATTEND = (
     *("q", "k", "v", "keys", "values", "out", "pages", "offsets", "kept", "block_tables", "table_rows", "lengths"),
 )
 _LINEAR = ("n_rows", "n_in", "n_out", "summed", *_COUNTS, "x", "weight", "bias", "out")
-_QUANTISE = ("n_rows", "width", *_COUNTS, "x", "quantised", "scales")
+_QUANTISE = ("n_rows", "width", "stride", *_COUNTS, "x", "quantised", "scales")
+_MULTIPLY = (
+    *("n_rows", "n_in", "n_out", "stride", "activation", *_COUNTS),
+    *("x", "scales", "weight", "weight_scales", "bias", "out"),
+)
 _RESCALE = ("n_rows", "width", "activation", *_COUNTS, "y", "scales", "bias")
 _ACTIVATE = ("n_numbers", "activation", "cap", *_COUNTS, "y")
 _GATE = ("n_rows", "width", "activation", *_COUNTS, "x", "y")
@@ -64,6 +75,7 @@ TASKS = {
         "attend": _ATTEND,
         "linear": _LINEAR,
         "quantise": _QUANTISE,
+        "multiply": _MULTIPLY,
         "rescale": _RESCALE,
         "activate": _ACTIVATE,
         "gate": _GATE,

@@ -10,11 +10,11 @@ from llvmlite import binding, ir
 from numba import cfunc, from_dtype, types
 from numba.core import config
 
-from .abi import TASKS
+from .abi import TASKS, ZERO
 from .activation import activate_by, gate_by
 from .attention import attend_by, store_by
-from .int8 import quantise_float32, rescale_float32
-from .intrinsics import bfloat16_at, float32_at
+from .int8 import multiply_int8, quantise_by, rescale_float32
+from .intrinsics import bfloat16_at, float32_at, int16_at, uint8_at
 from .linear import linear_bfloat16
 from .norm import rms_norm_by, turn_by
 from .sampler import sample_by
@@ -36,7 +36,9 @@ LOOPS = {
         for dtype, at in {"float32": float32_at, "bfloat16": bfloat16_at}.items()
     },
     ("linear", "bfloat16"): linear_bfloat16,
-    ("quantise", "float32"): quantise_float32,
+    ("multiply", "int8"): multiply_int8,
+    ("quantise", "uint8"): quantise_by(uint8_at, ZERO),
+    ("quantise", "int16"): quantise_by(int16_at, 0),
     ("rescale", "float32"): rescale_float32,
 }
 

@@ -40,7 +40,7 @@ def pointer_to(pointed):
 
 
 int64_at, int32_at = pointer_to(types.int64), pointer_to(types.int32)
-uint8_at = pointer_to(types.uint8)
+int16_at, int8_at, uint8_at = pointer_to(types.int16), pointer_to(types.int8), pointer_to(types.uint8)
 float64_at, uint32_at = pointer_to(types.float64), pointer_to(types.uint32)
 float32_at, bfloat16_at = pointer_to(types.float32), pointer_to(types.uint16)
 

@@ -14,7 +14,7 @@ from ..threads import own_count
 from .architecture import Architecture
 from .checkpoint import Checkpoint, load_weights
 from .files.tokenizers import Tokenizer
-from .linear import Int8Linear, can_pack, is_widened, multiplied_in, multiplies_in_halves, pack
+from .linear import Int8Linear, can_pack, int8_was_cut_off, is_widened, multiplied_in, pack
 from .registry import open_checkpoint
 
 log = get_logger(__name__)
@@ -27,8 +27,8 @@ class LoadedModel:
     """A model ready for inference, and its tokenizer.
 
     ``fingerprint`` is that of its `Checkpoint`; ``dtype`` is resolved, never ``auto``. ``arithmetic`` is what the layers
-    compute in, as `point_id` takes it: ``dtype``, or ``int8 in halves`` (see `multiplies_in_halves`). ``free_cores`` says how
-    many threads to compute with; None: with as many as torch has. ``step`` is that of its `Checkpoint`.
+    compute in, as `point_id` takes it: ``dtype``, or ``int8 in halves`` (see `int8_was_cut_off`). ``free_cores`` says how many
+    threads to compute with; None: with as many as torch has. ``step`` is that of its `Checkpoint`.
     """
 
     model: Architecture
@@ -64,16 +64,13 @@ def load_model(source: ModelSource, settings: DeviceSettings, checkpoint: Checkp
         if dtype == "int8":
             raise DeviceError("device.compile", True, "does not go with device.dtype=int8; use one of them")
         compile_model(model)
-    arithmetic = "int8 in halves" if multiplies_in_halves(model) else dtype
-    if arithmetic != dtype:
-        log.info("int8 products overflow on this CPU: each row is multiplied in two halves, about as fast as float32")
     return LoadedModel(
         model=model,
         tokenizer=checkpoint.tokenizer,
         fingerprint=checkpoint.fingerprint,
         device=device,
         dtype=dtype,
-        arithmetic=arithmetic,
+        arithmetic="int8 in halves" if int8_was_cut_off(model) else dtype,
         free_cores=free_cores if device.type == "cpu" else None,
         step=checkpoint.step,
     )

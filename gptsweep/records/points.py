@@ -39,7 +39,7 @@ def point_id(point: Point, *, prompts: tuple[Prompt, ...], weights: str, tokeniz
         prompts: what ``point.start`` was read as.
         weights: fingerprint of the model's weights and shape.
         tokenizer: fingerprint of the vocabulary.
-        dtype: the resolved dtype, never ``auto``; ``int8 in halves`` on a CPU where int8 products have to be parted.
+        dtype: the resolved dtype, never ``auto``; ``int8 in halves`` on a CPU where 0.1 cut off int8 sums.
         device_type: ``cpu``, ``cuda`` or ``mps``.
     """
     decides = {
