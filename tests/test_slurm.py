@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -259,6 +260,23 @@ def test_slurm_gets_an_array_with_the_settings_and_loses_it_at_the_end(tmp_path:
         assert f"#SBATCH {line}\n" in script
     assert "\nmodule load cuda\n" in script
     assert sorted((stubs / "scancel").read_text().split()) == ["12_0", "12_1", "12_2"]
+
+
+def test_a_driver_whose_workers_open_the_model_imports_no_torch(tmp_path: Path) -> None:
+    code = """if True:
+        import pickle, sys
+        from omegaconf import OmegaConf
+        from gptsweep.multirun.elsewhere import SlurmFusedLauncher
+        import gptsweep.run.session, gptsweep.run.executors.ray
+        launcher = SlurmFusedLauncher(cluster="local")
+        launcher.config = OmegaConf.create({"hydra": {"sweep": {"dir": "."}, "job": {"name": "n"}}})
+        pool = launcher.executor().pool
+        assert "torch" not in sys.modules
+        print(type(pickle.loads(pool._backends)).__name__)
+        pool.close()
+    """
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr) == ("TorchBackends\n", "")
 
 
 def test_without_accounting_a_job_that_slurm_has_no_more_is_noticed_and_nothing_is_printed(

@@ -19,6 +19,7 @@ from .launcher import FusedLauncher
 from .sweep_files import end_with_sweep
 
 if TYPE_CHECKING:
+    from ..engine.backend import Backends
     from ..run.executors import Executor
 
 HEARTBEAT_SECONDS = 300.0
@@ -103,12 +104,17 @@ class RayFusedLauncher(FusedLauncher):
 
     def executor(self) -> Executor:
         """As `FusedLauncher.executor`."""
-        # Late: torch and Ray.
-        from ..engine.torch_backend import TorchBackends
+        # Late: Ray, and torch where this process reads a model.
         from ..run.executors.ray import RayPool
         from ..run.executors.remote import RemoteExecutor
+        from ..run.executors.worker import TorchInWorkers
 
-        pool = RayPool(TorchBackends(), **self._pool)
+        backends: Backends = TorchInWorkers()
+        if self._pool["ship_weights"]:
+            from ..engine.torch_backend import TorchBackends
+
+            backends = TorchBackends()
+        pool = RayPool(backends, **self._pool)
         end_with_sweep(pool.close)
         return RemoteExecutor(pool, shards=self._shards, heartbeat_s=self._heartbeat_s, strict=self._strict)
 
@@ -166,14 +172,14 @@ class SlurmFusedLauncher(FusedLauncher):
 
     def executor(self) -> Executor:
         """As `FusedLauncher.executor`."""
-        # Late: torch and submitit.
-        from ..engine.torch_backend import TorchBackends
+        # Late: submitit.
         from ..run.executors.remote import RemoteExecutor
         from ..run.executors.slurm import SlurmPool
+        from ..run.executors.worker import TorchInWorkers
 
         assert self.config is not None
         pool = SlurmPool(
-            TorchBackends(),
+            TorchInWorkers(),
             Path(str(self.config.hydra.sweep.dir)),
             workers=self._workers,
             cluster=self._cluster,

@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import psutil
@@ -43,6 +43,27 @@ class RemoteTracebackError(Exception):
 
     def __str__(self) -> str:
         return f"\n{self.args[0]}"
+
+
+class TorchInWorkers:
+    """In a worker, where it is unpickled, `TorchBackends`. The driver opens no model, and need not import torch."""
+
+    def __reduce__(self) -> tuple[Callable[[], Backends], tuple[()]]:
+        return _torch_backends, ()
+
+    def resolve(self, settings: DeviceSettings) -> tuple[str, str]:
+        """Not here."""
+        raise NotImplementedError("workers resolve devices")
+
+    def open(self, source: ModelSource, settings: DeviceSettings) -> tuple[Backend, Tokenizer]:
+        """Not here."""
+        raise NotImplementedError("workers open models")
+
+
+def _torch_backends() -> Backends:
+    from ...engine.torch_backend import TorchBackends  # late: torch, which the driver does not import
+
+    return TorchBackends()
 
 
 @dataclass(frozen=True, slots=True)
