@@ -25,6 +25,7 @@ from gptsweep.multirun import points_file
 from gptsweep.multirun.points_file import read_points
 from gptsweep.multirun.random_points import axes_of, draw
 from gptsweep.multirun.sweepers import points_in_file, random_points
+from gptsweep.records import Sampling, neutral_settings
 
 SMALL = ("model=resume", "sampling.num_samples=2", "sampling.max_new_tokens=4", "quiet=true")
 
@@ -121,6 +122,20 @@ def test_every_format_gives_the_same_points() -> None:
     assert points("\ufeff" + table.replace("\n", "\r\n"), "q.CSV") == expected
 
 
+def test_every_setting_of_sampling_can_stand_in_a_file() -> None:
+    listed = "sampling.order,sampling.stop_token_ids,sampling.stop_on_repetition\n"
+    listed += '"[top_k,temperature]","[1,2]",[]\nllama,[],"[3,4]"\n'
+    assert points(listed) == [
+        ["sampling.order=[top_k,temperature]", "sampling.stop_token_ids=[1,2]", "sampling.stop_on_repetition=[]"],
+        ["sampling.order=llama", "sampling.stop_token_ids=[]", "sampling.stop_on_repetition=[3,4]"],
+    ]
+    neutral = neutral_settings(Sampling) | {"logit_bias": {}, "max_new_tokens": 5}
+    line = json.dumps({f"sampling.{name}": value for name, value in neutral.items()})
+    (point,) = points(line, "p.jsonl")
+    assert [override.partition("=")[0] for override in point] == [f"sampling.{name}" for name in neutral]
+    assert points(f"[{line}]", "p.yaml") == [point]
+
+
 @settings(max_examples=60)
 @given(
     text=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1)
@@ -166,6 +181,9 @@ def test_the_characters_of_a_cell_are_the_text(composing: Any, text: str) -> Non
         ("p.jsonl", '{"sampling.stop": [1]}', 'line 1 has sampling.stop=[1]: must be a list of strings, such as ["\\n\\n"]'),
         ("p.yaml", "seed: 1", "is not a list of mappings, such as - {sampling.top_k: 50}"),
         ("p.yaml", "- seed: 1\n- 3\n", "line 2 is not a list of mappings, such as - {sampling.top_k: 50}"),
+        ("p.jsonl", '{"sampling.stop_token_ids": [1.5]}',
+         "line 1 has sampling.stop_token_ids=1.5: must be a list of whole numbers, such as [198,628]"),
+        ("p.yaml", "- ? [seed]\n  : 1\n", "line 1 has a list or a mapping for a key"),
         ("p.yaml", "- sampling: {top_k: 3}\n", "line 1 has sampling=[('top_k', 3)]: must be the name of a choice"),
     ],
 )  # fmt: skip

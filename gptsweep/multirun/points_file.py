@@ -181,8 +181,10 @@ def _constructed(node: Any, number: int) -> Any:
 
 def _check_keys(names: list[Any], number: int) -> None:
     for name in names:
-        if not isinstance(name, str) or (name not in GROUPS and name not in keys()):
-            raise _FileError(f"has the key {shown(name)}: {unknown_key(str(name), None).wanted}", number)
+        if not isinstance(name, str):
+            raise _FileError("has a list or a mapping for a key", number)
+        if name not in GROUPS and name not in keys():
+            raise _FileError(f"has the key {shown(name)}: {unknown_key(name, None).wanted}", number)
     if len(names) > len(set(names)):
         raise _FileError("names a key twice", number)
 
@@ -220,11 +222,13 @@ def _cell(key: str, cell: str) -> Any:
 
 def _written(key: str, value: Any) -> str:
     """A value that is not null as it stands behind ``key=``."""
-    hint = keys()[key]
-    if is_text(key) and isinstance(value, str):
+    hint = keys()[key]  # Any is that of sampling.order, a text or a list of them
+    if (is_text(key) or hint is Any) and isinstance(value, str):
         return _text_as_value(value)
-    if list_of_text(key) and isinstance(value, list) and all(isinstance(text, str) for text in value):
+    if (list_of_text(key) or hint is Any) and isinstance(value, list) and all(isinstance(text, str) for text in value):
         return f"[{','.join(map(_text_as_value, value))}]"
+    if hint == list[int] and isinstance(value, list):
+        return f"[{','.join(str(_checked(key, number, int)) for number in value)}]"
     if hint == dict[int, float]:
         pairs = value if isinstance(value, _Pairs) else list(value.items()) if isinstance(value, dict) else [(None, None)]
         addends = [(_checked(key, _whole(token), int), _checked(key, addend, float)) for token, addend in pairs]

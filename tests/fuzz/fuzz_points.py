@@ -14,6 +14,7 @@ from driver import instrumented, run, tell
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import MissingConfigException
 from hydra.types import RunMode
 
 with instrumented():
@@ -46,6 +47,8 @@ def target(data: bytes) -> None:
                 point_from_config(LOADER.load_sweep_config(MASTER, list(point)))
     except GptsweepError as error:
         tell(error)
+    except MissingConfigException:
+        pass  # a choice that is not there, which the command explains
 
 
 def seeds() -> list[bytes]:
