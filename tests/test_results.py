@@ -734,7 +734,7 @@ def test_a_damaged_summary_is_written_again(tmp_path, caplog, damage, keeps_hash
             assert writer.complete
     (tmp_path / SUMMARY).write_bytes(damage)
     assert run(tmp_path, make_samples(1, 4)) == []
-    assert "summary.csv was changed after it was finished; it is written again" in caplog.text
+    assert "summary.csv was changed after it was finished and will be written again" in caplog.text
     assert_complete(tmp_path, make_samples(1, 4))
 
 
@@ -743,7 +743,7 @@ def test_a_damaged_manifest_is_written_again(tmp_path, caplog):
     (tmp_path / MANIFEST).write_text('{"status": "comp')
     assert read_manifest(tmp_path) is None
     assert run(tmp_path, make_samples(1, 4)) == []
-    assert "is damaged; it is written again" in caplog.text
+    assert "is damaged and will be written again" in caplog.text
     assert_complete(tmp_path, make_samples(1, 4))
 
 

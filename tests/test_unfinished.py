@@ -321,7 +321,7 @@ def test_a_sample_is_not_begun_on_one_kind_of_machine_and_finished_on_another(
     assert run(*RUN, "name=n").status == 0
     assert sampled.tokens == 4 * 20
     log = (place / "outputs/runs/n/gptsweep.log").read_text()
-    assert "4 unfinished samples that cannot be used (begun on another machine, or with another version of torch)" in log
+    assert "4 unfinished samples cannot be used (started on another kind of machine, or with another version of torch)" in log
 
 
 def test_a_run_that_ends_before_it_begins_keeps_what_another_left(
@@ -374,7 +374,7 @@ def test_a_full_disk_is_said_once_and_leaves_the_file_as_it_was(
         file.write({})
         file.write({("p", (0, 1)): Prefix()})
         file.write({("p", (0, 1)): Prefix()})
-    assert caplog.text.count("unfinished samples are not kept") == 1
+    assert caplog.text.count("could not save unfinished samples") == 1
     assert list(tmp_path.iterdir()) == []
 
 

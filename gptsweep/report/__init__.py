@@ -1,6 +1,6 @@
-"""``report.html``: a sweep on one page that opens offline and can be sent to a colleague.
+"""Build ``report.html``: a sweep on one page that opens offline and can be sent to a colleague.
 
-The page is one file: the data as JSON, a style sheet and a script, all in place. It asks the network for nothing.
+The page is one file that contains the data as JSON, a style sheet and a script. It makes no network requests.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ __all__ = ["page", "page_data", "report"]
 def report(
     sweep: Sweep, title: str, reference: Reference | None = None, comparisons: Sequence[SamplerComparison] = ()
 ) -> bytes:
-    """``report.html`` of a sweep, whatever state it is in.
+    """Build ``report.html`` of a sweep, which may be unfinished.
 
     Args:
-        sweep: what `read_sweep` found.
-        title: of the page.
-        reference: what is known of a reference text.
-        comparisons: of its samplers, those that were asked for.
+        sweep: the result of `read_sweep`.
+        title: the page's title.
+        reference: the reference text, if there is one.
+        comparisons: the requested comparisons of its samplers.
     """
     return page(page_data(sweep, title, reference, comparisons)).encode()
 
@@ -43,15 +43,15 @@ ASSETS = {
         "rate.js", "begin.js",
     ),
 }  # fmt: skip
-"""The files of the page, in the order in which they follow each other."""
+"""The page's files, in the order in which they are concatenated."""
 
 
 def page(data: dict[str, Any]) -> str:
-    """The page around its data. Nothing in ``data`` can end the script element it stands in."""
+    """Insert the data into the page. Nothing in ``data`` can close the script element around it."""
     assets = resources.files(__package__) / "assets"
     parts = {name: "".join((assets / file).read_text(encoding="utf-8") for file in files) for name, files in ASSETS.items()}
     parts["js"] = f'"use strict";\n(() => {{\n{parts["js"]}}})();\n'
-    # In a pattern of JavaScript, code points of more than four digits stand in braces.
+    # JavaScript's patterns need braces around code points with more than four digits.
     unsafe = re.sub(r"\\U000([0-9a-f]{5})", r"\\u{\1}", UNSAFE)
     text = json.dumps(data | {"unsafe": unsafe}, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     parts["data"] = text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

@@ -1,4 +1,4 @@
-"""What the page shows, as plain JSON values: settings, metrics with their errors, effects, samples."""
+"""The page's data as plain JSON values: settings, metrics with errors, effects, samples."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from ..store.schema import MEANS, SAMPLE_KEY, STATUSES
 from .token_data import token_columns
 
 MAX_CONTRASTED = 60
-"""Settings that raters compared of which a page holds every difference."""
+"""With more rated settings than this, the page omits their pairwise differences."""
 MAX_CELLS = 20_000
-"""Means over settings that a page holds; where there would be more it offers none."""
+"""With more means over settings than this, the page offers none of them."""
 
 
 def page_data(
     sweep: Sweep, title: str, reference: Reference | None = None, comparisons: Sequence[SamplerComparison] = ()
 ) -> dict[str, Any]:
-    """Everything on the page. Lists of one length stand for columns: a row of ``groups`` is a setting, its seeds together."""
+    """All data of the page. Lists of equal length are columns; a row of ``groups`` is a setting, averaged over its seeds."""
     keys = [key for key in sweep.swept if key != "seed"]
     groups = sweep.group()
     group_of = {point: number for number, points in enumerate(groups["points"]) for point in points}
@@ -79,7 +79,7 @@ def page_data(
 
 
 def facts(sweep: Sweep) -> dict[str, Any]:
-    """What the head of the page says."""
+    """The data of the page's header."""
     table = sweep.summary
     return {
         "points": len(table),
@@ -93,15 +93,15 @@ def facts(sweep: Sweep) -> dict[str, Any]:
 
 
 def least_finished(statuses: Iterable[str]) -> str:
-    """The least finished status."""
+    """Return the least complete status."""
     return STATUSES[max(STATUSES.index(status) for status in statuses)]
 
 
 def effects(sweep: Sweep, values: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    """For each swept key: each metric along its values, and the paired difference between its two ends."""
+    """For each swept key: each metric along its values, and the paired difference between the lowest and the highest."""
     found = []
     for key, choices in values.items():
-        along = sweep.group([key])  # of the samples of the page
+        along = sweep.group([key])  # over the samples on the page
         along = along.assign(place=placed(along[key], choices)).sort_values("place")
         change = sweep.effect(key)
         found.append(
@@ -119,7 +119,7 @@ def effects(sweep: Sweep, values: dict[str, list[Any]]) -> list[dict[str, Any]]:
 
 
 def sampler_curves(found: SamplerComparison) -> dict[str, Any]:
-    """A comparison of samplers: by family the expected best of 1, 2, … settings; ``leads`` where it is ahead of all others."""
+    """A comparison of samplers: for each family, the expected best of 1, 2, … settings and where it leads all others."""
     return {
         "metric": found.aim.metric.name,
         "aim": str(found.aim),
@@ -141,7 +141,7 @@ def sampler_curves(found: SamplerComparison) -> dict[str, Any]:
 
 
 def contrasts(sweep: Sweep, group_of: Mapping[int, int], count: int) -> dict[str, list[Any]] | None:
-    """What ratings tell of every two settings, ``a/b``: difference, ends of its interval, ratings, and whether they differ.
+    """What ratings say about each pair of settings, ``a/b``: difference, interval, number of ratings, whether they differ.
 
     None without ratings, or with more than `MAX_CONTRASTED` settings.
     """
@@ -157,16 +157,16 @@ def contrasts(sweep: Sweep, group_of: Mapping[int, int], count: int) -> dict[str
 
 
 def measured_samples(sweep: Sweep, group_of: Mapping[int, int]) -> pd.DataFrame:
-    """`Sweep.measured` of the samples on the page, each once, with its ``group``."""
+    """`Sweep.measured` for the samples on the page, without duplicates, with their ``group``."""
     measured = sweep.measured(sweep.summary)
     measured["group"] = measured["point"].map(group_of)
     return measured[~measured.duplicated(["group", "copy_of", *SAMPLE_KEY])]
 
 
 def sample_columns(sweep: Sweep, measured: pd.DataFrame, point_ids: Sequence[str]) -> dict[str, Any]:
-    """The samples that are `measured_samples`, column by column; a metric per sample is None where it has no value.
+    """The samples of `measured_samples` as columns; a metric per sample is None where it has no value.
 
-    ``point`` is the place of the sample's point in ``point_ids``, -1 where it has no id.
+    ``point`` is the index of the sample's point in ``point_ids``, -1 if it has no id.
     """
     samples = sweep.samples.loc[measured.index]
     columns: dict[str, Any] = {
@@ -194,16 +194,16 @@ def sample_columns(sweep: Sweep, measured: pd.DataFrame, point_ids: Sequence[str
 
 
 def means(table: pd.DataFrame, name: str) -> dict[str, Any]:
-    """A metric of the rows of a `Sweep.group`, column by column."""
+    """A metric of the rows of a `Sweep.group`, as columns."""
     return {"mean": rounded(table[name]), "error": rounded(table[f"{name}_se"]), "n": table[f"{name}_n"].tolist()}
 
 
 def cells(sweep: Sweep, values: Mapping[str, Sequence[Any]]) -> dict[str, Any] | None:
-    """Means over some of the settings: what the charts show where they leave a setting open.
+    """Means over some of the settings, for charts that leave settings open.
 
     Returns:
-        ``at``, the place of each mean along each key, -1 where it is over all values; and each metric's mean, error and n.
-        None where there are more than ``MAX_CELLS``.
+        ``at``, the index of each mean along each key, -1 for all values; and mean, error and n of each metric. None if there
+        would be more than ``MAX_CELLS``.
     """
     keys = list(values)
     subsets = [kept for size in range(2, len(keys)) for kept in itertools.combinations(keys, size)] if len(keys) <= 12 else None
@@ -228,21 +228,21 @@ def seed_values(sweep: Sweep, name: str, group_of: Mapping[int, int], count: int
 
 
 def placed(column: pd.Series[Any], values: Sequence[Any]) -> list[int]:
-    """The place of each cell among the values of its setting."""
+    """The index of each cell among the values of its setting."""
     place = {value: number for number, value in enumerate(values)}
     return [place[plain(value)] for value in column]
 
 
 def numbers(values: Sequence[Any]) -> list[float] | None:
-    """The values as numbers, if they all are."""
+    """The values as numbers, or None if some are not."""
     return [float(v) for v in values] if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values) else None
 
 
 def number(value: Any, digits: int = 7) -> float | None:
-    """A number to seven digits: the page shows three or four, and rounded twice they would be others; None where it is none."""
+    """Round to seven digits: the page shows three or four, and double rounding would change them. None if not finite."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.{digits}g}")
 
 
 def rounded(column: Iterable[Any]) -> list[float | None]:
-    """Each as `number` has it."""
+    """Apply `number` to each value."""
     return [number(value) for value in column]

@@ -1,4 +1,4 @@
-"""The plots of the page as files, for papers and slides: SVG and PNG, drawn with matplotlib (the extra ``plots``)."""
+"""Export the page's plots as SVG and PNG files for papers and slides, with matplotlib (the extra ``plots``)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def write_plots(sweep: Sweep, directory: Path, names: Sequence[str]) -> list[Pat
         raise ResultsError("plots", str(directory), "needs matplotlib: pip install 'gptsweep[plots]'") from error
     keys = [key for key in sweep.swept if key != "seed"]
     if not keys:
-        raise ResultsError("plots", str(directory), "nothing was swept but the seed; there is nothing to draw")
+        raise ResultsError("plots", str(directory), "nothing but the seed was swept, so there is nothing to draw")
     directory.mkdir(parents=True, exist_ok=True)
     written = []
     with mpl.rc_context(STYLE):
@@ -59,7 +59,7 @@ def write_plots(sweep: Sweep, directory: Path, names: Sequence[str]) -> list[Pat
 
 
 def figures(sweep: Sweep, keys: Sequence[str], names: Sequence[str], new: type[Figure]) -> Iterator[tuple[str, Figure]]:
-    """Every plot with its name."""
+    """Yield every plot with its name."""
     names = [name for name in names if name in sweep.metrics]
     for name in names:
         if len(keys) > 1:
@@ -79,7 +79,7 @@ def figures(sweep: Sweep, keys: Sequence[str], names: Sequence[str], new: type[F
 
 
 def draw_heat(figure: Figure, sweep: Sweep, x: str, y: str, name: str) -> None:
-    """A metric over two settings, the others taken together."""
+    """A metric over two settings, averaged over the others."""
     from matplotlib.colors import LinearSegmentedColormap  # as above
 
     table = sweep.group([x, y])
@@ -104,7 +104,7 @@ def draw_heat(figure: Figure, sweep: Sweep, x: str, y: str, name: str) -> None:
 
 
 def draw_curve(axes: Axes, sweep: Sweep, keys: Sequence[str], name: str) -> None:
-    """A metric along the first setting, a line for each value of the second, bars of one standard error."""
+    """A metric along the first setting: one line per value of the second, with bars of one standard error."""
     table = sweep.group(list(keys[:2]))
     values = ordered(table[keys[0]])
     places = numbers(values) or [float(place) for place in range(len(values))]
@@ -125,7 +125,7 @@ def draw_curve(axes: Axes, sweep: Sweep, keys: Sequence[str], name: str) -> None
 
 
 def draw_scatter(axes: Axes, sweep: Sweep, keys: Sequence[str], x: str, y: str) -> None:
-    """One metric against another: a dot a point, a line along the first setting."""
+    """One metric against another: one dot per setting, and lines along the first setting."""
     table = sweep.group(list(keys[:2]))
     table = table.assign(place=[ordered(table[keys[0]]).index(plain(value)) for value in table[keys[0]]]).sort_values("place")
     lines = ordered(table[keys[1]]) if len(keys) > 1 else [None]
@@ -140,12 +140,12 @@ def draw_scatter(axes: Axes, sweep: Sweep, keys: Sequence[str], x: str, y: str) 
 
 
 def same(column: pd.Series[Any], value: Any) -> pd.Series[bool]:
-    """Which cells hold ``value``; None means an empty one."""
+    """Which cells equal ``value``; None matches empty cells."""
     return column.isna() if value is None else (column == value).fillna(False).astype(bool)
 
 
 def line_style(number: int) -> dict[str, Any]:
-    """How a line looks: eight colours, then the same dashed; markers differ between neighbours, as on the page."""
+    """A line's style: eight colours, then the same dashed; neighbours have different markers, as on the page."""
     dashed = number // len(LINES) % len(DASHES)
     turn = number // (len(LINES) * len(DASHES))
     return {"color": LINES[number % len(LINES)], "linestyle": DASHES[dashed], "marker": MARKERS[(number + turn) % len(MARKERS)]}

@@ -1,4 +1,4 @@
-"""What the review prints of ratings: how settings rank, and whether the raters agree."""
+"""The review's output for ratings: how settings rank, and whether the raters agree."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ COLUMNS = (
     "comparisons", "won", "tied", "both_bad", "lost", "win_rate", "win_rate_se", "win_rate_low", "win_rate_high", "strength",
     "strength_se", "preference_low", "preference_high",
 )  # fmt: skip
-"""Columns of `RankedSettings.table` that CSV and JSON have beside the metric."""
+"""Columns of `RankedSettings.table` that CSV and JSON have in addition to the metric."""
 
 
 def print_ratings(console: Console, ratings: Ratings, found: RankedSettings) -> None:
-    """The ranking of settings, and what to know of the ratings."""
+    """Print the ranking of settings, and facts about the ratings."""
     table = found.table
     names = list(ratings.raters.items())
     raters = ", ".join(f"{one_line(name)} {count}" for name, count in names[:MAX_RATERS])
@@ -75,7 +75,7 @@ def print_ratings(console: Console, ratings: Ratings, found: RankedSettings) -> 
 
 
 def about_raters(ratings: Ratings) -> list[str]:
-    """Agreement, sides, and time."""
+    """Lines about agreement, sides, and time."""
     alpha, pairs = ratings.agreement()
     lines = []
     if len(ratings.raters) > 1:
@@ -92,7 +92,7 @@ def about_raters(ratings: Ratings) -> list[str]:
 
 
 def preference_cell(row: dict[Any, Any]) -> Text:
-    """The preference with its interval, and whether the setting can be told from the first."""
+    """The preference with its interval, and a mark if the setting cannot be distinguished from the first."""
     return Text("≈ " if row["alike"] else "").append_text(interval(row, "preference"))
 
 

@@ -1,4 +1,4 @@
-"""Tables that fit the terminal: columns are left out, set in parts, or become lines, and no number is ever cut."""
+"""Tables that fit the terminal: columns are left out, split into several tables, or become lines; numbers are never cut."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rich.text import Text
 
 GAP = 2
 FEWEST = 2
-"""With fewer metrics beside the settings than this, a block of lines for each row tells more than a table."""
+"""With fewer metrics than this beside the settings, a block of lines per row is more readable than a table."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of finished cells. Text (``wraps``) may take several lines; a number is as wide as it is."""
+    """A column of formatted cells. Text (``wraps``) may take several lines; a number never wraps."""
 
     heading: str
     cells: Sequence[Text]
@@ -27,7 +27,7 @@ class Column:
     style: str = ""
 
     def width(self, available: int) -> int:
-        """Columns of the terminal that it takes of those available to the table."""
+        """The width in characters, given the width available to the table."""
         cells = max((line.cell_len for cell in self.cells for line in cell.split("\n")), default=0)
         if self.wraps:
             cells = min(cells, max(14, available // 4))
@@ -36,7 +36,7 @@ class Column:
 
 
 def fitting(lead: Sequence[Column], others: Sequence[Column], width: int) -> int:
-    """How many of ``others`` stand beside ``lead`` in ``width`` columns."""
+    """How many of ``others`` fit beside ``lead`` into ``width`` characters."""
     left = width - sum(column.width(width) + GAP for column in lead)
     for count, column in enumerate(others):
         left -= column.width(width) + (GAP if count else 0)
@@ -46,7 +46,7 @@ def fitting(lead: Sequence[Column], others: Sequence[Column], width: int) -> int
 
 
 def print_table(console: Console, columns: Sequence[Column], sections: Sequence[int] = ()) -> None:
-    """Print a table; ``sections`` are the numbers of rows with a line above them."""
+    """Print a table with a line above each row whose number is in ``sections``."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0), header_style="")
     for column in columns:
         heading = Text(column.heading)
@@ -61,7 +61,7 @@ def print_table(console: Console, columns: Sequence[Column], sections: Sequence[
 
 
 def print_in_parts(console: Console, lead: Column, others: Sequence[Column]) -> None:
-    """Print a table, or several one below another, each with ``lead`` and as many of ``others`` as fit, at least one."""
+    """Print one or more tables, each with ``lead`` and as many of ``others`` as fit, at least one."""
     while others:
         count = max(1, fitting([lead], others, console.width))
         print_table(console, [lead, *others[:count]])

@@ -1,4 +1,4 @@
-"""The review on a terminal: the table of a sweep, the effect of each setting, two points side by side."""
+"""The review's output on a terminal: the table of a sweep, the effect of each setting, two points side by side."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ from ..store.schema import SAMPLE_KEY, STATUSES
 from .tables import FEWEST, Column, fitting, print_blocks, print_in_parts, print_table
 
 FIRST_NAMES = 8
-"""Settings that a sentence names."""
+"""The maximum number of settings that a sentence names."""
 FIRST_ROWS = 8
 """Rows shown at the end of a sweep."""
 MAX_BUDGETS = 10
-"""Budgets of a comparison of samplers that are shown: with more settings a few of them, evenly on a logarithmic scale."""
+"""The maximum number of budgets shown in a comparison of samplers; larger ones are thinned evenly on a logarithmic scale."""
 MAX_ROWS = 200
-"""Rows of a table on the terminal; CSV and JSON have all."""
+"""The maximum number of rows on a terminal; CSV and JSON have all."""
 
 
 def default_metrics(sweep: Sweep) -> list[str]:
-    """The metrics that are shown where none are asked for."""
+    """The metrics to show if the user names none."""
     return [name for name in sweep.metrics if sweep.declared[name].default]
 
 
 def settings_of_row(row: Mapping[Any, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """The settings that a row of `Sweep.group` stands for."""
+    """The settings of a row of `Sweep.group`."""
     return {key: plain(row[key]) for key in keys}
 
 
@@ -54,16 +54,16 @@ def print_sweep(
     console: Console, sweep: Sweep, rows: pd.DataFrame, names: Sequence[str], best: Verdicts | None,
     reference: Mapping[str, float | None] | None, *, asked_metrics: bool,
 ) -> None:  # fmt: skip
-    """The table of the sweep, then what each setting does.
+    """Print the table of the sweep, then the effect of each setting.
 
     Args:
-        console: where.
-        sweep: all of it.
+        console: the output.
+        sweep: the sweep.
         rows: from `Sweep.group`.
         names: the metrics.
-        best: what ``--best`` found.
+        best: the result of ``--best``.
         reference: the metrics of the reference text.
-        asked_metrics: the metrics were asked for, so all are shown.
+        asked_metrics: whether the user named the metrics; then all are shown.
     """
     done = sweep.summary["status"].value_counts()
     said = ", ".join(f"{done[status]} {status}" for status in STATUSES if status in done)
@@ -82,9 +82,7 @@ def print_sweep(
         console.print(f"{len(rows) - MAX_ROWS} more rows: --where, --group or --format csv", style="dim")
     console.print(Text("± one standard error" + (over_seeds(metrics) if "seed" in sweep.swept else ""), style="dim"))
     if best:
-        console.print(
-            Text("★ best as asked; ≈ these samples cannot tell it from the best; ? too few pairs to say", style="dim")
-        )
+        console.print(Text("★ best; ≈ these samples cannot tell it from the best; ? too few pairs to say", style="dim"))
         console.print(Text(best_set(rows, best), style="bold"))
     for name, reason in sweep.reasons().items():
         if name in names:
@@ -93,7 +91,7 @@ def print_sweep(
 
 
 def best_set(rows: pd.DataFrame, best: Verdicts) -> str:
-    """The settings among which the best may be: the best as measured, and all that the samples cannot tell from it."""
+    """State which settings may be the best: the best as measured, and all that the samples cannot distinguish from it."""
     keys, metric = keys_of(rows), best.aim.metric
     found: dict[str, list[str]] = {"best": [], "alike": [], "differs": [], "unclear": []}
     for row, mark, most in zip(rows.to_dict("records"), best.marks, best.high, strict=True):
@@ -116,12 +114,12 @@ def _first_names(names: Sequence[str]) -> str:
 
 
 def by_chance(comparisons: int) -> str:
-    """How many of some comparisons to expect to differ where nothing does."""
+    """State how many of these comparisons are expected to differ by chance alone."""
     return f"of {comparisons:,} comparisons {comparisons * BY_CHANCE:.3g} would differ by chance alone"
 
 
 def print_first_rows(directory: Path, sweep: Sweep) -> None:
-    """At the end of a sweep: its first settings, and the command that shows the rest; beside standard output in a pipe."""
+    """At the end of a sweep, print its first settings and the command that shows the rest; to stderr if stdout is a pipe."""
     keys = [key for key in sweep.swept if key != "seed"]
     table = sweep.summary
     number = table.groupby(keys, dropna=False, sort=False).ngroup().to_numpy() if keys else np.zeros(len(table), int)
@@ -139,7 +137,7 @@ def print_first_rows(directory: Path, sweep: Sweep) -> None:
 
 
 def console_at_end() -> Console:
-    """For what a sweep ends with: beside standard output in a pipe."""
+    """The console for a sweep's closing output: stderr if stdout is a pipe."""
     terminal = sys.stdout.isatty()
     return Console(
         file=sys.stdout if terminal else sys.stderr,
@@ -151,7 +149,7 @@ def console_at_end() -> Console:
 
 
 def print_comparisons(found: Sequence[SamplerComparison]) -> None:
-    """At the end of a sweep: the comparisons of samplers that were asked for."""
+    """At the end of a sweep, print the requested comparisons of samplers."""
     console = console_at_end()
     for each in found:
         console.print()
@@ -168,16 +166,16 @@ def print_rows(
     *,
     whole: bool,
 ) -> list[Metric]:
-    """The table of settings and metrics, or a block for each row where it does not fit.
+    """Print the table of settings and metrics, or a block per row if it does not fit.
 
     Args:
-        console: where.
+        console: the output.
         rows: from `Sweep.group`.
         metrics: the metrics.
-        marks: how each row stands to the best in metric ``best``, from `verdicts`.
+        marks: how each row compares with the best in metric ``best``, from `verdicts`.
         best: the metric of ``--best``, or empty.
         reference: the metrics of the reference text.
-        whole: whether every metric must be there.
+        whole: whether every metric must be shown.
 
     Returns:
         The metrics that did not fit.
@@ -219,13 +217,13 @@ def print_rows(
 
 
 def over_seeds(metrics: Sequence[Metric]) -> str:
-    """Which of the metrics have their error over seeds."""
+    """Note which of the metrics have their error over seeds."""
     seeds = [metric.label for metric in metrics if metric.per == "point"]
     return f" over samples; for {', '.join(seeds)} over points" if seeds else " over samples"
 
 
 def metric_cell(row: Mapping[Any, Any], metric: Metric, mark: str) -> Text:
-    """Mean ± error, and how it stands to the best."""
+    """Mean ± error, and how it compares with the best."""
     mean, error = row.get(metric.name, math.nan), row.get(f"{metric.name}_se", math.nan)
     sign = {"best": "★ ", "alike": "≈ ", "unclear": "? "}.get(mark, "")
     cell = Text(sign + number(metric, mean), style={"best": "bold green", "alike": "green"}.get(mark, ""))
@@ -235,7 +233,7 @@ def metric_cell(row: Mapping[Any, Any], metric: Metric, mark: str) -> Text:
 
 
 def print_effects(console: Console, sweep: Sweep, names: Sequence[str]) -> None:
-    """A row for each swept setting: what its lowest and its highest value do to the metrics."""
+    """Print one row per swept setting: how the metrics change from its lowest value to its highest."""
     thin = sweep.thinned()
     keys = [key for key in sweep.swept if key != "seed" and sweep.summary[key].nunique(dropna=False) > 1]
     if not keys or thin.samples.empty:
@@ -263,7 +261,7 @@ def print_effects(console: Console, sweep: Sweep, names: Sequence[str]) -> None:
 
 
 def _has_verdict(row: Mapping[Any, Any]) -> bool:
-    """Whether a row of `Sweep.compare` says that its sides differ, or that the samples cannot tell."""
+    """Whether a row of `Sweep.compare` concludes that its sides differ, or that the samples cannot tell."""
     return math.isfinite(float(row["difference"])) and not row["reason"]
 
 
@@ -285,7 +283,7 @@ def change(row: Mapping[Any, Any], metric: Metric) -> Text:
 
 
 def print_samplers(console: Console, found: SamplerComparison) -> None:
-    """A comparison of samplers: the sentence, then a row for each budget and a column for each family."""
+    """Print a comparison of samplers: the sentence, then one row per budget and one column per family."""
     console.print(Text(one_line(found.sentence), style="bold"))
     for note in found.notes:
         console.print(Text(one_line(note), style="dim"))
@@ -316,7 +314,7 @@ def print_samplers(console: Console, found: SamplerComparison) -> None:
 
 
 def print_difference(console: Console, sweep: Sweep, difference: pd.DataFrame, sides: Sequence[Any], most: int) -> None:
-    """The metrics of two points, and their samples side by side."""
+    """Print the metrics of two points, and their samples side by side."""
     titles = [named(side) for side in sides]
     found = rows_by_name(difference)
     why = [row["reason"] or ("" if row["differs"] else "these samples cannot tell them apart") for row in found.values()]
@@ -347,12 +345,12 @@ def print_difference(console: Console, sweep: Sweep, difference: pd.DataFrame, s
 
 
 def named(side: str | Mapping[str, Any]) -> str:
-    """A point as a heading."""
+    """A point's name as a heading."""
     return one_line(side if isinstance(side, str) else ", ".join(f"{key}={label(value)}" for key, value in side.items()))
 
 
 def side_by_side(pair: Mapping[Any, Any], titles: Sequence[str]) -> Table:
-    """Two completions in columns: what they share is dim, where they diverge is marked, repetitions are folded."""
+    """Two completions in columns: the common beginning is dim, the divergence is marked, repetitions are folded."""
     title = "prompt {prompt_index} · seed {seed} · sample {sample_index} · {prompt_a}".format(**pair)
     table = Table(box=box.SQUARE, expand=True, title=Text(one_line(title), "dim", justify="left", overflow="ellipsis"))
     a, b = pair["completion_a"], pair["completion_b"]
@@ -364,7 +362,7 @@ def side_by_side(pair: Mapping[Any, Any], titles: Sequence[str]) -> Table:
 
 
 def forked(text: str, fork: int, same: bool) -> Text:
-    """A completion with the place marked where it diverges from the other."""
+    """A completion with a mark where it diverges from the other."""
     found = Text(folded(text[:fork]), style="dim")
     if same:
         return found.append("  (the same)", style="italic")
@@ -372,14 +370,14 @@ def forked(text: str, fork: int, same: bool) -> Text:
 
 
 def folded(text: str) -> str:
-    """Text made visible, a phrase said at least three times on end written once with its count."""
+    """Visible text in which a phrase repeated at least three times is written once with its count."""
     pieces, start = [], 0
     for run in re.finditer(r"(.{1,120}?)\1{2,}", text[:50_000], re.DOTALL):
         if len(run[0]) < 24 or not run[1].strip():
             continue
         size, end = len(run[1]), run.end()
         while end < len(text) and text[end] == text[end - size]:
-            end += 1  # a last phrase that shifting makes whole
+            end += 1  # complete a last phrase that shifting cut
         first = run.start() + word_shift(text, run.start(), size)
         times = (end - first) // size
         pieces += [visible(text[start:first]), visible(text[first : first + size]), f"⟨×{times}⟩"]
@@ -388,7 +386,7 @@ def folded(text: str) -> str:
 
 
 def word_shift(text: str, start: int, size: int) -> int:
-    """How far into a run of a phrase of ``size`` characters a phrase begins and ends at the edges of words; 0 if nowhere."""
+    """The offset in a run of a phrase of ``size`` characters at which phrases start and end at word boundaries; 0 if none."""
     for shift in range(size):
         first = start + shift
         if (first == 0 or text[first - 1].isspace()) and text[first + size - 1].isspace():

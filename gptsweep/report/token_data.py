@@ -1,4 +1,4 @@
-"""What the page shows inside a sample: of each token its text, how likely it was, and what else was likely there."""
+"""The page's data on tokens: each token's text, its probability, and the likeliest alternatives."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from ..store.logprobs import has_logprobs
 from ..store.schema import SAMPLE_KEY
 
 MAX_TOKENS = 100_000
-"""Tokens that a page holds the measurements of: about 10 MB."""
+"""The maximum number of tokens whose measurements a page contains: about 10 MB."""
 ALTERNATIVES = 8
-"""Alternatives of a token that it holds."""
+"""The maximum number of alternatives per token on a page."""
 
 
 def token_columns(sweep: Sweep, samples: pd.DataFrame) -> dict[str, Any] | None:
-    """The measured tokens of the samples on the page; None where none was made with ``sampling.logprobs``.
+    """The measured tokens of the samples on the page; None if no sample was made with ``sampling.logprobs``.
 
-    Of each place (prompt, seed, sample_index) the samples of all points are there or none, the first places first.
+    For each (prompt, seed, sample_index), tokens of all points are included or of none, up to the limit.
 
     Args:
-        sweep: that they are of.
-        samples: rows of ``Sweep.samples`` in the order of the page.
+        sweep: the sweep of the samples.
+        samples: rows of ``Sweep.samples`` in the page's order.
 
     Returns:
-        ``texts``, each once; and ``of``, for each sample None or its tokens: ``text`` and ``tops`` are places in ``texts``,
-        ``ends`` counts a script's characters (UTF-16), logarithms are in nats.
+        ``texts``, without duplicates; and ``of``, for each sample None or its tokens: ``text`` and ``tops`` are indices into
+        ``texts``, ``ends`` counts UTF-16 code units as JavaScript does, logarithms are in nats.
     """
     if not any(map(has_logprobs, sweep.directories.values())):
         return None
@@ -45,7 +45,7 @@ def token_columns(sweep: Sweep, samples: pd.DataFrame) -> dict[str, Any] | None:
 
 
 def _tokens(line: dict[str, Any], completion: str, texts: dict[str, int]) -> dict[str, Any]:
-    """One sample's tokens; ``texts`` takes texts that it does not have yet."""
+    """One sample's tokens; new texts are added to ``texts``."""
     known = {token: texts.setdefault(text, len(texts)) for token, text in line["texts"].items()}
     return {
         "text": [known[str(token)] for token in line["token_ids"]],
@@ -61,6 +61,6 @@ def _tokens(line: dict[str, Any], completion: str, texts: dict[str, int]) -> dic
 
 
 def _in_utf16(text: str, ends: Sequence[int]) -> list[int]:
-    """Places in a text, counted as a script counts them."""
+    """Convert offsets in a text to UTF-16 code units."""
     wide = [place for place, character in enumerate(text) if ord(character) > 0xFFFF]
     return [end + sum(place < end for place in wide) for end in ends] if wide else list(ends)

@@ -1,8 +1,8 @@
-"""CSV files: text that is safe to open in a spreadsheet, one line a row, and restored exactly.
+"""CSV files with text that is safe to open in a spreadsheet, one line per row, and read back exactly.
 
-A cell of text that a spreadsheet would take for a formula (``=1+1``, ``-5``), or that holds a newline or another character
-that is not shown, is written as an apostrophe and the text as a JSON string: ``'"=1+1"``, ``'"\\n"``. Every other cell is
-written as it is, as version 0.1 wrote all of them; its files are read as they always were.
+A text cell that a spreadsheet would take for a formula (``=1+1``, ``-5``), or that contains a newline or another invisible
+character, is written as an apostrophe and a JSON string: ``'"=1+1"``, ``'"\\n"``. Every other cell is written unchanged, as
+version 0.1 wrote all cells; its files are read as before.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from functools import lru_cache
 from ..display import UNSAFE
 
 _TEXT = {"start", "prompt", "model", "out_dir", "path", "revision", "meta", "sweep", "point_id", "status", "error", "directory"}
-"""Columns whose cells are text even where they look like a number."""
+"""Columns whose cells are text even if they look like numbers."""
 _UNSAFE = re.compile(f"[\t\n{UNSAFE}]")
 _RISKY = re.compile(rf"""\s*[=+@\-\uff1d\uff0b\uff20\uff0d]|'"|[^\t\n{UNSAFE}]*[\t\n{UNSAFE}]""")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def csv_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> bytes:
-    """A header and ``rows`` as pandas writes them, text escaped; None is an empty field, a list or a mapping is JSON."""
+    """A header and ``rows`` in pandas' format, with text escaped; None is an empty field, lists and mappings are JSON."""
     text = io.StringIO()
-    # Not pandas: importing it would take longer than writing every file of a run.
+    # Without pandas: importing it would take longer than writing every file of a run.
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writerow({column: _escaped(column) for column in columns})
     writer.writerows({column: _field(column, value) for column, value in row.items()} for row in rows)
@@ -34,15 +34,15 @@ def csv_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> b
 
 
 def csv_rows(lines: Iterable[str]) -> Iterator[dict[str, str | None]]:
-    """The rows of a CSV file (opened with ``newline=""``) by column; an empty cell is None.
+    """Yield the rows of a CSV file (opened with ``newline=""``) by column; an empty cell is None.
 
     Raises:
-        csv.Error, ValueError: it is no CSV, or not UTF-8.
+        csv.Error, ValueError: it is not CSV, or not UTF-8.
     """
-    reader = csv.reader(line.replace("\0", "\ufffd") for line in lines)  # Python 3.10's refuses the whole file for a NUL
+    reader = csv.reader(line.replace("\0", "\ufffd") for line in lines)  # Python 3.10 rejects files with a NUL
     names = [_read(name) for name in next(reader, [])]
     for cells in reader:
-        if cells:  # a blank line is no row
+        if cells:  # skip blank lines
             cells += [""] * (len(names) - len(cells))
             yield {name: _read(cell) or None for name, cell in zip(names, cells, strict=False) if name}
 
@@ -53,7 +53,7 @@ def _field(column: str, value: object) -> object:
     return json.dumps(value) if isinstance(value, (list, tuple, Mapping)) else value
 
 
-@lru_cache(maxsize=4096)  # most cells of a sweep are the same at every point
+@lru_cache(maxsize=4096)  # most cells of a sweep are equal at every point
 def _text_field(column: str, text: str) -> str:
     return text if column not in _TEXT and _NUMBER.fullmatch(text) else _escaped(text)
 
@@ -65,7 +65,7 @@ def _escaped(text: str) -> str:
 
 
 def _read(cell: str) -> str:
-    """The text that a cell stands for. What only looks like an escape, as a cell of version 0.1 may, is itself."""
+    """The text of a cell. Text that only looks like an escape, as in files of version 0.1, is returned unchanged."""
     if cell.startswith("'\""):
         try:
             text = json.loads(cell[1:])

@@ -1,4 +1,4 @@
-"""Writes that are durable when they return: append and sync, replace a file whole, sync a directory."""
+"""Durable writes: append and sync, replace a file atomically, sync a directory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..files import open_file
 from .schema import TEMPORARY
 
 NOT_SUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.EBADF, errno.EIO, 524}
-"""What file systems answer that know no locks, or cannot sync a directory; 524 is NFS's own ENOTSUPP."""
+"""Errors of file systems that lack locks or cannot sync a directory; 524 is NFS's own ENOTSUPP."""
 
 _SEAL_DIGITS = 16
 
@@ -39,7 +39,7 @@ _REMEDIES = {
 
 @contextlib.contextmanager
 def refusals_as_results_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system refuses to do at ``path`` into one clear line."""
+    """Turn operating system errors at ``path`` into one clear line."""
     try:
         yield
     except OSError as error:
@@ -49,9 +49,9 @@ def refusals_as_results_errors(path: Path) -> Iterator[None]:
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` so that a reader finds the old file or the new one, whole, at any moment.
+    """Replace ``path`` by ``data`` atomically: at any moment a reader finds the complete old file or the complete new one.
 
-    Durable when it returns. Raises `ResultsError` where it cannot be written; the old file is still there then.
+    The new content is durable on return. On failure this raises `ResultsError` and the old file is unchanged.
     """
     path = Path(path)
     with refusals_as_results_errors(path):
@@ -60,7 +60,7 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 
 def append(path: Path, data: bytes) -> int:
-    """Append whole lines and fsync; the offset at which they start. Where that fails, no torn line is left behind."""
+    """Append complete lines, fsync, and return the offset at which they start. On failure no partial line is left."""
     with os.fdopen(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab", buffering=0) as file:
         start = file.tell()
         try:
@@ -85,7 +85,7 @@ def replace(path: Path, chunks: Iterable[bytes]) -> None:
 
 
 def write_temporary(path: Path, chunks: Iterable[bytes]) -> Path:
-    """Write and fsync a file beside ``path``; where that fails, nothing is left of it."""
+    """Write and fsync a file beside ``path``; on failure it is removed."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
         with open(temporary, "xb") as file:
@@ -99,13 +99,12 @@ def write_temporary(path: Path, chunks: Iterable[bytes]) -> Path:
 
 
 def seal(body: bytes) -> bytes:
-    """The end of a line of JSON that begins with ``body``: a checksum, without which a digit that a disk or an editor changed
-    would be a value."""
+    """The end of a line of JSON that begins with ``body``: a checksum, which detects digits changed by a disk or an editor."""
     return b',"check":"%s"}\n' % hashlib.sha256(body).hexdigest()[:_SEAL_DIGITS].encode()
 
 
 def sync_directory(directory: Path) -> None:
-    """Make the names in ``directory`` durable, where the system and the file system can."""
+    """Make new names in ``directory`` durable, if system and file system support it."""
     if sys.platform == "win32":
         return
     fd = os.open(directory, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Lines of a point's samples in two files: appended to one as they arrive, then written to the other in order."""
+"""Lines of a point's samples in two files: appended to one as they arrive, finally written to the other in order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .schema import Key
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the whole line of a sample lies."""
+    """The location of a sample's complete line."""
 
     file: str
     offset: int
@@ -22,12 +22,12 @@ class Place:
 
 
 class KeyedLines:
-    """Where each sample's line is, and how it gets there. Memory grows by a key and a place for each, not by its text.
+    """An index of the lines of samples. Memory grows by a key and a location per sample, not by its text.
 
     Args:
-        directory: of the run.
-        whole: the name of the file of a finished point.
-        partial: the name of the one that lines are appended to.
+        directory: the run directory.
+        whole: the name of a finished point's file.
+        partial: the name of the file that lines are appended to.
     """
 
     def __init__(self, directory: Path, whole: str, partial: str) -> None:
@@ -36,11 +36,11 @@ class KeyedLines:
 
     @property
     def finished(self) -> bool:
-        """Whether no line lies in the partial file."""
+        """Whether the partial file has no lines."""
         return all(place.file == self.whole for place in self.places.values())
 
     def append(self, lines: Mapping[Key, bytes]) -> None:
-        """Append lines to the partial file; they are durable when this returns."""
+        """Append lines to the partial file; they are durable on return."""
         offset = append(self.directory / self.partial, b"".join(lines.values()))
         if offset == 0:
             sync_directory(self.directory)
@@ -66,10 +66,10 @@ class KeyedLines:
                 yield files[place.file].read(place.length)
 
     def settle(self, before: Callable[[], None]) -> None:
-        """Make the whole file hold every line, in order; where it already does, it is not written again.
+        """Write all lines to the final file, in order, unless it already has them.
 
         Args:
-            before: is called before that file changes.
+            before: called before that file changes.
         """
         whole, partial = self.directory / self.whole, self.directory / self.partial
         if self._is_ordered(self.whole):
@@ -89,7 +89,7 @@ class KeyedLines:
             offset += length
 
     def _is_ordered(self, name: str) -> bool:
-        """Whether file ``name`` holds exactly the lines of all samples, in order."""
+        """Whether file ``name`` contains exactly the lines of all samples, in order."""
         offset = 0
         for key in sorted(self.places):
             place = self.places[key]

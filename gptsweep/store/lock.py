@@ -1,7 +1,7 @@
-"""The lock of a directory: one process at a time.
+"""A directory lock: one process at a time.
 
-`filelock` is not used: it leaves its file in place on release, raises or falls back to a file that outlives a killed process
-on a file system without locks, and keeps no name of the holder.
+`filelock` is not used because it leaves its file behind on release, does not name the holder, and on a file system without
+locks raises, or falls back to a file that outlives a killed process.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ log = get_logger(__name__)
 
 
 class DirectoryLock:
-    """One process at a time in a directory; the system frees the lock when its process ends, however it ends.
+    """A lock for one process at a time; the system frees it when the process ends in any way.
 
-    The lock is on an open file, so one that a killed process left behind locks nothing. It is removed on release.
+    The lock is on an open file, so a file left by a killed process locks nothing. It is removed on release.
 
     Args:
-        directory: what the lock is on.
-        name: of the file: `LOCK` for a run directory, `SWEEP_LOCK` for that of a sweep.
+        directory: the directory to lock.
+        name: the lock file: `LOCK` for a run directory, `SWEEP_LOCK` for a sweep's.
     """
 
     def __init__(self, directory: Path, name: str = LOCK) -> None:
@@ -45,14 +45,14 @@ class DirectoryLock:
         self._file: BinaryIO | None = None
 
     def acquire(self) -> None:
-        """Take the lock, or raise `ResultsError` at once where another has it."""
+        """Take the lock, or raise `ResultsError` at once if another process has it."""
         path = self.directory / self._name
         while True:
             file = os.fdopen(open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+b", buffering=0)
             try:
                 if not _try_lock(file):
                     raise self._taken(file)
-                # Whoever held it before may have removed this file between our opening and locking it.
+                # The previous holder may have removed this file after we opened it and before we locked it.
                 current = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
             except FileNotFoundError:
                 current = False
@@ -63,12 +63,12 @@ class DirectoryLock:
                 break
             file.close()
         self._file = file
-        with contextlib.suppress(OSError):  # it only names the holder in another process's error; the disk may be full
+        with contextlib.suppress(OSError):  # the name is only for another process's error, and the disk may be full
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
 
     def release(self) -> None:
-        """Give the lock back; nothing where it is not held."""
+        """Release the lock; does nothing if it is not held."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 os.unlink(self.directory / self._name)
@@ -78,7 +78,7 @@ class DirectoryLock:
     def _taken(self, file: BinaryIO) -> ResultsError:
         file.seek(0)
         holder = file.read(200).decode(errors="replace") or "another process"
-        return ResultsError("name", str(self.directory), f"in use by {holder}; wait until it is done, or give another name")
+        return ResultsError("name", str(self.directory), f"in use by {holder}; wait until it ends, or give another name")
 
     def __enter__(self) -> DirectoryLock:
         with refusals_as_results_errors(self.directory):
@@ -91,10 +91,10 @@ class DirectoryLock:
 
 
 def _try_lock(file: BinaryIO) -> bool:
-    """Lock an open file, without waiting; whether it is ours now."""
+    """Lock an open file without waiting; return whether that succeeded."""
     try:
         if sys.platform == "win32":
-            file.seek(1 << 30)  # far beyond what is read: on Windows a locked byte cannot be
+            file.seek(1 << 30)  # far beyond the text: Windows does not let others read a locked byte
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -109,5 +109,5 @@ def _try_lock(file: BinaryIO) -> bool:
 
 @cache
 def _warn_no_locks(_device: int) -> None:
-    """Once for a file system, not for each of a thousand points."""
-    log.warning("this file system has no locks; keep two processes from writing the same results yourself")
+    """Warn once per file system, not for each of a thousand points."""
+    log.warning("this file system has no locks; make sure that no two processes write to the same directory")

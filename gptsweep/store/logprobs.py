@@ -1,7 +1,7 @@
-"""``logprobs.jsonl`` beside the samples of a point: what was measured at each token, where ``sampling.logprobs`` requests it.
+"""``logprobs.jsonl`` beside the samples of a point: measurements at each token, if ``sampling.logprobs`` requests them.
 
-One line a sample, each field a list over its tokens, with a checksum: each line is valid or not on its own, whatever the
-manifest says. A line with more alternatives than requested is valid.
+Each sample has one line, with a list over its tokens in each field, and a checksum: a line is valid or not on its own, whatever
+the manifest says. A line with more alternatives than requested is valid.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ COUNTS = ("rank", "survivors")
 LISTS = ("top_ids", "top_logprobs")
 _GREATEST = 1e30
 _MOST_LINE = 1 << 28
-"""Bytes of a line that are read at most."""
+"""The longest line to read, in bytes."""
 
 
 def line_of(sample: Sample) -> bytes:
-    """The line of a sample that has ``logprobs``."""
+    """Encode the line of a sample that has ``logprobs``."""
     found = sample.logprobs
     if found is None:
         raise ValueError(f"sample {sample.key} of point {sample.point_id} has no log-probabilities")
@@ -48,7 +48,7 @@ def line_of(sample: Sample) -> bytes:
 
 
 def parsed(line: bytes) -> dict[str, Any] | None:
-    """What a line holds; None where it is damaged."""
+    """Decode a line; None if it is damaged."""
     body = line[: -len(seal(b""))]
     if line != body + seal(body):
         return None
@@ -67,12 +67,12 @@ def has_logprobs(directory: Path) -> bool:
 def read_logprobs(
     directory: Path, opened: Callable[[Path], BinaryIO] = open_inside, problems: list[str] | None = None
 ) -> Iterator[tuple[Key, dict[str, Any]]]:
-    """The whole lines of a run directory with their samples' keys; of several of one sample the last counts.
+    """Yield the complete lines of a run directory with their samples' keys; of several lines of one sample, the last counts.
 
     Args:
-        directory: of the run.
+        directory: the run directory.
         opened: opens a file, as in `reader.open_lines`.
-        problems: takes a line for each file that cannot be read whole.
+        problems: gets a line for each file that cannot be read completely.
     """
     for name in (LOGPROBS, LOGPROBS_PARTIAL):
         damaged = 0
@@ -81,7 +81,7 @@ def read_logprobs(
                 found = parsed(line)
                 if found is not None:
                     yield key_of(found), found
-                elif line.endswith(b"\n") or name == LOGPROBS:  # else another process is just writing it
+                elif line.endswith(b"\n") or name == LOGPROBS:  # otherwise another process may be writing it
                     damaged += 1
         except OSError as error:
             if problems is not None:
@@ -91,7 +91,7 @@ def read_logprobs(
 
 
 def lines_of(path: Path, opened: Callable[[Path], BinaryIO]) -> Iterator[bytes]:
-    """The lines of a file; nothing where there is no file. A line that is longer than any is cut into several."""
+    """Yield the lines of a file; nothing if it does not exist. A line beyond the maximum length is split."""
     try:
         file = opened(path)
     except FileNotFoundError:
@@ -102,7 +102,7 @@ def lines_of(path: Path, opened: Callable[[Path], BinaryIO]) -> Iterator[bytes]:
 
 
 def _is_whole(found: Mapping[str, Any]) -> bool:
-    """Whether every field is there, with its type, its length and in its range."""
+    """Whether every field is present, with its type and length and within its range."""
     ids, tops, texts = found["token_ids"], found["top_ids"], found["texts"]
     counted = [found[name] for name in ("prompt_index", "sample_index", "alternatives")]
     whole = [*ids, *found["ends"], *(number for name in COUNTS for number in found[name]), *counted]

@@ -1,7 +1,7 @@
-"""What made which samples of a run directory: the kind of machine and the versions that decide their bits.
+"""Which kind of machine and which versions, as far as they determine bits, made which samples of a run directory.
 
-A point may be begun on one machine and finished or extended on another. ``origins.json`` holds its parts while it is
-unfinished, then the manifest does.
+A point may be started on one machine and finished or extended on another. While it is unfinished, ``origins.json`` records
+this, afterwards the manifest.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from .schema import ORIGINS, Key
 class Origins:
     """The parts of a run directory's samples: ``{"samples": [[prompt_index, first, last], …], "made_by": {…}}`` each.
 
-    The last part made all samples that no other did; its ``samples`` are None.
+    The last part has ``samples`` None: it made all samples that are in no other part.
 
     Args:
-        directory: of the run.
-        now: what decides the bits of samples made from now on, by name; None: nothing is kept.
+        directory: the run directory.
+        now: what determines the bits of samples made from now on, by name; None: nothing is recorded.
     """
 
     def __init__(self, directory: Path, now: Mapping[str, Any] | None) -> None:
@@ -34,14 +34,14 @@ class Origins:
         self._added: list[tuple[dict[str, Any], set[Key]]] = []
 
     def read(self, manifest: Mapping[str, Any] | None, done: Collection[Key]) -> None:
-        """Find the parts of the samples ``done``. Of those of version 0.1 little is known, of some nothing."""
+        """Load the parts of the samples ``done``. For samples of version 0.1 little is known, for some nothing."""
         kept = _parts(_load(self.path)) or _parts((manifest or {}).get("parts"))
         if kept is None and done:
             kept = [{"samples": None, "made_by": _made_by_0_1(manifest or {})}]
         self.parts = kept or []
 
     def begin(self, done: Collection[Key]) -> bytes | None:
-        """Samples beside ``done`` are made from here on: what ``origins.json`` has to say before the first is written."""
+        """Start a part for samples other than ``done``; return the content that ``origins.json`` needs before the first."""
         if self.now is None or self._begun:
             return None
         self._begun = True
@@ -57,7 +57,7 @@ class Origins:
         return self._file()
 
     def add(self, keys: Iterable[Key], made_by: Mapping[str, Any]) -> bytes | None:
-        """Samples ``keys`` are made by something else than ``now``: what ``origins.json`` has to say then. After `begin`."""
+        """Record that samples ``keys`` were made by something else than ``now``; return ``origins.json``. After `begin`."""
         if self.now is None or made_by == self.now:
             return None
         part, own = next((each for each in self._added if each[0]["made_by"] == made_by), (None, set()))
@@ -70,7 +70,7 @@ class Origins:
         return self._file()
 
     def settle(self, done: Collection[Key]) -> None:
-        """Leave out what made none of the samples ``done`` in the end, if others made some beside it."""
+        """Drop the last part if the other parts made all samples ``done``."""
         if self._added and self.parts[-1]["samples"] is None:
             named = [ranges for part in self.parts[:-1] for ranges in part["samples"]]
             if len(_within(done, named)) == len(done):
@@ -80,7 +80,7 @@ class Origins:
         return (json.dumps(self.parts) + "\n").encode()
 
     def change(self) -> str:
-        """In which ways samples from now on are made otherwise than those that are there; empty where none is known."""
+        """How samples from now on differ in origin from existing ones; empty if nothing is known to differ."""
         differences = {
             f"{name} {_shown(part['made_by'][name])}, now {_shown(value)}": None
             for part in self.parts
@@ -91,7 +91,7 @@ class Origins:
 
     @property
     def promise(self) -> bool:
-        """Whether every part kept the promise, and all were made in one way, as far as is known."""
+        """Whether every part kept the promise and all samples have the same origin, as far as is known."""
         known: dict[str, Any] = {}
         ways = [part["made_by"] for part in self.parts]
         alike = all(known.setdefault(name, value) == value for way in ways for name, value in way.items())
@@ -110,7 +110,7 @@ def _load(path: Path) -> Any:
 
 
 def _parts(found: Any) -> list[dict[str, Any]] | None:
-    """Parts as they were written, or None."""
+    """Validate parts read from a file, or return None."""
     try:
         whole = bool(found) and all(
             isinstance(part["made_by"], dict)
@@ -143,7 +143,7 @@ def _ranges(keys: Iterable[Key]) -> list[list[int]]:
 
 
 def _within(keys: Iterable[Key], ranges: Iterable[Sequence[int]]) -> set[Key]:
-    """Those of the keys that lie in the ranges; nothing is written out, as a damaged file may name any number of samples."""
+    """The keys that lie in the ranges; ranges are not expanded, because a damaged file may name any number of samples."""
     by_prompt: dict[int, list[Sequence[int]]] = {}
     for each in ranges:
         by_prompt.setdefault(each[0], []).append(each)

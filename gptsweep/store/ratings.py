@@ -1,7 +1,7 @@
-"""Ratings of pairs of samples: JSONL that the page exports, and that a script or a model that judges may write.
+"""Ratings of pairs of samples: JSONL that the page exports, and that scripts or judging models may write.
 
 A line is an object with ``left`` and ``right`` (sample ids), ``verdict``, and optionally ``seconds`` (time spent) and ``rater``
-(a name). Other fields are passed over. Files come from other people: nothing in them is run, and what is read is bounded.
+(a name). Other fields are ignored. Files come from other people: nothing in them is executed, and sizes are limited.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Verdict = Literal["left", "right", "tie", "both_bad", "skip"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 MAX_BYTES = 64 << 20
 MAX_NAME = 200
-"""Characters of a rater's name and of a sample id."""
+"""The maximum length of a rater's name and of a sample id, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,10 @@ class Rating:
     """A line of a file of ratings.
 
     Args:
-        left, right: sample ids, as `Sample.sample_id` has them; different.
+        left, right: two different sample ids, as `Sample.sample_id`.
         verdict: which is better.
-        rater: who says so.
-        seconds: time spent; NaN where it is not known.
+        rater: the rater's name.
+        seconds: time spent; NaN if unknown.
     """
 
     left: str
@@ -46,14 +46,14 @@ class Rating:
 
 
 def read_ratings(path: Path, opened: Callable[[Path], BinaryIO] = open_to_read) -> list[Rating]:
-    """The ratings of a file, in its order; a line without a ``rater`` has the name of the file.
+    """Read the ratings of a file, in order; without a ``rater``, a line gets the file's name.
 
     Args:
-        path: of the file.
-        opened: opens it; `files.open_inside` where the results may be a stranger's.
+        path: the file.
+        opened: opens it; `files.open_inside` for results that may be a stranger's.
 
     Raises:
-        ResultsError: the file cannot be read, or a line is no rating; the error names the line.
+        ResultsError: the file cannot be read, or a line is not a rating; the error names the line.
     """
     try:
         with opened(path) as file:
@@ -73,7 +73,7 @@ def read_ratings(path: Path, opened: Callable[[Path], BinaryIO] = open_to_read) 
 
 
 def keep_ratings(directory: Path, ratings: Sequence[Rating]) -> None:
-    """Write ``ratings.jsonl`` of a sweep, so that later reviews have them, too.
+    """Write a sweep's ``ratings.jsonl`` for later reviews.
 
     Raises:
         ResultsError: it cannot be written.
@@ -83,7 +83,7 @@ def keep_ratings(directory: Path, ratings: Sequence[Rating]) -> None:
 
 
 def _rating(line: bytes, rater: str) -> Rating | str:
-    """The rating in a line, or what is wrong with it."""
+    """Parse a line: a rating, or what is wrong with it."""
     try:
         fields: Any = orjson.loads(line)
     except ValueError:

@@ -1,8 +1,8 @@
-"""The one reader of run directories: as they are, while another process writes there, after a crash, with damaged lines.
+"""The only reader of run directories: it reads them as they are, during a run, after a crash, with damaged lines.
 
-Files are only looked at here; `analysis.frames` makes tables of what is found. `PointFiles.problems` says what cannot be read.
-Results may come from a stranger: `read_point` and what it calls open no file that lies outside of the directory. A run reads
-its own directory, whose files may be links to another disk.
+It does not change files; `analysis.frames` makes tables of what it finds. `PointFiles.problems` says what could not be read.
+Results may come from a stranger: `read_point` and what it calls open no file outside the directory. A run reads its own
+directory, whose files may be links to another disk.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ log = get_logger(__name__)
 
 
 def parse_line(line: bytes, *, own: bool = False) -> dict[str, Any] | None:
-    """The sample that a line of ``samples.jsonl`` holds; None where the line is torn or damaged.
+    """Parse a line of ``samples.jsonl``; None if it is torn or damaged.
 
-    Of a line that is this process's ``own`` the fields are not looked at, which takes three times as long as parsing it.
+    The fields of a line that this process wrote (``own``) are not validated, which takes three times as long as parsing.
     """
     if not (line.startswith(b"{") and line.endswith(b"}\n")):
         return None
     try:
         sample: dict[str, Any] = orjson.loads(line)
-    except ValueError:  # damaged, or a lone surrogate, which orjson does not take
+    except ValueError:  # damaged, or with a lone surrogate, which orjson rejects
         try:
             sample = json.loads(line)
         except (ValueError, RecursionError):
@@ -77,12 +77,12 @@ def parse_line(line: bytes, *, own: bool = False) -> dict[str, Any] | None:
 def open_lines(
     path: Path, opened: Callable[[Path], BinaryIO], digest: hashlib._Hash | None = None
 ) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """The lines of a file, each with its sample, None for a damaged one; nothing where there is no file.
+    """Yield the lines of a file, each with its sample (None if damaged); nothing if the file does not exist.
 
     Args:
-        path: of the file.
-        opened: opens it; `open_inside` where the results may be a stranger's.
-        digest: is fed every byte.
+        path: the file.
+        opened: opens it; `open_inside` for results that may be a stranger's.
+        digest: is updated with every byte.
     """
     with contextlib.suppress(FileNotFoundError), opened(path) as file:
         for line in file:
@@ -92,14 +92,14 @@ def open_lines(
 
 
 def read_samples(path: str | Path) -> tuple[list[dict[str, Any]], int]:
-    """Every whole sample of a run directory or of one of its files, and how many lines are damaged.
+    """Read every complete sample of a run directory or of one of its files, and count damaged lines.
 
-    A run directory gives its finished and its partial samples together, each once, ordered by ``(prompt_index,
-    sample_index)``, also while another process writes there; a file gives its lines as they stand. The line that a process
-    is just writing, or had not finished when it was killed, is no damage.
+    A run directory gives its finished and its partial samples together, without duplicates, ordered by ``(prompt_index,
+    sample_index)``, even while another process writes there; a file gives its lines in order. A line that a process is still
+    writing, or had not finished when it was killed, does not count as damaged.
     """
     path = Path(path)
-    # The partial file first: when the point is finished between the two reads, its samples are seen twice, not never.
+    # The partial file first: if the point is finished between the two reads, its samples are seen twice, not never.
     files = [path / PARTIAL, path / SAMPLES] if path.is_dir() else [path]
     samples: list[dict[str, Any]] = []
     damaged = 0
@@ -120,13 +120,13 @@ def read_samples(path: str | Path) -> tuple[list[dict[str, Any]], int]:
 def read_manifest(
     directory: str | Path, opened: Callable[[Path], BinaryIO] = open_to_read, problems: list[str] | None = None
 ) -> dict[str, Any] | None:
-    """What ``manifest.json`` of a run directory says; None where there is none or it is damaged.
+    """Read ``manifest.json`` of a run directory; None if it is missing or damaged.
 
     Args:
-        directory: of the run.
+        directory: the run directory.
         opened: opens the file, as in `open_lines`.
-        problems: takes a line that says why a file that is there cannot be used. Without it, a file that cannot be read
-            is an OSError.
+        problems: gets a line that says why an existing file cannot be used. Without it, a file that cannot be read raises
+            OSError.
     """
     path = Path(directory) / MANIFEST
     try:
@@ -150,7 +150,7 @@ def read_manifest(
 
 @dataclass(slots=True)
 class PointFiles:
-    """One point directory: its row of ``summary`` as far as it is known, and what is wrong with its files."""
+    """One point directory: its row of ``summary`` as far as known, and the problems with its files."""
 
     directory: Path
     root: Path
@@ -162,21 +162,21 @@ class PointFiles:
     damaged_lines: int = 0
     summarised: bool = False
     named: frozenset[str] = frozenset()
-    """Columns that were set, as the name of the directory says, though not to which value."""
+    """Columns that were set to values that the directory's shortened name does not show."""
     unread: bool = False
-    """Whether only ``sweep.csv`` knows the directory, which may lie anywhere: nothing in it is looked at."""
+    """Whether only ``sweep.csv`` lists the directory, which may then be anywhere: nothing in it is read."""
 
     @property
     def name(self) -> str:
-        """The directory as its sweep names it."""
+        """The directory's name within its sweep."""
         inside = self.directory != self.root and self.directory.is_relative_to(self.root)
         return self.directory.relative_to(self.root).as_posix() if inside else self.directory.name
 
 
 def point_directories(root: Path) -> Iterator[tuple[Path, Path]]:
-    """Every point directory at or under ``root``, with the sweep (or run) it belongs to."""
+    """Yield every point directory at or under ``root``, with the sweep (or run) it belongs to."""
     waiting = [(root, root)]
-    seen = set()  # links may lead round in circles
+    seen = set()  # symbolic links may form cycles
     while waiting:
         directory, sweep = waiting.pop()
         try:
@@ -185,7 +185,7 @@ def point_directories(root: Path) -> Iterator[tuple[Path, Path]]:
         except OSError:
             if directory == root:
                 raise
-            yield directory, sweep  # as a point that says why
+            yield directory, sweep  # as a point with a problem
             continue
         if (about.st_dev, about.st_ino) in seen:
             continue
@@ -200,18 +200,18 @@ def point_directories(root: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def leads_out(path: Path, root: Path) -> bool:
-    """Whether ``path``, a file or directory of the results ``root``, is a symbolic link to what is none of them.
+    """Whether ``path``, inside the results ``root``, is a symbolic link to something outside.
 
-    Results may come from a stranger, and what they lead to would be copied into the report.
+    Results may come from a stranger, and the link's target would be copied into the report.
     """
     if not path.is_symlink() or Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
         return False
-    log.warning("%s leads out of %s, and is left out; to see what is there, name it on the command line", path, root)
+        log.warning("%s leads out of %s and is left out; to include its target, name it on the command line", path, root)
     return True
 
 
 def read_point(directory: Path, root: Path) -> PointFiles:
-    """Settings, metrics and status of a point; its samples are left for later, they are many."""
+    """Read settings, metrics and status of a point, but not its samples, of which there may be many."""
     point = PointFiles(directory, root, {})
     manifest = read_manifest(directory, open_inside, point.problems) or {}
     point.manifest = {key: manifest[key] for key in ("status", "sha256", "lines") if key in manifest}
@@ -229,7 +229,7 @@ def read_point(directory: Path, root: Path) -> PointFiles:
 
 
 def with_file(row: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a nanoGPT model with the checkpoint's file, which version 0.1 did not write: there was one alone."""
+    """Add a nanoGPT model's checkpoint file, which version 0.1 did not record because there was only one."""
     if row.get("model") != "resume" or row.get("file"):
         return row
     items = [item for item in row.items() if item[0] != "file"]
@@ -238,10 +238,10 @@ def with_file(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_rows(path: Path, problems: list[str]) -> list[dict[str, Any]]:
-    """The rows of a CSV file, empty cells as None; no rows where there is no such file."""
+    """The rows of a CSV file, empty cells as None; no rows if there is no such file."""
     try:
         with io.TextIOWrapper(open_inside(path), encoding="utf-8", newline="") as file:
-            # Interned: most cells of a sweep are the same at every point.
+            # Interned, because most cells of a sweep are equal at every point.
             return [{name: sys.intern(value) if value else None for name, value in row.items()} for row in csv_rows(file)]
     except FileNotFoundError:
         return []
@@ -251,9 +251,9 @@ def read_rows(path: Path, problems: list[str]) -> list[dict[str, Any]]:
 
 
 def settings_of(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a point that has no summary, from the files of its own directory.
+    """The settings of a point without a summary, from the files of its own directory.
 
-    What a sample says was so; else Hydra's record of the whole config, of the overrides, and the manifest, in this order.
+    In order of precedence: a sample, Hydra's record of the composed config, its record of the overrides, the manifest.
     """
     found = overridden(directory / HYDRA / "overrides.yaml") | configured(directory / HYDRA / "config.yaml")
     model = manifest.get("model")
@@ -266,7 +266,7 @@ def settings_of(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def first_sample(directory: Path) -> dict[str, Any]:
-    """The first whole sample of a point; empty where it has none, or none that can be read."""
+    """The first complete sample of a point; empty if there is none."""
     for name in (SAMPLES, PARTIAL):
         with contextlib.suppress(OSError):
             for _, sample in open_lines(directory / name, open_inside):
@@ -276,9 +276,9 @@ def first_sample(directory: Path) -> dict[str, Any]:
 
 
 def complete_settings(point: PointFiles) -> None:
-    """Fill in what neither a point's own files nor ``sweep.csv`` say: from its directory's name, and its prompt."""
+    """Fill in settings that neither a point's own files nor ``sweep.csv`` have: from its directory's name, and its prompt."""
     name = point.directory.name
-    if is_shortened(name):  # version 0.1 wrote what it read off such a name into sweep.csv
+    if is_shortened(name):  # version 0.1 wrote settings parsed from such a name to sweep.csv
         point.row = {key: None if value and name.endswith(str(value)) else value for key, value in point.row.items()}
     found = named_settings(point.directory)
     if found.get("start", point.row.get("start")) is None:
@@ -292,12 +292,12 @@ def complete_settings(point: PointFiles) -> None:
 
 
 def cell(value: object) -> object:
-    """A setting as ``summary.csv`` holds it: lists and mappings as JSON."""
+    """A setting as a cell of ``summary.csv``: lists and mappings as JSON."""
     return json.dumps(value) if isinstance(value, (list, dict)) else value
 
 
 def unseen_points(root: Path, seen: Iterable[PointFiles]) -> Iterator[PointFiles]:
-    """What ``sweep.csv`` adds: points that never got a directory, and why those that did are not complete."""
+    """Points that only ``sweep.csv`` has, because they never got a directory; and errors of points that are incomplete."""
     problems: list[str] = []
     known = {point.directory: point for point in seen if point.root == root}
     for row in read_rows(root / SWEEP, problems):
@@ -314,11 +314,11 @@ def unseen_points(root: Path, seen: Iterable[PointFiles]) -> Iterator[PointFiles
 
 
 def samples_of_point(point: PointFiles) -> list[dict[str, Any]]:
-    """The whole lines of a point, in order, each sample once; damaged lines are counted and said with their file."""
+    """The complete lines of a point, in order, without duplicates; damaged lines are counted and reported by file."""
     found: dict[tuple[int, int, int], dict[str, Any]] = {}
     if point.unread:
         return []
-    for name in (PARTIAL, SAMPLES):  # a point finished between the two reads is then seen twice, not never
+    for name in (PARTIAL, SAMPLES):  # if the point is finished between the two reads, it is seen twice, not never
         damaged, count, digest = 0, 0, hashlib.sha256()
         path = point.directory / name
         try:
@@ -328,7 +328,7 @@ def samples_of_point(point: PointFiles) -> list[dict[str, Any]]:
                     damaged += 1
                 else:
                     found.setdefault((sample["prompt_index"], sample["seed"], sample["sample_index"]), sample)
-        except OSError as error:  # of this point: the others can be read
+        except OSError as error:  # affects only this point
             if os.path.isdir(point.directory):
                 point.problems.append(f"{path}: cannot be read: {error.strerror}")
         if damaged:
@@ -343,5 +343,5 @@ def samples_of_point(point: PointFiles) -> list[dict[str, Any]]:
 
 
 def setting_names(row: Iterable[str]) -> list[str]:
-    """The columns that say what was asked for, not what came out: in every file they stand before the counts."""
+    """The columns that are settings, not results: in every file they come before the counts."""
     return [name for name in takewhile(lambda name: name not in COUNTS, row) if name not in ABOUT]

@@ -1,4 +1,4 @@
-"""Settings of a point that has no summary yet: from Hydra's files of it, and from the name of its directory."""
+"""Settings of a point that has no summary yet: from Hydra's records, and from the name of its directory."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def is_setting(value: object) -> bool:
-    """Whether a value read from YAML says what was set: no interpolation, and no ``auto`` that was resolved later."""
+    """Whether a value read from YAML is a final setting: not an interpolation, nor an ``auto`` that was resolved later."""
     return value != "auto" and isinstance(value, (str, int, float, list, dict, type(None))) and "${" not in str(value)
 
 
 def read_recorded(path: Path) -> Any:
-    """What a YAML file of Hydra's holds; None where there is none, or it cannot be read as one."""
+    """Read a YAML file of Hydra's; None if it is missing or cannot be read."""
     if path.parent.is_symlink():
         return None
     try:
@@ -31,7 +31,7 @@ def read_recorded(path: Path) -> Any:
 
 
 def configured(path: Path) -> dict[str, Any]:
-    """The columns that Hydra's record of a composed config has a value for."""
+    """The columns set in Hydra's record of a composed config."""
     config = read_recorded(path)
     if not isinstance(config, dict):
         return {}
@@ -46,7 +46,7 @@ def configured(path: Path) -> dict[str, Any]:
 
 
 def overridden(path: Path) -> dict[str, Any]:
-    """The columns that Hydra's record of a command line sets."""
+    """The columns set in Hydra's record of a command line."""
     lines = read_recorded(path)
     found = [read_override(line) for line in lines if isinstance(line, str)] if isinstance(lines, list) else []
     return {column: value for key, column, value in filter(None, found) if column_of_setting(key)}
@@ -54,8 +54,8 @@ def overridden(path: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=4096)  # the points of a sweep share their overrides
 def read_override(line: str) -> tuple[str, str, Any] | None:
-    """Key, column and value of an override, as Hydra reads it; None where it cannot be read, or has several values."""
-    # Late: Hydra, which readers of finished points need not wait for.
+    """Key, column and value of an override in Hydra's syntax; None if it cannot be parsed or has several values."""
+    # Imported late: readers of finished points need not wait for Hydra.
     from hydra.core.override_parser.types import QuotedString
     from hydra.errors import HydraException
 
@@ -78,16 +78,16 @@ def _parser() -> OverridesParser:
 
 
 def as_point(name: str, value: Any) -> Any:
-    """A value of a config as the point has it."""
+    """Convert a value of a config to the type that the point has."""
     return unescaped_start(value) if name == "start" and isinstance(value, str) else value
 
 
 def is_shortened(name: str) -> bool:
-    """Whether a directory's name is one that `config_schema.point_dir` has cut and ended in a hash: not what anybody typed."""
+    """Whether `config_schema.point_dir` has cut a directory's name and ended it in a hash."""
     return re.search(r"-[0-9a-f]{12}$", name) is not None
 
 
 def named_settings(directory: Path) -> dict[str, Any]:
-    """The columns that a directory's name says, where it is made of overrides as they were typed."""
+    """The columns in a directory's name, if it consists of overrides."""
     pairs = [] if is_shortened(directory.name) else [pair.partition("=") for pair in directory.name.split(",")]
     return {name: None if value == "null" else value for key, _, value in pairs if value and (name := column_of_setting(key))}

@@ -1,4 +1,4 @@
-"""The names of files, columns and fields in results, each defined once; and what a valid line of samples holds."""
+"""The names of files, columns and fields of results, each defined once; and the validity of a line of samples."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COMPARISONS = "samplers.json"
 SCORES = "scores.json"
 RATINGS = "ratings.jsonl"
 FAILURES = ".failures.jsonl"
-"""What failed in jobs that other processes may have run, until the end of the sweep."""
+"""Failures of jobs that may have run in other processes; kept until the end of the sweep."""
 LOCK = ".lock"
 SWEEP_LOCK = ".sweep.lock"
 TEMPORARY = ".tmp"
@@ -31,47 +31,47 @@ HYDRA = ".hydra"
 MULTIRUN = "multirun.yaml"
 
 COUNTS = ("num_prompts", "num_samples", "prompt_tokens", "completion_tokens", *(f"finish_{end}" for end in FINISH_REASONS))
-"""Columns of ``summary.csv`` that count; they follow the settings."""
+"""Columns of ``summary.csv`` with counts; they follow the settings."""
 RARE_COUNTS = tuple(f"finish_{end}" for end in FINISH_REASONS if end not in FINISH_REASONS_OF_0_1)
-"""Those of them that are there only where they are above 0."""
+"""Count columns that are present only if they are above 0."""
 STATE = ("status", "error", "directory")
-"""Columns of ``sweep.csv`` that say what became of a point."""
+"""Columns of ``sweep.csv`` with the outcome of a point."""
 ABOUT = ("point_id", *STATE)
-"""Columns that identify a point and its state; no setting."""
+"""Columns that identify a point and its state; not settings."""
 STATUSES = ("complete", "partial", "failed", "missing")
 
 SAMPLE_KEY = ("prompt_index", "seed", "sample_index")
-"""Fields that tell the samples of one setting apart."""
+"""Fields that distinguish the samples of one setting."""
 MEANS = ("logprob_mean", "sampler_logprob_mean", "entropy_mean")
-"""Fields of a line that the engine measured, in nats; each may be null."""
+"""Fields of a line with the engine's measurements, in nats; each may be null."""
 SAMPLING_KEYS = tuple(each.name for each in fields(Sampling) if each.name not in UNDECIDING)
 SETTINGS_SINCE_0_1 = {
     name: list(neutral) if isinstance(neutral, tuple) else neutral
     for name, neutral in neutral_settings(Sampling).items()
     if name in SAMPLING_KEYS and name not in SETTINGS_OF_0_1
 }
-"""What a setting is that a line does not name, as JSON has it."""
+"""Values of settings that a line does not name, as in JSON."""
 COLUMN_OF_KEY = {
     "device.dtype": "dtype", "device.name": "device", "model.out_dir": "out_dir", "model.file": "file", "model.path": "path",
     "model.meta": "meta", "model.step": "step", "model.softcap": "softcap", "model.tokenizer": "tokenizer",
     "model.revision": "revision",
 }  # fmt: skip
-"""Columns that have another name than the key a user types, apart from the prefix ``sampling.``."""
+"""Columns whose name differs from the key that users type by more than the prefix ``sampling.``."""
 
 Key = tuple[int, int]
 """``(prompt_index, sample_index)``: the key of a sample in its point."""
 
 _GREATEST = 1e30
-"""No mean of logarithms comes near it, and its square is still a number."""
+"""No mean of logarithms comes near it, and its square does not overflow."""
 
 
 def column_name(key: str) -> str:
-    """The column of a key that a user types: ``sampling.top_k`` is ``top_k``."""
+    """The column of a key that users type: ``sampling.top_k`` is ``top_k``."""
     return COLUMN_OF_KEY.get(key, key.removeprefix("sampling."))
 
 
 def column_of_setting(key: str) -> str | None:
-    """The column of a key, None where the key is no setting of a point."""
+    """The column of a key; None if the key is not a setting of points."""
     name = column_name(key)
     return name if name in (*SAMPLING_KEYS, *COLUMN_OF_KEY.values(), "model", "start", "seed") else None
 
@@ -82,7 +82,7 @@ def key_of(sample: Mapping[str, Any]) -> Key:
 
 
 def is_whole(sample: Any) -> bool:
-    """Whether every field that is used anywhere is there, with its type and in its range."""
+    """Whether all fields used anywhere are present, with their types and within their ranges."""
     try:
         return (
             type(sample["completion"])

@@ -1,7 +1,6 @@
-"""``scores.json`` beside the samples of a point: values of metrics that are not computed from the samples alone.
+"""``scores.json`` beside the samples of a point: a cache for metrics that need more than the samples.
 
-A value stands there with a hash of what computes it and one of the samples that it was computed from, and counts while both
-are the same.
+Each entry has a hash of the code or model that computes it and a hash of the samples, and is valid while both are unchanged.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from .schema import SCORES
 log = get_logger(__name__)
 
 Values = list[float | None]
-"""A value a sample, in the order of the samples, or one for all of them together; None where there is none."""
+"""One value per sample, in order, or one for all of them; None where there is no value."""
 
 
 def read_scores(directory: Path, name: str, *, source: str, samples: str, count: int) -> Values | None:
-    """The kept values of a metric; None where there are none for this source and these samples.
+    """The cached values of a metric; None if there are none for this source and these samples.
 
     Args:
-        directory: of the point.
-        name: of the metric, as it was asked for.
+        directory: the point's directory.
+        name: the metric as requested.
         source: a hash of what computes it.
         samples: a hash of the samples.
-        count: how many values there must be.
+        count: the expected number of values.
     """
     kept = _kept(directory).get(name)
     if not isinstance(kept, dict) or (kept.get("source"), kept.get("samples")) != (source, samples):
@@ -42,12 +41,12 @@ def read_scores(directory: Path, name: str, *, source: str, samples: str, count:
 
 
 def write_scores(directory: Path, name: str, *, source: str, samples: str, values: Sequence[float | None]) -> None:
-    """Keep the values of a metric, see `read_scores`; where the file cannot be written, the log says so."""
+    """Cache the values of a metric, see `read_scores`; if the file cannot be written, log a warning."""
     kept = _kept(directory) | {name: {"source": source, "samples": samples, "values": list(values)}}
     try:
         atomic_write(directory / SCORES, (json.dumps(kept, indent=1, allow_nan=False) + "\n").encode())
     except (OSError, ResultsError) as error:
-        log.warning("the values of %s are not kept: %s", name, error)
+        log.warning("could not save the values of %s: %s", name, error)
 
 
 def _kept(directory: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""``sweep.csv``: one row a point, failed and missing ones included."""
+"""``sweep.csv``: one row per point, including failed and missing ones."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ log = get_logger(__name__)
 
 SECONDS = 1.0
 SHARE = 0.05
-"""``sweep.csv`` is rewritten every so many seconds at most, and in no more than this share of the time."""
+"""``sweep.csv`` is rewritten at most every `SECONDS`, and takes at most this share of the time."""
 
 
 class SweepTable:
-    """``sweep.csv``: a row a point, those that failed or are missing included; rewritten as points finish.
+    """``sweep.csv``: one row per point, including failed and missing ones; rewritten as points finish.
 
-    What a point's own files say stands above what an earlier ``sweep.csv`` said. Points that an earlier sweep left in the
-    directory have their rows, too.
+    A point's own files take precedence over an earlier ``sweep.csv``. Points left in the directory by an earlier sweep keep
+    their rows.
 
     Args:
-        directory: of the sweep; must be there.
-        clock: seconds from anywhere, never going back.
+        directory: the sweep's directory, which must exist.
+        clock: a monotonic clock in seconds.
     """
 
     def __init__(self, directory: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -44,7 +44,7 @@ class SweepTable:
         self._rows: dict[str, tuple[tuple[str, ...], tuple[Any, ...]]] = {}
         for name, row in _rows(directory):
             inside = not os.path.isabs(name) and ".." not in Path(name).parts
-            if inside and os.path.isdir(directory / name):  # not Path's: it raises for a name that is too long
+            if inside and os.path.isdir(directory / name):  # not Path.is_dir, which raises for a name that is too long
                 self._keep(name, row)
         for point, root in point_directories(directory):
             name = self._name(Path(os.path.abspath(point)))
@@ -62,7 +62,7 @@ class SweepTable:
             self._keep(name, {**settings, "status": status, "error": None, "directory": name})
 
     def settle(self, directory: Path, summary: Mapping[str, object] | None, error: Exception | None) -> None:
-        """Note what became of a point, and write the file if it is time to."""
+        """Record the outcome of a point, and write the file if it is due."""
         name = self._name(directory)
         if error is None:
             row = {key: value for key, value in self._row(name).items() if key not in (summary or {})}
@@ -75,18 +75,18 @@ class SweepTable:
             self.write()
 
     def fail(self, directory: Path, error: str) -> None:
-        """Note that a point failed."""
+        """Record that a point failed."""
         name = self._name(directory)
         row = self._row(name) if name in self._rows else {"directory": name}
         self._keep(name, {**row, "status": "failed", "error": " ".join(error.split())})
 
     def close(self) -> None:
-        """Write the file as the points' own files have it."""
+        """Write the file from the points' own files."""
         self._refresh(set(self._rows) - self._settled)
         self.write()
 
     def _refresh(self, names: Collection[str]) -> None:
-        """Let the rows ``names`` say what is on disk; an error stays where the point is not complete."""
+        """Update the rows ``names`` from disk; an error stays if the point is not complete."""
         for name in list(names):
             row, place = self._row(name), self.directory / name
             point = read_point(place, self.directory) if os.path.isdir(place) else None
@@ -123,13 +123,13 @@ class SweepTable:
         if self._rows:
             try:
                 write_sweep_csv(self.directory, list(dict.fromkeys([*named, *STATE])), rows)
-            except ResultsError as error:  # the points' own files are what counts, and say themselves what they lack
+            except ResultsError as error:  # not fatal: the points' own files have the same data
                 log.warning("%s", error)
         now = self._clock()
         self._next = now + max(SECONDS, (now - began) / SHARE)
 
     def _keep(self, name: str, row: Mapping[str, Any]) -> None:
-        """A tenth of the memory that a dictionary takes: rows share their columns."""
+        """Store rows with shared columns, in a tenth of a dictionary's memory."""
         columns = tuple(row)
         self._rows[name] = self._columns.setdefault(columns, columns), tuple(row.values())
 
@@ -143,13 +143,13 @@ class SweepTable:
 
 
 def write_sweep_csv(directory: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
-    """Replace ``sweep.csv``: a line for each of ``rows``, which need not have all of ``columns``, and have no other.
+    """Replace ``sweep.csv``; rows may lack some of ``columns``, but have no others.
 
-    It writes the whole file: with thousands of points call it every few seconds, not after every point.
+    This writes the complete file: with thousands of points, call it every few seconds, not after every point.
     """
     atomic_write(Path(directory) / SWEEP, csv_bytes(columns, rows))
 
 
 def _rows(directory: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The rows of an earlier ``sweep.csv``, by directory. What cannot be read is in the points' own directories, too."""
+    """The rows of an earlier ``sweep.csv`` by directory; unreadable rows are skipped, as the points' files have the data."""
     return [(str(row["directory"]), row) for row in read_rows(directory / SWEEP, []) if row.get("directory")]

@@ -1,7 +1,7 @@
-"""``unfinished.jsonl``: the tokens so far of unfinished samples, so that a run that ended early resumes where it stopped.
+"""``unfinished.jsonl``: the tokens of unfinished samples, so that an interrupted run resumes where it stopped.
 
-One line a sample: which sample, its tokens, the exact sums behind its means, and a checksum. The file is replaced as a whole.
-It lies beside the samples of a run, or in the directory of a sweep for all its points, and is removed when it is empty.
+Each line has one sample: its identity, its tokens, the exact sums behind its means, and a checksum. The file is replaced
+atomically. It is in the run directory, or in a sweep's directory for all its points, and is removed when it is empty.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ log = get_logger(__name__)
 
 SECONDS = 20.0
 SHARE = 0.005
-"""The file is rewritten every so many seconds, and in no more than this share of the time."""
+"""The file is rewritten at most every `SECONDS`, and takes at most this share of the time."""
 
 _CHECK_DIGITS = 16
 _MOST_BYTES = 1 << 30
-_MISMATCH = "%s: %s that cannot be used (%s), and made from the beginning"
+_MISMATCH = "%s: %s cannot be used (%s) and will be sampled from the beginning"
 
 
 class Unfinished:
-    """The file, as one run reads it and writes it.
+    """The file, as one run reads and writes it.
 
     Args:
-        directory: of the run, or of the sweep for all its points; it need not be there yet.
-        clock: seconds from anywhere, never going back.
+        directory: of the run, or of the sweep for all its points; it need not exist yet.
+        clock: a monotonic clock in seconds.
     """
 
     def __init__(self, directory: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -55,14 +55,14 @@ class Unfinished:
 
     @property
     def due(self) -> bool:
-        """Whether it is time to `write`."""
+        """Whether the next `write` is due."""
         return self._clock() >= self._next
 
     def read(self, points: Collection[str], made_by: Mapping[str, object]) -> dict[str, dict[Key, Prefix]]:
-        """What the file has of ``points``, by point_id and ``(prompt_index, sample_index)``.
+        """Load the prefixes of ``points``, by point_id and ``(prompt_index, sample_index)``.
 
-        A line that is damaged is left out, and so is one that was not ``made_by`` what makes samples now, as no sample is made
-        by two; the log says so. Lines of other points stay in the file.
+        Damaged lines are skipped, and so are lines with another ``made_by`` than now, because no sample may come from two
+        kinds of machine; both are logged. Lines of other points stay in the file.
         """
         self._made_by = hashlib.sha256(orjson.dumps(made_by, option=orjson.OPT_SORT_KEYS)).hexdigest()[:_CHECK_DIGITS]
         found: dict[str, dict[Key, Prefix]] = defaultdict(dict)
@@ -83,14 +83,14 @@ class Unfinished:
         if damaged:
             log.warning(_MISMATCH, self.path, counted(damaged, "unfinished sample"), "damaged lines")
         if strange:
-            why = "begun on another machine, or with another version of torch"
+            why = "started on another kind of machine, or with another version of torch"
             log.warning(_MISMATCH, self.path, counted(strange, "unfinished sample"), why)
         return found
 
     def write(self, prefixes: Mapping[tuple[str, Key], Prefix]) -> None:
-        """Replace what the file has of the points that were read by ``prefixes``.
+        """Replace the prefixes of the points that were read.
 
-        Where it cannot be written, the log says so once, and what was there before stays.
+        If the file cannot be written, this logs a warning once, and the old content stays.
         """
         began = self._clock()
         lines = [*self._others, *(self._line(point, key, prefix) for (point, key), prefix in prefixes.items())]
@@ -101,14 +101,14 @@ class Unfinished:
                 self.path.unlink(missing_ok=True)
         except (ResultsError, OSError) as error:
             if not self._refused:
-                log.warning("unfinished samples are not kept: %s", error)
+                log.warning("could not save unfinished samples: %s", error)
             self._refused = True
         now = self._clock()
         self._next = now + max(SECONDS, (now - began) / SHARE)
 
     def _lines(self) -> Iterator[bytes]:
         try:
-            for left in self.path.parent.glob(f".{UNFINISHED}.*{TEMPORARY}"):  # of a process that was killed
+            for left in self.path.parent.glob(f".{UNFINISHED}.*{TEMPORARY}"):  # left by a killed process
                 left.unlink(missing_ok=True)
             with open_to_read(self.path) as file:
                 if os.fstat(file.fileno()).st_size > _MOST_BYTES:
@@ -117,7 +117,7 @@ class Unfinished:
         except FileNotFoundError:
             return
         except OSError as error:
-            log.warning("%s: %s; unfinished samples are made from their beginning", self.path, error.strerror)
+            log.warning("%s: %s; unfinished samples will be sampled from the beginning", self.path, error.strerror)
 
     def _line(self, point: str, key: Key, prefix: Prefix) -> bytes:
         fields = {
@@ -138,14 +138,14 @@ class Unfinished:
 
 
 def _parsed(line: bytes) -> tuple[str, Key, str, Prefix]:
-    """A line's point, sample, maker and prefix.
+    """Parse a line: point, sample, origin and prefix.
 
     Raises:
         ValueError, KeyError, TypeError: it is damaged.
     """
     body = line[: -len(seal(b""))]
     if line != body + seal(body):
-        raise ValueError("the checksum is another")
+        raise ValueError("wrong checksum")
     fields = orjson.loads(line)
     point, maker, stream = fields["point_id"], fields["made_by"], fields["stream"]
     numbers: list[Any] = [fields["prompt_index"], fields["sample_index"], *fields["token_ids"]]
@@ -157,7 +157,7 @@ def _parsed(line: bytes) -> tuple[str, Key, str, Prefix]:
         and set(map(type, sums)) == {float}
         and all(map(math.isfinite, sums))
     ):
-        raise ValueError("a field has another type")
+        raise ValueError("a field has the wrong type")
     prefix = Prefix(
         token_ids=tuple(fields["token_ids"]),
         logprob=sums[0],
@@ -170,14 +170,14 @@ def _parsed(line: bytes) -> tuple[str, Key, str, Prefix]:
 
 
 def token_logprobs(values: list[Any]) -> TokenLogprobs:
-    """One token's values, from a list of JSON.
+    """Parse one token's values from a list of JSON.
 
     Raises:
-        ValueError, TypeError: they are none.
+        ValueError, TypeError: they are invalid.
     """
     *own, top_ids, top_logprobs = values
     found = TokenLogprobs._make([*own, tuple(top_ids), tuple(top_logprobs)])
     counts, numbers = (found.rank, found.survivors, *top_ids), (*found[:2], found.entropy, *top_logprobs)
     if not set(map(type, counts)) <= {int} or not set(map(type, numbers)) <= {int, float} or len(top_ids) != len(top_logprobs):
-        raise ValueError("a field has another type")
+        raise ValueError("a field has the wrong type")
     return found

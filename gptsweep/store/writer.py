@@ -1,9 +1,9 @@
-"""Files of a run directory: samples that are durable as they finish, and a manifest that never claims more than is there.
+"""Write run directories: samples are durable as they finish, and a manifest never claims more than is on disk.
 
-A point's samples are appended to ``samples.partial.jsonl``, one fsync a batch. `PointWriter.finish` makes ``samples.jsonl``
-of them, then ``summary.csv``, then ``manifest.json``; each replaces its predecessor whole, and each is on disk before the
-next appears. So a process killed at any moment, or a machine that loses power, leaves every sample whose `PointWriter.add`
-had returned, and a manifest that says complete exists only beside the files it describes.
+A point's samples are appended to ``samples.partial.jsonl``, with one fsync per batch. `PointWriter.finish` then writes
+``samples.jsonl``, ``summary.csv`` and ``manifest.json``, in this order; each replaces its predecessor atomically and is on disk
+before the next appears. So a process killed at any moment, or a machine that loses power, keeps every sample whose
+`PointWriter.add` had returned, and a manifest that says complete exists only beside the files it describes.
 """
 
 from __future__ import annotations
@@ -36,33 +36,32 @@ from .schema import LOGPROBS, LOGPROBS_PARTIAL, MANIFEST, ORIGINS, PARTIAL, SAMP
 log = get_logger(__name__)
 
 _REPLACED = tuple(f".{name}." for name in (SAMPLES, LOGPROBS, SUMMARY, MANIFEST, ORIGINS))
-"""How the names of temporary files begin."""
+"""Prefixes of the names of temporary files."""
 
 CHECK_DIGITS = 16
-"""Hex digits of each line's sha256 kept in the manifest: they tell which lines of a changed file can still be trusted."""
+"""The number of hex digits of each line's sha256 in the manifest; they show which lines of a changed file are intact."""
 
 
 class PointWriter:
-    """One point's samples on disk: takes the directory's lock, reads what is there, adds, finishes.
+    """The writer of one point's samples: it locks the directory, reads what is there, adds samples, and finishes the point.
 
-    Inside the ``with`` block ``done`` holds the keys ``(prompt_index, sample_index)`` of the samples that are on disk, and
-    ``complete`` says whether the point was finished, its files are as they were then, and no sample lies beside them. A
-    complete point may be extended: add the further samples and finish again. A file that was changed since it was finished
-    keeps the lines that are still as they were. Memory grows by a key and a place for each sample, not by its text. One file
-    stays open: the lock's.
+    Inside the ``with`` block ``done`` has the keys ``(prompt_index, sample_index)`` of the samples on disk. ``complete`` says
+    whether the point was finished, its files are unchanged since, and it has no partial samples. A complete point may be
+    extended: add further samples and finish again. If a file was changed after it was finished, its unchanged lines still
+    count. Memory grows by a key and a location per sample, not by its text. Only the lock's file stays open.
 
     Args:
-        directory: the run directory; made where it is missing, other files in it are left alone.
+        directory: the run directory; created if missing, and other files in it are not touched.
         point_id: the id that every sample carries.
-        overwrite: replace the samples of another point. They stay until the first sample of this one is there.
-        made_by: what decides the bits of samples that are added, by name; kept for each part of the samples.
-        settings: of the point, by the names a user types; named in the error where the directory holds another point.
-        logprobs: a sample counts as there only if ``logprobs.jsonl`` has so many alternatives of each of its tokens; 0: that
-            file is left as it is.
+        overwrite: replace the samples of another point, once the first sample of this one is on disk.
+        made_by: what determines the bits of added samples, by name; recorded for each part of the samples.
+        settings: the point's settings by the names users type, for the error if the directory contains another point.
+        logprobs: the number of alternatives per token that ``logprobs.jsonl`` must have for a sample to count as done; 0:
+            the file is ignored.
 
     Raises:
-        ResultsError: on enter, where another process holds the directory, it holds another point, or it cannot be
-            written; from ``add`` and ``finish``, where the disk is full or the like. Finished samples are kept.
+        ResultsError: on enter, if another process uses the directory, it contains another point, or it cannot be written;
+            from ``add`` and ``finish``, if the disk is full or the like. Finished samples are kept.
     """
 
     def __init__(
@@ -92,12 +91,12 @@ class PointWriter:
 
     @property
     def change(self) -> str:
-        """In which ways added samples are made otherwise than those on disk, as far as is known; empty where in none."""
+        """How added samples would differ in origin from those on disk, as far as known; empty if they would not."""
         return "" if self._replaces else self._origins.change()
 
     @property
     def done(self) -> frozenset[Key]:
-        """Keys of the samples that are on disk."""
+        """The keys of the samples on disk."""
         whole = frozenset(self._samples.places)
         return whole & self._logprobs.places.keys() if self.logprobs else whole
 
@@ -117,9 +116,9 @@ class PointWriter:
         self._lock.release()
 
     def add(self, samples: Sequence[Sample], made_by: Mapping[str, Any] | None = None) -> None:
-        """Put ``samples`` on disk, in any order; they are durable when this returns. One already there is left out.
+        """Write ``samples``, in any order; they are durable on return. Samples that are already on disk are skipped.
 
-        ``made_by`` is what decided their bits; None: that of the writer.
+        ``made_by`` says what determined their bits; None: the writer's own.
         """
         strangers = {sample.point_id for sample in samples} - {self.point_id}
         if strangers:
@@ -127,7 +126,7 @@ class PointWriter:
         lines = {
             sample.key: self._encoder.line(sample).encode() for sample in samples if sample.key not in self._samples.places
         }
-        # A sample that is made anew may be another one where the promise is not kept, so its old log-probabilities go.
+        # Without the promise, a sample made again may differ, so its old log-probabilities are dropped.
         measured = {
             sample.key: line_of(sample)
             for sample in samples
@@ -140,7 +139,7 @@ class PointWriter:
                 if sample.key in measured and sample.key not in lines:
                     self._require_same(sample)
             self._remove_replaced()
-            if measured:  # first: a sample without them would be made again
+            if measured:  # before the samples: a sample without them would be made again
                 self._logprobs.append(measured)
             if lines:
                 self._begin(lines, made_by)
@@ -150,19 +149,19 @@ class PointWriter:
         self.complete = False
 
     def samples(self) -> list[dict[str, Any]]:
-        """What is on disk, ordered by ``(prompt_index, sample_index)``."""
+        """The samples on disk, ordered by ``(prompt_index, sample_index)``."""
         found: list[dict[str, Any]] = []
         with refusals_as_results_errors(self.directory):
             self._sums = self._read_lines(found.append)
         return found
 
     def finish(self, summary: Mapping[str, object], manifest: Mapping[str, object]) -> None:
-        """Make ``samples.jsonl`` of everything on disk, then ``summary.csv``, then ``manifest.json``.
+        """Write ``samples.jsonl`` from everything on disk, then ``summary.csv``, then ``manifest.json``.
 
         Args:
-            summary: the one row of ``summary.csv``, as `summarise` makes it.
-            manifest: provenance, timings, promise: whatever JSON holds. Status, point_id, versions, ``sha256`` and ``lines``
-                of ``samples.jsonl`` are added.
+            summary: the row of ``summary.csv``, from `summarise`.
+            manifest: provenance, timings, promise, as JSON values. Status, point_id, versions, ``sha256`` and ``lines`` of
+                ``samples.jsonl`` are added.
         """
         with refusals_as_results_errors(self.directory):
             self._remove_replaced()
@@ -195,7 +194,7 @@ class PointWriter:
         self.complete = True
 
     def _read_lines(self, take: Callable[[dict[str, Any]], object]) -> tuple[str, str]:
-        """Give every whole sample to ``take``, in order; a hash of all lines together, and those of each, one after another."""
+        """Pass every complete sample to ``take``, in order; return a hash of all lines, and the concatenated hashes of each."""
         whole, checks = hashlib.sha256(), []
         for key, line in zip(sorted(self._samples.places), self._samples.lines(), strict=True):
             whole.update(line)
@@ -205,10 +204,10 @@ class PointWriter:
         return whole.hexdigest(), "".join(checks)
 
     def _read(self) -> None:
-        """Find the whole lines of both files, and cut a torn one off."""
+        """Find the complete lines of both files, and remove a torn last line."""
         manifest = read_manifest(self.directory)
         if manifest is None and (self.directory / MANIFEST).exists():
-            log.warning("%s is damaged; it is written again", self.directory / MANIFEST)
+            log.warning("%s is damaged and will be written again", self.directory / MANIFEST)
         stored = "" if manifest is None else str(manifest.get("line_sha256", ""))
         checks = {stored[i : i + CHECK_DIGITS] for i in range(0, len(stored), CHECK_DIGITS)}
         owners = set() if manifest is None else {manifest.get("point_id")}
@@ -256,7 +255,7 @@ class PointWriter:
                 (self.directory / name).unlink(missing_ok=True)
 
     def _read_logprobs(self) -> None:
-        """Find the lines of log-probabilities that are whole and have enough alternatives, the last of each sample."""
+        """Find complete lines of log-probabilities with enough alternatives, the last of each sample."""
         for name in (LOGPROBS, LOGPROBS_PARTIAL):
             end = damaged = 0
             for line in lines_of(self.directory / name, open_to_read):
@@ -278,16 +277,16 @@ class PointWriter:
             file.truncate(offset)
 
     def _require_same(self, sample: Sample) -> None:
-        """A sample that was made again for its log-probabilities must have the tokens of the one on disk."""
+        """Check that a sample made again for its log-probabilities has the same tokens as the one on disk."""
         if json.loads(self._samples.line(sample.key))["token_ids"] != list(sample.token_ids):
             what = (
-                "was made by another kind of machine or another torch, and its samples come out otherwise here, so that their"
+                "was made by another kind of machine or another torch, and its samples come out differently here, so that their"
                 " log-probabilities cannot be added; give another name"
             )
             raise ResultsError("name", str(self.directory), what)
 
     def _has_summary(self, manifest: Mapping[str, Any]) -> bool:
-        """Whether ``summary.csv`` is as it was finished; version 0.1 kept no hash of it, there its row must fit the samples."""
+        """Whether ``summary.csv`` is unchanged; version 0.1 stored no hash of it, so its row must match the samples."""
         path = self.directory / SUMMARY
         try:
             with open_to_read(path) as file:
@@ -299,24 +298,24 @@ class PointWriter:
         else:
             intact = data.endswith(b"\n") and _counts(data) == [str(manifest.get("lines"))]
         if not intact:
-            log.warning("%s was changed after it was finished; it is written again", path)
+            log.warning("%s was changed after it was finished and will be written again", path)
         return intact
 
     def _refuse_or_replace(self, owners: set[Any]) -> None:
-        """The directory holds something else: an error, unless the user wants it replaced."""
+        """The directory contains something else: raise, unless the user wants to replace it."""
         if not self.overwrite:
             other = next(iter(owners - {self.point_id}))
-            what = "samples that are not this version's"
+            what = "samples of another version"
             if other is not None:
                 what = f"another point ({self._differing(other) or f'{other}, this is {self.point_id}'})"
             raise ResultsError(
-                "name", str(self.directory), f"holds {what}; give another name, or overwrite=true to replace what is there"
+                "name", str(self.directory), f"contains {what}; give another name, or overwrite=true to replace it"
             )
         self._samples.places.clear()
         self._replaces = True
 
     def _differing(self, other: str) -> str:
-        """The settings that the point in the directory does not share with this one, with both values, as far as is known."""
+        """The settings in which the directory's point differs from this one, with both values, as far as known."""
         samples = (
             sample
             for name in (SAMPLES, PARTIAL)
@@ -333,7 +332,7 @@ class PointWriter:
         if manifest is not None and not intact:
             kept = sum(place.file == SAMPLES for place in self._samples.places.values())
             log.warning(
-                "%s was changed after it was finished: %d of its %s samples are as they were; the others are made again",
+                "%s was changed after it was finished: %d of its %s samples are intact; the others are made again",
                 self.directory / SAMPLES, kept, manifest.get("lines"),
             )  # fmt: skip
         for name, numbers in damaged.items():
@@ -342,7 +341,7 @@ class PointWriter:
                 log.warning("%s: damaged lines (%s); their samples are made again", self.directory / name, which)
 
     def _remove_replaced(self) -> None:
-        """Remove the other point's files, the claim that they are complete first."""
+        """Remove the other point's files, beginning with the manifest that says they are complete."""
         if self._replaces:
             for name in (MANIFEST, SUMMARY, SAMPLES, PARTIAL, LOGPROBS, LOGPROBS_PARTIAL, ORIGINS):
                 (self.directory / name).unlink(missing_ok=True)
@@ -350,7 +349,7 @@ class PointWriter:
             self._replaces = False
 
     def _begin(self, keys: Collection[Key], made_by: Mapping[str, Any] | None) -> None:
-        """Note what the samples are made by that come now; without a sync, as a new file of each point would cost one."""
+        """Record what makes the next samples; without a sync, which would cost one for each new point."""
         data = self._origins.begin(self._samples.places)
         if made_by is not None:
             data = self._origins.add(keys, made_by) or data
@@ -362,21 +361,21 @@ class PointWriter:
             os.replace(temporary, path)
 
     def _remove_manifest(self) -> None:
-        """Before the file it describes changes: without a manifest the point is unfinished, never wrong."""
+        """Remove the manifest before the files it describes change: without one, the point is unfinished, never wrong."""
         manifest = self.directory / MANIFEST
         if manifest.exists():
             manifest.unlink()
             sync_directory(self.directory)
 
     def _remove_temporaries(self) -> None:
-        """Remove what a killed process had not finished writing."""
+        """Remove files that a killed process had not finished writing."""
         for name in os.listdir(self.directory):
             if name.endswith(TEMPORARY) and name.startswith(_REPLACED):
                 (self.directory / name).unlink(missing_ok=True)
 
 
 def _counts(data: bytes) -> list[str | None]:
-    """The number of samples that each row of a ``summary.csv`` is of."""
+    """The number of samples in each row of a ``summary.csv``."""
     with contextlib.suppress(csv.Error, ValueError):
         return [row.get("num_samples") for row in csv_rows(io.StringIO(data.decode(), newline=""))]
     return []
