@@ -1,4 +1,4 @@
-"""Sampling sweeps on GPT models: every point in one batched pass, every sample the same to the bit however it was run."""
+"""Sampling sweeps on GPT models: all points in one batched pass, and bit-identical samples however they are run."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     __version__: str
 
 _PLUGIN_PATH = str(Path(__file__).parent / "_plugin_path")
-if _PLUGIN_PATH not in sys.path:  # Hydra looks for launchers in hydra_plugins, wherever on the path that is
+if _PLUGIN_PATH not in sys.path:  # Hydra finds launchers in any hydra_plugins directory on the path
     sys.path.append(_PLUGIN_PATH)
 
-if sys.argv[:1] == ["-m"] or Path(*sys.argv[:1]).name == "gptsweep":  # the command, not a program that imports the package
+if sys.argv[:1] == ["-m"] or Path(*sys.argv[:1]).name == "gptsweep":  # the command itself, not a program that imports us
     from .starting import end_at_once
 
     end_at_once()
 
 
 class _SettingsBeside:
-    """Finds ``gptsweep.conf`` where it lies beside the package, as in a checkout; in a wheel it lies inside."""
+    """Finds ``gptsweep.conf`` beside the package in a checkout; in a wheel it is inside the package."""
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
@@ -64,7 +64,7 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    # What needs torch or pandas is imported when it is first used: `--help` and a mistyped key must answer at once.
+    # torch and pandas are imported on first use: `--help` and errors for mistyped keys must appear at once.
     if name == "__version__":
         from .version import own_version  # late: it takes a twentieth of the time of --help
 

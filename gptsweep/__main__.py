@@ -1,6 +1,6 @@
-"""The command: ``python -m gptsweep``, Hydra's own `main` with errors a user can act on.
+"""The command ``python -m gptsweep``: Hydra's `main`, with errors that users can act on.
 
-A mistake in the config is found before a directory is made or a model loaded, and is one line with exit status 2; a bug is a
+A mistake in the config is reported in one line with exit status 2, before any directory is made or model loaded; a bug gives a
 traceback. ``HYDRA_FULL_ERROR=1`` shows the traceback of both.
 """
 
@@ -61,7 +61,7 @@ LISTED = 20
 
 
 class Refused(BaseException):
-    """Carries an error out of a Hydra callback; an Exception there would become a warning."""
+    """Carries an error out of a Hydra callback, where Hydra would turn an Exception into a warning."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
@@ -69,7 +69,7 @@ class Refused(BaseException):
 
 
 class Report(Callback):
-    """Looks at the config before Hydra makes a directory, and says at the end where the results are."""
+    """Checks the config before Hydra makes a directory, and prints at the end where the results are."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
@@ -79,7 +79,7 @@ class Report(Callback):
             directory = Path(os.path.abspath(config.hydra.run.dir))
             require_no_sweep(directory.parent)
             require_some_start([point.start])
-            if not os.path.lexists(directory / MANIFEST):  # else what it holds may need no model
+            if not os.path.lexists(directory / MANIFEST):  # otherwise a finished run may need no model
                 require_some([point.model])
         except Exception as error:
             raise Refused(error) from error
@@ -100,14 +100,14 @@ class Report(Callback):
             points = check_sweep(config, loader)
             require_some_start([point.start for point in points])
             directory = Path(os.path.abspath(config.hydra.sweep.dir))
-            if not os.path.lexists(directory / SWEEP):  # else what it holds may need no model
+            if not os.path.lexists(directory / SWEEP):  # otherwise finished points may need no model
                 require_some({point.model: None for point in points})
             open_model = partial(open_model_of, points[0])
             shown = {"show_rows": not config.quiet, "compare": config.compare_samplers, "open_model": open_model}
             at_end = score = None
             if "FusedLauncher" in config.hydra.launcher._target_:
-                hydra.config_loader = loader  # it knows the points now
-                if not is_planned(config):  # which does not say which points are the last
+                hydra.config_loader = loader  # it has already composed the points
+                if not is_planned(config):  # a sweeper that chooses points as it goes never says which is the last
                     at_end = partial(write_report, directory, **shown)
             else:
                 hydra.config_loader = SweepLoader(hydra.config_loader.get_search_path())
@@ -119,11 +119,11 @@ class Report(Callback):
             raise Refused(error) from error
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Called in the job's own process; our launcher knows its failures itself."""
+        """Called in the job's own process; fused launchers report failures themselves."""
         error = job_return._return_value
         hydra = config.hydra
         if hydra.mode is RunMode.MULTIRUN and isinstance(error, Exception) and "FusedLauncher" not in hydra.launcher._target_:
-            sweep = os.path.join(hydra.runtime.cwd, hydra.sweep.dir)  # hydra.job.chdir has led elsewhere
+            sweep = os.path.join(hydra.runtime.cwd, hydra.sweep.dir)  # hydra.job.chdir has changed the working directory
             note_failure(Path(os.path.abspath(sweep)), Path(hydra.runtime.output_dir), error)
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -135,19 +135,19 @@ class Report(Callback):
                 score_reference(Path(config.hydra.runtime.output_dir), config.reference, open_model)
             say_where(config.hydra.runtime.output_dir)
         elif isinstance(error := job_return._return_value, GptsweepError):
-            raise Refused(error) from error  # before Hydra prints a line of its own about it
+            raise Refused(error) from error  # before Hydra prints its own line about it
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         say_where(config.hydra.sweep.dir)
 
 
 def get_mode(typed: Sequence[str], compose: hydra_internals.Compose, overrides: list[str]) -> RunMode | None:
-    """Hydra's mode, but a mistake ends the command here, and a sweep that a file asks for reads text as a sweep does.
+    """Return Hydra's mode. Exit on mistakes, and parse text as a sweep's if a config file asks for a sweep.
 
     Args:
-        typed: the arguments as they were typed.
-        compose: composes the config of some overrides.
-        overrides: as Hydra reads them from ``sys.argv``; those of a sweep are changed in place.
+        typed: the arguments as the user typed them.
+        compose: composes a config from overrides.
+        overrides: the overrides as Hydra parsed them from ``sys.argv``; changed in place for a sweep.
 
     Raises:
         ConfigError, HydraException: a value is wrong, or an override cannot be composed.
@@ -158,7 +158,7 @@ def get_mode(typed: Sequence[str], compose: hydra_internals.Compose, overrides: 
         others = [line for line in overrides if not line.startswith("model.")]
         with suppress(HydraException):
             cfg = compose(others)
-            # A file may ask for a sweep over models, some of which take a key that the default one does not.
+            # A file may request a sweep over models, some of which take keys that the default model does not.
             if is_sweep(sys.argv) or cfg.hydra.mode is RunMode.MULTIRUN:
                 before = [*sweep_params(cfg), *overrides]
                 if for_some_models(before) != before:
@@ -169,13 +169,13 @@ def get_mode(typed: Sequence[str], compose: hydra_internals.Compose, overrides: 
     if not any("," in line or "(" in line for line in overrides):
         point_from_config(cfg)
     if (sweeper := sweeper_of(cfg)) in ("PointsSweeper", "RandomSweeper"):
-        raise ConfigError("hydra/sweeper", sweeper.removesuffix("Sweeper").lower(), "is a sweep, which needs -m")
+        raise ConfigError("hydra/sweeper", sweeper.removesuffix("Sweeper").lower(), "needs -m, because it makes a sweep")
     mode: RunMode | None = cfg.hydra.mode
     return mode
 
 
 def sweep_mode(config: DictConfig, overrides: list[str], typed: Sequence[str]) -> RunMode | None:
-    """The mode of a sweep; ``overrides`` are read as those of a sweep, where they were taken for a run's."""
+    """Return the mode of a sweep, and parse ``overrides`` again as a sweep's if they were parsed as a run's."""
     mode: RunMode | None = config.hydra.mode
     if not is_sweep(sys.argv):
         written = dict(zip(from_shell(list(typed)), typed, strict=True))
@@ -198,7 +198,7 @@ def open_model_of(point: Point) -> OpenModel:
 
 
 def score_reference(directory: Path, source: str, open_model: Callable[[], OpenModel]) -> None:
-    """`score_own`, imported when it is needed."""
+    """Call `run.reference.score_own`, imported late for start-up time."""
     from .run.reference import score_own  # late: pandas
 
     score_own(directory, source, open_model)
@@ -206,29 +206,29 @@ def score_reference(directory: Path, source: str, open_model: Callable[[], OpenM
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
 def task(cfg: DictConfig) -> float | None:
-    """One point: what Hydra calls for a run, and for every job of a sweep."""
+    """Run one point: Hydra calls this for a single run and for every job of a sweep."""
     from .multirun.point import run_point  # late: numpy, which --help, --cfg and a mistake in the config need not wait for
 
     return run_point(cfg, Path(HydraConfig.get().runtime.output_dir))
 
 
 def require_here() -> None:
-    """See that the working directory is there.
+    """Check that the working directory exists.
 
     Raises:
-        ResultsError: somebody removed it.
+        ResultsError: it was removed.
     """
     try:
         os.getcwd()
     except FileNotFoundError as error:
-        wanted = "this runs in a directory that is gone; cd to another"
+        wanted = "the working directory was removed; cd to another"
         raise ResultsError("directory", os.environ.get("PWD"), wanted) from error
 
 
 def main() -> int:
-    """Run ``sys.argv``; the exit status.
+    """Run the command in ``sys.argv`` and return the exit status.
 
-    0, 1 for a sweep with points that failed, 2 for a mistake the user can mend, 130 for Ctrl-C, 143 for SIGTERM.
+    0; 1 for a sweep with failed points; 2 for a mistake that the user can fix; 130 for Ctrl-C; 143 for SIGTERM.
     """
     ready_streams()
     arguments = sys.argv[1:]
@@ -247,7 +247,7 @@ def main() -> int:
             return 0
         register()
         sys.argv = ["gptsweep", *settings_first(from_shell(arguments))]
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors then, where it would print pages and exit
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors instead of printing pages and exiting
         hydra_internals.replace_get_mode(partial(get_mode, arguments))
         with ending_sweep():
             task()
@@ -257,7 +257,7 @@ def main() -> int:
         begun = f", {counted(kept, 'unfinished sample')} kept" if kept else ""
         say(f"gptsweep: stopped{begun}; to go on: {command_line(arguments, name)}", error=True)
         return 128 + (stopped.signal_number if isinstance(stopped, Interrupted) else signal.SIGINT)
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
         drop(sys.stdout)
         return 141
     except SweepError as failed:
@@ -285,7 +285,7 @@ def main() -> int:
 
 
 def settings_first(arguments: list[str]) -> list[str]:
-    """``arguments`` with the flags last: argparse takes no settings on both sides of a flag, as in ``name=x -m seed=1,2``."""
+    """Move flags to the end, because argparse does not accept settings on both sides of a flag (``name=x -m seed=1,2``)."""
     settings = hydra_internals.settings_in(arguments)
     left = list(settings)
     flags = []
@@ -298,17 +298,17 @@ def settings_first(arguments: list[str]) -> list[str]:
 
 
 def command_line(arguments: list[str], name: str | None) -> str:
-    """The command that goes on in the same directory, for a shell."""
+    """The shell command that continues in the same directory."""
     program = ["gptsweep"] if Path(PROGRAM).name == "gptsweep" else ["python", "-m", "gptsweep"]
     named = name is None or any(argument.startswith("name=") for argument in arguments)
     return shlex.join([*program, *arguments, *([] if named else [f"name={name}"])])
 
 
 def from_shell(arguments: list[str]) -> list[str]:
-    """``arguments`` as Hydra's grammar wants them: the characters typed are the value of a key that holds text.
+    """Quote ``arguments`` for Hydra's grammar, so that a text key gets exactly the characters the user typed.
 
     Raises:
-        ConfigError: a setting with dashes, as nanoGPT has them; or see `as_typed`.
+        ConfigError: a setting is written with dashes, as in nanoGPT; or see `as_typed`.
     """
     sweeping = is_sweep(arguments)
     ready = []

@@ -1,4 +1,4 @@
-"""What ``import gptsweep`` offers: load a model, generate with it, and sweep its settings, without a run directory."""
+"""The Python interface: load a model, generate with it, and sweep its settings without a run directory."""
 
 from __future__ import annotations
 
@@ -59,29 +59,29 @@ _R = TypeVar("_R")
 
 
 _MODELS_OWN = {"overflow": AUTO}
-"""Settings that follow the model where the user says nothing."""
+"""Settings that follow the model unless the user sets them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LM(OpenModel):
     """A loaded language model: `generate` text, or write your own loop on ``model(ids)``.
 
-    ``model`` maps ``int64 [batch, time]`` to logits ``[batch, time, vocab_size]``; it is for inference. ``dtype`` and
-    ``device_type`` are resolved, never ``auto``. ``arithmetic`` is what the layers compute in, as `point_id` takes it:
-    ``dtype``, or ``int8 in halves`` on a CPU where 0.1 cut off the sums of int8 layers, for its samples are other ones.
-    ``promise``: whether samples are the same to the bit whatever the batch.
+    ``model`` maps ``int64 [batch, time]`` to logits ``[batch, time, vocab_size]``; it is for inference only. ``dtype`` and
+    ``device_type`` are resolved, never ``auto``. ``arithmetic`` is what the layers compute in, as hashed by `point_id`:
+    ``dtype``, or ``int8 in halves`` on a CPU where version 0.1 saturated the sums of int8 layers, whose samples differ.
+    ``promise``: whether samples are bit-identical in any batch.
     """
 
     backend: TorchBackend
 
     @property
     def model(self) -> Architecture:
-        """The model in torch."""
+        """The model as a torch module."""
         return self.backend.model
 
     @property
     def engine(self) -> Engine:
-        """What decodes rows."""
+        """The engine that decodes rows."""
         return self.backend.engine
 
     def generate(
@@ -90,16 +90,16 @@ class LM(OpenModel):
         """Continue one prompt or several.
 
         Args:
-            prompts: the text to continue; ``FILE:``, ``LINES:`` and ``JSONL:`` are not read here.
+            prompts: the text to continue; ``FILE:``, ``LINES:`` and ``JSONL:`` are not interpreted here.
             num_samples: completions of each prompt.
             seed: from 0 to 2**64 - 1.
             **sampling: any key of the config group ``sampling`` (``temperature=0.8, top_k=200, max_new_tokens=500, …``).
 
         Returns:
-            `Sample` records ordered by prompt and sample: ``.completion`` is the text, ``.token_ids`` what was sampled.
+            `Sample` records ordered by prompt and sample: ``.completion`` is the text, ``.token_ids`` are the sampled tokens.
 
         Raises:
-            ConfigError: a setting is out of its range.
+            ConfigError: a setting is out of range.
             PromptError: a prompt is empty, cannot be encoded, or does not fit with ``overflow="stop"``.
         """
         texts = [prompts] if isinstance(prompts, str) else _listed("prompts", prompts)
@@ -107,15 +107,15 @@ class LM(OpenModel):
         return [sample for _, sample in _made(self, [task])]
 
     def stream(self, prompt: str, *, seed: int = 1337, **sampling: Any) -> Iterator[str]:
-        """Continue a prompt, and yield the text as it is made: together it is the ``completion`` of `generate`'s only sample.
+        """Continue a prompt and yield the text piece by piece; joined, the pieces are the ``completion`` of `generate`.
 
-        A piece has whole characters, and nothing of a stop string. Whoever has read enough just stops.
+        Pieces contain complete characters and no part of a stop string. Close the iterator, or drop it, to stop early.
 
         Args:
-            prompt, seed, **sampling: as of `generate`.
+            prompt, seed, **sampling: as in `generate`.
 
         Raises:
-            ConfigError, PromptError: as from `generate`, at once.
+            ConfigError, PromptError: as in `generate`, before the first piece.
         """
         if "num_samples" in sampling:
             raise ConfigError("sampling.num_samples", sampling["num_samples"], "stream makes one sample; use generate for more")
@@ -146,7 +146,7 @@ class LM(OpenModel):
         return Task.of(self, point, encoded(self, asked, chat_template=point.sampling.chat_template))
 
     def _repr_html_(self) -> str:
-        """For notebooks: what is loaded, and how it computes."""
+        """Show in notebooks which model is loaded and how it computes."""
         source = self.source
         where = source.place
         context = "any length" if self.backend.block_size is None else f"{self.backend.block_size:,} tokens"
@@ -163,7 +163,7 @@ class LM(OpenModel):
 
 
 def _refusing_unknown(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """``function``, where a keyword that it does not take is an error of the user's."""
+    """Wrap ``function`` so that an unknown keyword raises `ConfigError`."""
     known = list(signature(function).parameters)
 
     @wraps(function)
@@ -197,24 +197,24 @@ def load(
     Args:
         model: ``shakespeare``, ``gpt2``, ``gpt2-medium``, ``gpt2-large``, ``gpt2-xl``; a nanoGPT ``out_dir`` (a directory
             with ``ckpt.pt``); a checkpoint directory of nanochat (with ``model_NNNNNN.pt``) or of LitGPT (with
-            ``lit_model.pth``); a ``.bin`` of llm.c; or a directory or hub id with ``config.json`` and safetensors of an
-            architecture that is known (docs/settings.md, "Which files are read").
+            ``lit_model.pth``); a ``.bin`` of llm.c; or a directory or hub id with ``config.json`` and safetensors of a
+            supported architecture (docs/settings.md, "Which files are read").
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``, ``int8``.
         compile: whether to use `torch.compile`.
-        threads: CPU threads; None is torch's own number, or fewer where other processes leave fewer cores.
-        max_rows: rows decoded together; None plans from memory.
-        meta: path of the ``meta.pkl`` of a nanoGPT checkpoint, if not found automatically; ``gpt2`` is GPT-2's encoding.
-        file: the checkpoint in a nanoGPT ``out_dir``, where it is not ``ckpt.pt``.
-        step: which checkpoint of a nanochat training; ``last`` is the last one.
-        tokenizer: path of nanochat's ``tokenizer.pkl``, where it is not found automatically.
-        softcap: of a nanochat model's logits, where it is not that of the code of its time.
-        revision: a branch, tag or commit of a model on the hub, where it is not the main branch.
+        threads: CPU threads; None: as many as torch uses, or fewer if other processes leave fewer cores.
+        max_rows: the number of rows to decode together; None derives it from free memory.
+        meta: path of a nanoGPT checkpoint's ``meta.pkl`` if it is not found automatically; ``gpt2`` is GPT-2's encoding.
+        file: the checkpoint in a nanoGPT ``out_dir`` if it is not ``ckpt.pt``.
+        step: the training step of a nanochat checkpoint; ``last`` is the latest.
+        tokenizer: path of nanochat's ``tokenizer.pkl`` if it is not found automatically.
+        softcap: the softcap of a nanochat model's logits if it differs from the code of the checkpoint's time.
+        revision: a branch, tag or commit of a model on the hub other than the main branch.
 
     Raises:
         ModelError: there is no such model, or it cannot be read.
-        DeviceError: the device, dtype or compiler is not there.
-        ConfigError: a keyword is no setting.
+        DeviceError: the device, dtype or compiler is not available.
+        ConfigError: a keyword is not a setting.
     """
     if not isinstance(model, (str, os.PathLike)):
         raise ModelError("model", model, f"must be a directory, or one of {', '.join(MODELS)}")
@@ -240,25 +240,25 @@ def load(
     else:
         near = difflib.get_close_matches(name, MODELS, n=1)
         meant = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(MODELS)}"
-        raise ModelError("model", name, f"is no model, no directory here, and no hub id such as owner/name{meant}")
+        raise ModelError("model", name, f"is not a known model, a directory, or a hub id such as owner/name{meant}")
     settings = DeviceSettings(name=device, dtype=dtype, compile=compile, threads=threads, max_rows=max_rows)
     return open_model(source, settings)
 
 
 def open_model(source: ModelSource, settings: DeviceSettings) -> LM:
-    """As `load`, for the records that a config makes."""
+    """`load` for the records that a config makes."""
     return LM(source, settings, *TorchBackends().open(source, settings))
 
 
 def sampling_of(others: Sequence[str] = (), /, **settings: Any) -> Sampling:
-    """`Sampling` from keyword arguments as a user writes them: lists and dicts welcome.
+    """Make `Sampling` from keyword arguments; lists and dicts are accepted.
 
     Args:
-        others: what else the user's call takes, for the error.
+        others: other arguments of the user's call, to suggest in the error.
         **settings: fields of `Sampling`.
 
     Raises:
-        ConfigError: a setting is not known, or out of its range.
+        ConfigError: a setting is unknown or out of range.
     """
     known = sorted(Sampling.__dataclass_fields__)
     for name, value in settings.items():
@@ -282,23 +282,23 @@ def distribution(
     dry_breakers: Iterable[int | Sequence[int]] = (),
     **sampling: Any,
 ) -> npt.NDArray[np.float64]:
-    """What the samplers make of the logits of one row: with which probability each token is sampled.
+    """Apply the samplers to one row of logits and return the probability of sampling each token.
 
-    It is the plain chain that rows are sampled by, without the noise.
+    This runs the plain sampler chain that rows are sampled by, without the noise.
 
     Args:
-        logits: ``[vocab_size]``, of NumPy, torch or a list.
-        prompt_ids: the tokens of the prompt, which the repetition penalty, DRY and n-grams look at.
-        completion_ids: the tokens sampled so far, which all penalties look at.
-        dry_breakers: token ids that no repetition goes across, or sequences of them; there is no tokenizer here.
-        **sampling: keys of the config group ``sampling``. What is not given is neutral: ``temperature`` is 1, ``top_k`` null.
+        logits: ``[vocab_size]``, a NumPy array, a torch tensor or a list.
+        prompt_ids: the tokens of the prompt, for the repetition penalty, DRY and ``no_repeat_ngram``.
+        completion_ids: the tokens sampled so far, for all penalties.
+        dry_breakers: token ids, or sequences of them, that end a repetition; there is no tokenizer here.
+        **sampling: keys of the config group ``sampling``. Defaults are neutral: ``temperature`` 1, ``top_k`` null.
 
     Returns:
-        ``float64 [vocab_size]``: with ``xtc_probability`` below 1 over both sides of its coin, with ``mirostat_tau`` as at a
-        sample's first token.
+        ``float64 [vocab_size]``; with ``xtc_probability`` below 1, the mixture of both outcomes of its coin; with
+        ``mirostat_tau``, the distribution at a sample's first token.
 
     Raises:
-        ConfigError: a setting is out of its range, or the logits are not of one row.
+        ConfigError: a setting is out of range, or the logits are not one row.
     """
     try:
         row = torch.as_tensor(logits).detach().cpu()
@@ -306,7 +306,7 @@ def distribution(
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError("logits", logits, "must be numbers") from error
     if row.ndim != 1 or not len(row) or row.isnan().any() or not row.isfinite().any():
-        raise ConfigError("logits", list(row.shape), "must be of one row, [vocab_size], with a finite one among them")
+        raise ConfigError("logits", list(row.shape), "must be one row, [vocab_size], with at least one finite value")
     prompt, completion = (tuple(map(int, ids)) for ids in (prompt_ids, completion_ids))
     for key, ids in (("prompt_ids", prompt), ("completion_ids", completion)):
         if any(not 0 <= token < len(row) for token in ids):
@@ -329,23 +329,23 @@ def sweep(
 
     Args:
         lm: a loaded model.
-        points: settings by name, a mapping a point or a row of a frame (where a missing value is None); every combination of
-            the other arguments is generated with each. None of these is an argument, too, but ``start`` and ``seed``, which
-            then count for the points that have none.
+        points: settings by name: mappings, one per point, or a frame with one row per point (where a missing value is None).
+            Each is combined with every combination of the other arguments. A setting may be in points or an argument, not
+            both, except that ``start`` and ``seed`` then apply to the points without one.
         start: a prompt, or ``FILE:``, ``LINES:`` or ``JSONL:`` and a path; several sweep over them.
         seed: a seed, or several.
-        **sampling: keys of the config group ``sampling``; several values sweep over them (of ``stop``, a list of lists). They
-            may come in a list, a range, a generator, an array or a column of a frame.
+        **sampling: keys of the config group ``sampling``; several values sweep over them (for ``stop``, a list of lists). They
+            may be a list, a range, a generator, an array or a column of a frame.
 
     Returns:
-        A row a sample, with the columns of ``samples.jsonl``, ``logprobs`` where they are asked for (`records.SampleLogprobs`),
-        and then those of the review: every metric of `gptsweep.analysis.metrics`. One per sample (``diversity``, say) is that
-        of the row's sample; one per point
-        (``self_bleu_4``) is that of all samples of its point, and stands in each of their rows, so that means over groups are
-        means over points. Points come in their own order and in that of the arguments, the last varying fastest.
+        One row per sample, with the columns of ``samples.jsonl``, ``logprobs`` if requested (`records.SampleLogprobs`), and the
+        metrics of `gptsweep.analysis.metrics`. A metric per sample (such as ``diversity``) is that of the row's sample. A
+        metric per point (such as ``self_bleu_4``) is that of all samples of its point, repeated in each of their rows, so that
+        means over groups are means over points. Points keep their order, then follow the order of the arguments, the last one
+        varying fastest.
 
     Raises:
-        ConfigError, PromptError: as from `LM.generate`.
+        ConfigError, PromptError: as in `LM.generate`.
     """
     import pandas as pd  # late: half a second that only this function needs
 
@@ -381,7 +381,7 @@ def sweep(
 
 
 def _made(lm: LM, tasks: Sequence[Task]) -> list[tuple[SampleKey, Sample]]:
-    """All samples of some points, in order, in one batched pass; in a notebook with a bar."""
+    """All samples of some points, in order, in one batched pass; in a notebook with a progress bar."""
     plan = Plan.of(lm, tasks)
     made = []
     with NotebookBar(sum(map(len, plan.recipients))) as bar:
@@ -392,25 +392,25 @@ def _made(lm: LM, tasks: Sequence[Task]) -> list[tuple[SampleKey, Sample]]:
 
 
 def _points(points: Any, others: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The points of `sweep` as settings by name.
+    """The argument ``points`` of `sweep` as settings by name.
 
     Raises:
-        ConfigError: they are no mappings, there is none, or a setting stands in ``others``, too.
+        ConfigError: they are not mappings, there are none, or a setting is in ``others``, too.
     """
-    if hasattr(points, "to_dict") and getattr(points, "ndim", 0) == 2:  # pandas'
+    if hasattr(points, "to_dict") and getattr(points, "ndim", 0) == 2:  # a pandas frame
         columns = {str(name): _listed(str(name), points[name]) for name in points}
         points = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     listed = _listed("points", points)
     if not listed or not all(isinstance(point, Mapping) for point in listed):
-        raise ConfigError("points", points, "must be mappings from settings to values, one a point, and at least one")
+        raise ConfigError("points", points, "must be mappings from settings to values, at least one, one per point")
     for point in listed:
         if twice := sorted(map(str, point.keys() & others.keys())):
-            raise ConfigError(twice[0], others[twice[0]], "is a setting of points, too; give it in one place")
+            raise ConfigError(twice[0], others[twice[0]], "is also a setting of points; give it in one place only")
     return [dict(point) for point in listed]
 
 
 def _axis(name: str, values: Any) -> list[Any]:
-    """The values of an argument of `sweep`: those of a collection; of a setting that is a list itself, those in it."""
+    """The values of an argument of `sweep`: the items of a collection; for a setting that is itself a list, its items."""
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
         return [values]
     listed = _listed(name, values)
@@ -422,13 +422,13 @@ def _axis(name: str, values: Any) -> list[Any]:
 
 
 def _listed(name: str, values: Any) -> list[Any]:
-    """What a collection holds: a list, a generator, a range, an array, a column of a frame.
+    """The items of a collection: a list, a generator, a range, an array, a column of a frame.
 
     Raises:
-        ConfigError: it is none, or holds nothing.
+        ConfigError: it is not a collection, or it is empty.
     """
     if isinstance(values, (bytes, Mapping)) or not isinstance(values, Iterable):
         raise ConfigError(name, values, "must be one value, or a list of them")
-    if hasattr(values, "isna") and getattr(values, "ndim", 0) == 1:  # pandas': a frame shows None as a missing value
+    if hasattr(values, "isna") and getattr(values, "ndim", 0) == 1:  # a pandas column, where None becomes a missing value
         return [None if missing else value for value, missing in zip(values, values.isna(), strict=True)]
     return list(values)

@@ -1,4 +1,4 @@
-"""What the command says of itself: ``--help``, and the shell's completion."""
+"""The text of ``--help``, and shell completion."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ complete -o nospace -o default -F _gptsweep_completion gptsweep python python3""
 def help_text() -> str:
     """The overview; choices, keys, defaults and notes are read from ``conf/``.
 
-    Hydra's own help composes the config and copies it for each of its groups: 0.4 s more.
+    Hydra's own help composes the config and copies it for each of its groups, which takes 0.4 s longer.
     """
     groups: list[str] = []
     settings: dict[str, str] = {}
@@ -79,9 +79,9 @@ def read_conf(name: str) -> str:
 
 
 def complete(arguments: list[str]) -> bool:
-    """Answer a request of the shell's completion; False where Hydra's own answer is right.
+    """Answer a shell's completion request; False if Hydra should answer it.
 
-    Hydra's knows ``python script.py`` and console scripts, not ``python -m gptsweep``.
+    Hydra knows ``python script.py`` and console scripts, but not ``python -m gptsweep``.
     """
     if "install=bash" in arguments:
         print(BASH_COMPLETION)

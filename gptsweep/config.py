@@ -1,6 +1,6 @@
-"""Make a frozen `Point` of a composed config, and the errors for wrong keys and values.
+"""Convert a composed config to a frozen `Point`, and report wrong keys and values.
 
-The ranges of values are checked by the records. No torch and no pandas here: a mistyped key must answer at once.
+The records check the ranges of values. This imports neither torch nor pandas: errors for mistyped keys must appear at once.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from .records import DeviceSettings, ModelSource, Point, Sampling, require
 
 
 def point_from_config(cfg: DictConfig) -> Point:
-    """The frozen `Point` that ``cfg`` describes, with or without Hydra's own ``hydra`` node in it.
+    """Convert ``cfg``, with or without Hydra's own ``hydra`` node, to a frozen `Point`.
 
-    In ``start`` (unless it names a file) and in lists of texts such as ``sampling.stop``, a backslash with n, r, t or another
-    backslash stands for the character, as neither a shell nor Hydra reads it so.
+    In ``start`` (unless it names a file) and in lists of texts such as ``sampling.stop``, a backslash followed by n, r, t or
+    a backslash is an escape, because neither a shell nor Hydra interprets it.
 
     Raises:
         ConfigError: a name, type or range is wrong; one line with the key, the value and what would work.
@@ -54,7 +54,7 @@ def point_from_config(cfg: DictConfig) -> Point:
         bool(name.strip(".")) and name.isprintable() and not set(name) & set("/\\") and len(name.encode()) <= 200,
         "name",
         name,
-        "must be one directory name of at most 200 bytes; hydra.run.dir and hydra.sweep.dir take a whole path",
+        "must be one directory name of at most 200 bytes; hydra.run.dir and hydra.sweep.dir take a full path",
     )
     for setting, given in sampling.items():
         if list_of_text(f"sampling.{setting}"):
@@ -77,9 +77,9 @@ def _texts_typed(key: str, given: list[Any]) -> tuple[str, ...]:
 
 
 def _plain_values(cfg: DictConfig) -> dict[str, Any]:
-    """``cfg`` as plain nested values: every key of the schema with a value of its type, and no other key."""
+    """Convert ``cfg`` to plain nested values, checking that it has every key of the schema with its type and no other key."""
     try:
-        if OmegaConf.get_type(cfg) is not Config:  # not composed by Hydra: read back from a file, say
+        if OmegaConf.get_type(cfg) is not Config:  # not composed by Hydra, but loaded from a file, say
             cfg = _with_schema(cfg)
         values = {str(key): _plain(cfg, str(key)) for key in cfg if key != "hydra"}
     except OmegaConfBaseException as error:
@@ -89,7 +89,7 @@ def _plain_values(cfg: DictConfig) -> dict[str, Any]:
     model = values["model"]["name"]
     if schemas["model."] is not MODEL_SCHEMAS.get(model, ModelConfig):
         raise ConfigError("model.name", model, f"is set by the choice of model; write model={model}")
-    for prefix, schema in schemas.items():  # `+key=value` adds what the schema does not have
+    for prefix, schema in schemas.items():  # `+key=value` adds keys that the schema lacks
         given = values[prefix[:-1]] if prefix else values
         for extra in given.keys() - {f.name for f in fields(schema)}:
             raise unknown_key(f"{prefix}{extra}", given[extra])
@@ -110,10 +110,10 @@ def _with_schema(cfg: DictConfig) -> DictConfig:
 
 
 def meant(key: str) -> str | None:
-    """The key or group that a mistyped ``key`` was likely to be: one whose last part is the same, or nearly."""
+    """The key or group that the user probably meant by a mistyped ``key``: one with (nearly) the same last part."""
     section, _, leaf = key.rpartition(".")
     by_leaf: dict[str, str] = {"init_from": "model"}  # nanoGPT's name
-    for name in sorted([*GROUPS, *keys()], key=lambda name: name.startswith(f"{section}.")):  # its own section's win
+    for name in sorted([*GROUPS, *keys()], key=lambda name: name.startswith(f"{section}.")):  # the same section wins
         by_leaf[name.rpartition(".")[2]] = name
     near = difflib.get_close_matches(leaf, by_leaf, n=1)
     return by_leaf[near[0]] if near else None
@@ -123,7 +123,7 @@ def unknown_key(key: str, value: object) -> ConfigError:
     """The error for a key that the config, or the chosen model, does not have."""
     if key.startswith("model.") and (takers := [f"model={name}" for name in MODEL_SCHEMAS if takes(name, key)]):
         others = f", and {' and '.join(takers[1:])}" if takers[1:] else ""
-        return ConfigError(key, value, f"only {takers[0]} takes it{others}")
+        return ConfigError(key, value, f"only {takers[0]} accepts it{others}")
     if key.startswith("hydra."):
         return ConfigError(key, value, "no such key; --cfg hydra shows Hydra's")
     if near := meant(key):
@@ -135,11 +135,11 @@ def unknown_key(key: str, value: object) -> ConfigError:
 
 
 def from_omegaconf(error: OmegaConfBaseException, value: object) -> ConfigError:
-    """What OmegaConf refused, in a user's words.
+    """Convert an OmegaConf error to a `ConfigError`.
 
     Args:
-        error: says the key, and whether its name, its type or an interpolation in it is wrong.
-        value: what was given: the value itself, or the config that holds it.
+        error: names the key, and whether its name, its type or an interpolation in it is wrong.
+        value: the value given, or the config that contains it.
     """
     key = error.full_key or "config"
     if isinstance(value, DictConfig):
@@ -147,7 +147,7 @@ def from_omegaconf(error: OmegaConfBaseException, value: object) -> ConfigError:
     if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
         return unknown_key(key, value)
     if isinstance(error, MissingMandatoryValue):
-        stands = "" if value is None else "; Hydra takes ??? for a value that is missing: as a prompt it must stand in a file"
+        stands = "" if value is None else "; Hydra reads ??? as a missing value: put such a prompt into a file"
         return ConfigError(key.removesuffix(".name"), value, f"must be given{stands if key == 'start' else ''}")
     if isinstance(error, (InterpolationResolutionError, GrammarParseError)):
         return ConfigError(key, value, rf"{str(error.msg).splitlines()[0]}; write \${{ where no interpolation is meant")
@@ -155,7 +155,7 @@ def from_omegaconf(error: OmegaConfBaseException, value: object) -> ConfigError:
 
 
 def wanted(key: str) -> str | None:
-    """What the type of ``key`` (or of the mapping that it is an entry of) asks for, in words; None for a key not ours."""
+    """The error text for the type of ``key`` (or of the mapping that contains it); None if it is not our key."""
     while key not in keys():
         key, dot, _ = key.rpartition(".")
         if not dot:
@@ -169,7 +169,7 @@ def wanted(key: str) -> str | None:
 
 
 def _raw(cfg: DictConfig, key: str) -> object:
-    """The value of ``key`` as it was given, interpolations and all; None where there is none."""
+    """The value of ``key`` as given, with interpolations unresolved; None if there is none."""
     value: Any = OmegaConf.to_container(cfg, resolve=False)
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None

@@ -1,6 +1,6 @@
-"""The schema of the config: every key that a user types, with its type; the default values are in ``conf/*.yaml``.
+"""The schema of the config: every key that users type, with its type; default values are in ``conf/*.yaml``.
 
-It goes into Hydra's ConfigStore. No torch and no pandas here: ``--help`` and a mistyped key must answer at once.
+It is registered in Hydra's ConfigStore. This imports neither torch nor pandas: ``--help`` and errors must appear at once.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else _PACKAGED.parent.parent / "conf"
 
 GROUPS = ("model", "device", "sampling", "experiment")
 DIRECTORY_BYTES = 100
-"""A point's directory name is no longer than this; a name that would be ends in a hash instead."""
+"""The longest name of a point's directory; a longer name is cut and ends in a hash."""
 
 
 @dataclass
 class ModelConfig:
-    """The group ``model``: what every choice has."""
+    """The group ``model``: the keys that every choice has."""
 
     name: str = MISSING
 
@@ -92,34 +92,34 @@ class DeviceConfig:
 
 
 def sampling_schema(kind: type[Sampling]) -> Any:
-    """The group ``sampling``: each setting of ``kind``, with the type in which it is typed."""
+    """The group ``sampling``: each setting of ``kind`` with the type that users type."""
     entries: list[tuple[str, Any, Any]] = []
     for name, hint in get_type_hints(kind).items():
         typed = _TYPED.get(hint, hint)
         container = getattr(typed, "__origin__", None)
-        # A file of settings that 0.1 wrote, or a user for it, does not name later ones.
+        # Files of settings written for or by 0.1 do not name later settings.
         early = name in ("num_samples", *SETTINGS_OF_0_1)
         neutral = neutral_settings(kind)[name]
         if container in (dict, list):
             entries.append((name, typed, field(default_factory=partial(container, () if early else neutral))))
         else:
             entries.append((name, typed, field(default=MISSING if early else neutral)))
-    return make_dataclass("SamplingConfig", entries, namespace={"__module__": __name__})  # where pickle finds it
+    return make_dataclass("SamplingConfig", entries, namespace={"__module__": __name__})  # so that pickle finds it
 
 
 _TYPED: dict[Any, Any] = {
     tuple[tuple[int, float], ...]: dict[int, float],
     tuple[int, ...]: list[int],
-    tuple[str, ...]: list[Any],  # of strings; OmegaConf would make "1000.0" of 1e3
+    tuple[str, ...]: list[Any],  # of strings; list[str] would let OmegaConf turn 1e3 into "1000.0"
     str | tuple[str, ...]: Any,
 }
-"""The type of a key whose value the records hold in another."""
+"""The config's type of a setting whose type in the records differs."""
 SamplingConfig = sampling_schema(Sampling)
 
 
 @dataclass
 class Config:
-    """Everything a user can set, Hydra's own settings apart."""
+    """All settings of a user, apart from Hydra's own."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
@@ -141,11 +141,11 @@ MODEL_SCHEMAS: dict[str, type[ModelConfig]] = {
     "llmc": PathConfig,
     "litgpt": PathConfig,
 }
-"""The choices of ``model`` that take more keys than the others, by name."""
+"""The choices of ``model`` with additional keys, by name."""
 
 
 def takes(model: str, key: str) -> bool:
-    """Whether a choice of ``model`` has ``key``, which begins with ``model.``."""
+    """Whether choice ``model`` accepts ``key``, which begins with ``model.``."""
     return key.removeprefix("model.") in {f.name for f in fields(MODEL_SCHEMAS.get(model, ModelConfig))}
 
 
@@ -166,11 +166,11 @@ EXAMPLES_OF_KEYS: dict[Any, str] = {
 
 
 class TextNode(StringNode):
-    """A key that holds text, and takes no number for it: what YAML and Hydra read as one is no longer what was written."""
+    """A text key that rejects numbers: what YAML and Hydra parse as a number no longer has the characters that were typed."""
 
     def _validate_and_convert_impl(self, value: Any) -> str:
         if isinstance(value, (bool, int, float)):
-            raise ValidationError(f"{typed(value)} is {KINDS[type(value)]}, and this must be text; {_IN_QUOTES}")
+            raise ValidationError(f"{typed(value)} is {KINDS[type(value)]}, but this must be text; {_IN_QUOTES}")
         text: str = super()._validate_and_convert_impl(value)
         return text
 
@@ -189,7 +189,7 @@ def typed(value: object) -> str:
 
 
 def register() -> None:
-    """Put the schemas into Hydra's ConfigStore, and ``${gptsweep.…}`` into OmegaConf; may be called again."""
+    """Register the schemas with Hydra's ConfigStore and ``${gptsweep.…}`` with OmegaConf; idempotent."""
     store = ConfigStore.instance()
     store.store(name="gptsweep_config", node=whole_schema(), provider="gptsweep")
     for name, schema in MODEL_SCHEMAS.items():
@@ -200,7 +200,7 @@ def register() -> None:
 
 def whole_schema() -> DictConfig:
     schema = _with_text(OmegaConf.structured(Config))
-    # Hydra closes every mapping of a composed config to new keys; this one is all keys of the user's own.
+    # Hydra forbids new keys in every mapping of a composed config; the keys of this one are the user's.
     OmegaConf.set_struct(schema.sampling.logit_bias, False)
     return schema
 
@@ -210,24 +210,24 @@ def _with_text(schema: DictConfig) -> DictConfig:
     for key, node in schema._content.items():  # type: ignore[union-attr]  # no public way sets a node of one's own
         if isinstance(node, DictConfig):
             _with_text(node)
-        elif type(node) is StringNode and key != "step":  # `step: 2000` in a file is what it looks like
+        elif type(node) is StringNode and key != "step":  # `step: 2000` in a file needs no quotes
             text = TextNode(node._value(), key=key, parent=schema, is_optional=node._is_optional())
             schema.__dict__["_content"][key] = text
     return schema
 
 
 def point_dir(override_dirname: str, sweep_dir: str = "") -> str:
-    """The directory name of a sweep's point, from Hydra's ``key=value,key=value`` of its overrides.
+    """Derive the name of a point's directory from Hydra's ``key=value,key=value`` of its overrides.
 
-    Settings of samplers come first, then the seed, which model, other settings of ``sampling``, the rest, and the prompt:
-    ``temperature=0.7,top_k=50,seed=3``. A name that is short and plain stays so. One that is not (long, or with slashes,
-    quotes, spaces) is cut down to what every file system takes and ends in a hash of the whole, so two points never share one.
-    A number for text, ``start='42'``, is named without its quotes.
+    Sampler settings come first, then the seed, the model, other settings of ``sampling``, the rest, and the prompt:
+    ``temperature=0.7,top_k=50,seed=3``. Short plain names stay as they are. Other names (long, or with slashes, quotes or
+    spaces) are reduced to what every file system accepts and end in a hash of the full name, so names never collide.
+    A number given as text, ``start='42'``, is named without its quotes.
 
     Args:
-        override_dirname: Hydra's.
-        sweep_dir: the directory of the sweep. A point that has one there under the name that earlier versions gave it, with
-            ``sampling.`` before settings and all in alphabetical order, keeps that.
+        override_dirname: Hydra's ``override_dirname``.
+        sweep_dir: the sweep's directory. If the point already has a directory there under its name of earlier versions (with
+            ``sampling.`` before settings, in alphabetical order), that name is kept.
     """
     plain = re.sub(
         r"(?<=[=\[,])'([^',\]]*)'(?=[,\]]|$)",
@@ -242,7 +242,7 @@ def point_dir(override_dirname: str, sweep_dir: str = "") -> str:
 
 
 def _directory_name(text: str, whole: str) -> str:
-    """``text`` if every file system takes it, else what can stay of it and a hash of ``whole``."""
+    """``text`` if every file system accepts it, else a reduced form and a hash of ``whole``."""
     plain = re.sub(r"[^A-Za-z0-9._=,+-]", "_", text).rstrip(".")
     if plain == text and len(plain) <= DIRECTORY_BYTES:
         return plain or "defaults"
@@ -269,9 +269,9 @@ def _split(override_dirname: str) -> list[str]:
 
 
 def _place_in_name(override: str) -> int:
-    """Where an override stands in the name of a directory; those of one place keep their order."""
+    """The rank of an override in the name of a directory; overrides of equal rank keep their order."""
     key, places = override.partition("=")[0], _places()
-    return places.get(key, len(places) + (key == "start"))  # a prompt is long, and what stands behind it is cut off
+    return places.get(key, len(places) + (key == "start"))  # a prompt may be long, and cutting removes what follows it
 
 
 @cache
@@ -284,7 +284,7 @@ def _places() -> dict[str, int]:
 
 @cache
 def keys() -> dict[str, Any]:
-    """Every key of every choice as a user types it, with its type."""
+    """Every key of every choice, as users type it, with its type."""
     sections = {"model": (ModelConfig, *MODEL_SCHEMAS.values()), "device": (DeviceConfig,), "sampling": (SamplingConfig,)}
     found: dict[str, Any] = {key: hint for key, hint in get_type_hints(Config).items() if key not in sections}
     for section, schemas in sections.items():
@@ -294,12 +294,12 @@ def keys() -> dict[str, Any]:
 
 
 def is_text(key: str) -> bool:
-    """Whether ``key`` is one whose value is text."""
+    """Whether the value of ``key`` is text."""
     return keys()[key] in (str, str | None)
 
 
 def list_of_text(key: str) -> bool:
-    """Whether ``key`` is one whose value is a list of texts."""
+    """Whether the value of ``key`` is a list of texts."""
     return bool(keys()[key] == list[Any])
 
 
@@ -309,7 +309,7 @@ def is_optional(key: str) -> bool:
 
 
 def is_plain_number(text: str) -> bool:
-    """Whether ``text`` is a number or a truth value exactly as Python writes it, as ``42``, ``0.5`` and ``True``."""
+    """Whether ``text`` is a number or a truth value exactly as Python prints it: ``42``, ``0.5``, ``True``."""
     for kind in (int, float):
         try:
             if str(kind(text)) == text:
@@ -320,6 +320,6 @@ def is_plain_number(text: str) -> bool:
 
 
 def choices(group: str) -> list[str]:
-    """The choices of a group that ``conf/`` holds, the default first."""
+    """The choices of a group in ``conf/``, the default first."""
     defaults = re.findall(r"^  - \w+: ([\w-]+)$", (CONF_DIR / "config.yaml").read_text(encoding="utf-8"), re.MULTILINE)
     return sorted((path.stem for path in (CONF_DIR / group).glob("*.yaml")), key=lambda name: (name not in defaults, name))

@@ -1,4 +1,4 @@
-"""Linux control groups: where the kernel says what a container, or a job of a cluster, may use."""
+"""Linux control groups: the kernel's limits for a container or a cluster job."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path, PurePosixPath
 
 
 def control_groups(controller: str, root: Path = Path("/")) -> Iterator[Path]:
-    """The directories of the groups around this process, of version 1 and 2, innermost first; none where there are none.
+    """Yield the directories of this process's groups, of versions 1 and 2, innermost first; none without control groups.
 
     Args:
-        controller: ``cpu`` or ``memory``, which version 1 keeps apart.
-        root: of the file system, for tests.
+        controller: ``cpu`` or ``memory``; version 1 has separate hierarchies for them.
+        root: the root of the file system, for tests.
     """
     try:
         groups = dict(_groups((root / "proc/self/cgroup").read_text()))
@@ -32,7 +32,7 @@ def control_groups(controller: str, root: Path = Path("/")) -> Iterator[Path]:
 
 
 def _groups(text: str) -> Iterator[tuple[str, str]]:
-    """The path of the group of each controller; of version 2, which has one for all, that of ``""``."""
+    """Yield (controller, path) for each group; version 2 has a single group, with the controller ``""``."""
     for line in text.splitlines():
         _, controllers, path = line.split(":", 2)
         yield from ((controller, path) for controller in controllers.split(","))

@@ -1,7 +1,7 @@
-"""Text as it may be shown: characters that a terminal obeys, or that hide or reorder what stands beside them, are escaped.
+"""Escape text for display: characters that control a terminal, or that hide or reorder the text around them.
 
-Names of weights, directories and files, cells of tables and generated text come from strangers. Whatever of them goes to a
-terminal, a log or an error message goes through `visible` or `one_line`: lines with `say`, log records by `get_logger`.
+Names of weights, directories and files, table cells and generated text come from strangers. All of it passes through `visible`
+or `one_line` on its way to a terminal, a log or an error message: lines through `say`, log records through `get_logger`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from datetime import timedelta
 from typing import Any, NoReturn
 
 UNSAFE = (
-    r"\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters but tab and newline; they begin every escape sequence
-    r"\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u3164\uffa0\ufeff"  # shown as nothing
+    r"\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters except tab and newline; every escape sequence begins with one
+    r"\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u3164\uffa0\ufeff"  # invisible
     r"\u200e\u200f\u2028-\u202e\u2060-\u206f\ufff9-\ufffb"  # direction, line and paragraph separators, annotations
     r"\ud800-\udfff\ufdd0-\ufdef\U000e0000-\U000e0fff"  # lone surrogates, noncharacters, tags
 )
-"""The inside of a character class. Joiners (U+200C, U+200D) are not in it: words and emoji are spelled with them."""
+"""A regular expression's character class, without brackets. It omits joiners (U+200C, U+200D): words and emoji need them."""
 
 _UNSAFE = re.compile(f"[{UNSAFE}]")
 _UNSAFE_IN_A_LINE = re.compile(f"[\t\n{UNSAFE}]")
@@ -40,7 +40,7 @@ def one_line(text: str) -> str:
 
 
 def counted(number: int, one: str, more: str | None = None) -> str:
-    """``1 sample`` or ``1,234 samples``: a count and what it counts, for people."""
+    """A count with its noun: ``1 sample`` or ``1,234 samples``."""
     return f"{number:,} {one if number == 1 else more or f'{one}s'}"
 
 
@@ -50,10 +50,10 @@ def duration(seconds: float) -> str:
 
 
 def say(line: str, *, error: bool = False) -> None:
-    """Print one line on standard output, or on standard error, where nobody need be there to read it.
+    """Print one line on standard output or standard error; a closed reader is not an error.
 
     Raises:
-        OSError: as from `write_out`.
+        OSError: see `write_out`.
     """
     if not error:
         write_out(one_line(line) + "\n")
@@ -65,10 +65,10 @@ def say(line: str, *, error: bool = False) -> None:
 
 
 def write_out(text: str) -> None:
-    """Write ``text`` to standard output as it is, now.
+    """Write ``text`` unchanged to standard output and flush.
 
     Raises:
-        OSError: it cannot be written; BrokenPipeError where its reader has gone. What follows goes nowhere.
+        OSError: the write failed; BrokenPipeError if the reader has closed the pipe. Later output is discarded.
     """
     try:
         sys.stdout.write(text)
@@ -79,22 +79,22 @@ def write_out(text: str) -> None:
 
 
 STDOUT = "standard output"
-"""The file name in the error of a standard output that cannot be written."""
+"""The file name in errors about standard output."""
 
 
 def ready_streams() -> None:
-    """Make standard output and error take any text: closed ones swallow it, others show what their encoding lacks in ASCII."""
+    """Let standard output and error accept any text: closed streams discard it, others escape what they cannot encode."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:
-            # Its descriptor would be that of the next file opened, and what a library prints would go in there.
+            # Otherwise the next file opened would get its descriptor, and a library's output would go into that file.
             setattr(sys, name, open(_hold(number), "w", encoding="utf-8", errors=_STAND_INS, closefd=False))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_STAND_INS)
 
 
 def drop(stream: io.TextIOBase | Any) -> None:
-    """Let what is still to be written to ``stream``, and all that follows, go nowhere."""
+    """Discard pending and future output of ``stream``."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, stream.fileno())
@@ -103,7 +103,7 @@ def drop(stream: io.TextIOBase | Any) -> None:
 
 
 def get_logger(name: str) -> logging.Logger:
-    """`logging.getLogger`, whose records are one line of visible text, tracebacks apart, whatever handler takes them."""
+    """`logging.getLogger` with a filter that makes each record one line of visible text, except for tracebacks."""
     logger = logging.getLogger(name)
     if not any(isinstance(each, Visible) for each in logger.filters):
         logger.addFilter(Visible())
@@ -111,7 +111,7 @@ def get_logger(name: str) -> logging.Logger:
 
 
 class Visible(logging.Filter):
-    """Lets a logger or a handler take lines of visible text alone: what a library logs of a user's settings, too."""
+    """Makes every record visible text, including what a library logs of a user's settings."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
@@ -123,7 +123,7 @@ class Visible(logging.Filter):
 
 
 def _hold(number: int) -> int:
-    """A descriptor that leads nowhere: ``number`` itself, unless something has been opened with it since."""
+    """A descriptor of the null device: ``number`` itself unless it is in use again."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.fstat(number)
@@ -152,7 +152,7 @@ _ASCII = {
 
 
 def _stand_in(error: UnicodeError) -> tuple[str, int]:
-    """For `codecs.register_error`: our own signs in ASCII, everything else as a backslash escape."""
+    """A handler for `codecs.register_error`: our own symbols in ASCII, all other characters as backslash escapes."""
     assert isinstance(error, UnicodeEncodeError)
     missing = error.object[error.start : error.end]
     return "".join(_ASCII.get(each) or each.encode("unicode_escape").decode() for each in missing), error.end
@@ -166,8 +166,8 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """The options of a command beside ``gptsweep`` itself, whose errors are one line, as those are."""
+    """An argument parser whose errors are one line, like those of ``gptsweep``."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong and stop with status 2."""
+        """Print the error and exit with status 2."""
         self.exit(2, f"{self.prog.removeprefix('python -m ')}: error: {one_line(message)}; see --help\n")

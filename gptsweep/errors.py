@@ -1,4 +1,4 @@
-"""The one family of errors that a user can cause and can mend."""
+"""The errors that a user can cause and fix."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from .display import counted, one_line
 
 
 class GptsweepError(Exception):
-    """A mistake the user can mend: one line that names the key, its value and what would work.
+    """A mistake that the user can fix: one line that names the key, its value and what would work.
 
     Args:
-        key: the config key or argument at fault, as a user types it (``sampling.top_k``, ``start``).
-        value: the value that was given.
-        wanted: what is wrong and what would work, in words; no trailing full stop.
+        key: the config key or argument at fault, as users type it (``sampling.top_k``, ``start``).
+        value: the value given.
+        wanted: what is wrong and what would work; no trailing full stop.
     """
 
     exit_status = 2
@@ -30,7 +30,7 @@ class GptsweepError(Exception):
 
 
 def shown(value: object) -> str:
-    """``value`` as a user would type it on the command line, shortened to one line."""
+    """Format ``value`` as a user would type it on the command line, shortened to one line."""
     if value is None:
         text = "null"
     elif isinstance(value, int):
@@ -42,13 +42,13 @@ def shown(value: object) -> str:
 
 
 _BITS = 1024
-"""Of longer numbers an error says the length: Python refuses to write one of 4,300 digits."""
+"""For integers with more bits, errors give the length: Python refuses to print one of 4,300 digits."""
 
 
 def _whole(value: object) -> str:
     try:
         return repr(value)
-    except ValueError:  # it holds such a number
+    except ValueError:  # it contains such an integer
         return brief(value)
 
 
@@ -62,7 +62,7 @@ class _Brief(reprlib.Repr):
 
 
 def brief(value: object) -> str:
-    """The `repr` of a value out of a file, cut short: it ends whatever the value holds, itself or a million others."""
+    """The `repr` of a value read from a file, shortened; it terminates for self-referential and huge values."""
     return _Brief().repr(value)
 
 
@@ -79,20 +79,20 @@ class PromptError(GptsweepError):
 
 
 class DeviceError(GptsweepError):
-    """The wanted device, dtype or compiler is not there."""
+    """The requested device, dtype or compiler is not available."""
 
 
 class ResultsError(GptsweepError):
-    """A run directory cannot be written, is in use, or holds another point."""
+    """A run directory cannot be written, is in use, or contains another point."""
 
 
 class SweepError(Exception):
-    """Points of a sweep failed; the others are done.
+    """Some points of a sweep failed; the others are done.
 
     Args:
-        failures: run directory and error, a pair for each.
-        points: how many points the sweep has.
-        name: of the sweep; the same command with it resumes.
+        failures: pairs of run directory and error.
+        points: the number of points of the sweep.
+        name: the sweep's name; the same command with it resumes.
     """
 
     exit_status = 1
@@ -110,8 +110,8 @@ class SweepError(Exception):
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM ended a run between two steps; every finished sample is on disk.
 
-    ``name`` is the name of the run or sweep; the same command with it resumes. It is None where it is not known.
-    ``unfinished`` says how many unfinished samples were kept.
+    ``name`` is the name of the run or sweep (None if unknown); the same command with it resumes. ``unfinished`` is the number
+    of unfinished samples that were saved.
     """
 
     def __init__(self, signal_number: int = signal.SIGINT, name: str | None = None, unfinished: int = 0) -> None:
@@ -122,7 +122,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def describe(error: Exception) -> str:
-    """An error as one line: the message of a user's mistake; the type, too, of anything else."""
+    """Format an error as one line: the message of a user's mistake; for any other error its type, too."""
     if isinstance(error, OSError) and error.filename:
         return f"cannot write {error.filename}: {error.strerror}"
     return str(error) if isinstance(error, GptsweepError) else f"{type(error).__name__}: {error}"

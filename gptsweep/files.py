@@ -1,4 +1,4 @@
-"""Files where others may write, too: no symbolic link is followed, and no pipe or device is opened."""
+"""Open files that others may have written: follow no symbolic links, open no pipes or devices."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ import yaml
 from .display import say
 
 _NOT_THROUGH = getattr(os, "O_NOFOLLOW", 0)
-_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a pipe that nobody writes to would not return
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a pipe without a writer would block
 _PLAIN = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOINHERIT", 0)
 
 JSON_BYTES = 32 << 20
-"""The largest file that is parsed as JSON; Python's objects take up to 30 times its size."""
+"""The largest file to parse as JSON; the parsed objects take up to 30 times its size."""
 YAML_BYTES = 1 << 20
-"""The largest file that is parsed as YAML: those of settings have a few thousand bytes."""
+"""The largest file to parse as YAML; a config has a few thousand bytes."""
 YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def open_file(path: str | Path, flags: int, mode: int = 0o666, *, links: bool = False, dir_fd: int | None = None) -> int:
-    """`os.open` for regular files alone.
+    """`os.open` for regular files only.
 
     Args:
-        path: of the file.
-        flags: those of `os.open`.
-        mode: permissions of a file that is made.
-        links: whether the last part of ``path`` may be a symbolic link. Not where the file is written: the link may lead to
-            any file of the user's.
-        dir_fd: of the directory that ``path`` starts from.
+        path: the file.
+        flags: as in `os.open`.
+        mode: permissions of a new file.
+        links: whether the last component of ``path`` may be a symbolic link. Never for writing: the link may lead to any file
+            of the user.
+        dir_fd: the directory that ``path`` is relative to.
 
     Raises:
-        OSError: as `os.open`; ELOOP for a symbolic link, EINVAL for what is no regular file.
+        OSError: as `os.open`; ELOOP for a symbolic link, EINVAL for anything but a regular file.
     """
     try:
         fd = os.open(path, flags | _PLAIN | _NO_WAIT | (0 if links else _NOT_THROUGH), mode, dir_fd=dir_fd)
-    except ValueError as error:  # no file can have that name
+    except ValueError as error:  # the name is not a valid file name
         raise FileNotFoundError(errno.ENOENT, str(error), str(path)) from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -56,27 +56,27 @@ def open_file(path: str | Path, flags: int, mode: int = 0o666, *, links: bool = 
 
 
 def open_to_read(path: Path) -> BufferedReader:
-    """Open a regular file, through a link, too: a large file may lie on another disk."""
+    """Open a regular file, also through a symbolic link: large files may be on another disk."""
     return os.fdopen(open_file(path, os.O_RDONLY, links=True), "rb")
 
 
 def open_inside(path: Path) -> BinaryIO:
-    """Open a regular file of this directory's own; an OSError for a pipe, a device, and a link that leads elsewhere."""
+    """Open a regular file inside its directory; OSError for a pipe, a device, or a link that leads outside."""
     if path.is_symlink() and os.path.dirname(os.path.realpath(path)) != os.path.realpath(path.parent):
         raise PermissionError(errno.EPERM, "a symbolic link that leads elsewhere", str(path))
     return open_to_read(path)
 
 
 def read_json(path: Path, most: int = JSON_BYTES, opened: Callable[[Path], BinaryIO] = open_to_read) -> Any:
-    """The contents of a JSON file that others wrote.
+    """Read a JSON file that others wrote.
 
     Args:
-        path: of the file.
-        most: bytes that it may have.
+        path: the file.
+        most: its maximum size in bytes.
         opened: opens it.
 
     Raises:
-        OSError: it cannot be read, or is no regular file.
+        OSError: it cannot be read, or is not a regular file.
         ValueError: it is not JSON, too deeply nested, or larger than ``most``.
     """
     with opened(path) as file:
@@ -90,9 +90,9 @@ def read_json(path: Path, most: int = JSON_BYTES, opened: Callable[[Path], Binar
 
 
 def read_yaml(path: Path, most: int = YAML_BYTES, opened: Callable[[Path], BinaryIO] = open_to_read) -> Any:
-    """The contents of a YAML file that others wrote: as `read_json`, and a ValueError for one with aliases.
+    """Read a YAML file that others wrote: as `read_json`, but aliases raise ValueError.
 
-    No program that writes such files makes aliases, and a few lines of them name a thousand million values.
+    No program that writes such files uses aliases, and a few lines of them can expand to a billion values.
     """
     with opened(path) as file:
         text = file.read(most + 1)
@@ -107,7 +107,7 @@ def read_yaml(path: Path, most: int = YAML_BYTES, opened: Callable[[Path], Binar
 
 
 class LogFile(logging.FileHandler):
-    """A log file that is not written through a symbolic link; where there is one, that is said, and no file is written."""
+    """A log file that does not follow symbolic links; if its path is one, it says so and logs nothing."""
 
     def _open(self) -> Any:
         try:
@@ -115,24 +115,24 @@ class LogFile(logging.FileHandler):
         except OSError as error:
             if error.errno not in (errno.ELOOP, errno.EINVAL, errno.ENXIO):
                 raise
-            say(f"gptsweep: no log in {self.baseFilename}: it is a symbolic link or no regular file", error=True)
+            say(f"gptsweep: no log in {self.baseFilename}: it is a symbolic link or not a regular file", error=True)
             return open(os.devnull, "w")
         return os.fdopen(fd, "a", encoding=self.encoding, errors=self.errors)
 
 
 def user_cache(name: str) -> Path:
-    """The user's directory for what is kept between runs under ``name``: ``$XDG_CACHE_HOME/gptsweep/<name>``."""
+    """The user's cache directory for ``name``: ``$XDG_CACHE_HOME/gptsweep/<name>``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptsweep" / name
 
 
 class OwnDirectory:
-    """A directory that nobody but the user can write to, for files that are trusted as they are; made where it is missing.
+    """A directory that only the user can write to, for files that are trusted without checks; created if missing.
 
-    One that others could write to becomes the user's own, and what was in it is removed. Files are named relative to the open
-    directory, so that another one cannot be put in its place between the check and the use.
+    If others could write to it, the user takes it over and its content is deleted. Files are opened relative to the open
+    directory, so nobody can replace it between check and use.
 
     Raises:
-        OSError: on enter; EPERM where it belongs to another user, ELOOP or ENOTDIR where it is a link or a file.
+        OSError: on enter; EPERM if it belongs to another user, ELOOP or ENOTDIR if it is a link or a file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -143,7 +143,7 @@ class OwnDirectory:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             self.path.mkdir(mode=0o700)
-        if sys.platform != "win32":  # there a home directory, and what is made in it, is its user's alone
+        if sys.platform != "win32":  # where home directories and their content are private to the user
             self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | _NOT_THROUGH | _PLAIN)
             try:
                 self._take(self._fd)
@@ -172,7 +172,7 @@ class OwnDirectory:
             return file.read()
 
     def write(self, name: str, data: bytes) -> None:
-        """Replace a file, so that a reader finds the old one or the new one, whole."""
+        """Replace a file atomically: a reader finds the old content or the new, complete."""
         temporary = f"{name}.{secrets.token_hex(4)}"
         fd = open_file(self._place(temporary), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self._fd)
         try:

@@ -1,4 +1,4 @@
-"""The cores that other processes leave: as many threads as that compute fastest (`threads.py` says why)."""
+"""Count the cores that other processes leave free; that many threads compute fastest (see `threads.py`)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import NamedTuple
 import psutil
 
 _NOT_WORK = ("idle", "iowait", "guest", "guest_nice")
-"""Times of a core that are no work, or that are counted elsewhere, as a guest's is in ``user``."""
+"""CPU times that are not work, or that are counted elsewhere, such as a guest's, which ``user`` includes."""
 
 
 class CoreTimes(NamedTuple):
-    """What the cores did that this process may use: when, how many, and seconds of work, by all processes and by this one."""
+    """Usage of the cores available to this process: time, number, and seconds of work by all processes and by this one."""
 
     now: float
     cores: int
@@ -23,7 +23,7 @@ class CoreTimes(NamedTuple):
 
 
 def core_times() -> CoreTimes:
-    """As the system counts, in hundredths of a second."""
+    """Read the system's counters, in seconds with a resolution of 0.01 s."""
     times = psutil.cpu_times(percpu=True)
     affinity = getattr(os, "sched_getaffinity", None)
     if affinity is not None:
@@ -33,28 +33,28 @@ def core_times() -> CoreTimes:
 
 
 class FreeCores:
-    """How many threads to compute with: one for each core that other processes leave, measured again and again.
+    """Chooses the number of compute threads, one per core that other processes leave free, and measures again continually.
 
     Args:
-        most: threads where nothing else runs.
-        read: as `core_times`.
+        most: the number of threads on an idle machine.
+        read: reads the counters, as `core_times`.
     """
 
     WINDOW = 0.2
-    """Seconds that a measurement takes at least."""
+    """The shortest measurement in seconds."""
 
     def __init__(self, most: int, read: Callable[[], CoreTimes] = core_times) -> None:
         self._most, self._read = most, read
-        # Where all cores are taken the system still gives each process its share, which on many cores is more than one.
+        # On a fully loaded machine the system still gives each process its share, more than one core if there are many.
         self._least = max(1, most // 4)
         self._count, self._begin = most, read()
 
     def begin(self) -> None:
-        """Measure from now on: what others did while this process computed nothing does not count."""
+        """Start measuring: load while this process computed nothing must not count."""
         self._begin = self._read()
 
     def count(self) -> int:
-        """Threads to compute with now; asked before each step, it costs nothing but once in `WINDOW`."""
+        """The number of threads to compute with now; called before each step, and cheap except once per `WINDOW`."""
         if time.perf_counter() - self._begin.now >= self.WINDOW:
             begin, self._begin = self._begin, self._read()
             busy = (self._begin.busy - begin.busy) - (self._begin.own - begin.own)

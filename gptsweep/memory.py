@@ -1,4 +1,4 @@
-"""Memory of the host that a process may still take."""
+"""The host memory that this process may still allocate."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .control_groups import control_groups
 
 
 def host_memory(root: Path = Path("/")) -> int:
-    """Bytes that could be allocated now: what the machine has, or less where a control group leaves less."""
+    """Bytes that can be allocated now: the machine's free memory, or less if a control group's limit is lower."""
     return int(max(0, min([psutil.virtual_memory().available, *map(_left, control_groups("memory", root))])))
 
 
 def _left(group: Path) -> float:
-    """Bytes below the limit of a group. Cached files that nobody reads count as free: the kernel drops them first."""
+    """Bytes below a group's limit. Inactive file cache counts as free: the kernel drops it first."""
     version_2 = (group / "memory.max").exists()
     limit, usage, cached = (
         ("memory.max", "memory.current", "inactive_file")

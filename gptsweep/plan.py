@@ -1,7 +1,7 @@
-"""The command: ``python -m gptsweep.plan -m …``: what a sweep would take, without its model's weights and without a file in it.
+"""The command ``python -m gptsweep.plan -m …``: estimate what a sweep takes, without loading weights or writing results.
 
-It takes any command line of ``python -m gptsweep``. Points are composed as that does, rows planned and memory divided as the
-session and the engine do; what they take is measured once on this machine, and kept in the user's cache directory.
+It accepts any command line of ``python -m gptsweep``. It composes points like that command, and plans rows and memory like the
+session and the engine. Speeds are measured once on this machine and kept in the user's cache directory.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Planned(BaseException):
 
 
 class Planner:
-    """Stands in the place of `__main__.Report`: a Hydra callback that plans the sweep, and ends the command.
+    """A Hydra callback in place of `__main__.Report` that plans the sweep and ends the command.
 
     Args:
-        machines: for how many of them the time is said.
+        machines: numbers of machines to estimate the time for.
         form: ``table`` or ``json``.
     """
 
@@ -71,7 +71,7 @@ class Planner:
             else:
                 trials = OmegaConf.select(config, "hydra.sweeper.n_trials")
                 many = f"; times {trials} trials" if trials else ""
-                note = f"{sweeper_of(config)} chooses points as it goes, so they are not known beforehand: this is one{many}"
+                note = f"{sweeper_of(config)} chooses points as it goes, so this estimate is for one{many}"
                 self._show(config, [(points[0], Path(str(config.hydra.sweep.dir)).absolute() / "0")], note)
         except Exception as error:
             raise Refused(error) from error
@@ -88,7 +88,7 @@ class Planner:
 
 
 def show(lines: Sequence[tuple[str, str]], console: Console | None = None) -> None:
-    """Print a plan as a table of two columns; what is long goes on below."""
+    """Print a plan as a table with two columns; long values wrap."""
     console = console or Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else WIDTH)
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
@@ -99,16 +99,16 @@ def show(lines: Sequence[tuple[str, str]], console: Console | None = None) -> No
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of this command; what else stands on its line is the sweep's."""
+    """This command's options; everything else on its line belongs to the sweep."""
     found = Parser(
         prog="python -m gptsweep.plan", usage="%(prog)s [--machines N[,N]] [--json] [-m] [KEY=VALUE ...]",
-        description="What a sweep would take: rows, tokens, disk, memory, time. Nothing is run or written.", epilog=EXAMPLES,
+        description="Estimate a sweep's rows, tokens, disk, memory and time. Nothing is run or written.", epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     found.add_argument(
-        "--machines", type=_counts, default=[1, 4, 16], metavar="N[,N]", help="time on so many machines (1,4,16)"
+        "--machines", type=_counts, default=[1, 4, 16], metavar="N[,N]", help="estimate the time for N machines (1,4,16)"
     )
-    found.add_argument("--json", action="store_true", help="for programs, in place of the table")
+    found.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return found
 
 
@@ -120,7 +120,7 @@ def _counts(text: str) -> list[int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status: 0, or 2 after a mistake."""
+    """Run the command and return the exit status: 0, or 2 after a mistake."""
     ready_streams()
     options, rest = parser().parse_known_args(sys.argv[1:] if arguments is None else arguments)
     ours = "hydra.callbacks.gptsweep"

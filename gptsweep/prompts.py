@@ -1,4 +1,4 @@
-"""Read `start`: the text itself, or the prompts of a file."""
+"""Read `start`: a prompt, or a file of prompts."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def names_file(start: str) -> bool:
 
 
 def unescaped(text: str) -> str:
-    """The text that was meant, from what was typed for a string of ``sampling.stop``, say."""
+    """Resolve the escapes in text that a user typed, for ``sampling.stop``, say."""
     return re.sub(r"\\([nrt\\])", lambda match: _ESCAPES[match[1]], text)
 
 
 def unescaped_start(typed: str) -> str:
-    """The setting ``start``, from what was typed for it: a backslash in the name of a file stands for itself."""
+    """Resolve the escapes in ``start`` as typed; in a file name, a backslash is literal."""
     return typed if names_file(typed) else unescaped(typed)
 
 
@@ -41,10 +41,10 @@ def escaped(text: str) -> str:
 
 
 def require_some_start(starts: Collection[str]) -> None:
-    """See that at least one of these is a text, or names a file that is there, before a model is loaded.
+    """Check, before a model is loaded, that at least one of these is a text or names an existing file.
 
     Raises:
-        PromptError: none is; the error of the first.
+        PromptError: none is; the error is that of the first.
     """
     errors = [_missing(start) for start in starts]
     if errors and all(errors):
@@ -58,16 +58,16 @@ def _missing(start: str) -> PromptError | None:
 
 
 def read_prompts(start: str) -> tuple[Prompt, ...]:
-    r"""The prompts that ``start`` stands for, in order; ids are ``"0"``, ``"1"``, … by place unless the file gives them.
+    r"""The prompts that ``start`` denotes, in order; ids are ``"0"``, ``"1"``, … unless the file gives them.
 
-    - ``FILE:path``: the whole file is one prompt, as nanoGPT reads it: UTF-8, ``\r\n`` becomes ``\n``, a closing newline stays.
-    - ``LINES:path``: a prompt a line, without its newline; lines of nothing but white space are skipped.
-    - ``JSONL:path``: a JSON object a line, with ``prompt`` and optionally ``id`` (a string or a whole number); other fields are
-      left alone, blank lines are skipped.
-    - anything else is the prompt.
+    - ``FILE:path``: the file is one prompt, as in nanoGPT: UTF-8, ``\r\n`` becomes ``\n``, a final newline is kept.
+    - ``LINES:path``: one prompt per line, without its newline; lines of only white space are skipped.
+    - ``JSONL:path``: one JSON object per line, with ``prompt`` and optionally ``id`` (a string or an integer); other fields are
+      ignored, blank lines are skipped.
+    - anything else is the prompt itself.
 
     Raises:
-        PromptError: the file cannot be read, or a line of it is not as above, or it holds no prompt.
+        PromptError: the file cannot be read, a line is not as above, or there is no prompt.
     """
     kind, separator, path = start.partition(":")
     if not separator or kind not in _FILES:
@@ -91,19 +91,19 @@ def read_prompts(start: str) -> tuple[Prompt, ...]:
 
 
 def read_reference(source: str) -> str:
-    """The text of the setting ``reference``, ``FILE:path``, read as ``start`` reads a file.
+    """Read the text of the setting ``reference``, ``FILE:path``, like a file of ``start``.
 
     Raises:
-        PromptError: it names no file, or the file is not regular, not UTF-8 or empty.
+        PromptError: it does not name a file, or the file is not regular, not UTF-8 or empty.
     """
     kind, separator, path = source.partition(":")
     if not separator or kind != "FILE":
         there = f"; did you mean FILE:{source}?" if os.path.isfile(source) else ""
-        other = "; the whole file is the text, so not LINES: or JSONL:" if kind in ("LINES", "JSONL") else there
+        other = "; a reference is a whole file, so not LINES: or JSONL:" if kind in ("LINES", "JSONL") else there
         raise PromptError("reference", source, f"must be FILE: and the path of a text file{other}")
     text = _read(source, path, "reference", regular=True)
     if not text.strip():
-        raise PromptError("reference", source, "the file has no text; give one with some")
+        raise PromptError("reference", source, "the file is empty; give one with text")
     return text
 
 
@@ -113,7 +113,7 @@ def _read(start: str, path: str, key: str = "start", *, regular: bool = False) -
     try:
         file = Path(path).expanduser()
         if regular and not stat.S_ISREG(file.stat().st_mode):
-            raise PromptError(key, start, "is no regular file; give a text file")
+            raise PromptError(key, start, "is not a regular file; give a text file")
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
@@ -124,7 +124,7 @@ def _read(start: str, path: str, key: str = "start", *, regular: bool = False) -
         raise PromptError(key, start, "is a directory; give a file") from error
     except OSError as error:
         raise PromptError(key, start, f"cannot be read: {error.strerror}") from error
-    except (RuntimeError, ValueError) as error:  # a home directory that is not known, a name that no file can have
+    except (RuntimeError, ValueError) as error:  # an unknown home directory, or an invalid file name
         raise PromptError(key, start, f"cannot be read: {error}") from error
 
 
@@ -152,6 +152,6 @@ def _from_json(start: str, numbered: Iterator[tuple[int, str]]) -> Iterator[Prom
         name = str(place) if prompt_id is None else str(prompt_id)
         if name in seen:
             by_place = " (lines without an id are numbered from 0)" if prompt_id is None else ""
-            raise wrong(f"has the id {name!r}, and so has line {seen[name]}{by_place}; ids must differ")
+            raise wrong(f"has the id {name!r}, like line {seen[name]}{by_place}; ids must differ")
         seen[name] = number
         yield Prompt(name, prompt)

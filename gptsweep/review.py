@@ -1,6 +1,6 @@
-"""The command: ``python -m gptsweep.review PATH``: the table of a sweep, what each setting does, and the page.
+"""The command ``python -m gptsweep.review PATH``: the table of a sweep, the effect of each setting, and the page.
 
-On a terminal it prints tables; into a pipe it writes CSV. It also brings ``sweep.csv`` and ``report.html`` up to date.
+On a terminal it prints tables; into a pipe it writes CSV. It also updates ``sweep.csv`` and ``report.html``.
 """
 
 from __future__ import annotations
@@ -68,14 +68,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME[,NAME]",
         help="the metrics to show, module:function for one of your own; with --samplers NAME:min|max|reference",
     )
+    found.add_argument("--sort", metavar="NAME", help="sort by a metric or a setting; --sort -NAME reverses the order")
+    found.add_argument("--where", metavar="CONDITION", help='only points that satisfy it, as "temperature < 1 and top_k == 50"')
     found.add_argument(
-        "--sort", metavar="NAME", help="sort by a metric or a setting; a minus in front, --sort -NAME, turns it round"
-    )
-    found.add_argument(
-        "--where", metavar="CONDITION", help='only points for which it holds, as "temperature < 1 and top_k == 50"'
-    )
-    found.add_argument(
-        "--group", metavar="KEY[,KEY]", help="one row for each value of these settings, everything else together"
+        "--group", metavar="KEY[,KEY]", help="one row for each combination of these settings, averaged over all others"
     )
     found.add_argument(
         "--best", metavar="METRIC:min|max|reference",
@@ -90,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
         help="with --samplers: group points into families by these settings, not by samplers",
     )  # fmt: skip
     found.add_argument(
-        "--reference", metavar="FILE:PATH", help="compare everything with a text; later reviews show it, too; null removes it"
+        "--reference", metavar="FILE:PATH", help="compare all settings with a text; later reviews show it, too; null removes it"
     )
     found.add_argument(
         "--model",
@@ -102,19 +98,19 @@ def parser() -> argparse.ArgumentParser:
         help="rank settings by ratings of their samples, see docs/rating.md; later reviews show them, too; null removes them",
     )  # fmt: skip
     found.add_argument("--diff", nargs=2, metavar="POINT", help="compare two points: row numbers, settings or directories")
-    found.add_argument("--samples", type=int, default=3, metavar="N", help="with --diff: so many samples side by side (3)")
+    found.add_argument("--samples", type=int, default=3, metavar="N", help="with --diff: N samples side by side (3)")
     found.add_argument("--format", choices=("table", "csv", "json"), help="table on a terminal, csv in a pipe")
     found.add_argument("--plots", type=Path, metavar="DIR", help="write the plots of the page as SVG and PNG files")
-    found.add_argument("--no-report", action="store_true", help="leave report.html and sweep.csv alone")
+    found.add_argument("--no-report", action="store_true", help="do not update report.html and sweep.csv")
     return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status: 0, or 2 after a mistake."""
+    """Run the command and return the exit status: 0, or 2 after a mistake."""
     ready_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     for place, word in enumerate(words[:-1]):
-        if word == "--sort" and words[place + 1].startswith("-"):  # a flag, to argparse
+        if word == "--sort" and words[place + 1].startswith("-"):  # argparse would take it for a flag
             words[place : place + 2] = [f"--sort={words[place + 1]}"]
             break
     options = parser().parse_args(words)
@@ -124,9 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except GptsweepError as error:
         say(f"gptsweep.review: error: {error}", error=True)
         return error.exit_status
-    except BrokenPipeError:  # as in `| head`: nothing more is wanted
+    except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
         drop(sys.stdout)
-    except OSError as error:  # what is said of files names them
+    except OSError as error:  # errors about reading files have been reported with their names
         drop(sys.stdout)
         say(f"gptsweep.review: error: cannot write {error.filename or STDOUT}: {error.strerror}", error=True)
         return 2
@@ -134,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def review(options: argparse.Namespace, console: Console | None = None) -> None:
-    """Do what the command line says.
+    """Run a parsed command line.
 
     Args:
         options: from `parser`.
@@ -147,17 +143,17 @@ def review(options: argparse.Namespace, console: Console | None = None) -> None:
     alone = options.path[0] if len(options.path) == 1 else None
     whole = rated(read_sweep(*options.path), alone, options.ratings or (), keep=not options.no_report).scored(*options.own)
     if MAUVE.name in map(metric_of, options.metric):
-        reference_of(options, whole)  # which scores the text, if that is asked for
+        reference_of(options, whole)  # scores the text if requested
         opened = partial(open_maker, whole, options.model)
         whole = whole.scored(mauve_metric(options.path[0], opened, scored_the_text=options.model is None))
     sweep = whole.only(where(whole.summary, options.where)) if options.where else whole
     if sweep.summary.empty:
-        raise ResultsError("where", options.where, f"holds for none of the {len(whole.summary)} points")
+        raise ResultsError("where", options.where, f"is true for none of the {len(whole.summary)} points")
     if options.samplers:
         review_samplers(options, whole, sweep, console)
         return
     if options.by:
-        raise ResultsError("by", options.by, "goes with --samplers")
+        raise ResultsError("by", options.by, "needs --samplers")
     require_ratings([*options.metric, options.best or ""], sweep)
     names = chosen_metrics(sweep, options.metric)
     rows = sorted_rows(sweep.group(options.group.split(",") if options.group else None), options.sort)
@@ -193,14 +189,14 @@ def review(options: argparse.Namespace, console: Console | None = None) -> None:
 
 
 def review_samplers(options: argparse.Namespace, whole: Sweep, sweep: Sweep, console: Console | None) -> None:
-    """``--samplers``: the comparison by each metric that is named, here and on the page.
+    """``--samplers``: compare by each metric that is named, here and on the page.
 
     Raises:
         GptsweepError: as `review`.
     """
     for other in ("diff", "best", "group", "sort", "plots"):
         if given := getattr(options, other):
-            raise ResultsError(other, str(given), "does not go with --samplers")
+            raise ResultsError(other, str(given), "cannot be combined with --samplers")
     asked = Asked(tuple(options.metric), tuple(options.by.split(",")) if options.by else None)
     if not asked.metrics:
         raise ResultsError("metric", None, "say what is best: --samplers --metric NAME:min, NAME:max or NAME:reference")
@@ -234,16 +230,16 @@ def plain_console() -> Console:
 
 
 def say_problems(sweep: Sweep, reference: Reference | None) -> None:
-    """What could not be read, what failed, and where a reference text is too short."""
+    """Report what could not be read, what failed, and a reference text that is too short."""
     for problem in (*sweep.problems, *sweep.failures(), *([reference.note] if reference and reference.note else [])):
         say(f"gptsweep.review: {problem}", error=True)
 
 
 def reference_of(options: argparse.Namespace, sweep: Sweep) -> Reference | None:
-    """The reference text: one that is asked for here and cannot be had is an error, else what was scored earlier."""
+    """The reference text: the requested one, which must be available, else the one scored earlier."""
     directory = options.path[0]
     if options.model and not options.reference and MAUVE.name not in map(metric_of, options.metric):
-        raise ResultsError("model", options.model, "goes with --reference FILE:path, or with --metric mauve")
+        raise ResultsError("model", options.model, "needs --reference FILE:path or --metric mauve")
     if options.reference == "null":
         (directory / REFERENCE).unlink(missing_ok=True)
     elif options.reference:
@@ -253,7 +249,7 @@ def reference_of(options: argparse.Namespace, sweep: Sweep) -> Reference | None:
 
 
 def open_maker(sweep: Sweep, asked: str | None) -> OpenModel:
-    """The model that made these samples, in the dtype it had.
+    """Load the model that made these samples, in the same dtype.
 
     Raises:
         GptsweepError: as `maker_name` and `gptsweep.load`.
@@ -267,9 +263,9 @@ def open_maker(sweep: Sweep, asked: str | None) -> OpenModel:
 def bring_up_to_date(
     path: Path, sweep: Sweep, reference: Reference | None, comparisons: Sequence[SamplerComparison] | None = None
 ) -> None:
-    """Write ``sweep.csv`` (for a sweep) and ``report.html``; a directory that cannot be written is only said.
+    """Write ``sweep.csv`` (for a sweep) and ``report.html``; if the directory is not writable, only warn.
 
-    Without ``comparisons`` the page has those of samplers that were asked for before.
+    Without ``comparisons``, the page shows the comparisons of samplers that were requested before.
     """
     if comparisons is None and (asked := kept(path)) is not None:
         try:
@@ -289,7 +285,7 @@ def bring_up_to_date(
 
 
 def chosen_metrics(sweep: Sweep, names: Sequence[str]) -> list[str]:
-    """The metrics to show: those asked for, else the usual ones that there are."""
+    """The metrics to show: the requested ones, else the default ones that have values."""
     for name in names:
         if name not in sweep.declared:
             raise ResultsError(
@@ -299,18 +295,18 @@ def chosen_metrics(sweep: Sweep, names: Sequence[str]) -> list[str]:
 
 
 def sorted_rows(rows: pd.DataFrame, by: str | None) -> pd.DataFrame:
-    """The rows as asked, empty ones last, numbered from 0."""
+    """Sort the rows as requested, empty values last, and renumber them from 0."""
     if not by:
         return rows
     name = by.removeprefix("-")
     if name not in rows:
         keys = [column for column in rows if not str(column).endswith(("_se", "_n")) and column != "points"]
-        raise ResultsError("sort", name, f"is no column here; there are {', '.join(map(str, keys))}")
+        raise ResultsError("sort", name, f"is not a column here; there are {', '.join(map(str, keys))}")
     return rows.sort_values(name, ascending=by == name, kind="stable", na_position="last").reset_index(drop=True)
 
 
 def choice(text: str, sweep: Sweep, rows: pd.DataFrame) -> str | dict[str, Any]:
-    """A point as typed: the number of a row, ``key=value`` pairs, or a directory."""
+    """Parse a point: the number of a row, ``key=value`` pairs, or a directory."""
     if text.isdecimal():
         if len(text) > MOST_DIGITS or int(text) >= len(rows):
             raise ResultsError("diff", text, f"is no row; there are rows 0 to {len(rows) - 1}")
@@ -331,27 +327,27 @@ def choice(text: str, sweep: Sweep, rows: pd.DataFrame) -> str | dict[str, Any]:
 
 
 def matching(key: str, typed: str, values: Sequence[Any]) -> Any:
-    """The value that was meant, for a number typed in another way (``1.0`` for 1)."""
+    """Find the value that was meant, for a number typed in another way (``1.0`` for 1)."""
     for value in values:
         try:
             if not isinstance(value, str) and value is not None and float(typed) == float(value):
                 return value
         except ValueError:
             break
-    raise ResultsError("diff", f"{key}={typed}", f"is not there; {key} has {', '.join(map(label, values))}")
+    raise ResultsError("diff", f"{key}={typed}", f"does not occur; {key} has {', '.join(map(label, values))}")
 
 
 def best_of(
     options: argparse.Namespace, sweep: Sweep, rows: pd.DataFrame, reference: Mapping[str, float | None] | None
 ) -> Verdicts | None:
-    """What ``--best`` asks for."""
+    """Evaluate ``--best``."""
     return verdicts(sweep, rows, Aim.of(options.best, reference, sweep.declared, asked_by="best")) if options.best else None
 
 
 def flat(rows: pd.DataFrame, names: Sequence[str], reference: Mapping[str, float | None] | None = None) -> pd.DataFrame:
     """The table for other programs: settings, counts, and for each metric its mean, error and n.
 
-    With a reference text also ``<metric>_distance``: how far the mean lies above it. With ``--best`` also the `Verdicts`.
+    With a reference text it has ``<metric>_distance``, the mean minus the reference's value; with ``--best`` the `Verdicts`.
     """
     columns = [*keys_of(rows), "num_points", "num_samples", *(f"{name}{part}" for name in names for part in ("", "_se", "_n"))]
     for name in names:
@@ -363,7 +359,7 @@ def flat(rows: pd.DataFrame, names: Sequence[str], reference: Mapping[str, float
 
 
 def write_frame(frame: pd.DataFrame, form: str) -> None:
-    """A table as CSV or JSON on standard output; empty stays empty."""
+    """Write a table as CSV or JSON to standard output; empty cells stay empty."""
     rows = [{str(name): plain(cell) for name, cell in row.items()} for row in frame.to_dict("records")]
     if form == "csv":
         sys.stdout.write(csv_bytes([str(name) for name in frame], rows).decode())

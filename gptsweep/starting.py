@@ -1,4 +1,4 @@
-"""Ctrl-C while the command starts: one line and status 130, where an import would end in a page of traceback."""
+"""Handle Ctrl-C during start-up: one line and status 130, where an interrupted import would print a page of traceback."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from types import FrameType
 
 
 def end_at_once() -> None:
-    """Let Ctrl-C end the process, until everything is imported; from then on it raises `KeyboardInterrupt` as usual.
+    """Let Ctrl-C end the process at once until everything is imported; after that it raises `KeyboardInterrupt` as usual.
 
-    An import may swallow the exception, or leave modules half made; there is nothing to lose yet.
+    An import may swallow the exception or leave modules half initialised, and there is nothing to lose yet.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)

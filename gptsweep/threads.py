@@ -1,9 +1,9 @@
-"""The threads that torch computes with on a CPU: how many, and how long they wait awake for work.
+"""The threads that torch computes with on a CPU: how many, and how long they spin before they sleep.
 
-A decode step has hundreds of parallel regions, and each ends when the last thread does. Where another process has taken a core,
-every region waits for a thread that the system has put aside, and two threads are many times slower than one. So the number
-follows the cores that other processes leave (`free_cores.py`). Between two regions OpenMP's threads spin before they sleep,
-as waking one takes long on a virtual machine; how long is chosen for an idle machine (`benchmarks/shared_machine.py`).
+A decode step has hundreds of parallel regions, and each ends when its last thread does. If another process occupies a core,
+every region waits for a thread that the system has descheduled, and two threads are many times slower than one. So the number
+of threads follows the number of free cores (`free_cores.py`). Between regions, OpenMP threads spin before they sleep, because
+waking a thread is slow on a virtual machine; the spin time suits an idle machine (`benchmarks/shared_machine.py`).
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from pathlib import Path
 from .control_groups import control_groups
 
 WAIT = {"GOMP_SPINCOUNT": "50000", "KMP_BLOCKTIME": "1"}
-"""For GNU's OpenMP, which torch has on Linux, turns of a loop; for LLVM's and Intel's, milliseconds."""
+"""Loop iterations for GNU's OpenMP, which torch uses on Linux; milliseconds for LLVM's and Intel's."""
 CHOICES = (*WAIT, "OMP_WAIT_POLICY", "KMP_LIBRARY")
-"""Variables by which users choose for themselves."""
+"""Environment variables by which users choose for themselves."""
 COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def choose_wait() -> None:
-    """Choose `WAIT`, unless the user chose, or it is too late: OpenMP reads the variables when torch is imported."""
+    """Set `WAIT` unless the user has chosen; too late once torch is imported, because OpenMP has read the variables."""
     if "torch" not in sys.modules and not any(name in os.environ for name in CHOICES):
         os.environ.update(WAIT)
 
 
 def own_count(root: Path = Path("/")) -> int | None:
-    """Threads to compute with at most: a core each that this process may use; None where the user chose in a variable."""
+    """The maximum number of threads: one per core that this process may use; None if the user set a variable."""
     if any(os.environ.get(name) for name in COUNTS):
         return None
     affinity = getattr(os, "sched_getaffinity", None)

@@ -1,4 +1,4 @@
-"""The version of this package as it is installed."""
+"""The version of the installed package."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from importlib.metadata import version
 
 @cache
 def own_version() -> str:
-    """As ``gptsweep.__version__``. Looking it up reads the disk, so it is done when it is first asked for."""
+    """Return ``gptsweep.__version__``; looked up on first use, because it reads the disk."""
     return version("gptsweep")

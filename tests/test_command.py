@@ -125,7 +125,7 @@ def test_info_says_where_the_config_comes_from(run: Run) -> None:
         (["-m", "sampling.topk=50,100"], "sampling.topk=50: no such key; did you mean sampling.top_k?"),
         (["-m", "seed=1,2", "model=gpt2,hf"], "model.path=null: model=hf needs a local directory or a hub id"),
         (["-m", "seed=1,soon"], "seed=soon: must be a whole number"),
-        (["-m", "seed=1,2,1"], "seed=1,2,1: must hold each value once, and at least one"),
+        (["-m", "seed=1,2,1"], "seed=1,2,1: must contain at least one value, and each only once"),
         (
             ["-m", "hydra/launcher=fused_ray", "hydra.launcher.resources=4"],
             "hydra.launcher.resources=4: must be a mapping, such as {CPU:4}, or null",
@@ -134,10 +134,10 @@ def test_info_says_where_the_config_comes_from(run: Run) -> None:
             ["-m", "hydra/launcher=fused_ray", "hydra.launcher.resources={CPU:-1}"],
             "hydra.launcher.resources.CPU=-1: must be 0 or more",
         ),
-        (["-m", "model=glob(x*)"], "model=glob(x*): must hold each value once, and at least one"),
+        (["-m", "model=glob(x*)"], "model=glob(x*): must contain at least one value, and each only once"),
         (
             ["-m", "hydra/sweeper=optuna", "seed=range(1,5)"],
-            "objective=null: OptunaSweeper tunes by what a run returns; name a column of summary.csv, such as "
+            "objective=null: OptunaSweeper optimises what a run returns; name a column of summary.csv, such as "
             "objective=logprob_mean",
         ),
         (
@@ -152,14 +152,14 @@ def test_info_says_where_the_config_comes_from(run: Run) -> None:
         (["-m", f"seed=1,{'9' * 5000}"], f"seed=1,{'9' * 198}…: has a number of more digits than Python reads"),
         (
             ["start=???"],
-            "start=???: must be given; Hydra takes ??? for a value that is missing: as a prompt it must stand in a file",
+            "start=???: must be given; Hydra reads ??? as a missing value: put such a prompt into a file",
         ),
         (
             ["reference=FILE:~nobody-there/text"],
             "reference=FILE:~nobody-there/text: cannot be read: Could not determine home directory.",
         ),
         ([f"reference=FILE:{'a' * 5000}"], f"reference=FILE:{'a' * 195}…: cannot be read: File name too long"),
-        (["hydra/sweeper=points", "hydra.sweeper.file=p.csv"], "hydra/sweeper=points: is a sweep, which needs -m"),
+        (["hydra/sweeper=points", "hydra.sweeper.file=p.csv"], "hydra/sweeper=points: needs -m, because it makes a sweep"),
         (
             ["-m", "hydra/sweeper=random", "sampling.temperature=interval(-1,1)"],
             "sampling.temperature=-1.0: must be 0 (greedy) or a positive number, at least 1e-6",
@@ -170,7 +170,7 @@ def test_info_says_where_the_config_comes_from(run: Run) -> None:
         ),
         (
             ["-m", "name=a,b"],
-            "name=a,b: takes one value in a sweep, as the directories of points are not named after it",
+            "name=a,b: takes one value in a sweep, because the names of points' directories do not contain it",
         ),
     ],
 )
@@ -193,7 +193,7 @@ def test_a_working_directory_that_is_gone_is_one_line(run: Run, tmp_path: Path, 
     finally:
         os.chdir(tmp_path)
     assert (ended.status, ended.out) == (2, "")
-    assert "this runs in a directory that is gone; cd to another" in ended.err
+    assert "the working directory was removed; cd to another" in ended.err
     assert len(ended.err.splitlines()) == 1
 
 

@@ -339,7 +339,7 @@ def test_a_hub_model_without_a_path_says_what_is_missing() -> None:
 
 
 def test_a_key_of_another_model_names_the_model_that_takes_it() -> None:
-    assert mistake("model=resume", "model.path=x") == "model.path=x: only model=hf takes it, and model=llmc and model=litgpt"
+    assert mistake("model=resume", "model.path=x") == "model.path=x: only model=hf accepts it, and model=llmc and model=litgpt"
 
 
 def test_a_mistake_in_a_file_of_the_users_own_names_the_file(tmp_path: Path) -> None:

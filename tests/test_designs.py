@@ -173,7 +173,7 @@ def test_the_characters_of_a_cell_are_the_text(composing: Any, text: str) -> Non
         ("p.csv", "sampling.top_k\n2.5\n", "line 2 has sampling.top_k=2.5: must be a whole number, or null"),
         ("p.csv", "sampling.top_p\n${seed}\n", "line 2 has sampling.top_p=${seed}: must be a number, or null"),
         ("p.csv", "sampling\n../x\n", "line 2 has sampling=../x: must be the name of a choice"),
-        ("p.csv", "model,model.file\ngpt2,x\n", "line 2 has model.file=x: only model=resume takes it"),
+        ("p.csv", "model,model.file\ngpt2,x\n", "line 2 has model.file=x: only model=resume accepts it"),
         ("p.jsonl", "[1]", 'line 1 is not an object; each line is an object like {"sampling.top_k": 50}'),
         ("p.jsonl", '{"seed": 1, "seed": 2}', "line 1 names a key twice"),
         ("p.jsonl", '{"start": 1}', "line 1 has start=1: must be text; put a number, true or false in quotes"),
@@ -248,7 +248,7 @@ def test_a_mistake_in_a_design_is_found_before_anything_is_made(run: Run, place:
     assert ended.status == 2
     assert "name=n: stands in p.csv, too" in ended.err
     ended = run(*sweep[:-1])
-    assert "name=a: takes one value in a sweep, as the directories of points are not named after it" in ended.err
+    assert "name=a: takes one value in a sweep, because the names of points' directories do not contain it" in ended.err
     (place / "p.csv").write_text("sampling.top_p\n0.5\n1.5\n")
     ended = run(*sweep)
     assert (ended.status, ended.out) == (2, "")

@@ -221,8 +221,8 @@ def test_other_programs_get_the_table_and_the_sentence(sweep_dir: Path, capsys: 
         (["--samplers", "--metric", "diversity", "--by", "model"], "one family here, model=shakespeare"),
         (["--samplers", "--metric", "diversity", "--by", "banana"], "is not a setting here"),
         (["--samplers", "--metric", "diversity", "--where", "min_p > 0"], "one family here, min_p"),
-        (["--samplers", "--metric", "diversity", "--best", "diversity"], "does not go with --samplers"),
-        (["--by", "seed"], "goes with --samplers"),
+        (["--samplers", "--metric", "diversity", "--best", "diversity"], "cannot be combined with --samplers"),
+        (["--by", "seed"], "needs --samplers"),
     ],
 )
 def test_a_mistake_is_one_line(sweep_dir: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:

@@ -97,8 +97,8 @@ def test_json_lines_give_prompts_with_ids(tmp_path: Path) -> None:
         ('{"prompt": "b", "id": 1.5}', "line 2 has the id 1.5"),
         ('{"prompt": "b", "id": true}', "line 2 has the id true"),
         ('{"prompt": "b", "id": ""}', "line 2 has the id"),
-        ('{"prompt": "b", "id": "0"}', "line 2 has the id '0', and so has line 1; ids must differ"),
-        ('{"prompt": "b", "id": 2}\n{"prompt": "c"}', "the id '2', and so has line 2 (lines without an id are numbered"),
+        ('{"prompt": "b", "id": "0"}', "line 2 has the id '0', like line 1; ids must differ"),
+        ('{"prompt": "b", "id": 2}\n{"prompt": "c"}', "the id '2', like line 2 (lines without an id are numbered"),
     ],
 )  # fmt: skip
 def test_a_bad_json_line_is_named(tmp_path: Path, line: str, says: str) -> None:

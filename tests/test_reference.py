@@ -151,8 +151,8 @@ def test_page_and_table_show_the_distance(
         ("JSONL:text.txt", "not LINES: or JSONL:"),
         ("FILE:nowhere.txt", "no such file"),
         ("FILE:", "names no file"),
-        ("FILE:run", "is no regular file"),
-        ("FILE:pipe", "is no regular file"),
+        ("FILE:run", "is not a regular file"),
+        ("FILE:pipe", "is not a regular file"),
         ("FILE:empty.txt", "has no text"),
         ("FILE:bytes.bin", "is not UTF-8"),
     ],
@@ -242,4 +242,4 @@ def test_a_text_asked_for_by_name_must_be_there(results: Path, capsys: pytest.Ca
     assert review.main([str(results), "--reference", "FILE:nowhere.txt", "--no-report"]) == 2
     assert "nowhere.txt" in capsys.readouterr().err
     assert review.main([str(results), "--model", "gpt2", "--no-report"]) == 2
-    assert "goes with --reference" in capsys.readouterr().err
+    assert "needs --reference" in capsys.readouterr().err

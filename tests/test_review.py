@@ -160,14 +160,14 @@ def test_a_directory_that_cannot_be_written_still_gets_its_table(
     ("arguments", "says"),
     [
         (["--metric", "perplexty"], "must be one of perplexity"),
-        (["--sort", "nothing"], "is no column here"),
+        (["--sort", "nothing"], "is not a column here"),
         (["--group", "colour"], "is not a setting here"),
         (["--best", "perplexity"], "say perplexity:min, perplexity:max or perplexity:reference"),
         (["--diff", "99", "0"], "rows 0 to 8"),
         (["--diff", "temperature=0.7", "0"], "temperature has 0, 0.5, 1"),
         (["--diff", "colour=red", "0"], "not a setting"),
         (["--where", "temperature < 'hot'"], "compares text with a number"),
-        (["--where", "temperature > 9"], "holds for none of the 18 points"),
+        (["--where", "temperature > 9"], "is true for none of the 18 points"),
         (["--wrong"], "unrecognized arguments"),
     ],
 )

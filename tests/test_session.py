@@ -169,7 +169,7 @@ def test_points_of_ones_own_are_crossed_with_the_other_settings(lm: LM) -> None:
     assert list(frame[columns].astype(object).replace({np.nan: None}).itertuples(index=False, name=None)) == rows
     table = pd.DataFrame(points).fillna({"start": "A"})
     pd.testing.assert_frame_equal(gptsweep.sweep(lm, points=table, seed=[1, 2], **short), frame)
-    with pytest.raises(ConfigError, match="top_k=3: is a setting of points, too; give it in one place"):
+    with pytest.raises(ConfigError, match="top_k=3: is also a setting of points; give it in one place only"):
         gptsweep.sweep(lm, points=points, top_k=3)
     with pytest.raises(ConfigError, match=r"sampling\.topk=3: no such setting; did you mean top_k\?"):
         gptsweep.sweep(lm, points=[{"topk": 3}])
@@ -260,7 +260,7 @@ def test_a_keyword_that_is_none_says_which_was_meant(lm: LM) -> None:
 
 
 def test_a_model_that_is_none_is_one_clear_line() -> None:
-    with pytest.raises(ModelError, match="model=nope: is no model, no directory here, and no hub id"):
+    with pytest.raises(ModelError, match="model=nope: is not a known model, a directory, or a hub id"):
         gptsweep.load("nope")
     with pytest.raises(ModelError, match=r"model=gpt2-medum: .*did you mean gpt2-medium\?"):
         gptsweep.load("gpt2-medum")

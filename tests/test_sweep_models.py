@@ -82,7 +82,7 @@ def test_a_point_has_the_keys_of_its_model() -> None:
 def test_a_key_that_no_model_of_the_sweep_takes_is_an_error(run: Run) -> None:
     ended = run("-m", "model=shakespeare,gpt2", "model.out_dir=x", *SMALL)
     assert ended.status == 2
-    assert "model.out_dir=x: only model=resume takes it" in ended.err
+    assert "model.out_dir=x: only model=resume accepts it" in ended.err
 
 
 @pytest.mark.parametrize("how", ["fused", "basic", "joblib", "file", "params and command line", "mode in a file"])

@@ -53,7 +53,7 @@ def check_sweep(config: DictConfig, loader: PointLoader) -> list[Point]:
     """
     sweeper = sweeper_of(config)
     if sweeper.startswith(_TUNERS) and config.objective is None:
-        what = f"{sweeper} tunes by what a run returns; name a column of summary.csv, such as objective=logprob_mean"
+        what = f"{sweeper} optimises what a run returns; name a column of summary.csv, such as objective=logprob_mean"
         raise ConfigError("objective", None, what)
     parser = OverridesParser.create(config_loader=loader)
     overrides = parser.parse_overrides([*sweep_params(config), *config.hydra.overrides.task])
@@ -85,7 +85,7 @@ def check_sweep(config: DictConfig, loader: PointLoader) -> list[Point]:
 def _check_directories(config: DictConfig, key: str, lines: list[str], value: str) -> None:
     """Refuse a swept key that holds no value or one twice, or that does not show in the names of the points' directories."""
     if not lines or len(set(lines)) < len(lines):
-        raise ConfigError(key, value, "must hold each value once, and at least one")
+        raise ConfigError(key, value, "must contain at least one value, and each only once")
     named_after_overrides = "gptsweep.point_dir" in OmegaConf.to_yaml(config.hydra.sweep)
     if named_after_overrides and key in config.hydra.job.config.override_dirname.exclude_keys:
-        raise ConfigError(key, value, "takes one value in a sweep, as the directories of points are not named after it")
+        raise ConfigError(key, value, "takes one value in a sweep, because the names of points' directories do not contain it")

@@ -1,6 +1,6 @@
-"""The data types: what a user asked for (`Point`), what the engine runs (`Row`), what lands on disk (`Sample`).
+"""The data types: what a user asks for (`Point`), what the engine runs (`Row`), what is written to disk (`Sample`).
 
-Every one is frozen and checks its own invariants, so nobody need check one again.
+All are frozen and check their own invariants, so no other code has to.
 """
 
 from .checks import EXAMPLES, coerce, is_number, require

@@ -1,4 +1,4 @@
-"""Checks of a record's fields: the type of each, and the error for a wrong value."""
+"""Check and convert the fields of records, and raise errors for wrong values."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any, get_type_hints
 from ..errors import ConfigError
 
 LIMIT = 2**31
-"""Counts and token ids are below this: they are counters of the noise, and 32-bit numbers in files and libraries."""
+"""Upper bound of counts and token ids: they are counters of the noise, and 32-bit integers in files and libraries."""
 EXAMPLES: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-"""What a value of a type is called in an error."""
+"""How errors name the values of each type."""
 
 
 def is_number(value: object, least: float, below: float) -> bool:
@@ -31,16 +31,16 @@ def one_of(key: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def coerce(key: str, value: Any, kind: type, *, optional: bool = False) -> Any:
-    """``value`` as a plain Python value of ``kind``, so that ``1`` and ``1.0``, or NumPy's and Python's, are one setting.
+    """Convert ``value`` to a plain Python value of ``kind``, so that ``1`` and ``1.0``, or NumPy's and Python's, are equal.
 
     Args:
-        key: names the value in the error.
+        key: the name of the value in the error.
         value: a Python value, or a scalar of NumPy, pandas or torch.
-        kind: ``int`` (also takes a whole float), ``float`` (also takes an int), ``bool`` or ``str``.
-        optional: whether None is a value.
+        kind: ``int`` (also accepts integral floats), ``float`` (also accepts ints), ``bool`` or ``str``.
+        optional: whether None is allowed.
 
     Raises:
-        ConfigError: ``value`` is not one of ``kind``. No text is read as a number, and no truth value taken for one.
+        ConfigError: ``value`` is not of ``kind``. Text is never parsed as a number, nor a bool accepted as one.
     """
     if optional and value is None:
         return None
@@ -52,7 +52,7 @@ def coerce(key: str, value: Any, kind: type, *, optional: bool = False) -> Any:
         try:
             if kind is float or int(number) == number:
                 return kind(number)
-        except (OverflowError, ValueError):  # infinity and NaN are no whole numbers, and 10**400 is no float
+        except (OverflowError, ValueError):  # infinity and NaN are not integers, and 10**400 is not a float
             pass
     elif kind in (bool, str) and isinstance(value, kind):
         return kind(value)
@@ -61,13 +61,13 @@ def coerce(key: str, value: Any, kind: type, *, optional: bool = False) -> Any:
 
 @cache
 def _scalars(record: Any) -> tuple[tuple[str, type, bool], ...]:
-    """The fields of a record that hold one plain value: name, type, and whether None is allowed."""
+    """The scalar fields of a record: name, type, and whether None is allowed."""
     hints = get_type_hints(record).items()
     return tuple((name, kind, hint != kind) for name, hint in hints for kind in EXAMPLES if hint in (kind, kind | None))
 
 
 def coerce_fields(record: Any, section: str) -> None:
-    """Make the plain fields of a frozen record plain Python values of their types."""
+    """Convert the scalar fields of a frozen record to plain Python values of their types."""
     kind_of_record: Any = type(record)
     for name, kind, optional in _scalars(kind_of_record):
         object.__setattr__(record, name, coerce(section + name, getattr(record, name), kind, optional=optional))

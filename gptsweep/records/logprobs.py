@@ -1,4 +1,4 @@
-"""What ``sampling.logprobs`` records: of a sampled token (`TokenLogprobs`), and of a whole sample (`SampleLogprobs`)."""
+"""The records of ``sampling.logprobs``: for one sampled token (`TokenLogprobs`) and for a sample (`SampleLogprobs`)."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 LOGPROB_DIGITS = 5
-"""Decimals of the numbers in `TokenLogprobs`: float32 arithmetic gives no more."""
+"""Decimals of the numbers in `TokenLogprobs`: float32 arithmetic is no more precise."""
 
 
 class TokenLogprobs(NamedTuple):
-    """What was measured at one sampled token. Logarithms and entropies are in nats, to `LOGPROB_DIGITS` decimals.
+    """Measurements at one sampled token. Logarithms and entropies are in nats, rounded to `LOGPROB_DIGITS` decimals.
 
-    ``logprob`` and ``entropy`` are of the model's own distribution (temperature 1, nothing truncated or penalised) and
-    ``sampler_logprob`` of the distribution sampled from, as for the means of `Completion`. ``rank`` counts from 1: one more
-    than the tokens that the model finds likelier. ``survivors`` is how many tokens could be sampled, those that no step
-    dropped; 1 where the choice was greedy. ``top_ids`` are the likeliest tokens in the model's own distribution, of equally
-    likely ones the lower id first, and ``top_logprobs`` are theirs.
+    ``logprob`` and ``entropy`` refer to the model's own distribution (temperature 1, nothing truncated or penalised),
+    ``sampler_logprob`` to the distribution sampled from, like the means of `Completion`. ``rank`` is 1 plus the number of
+    tokens that the model finds likelier. ``survivors`` is the number of tokens that no step excluded; 1 for a greedy choice.
+    ``top_ids`` are the likeliest tokens in the model's own distribution (lower ids first among equals) and ``top_logprobs``
+    their log-probabilities.
     """
 
     logprob: float
@@ -31,14 +31,14 @@ class TokenLogprobs(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleLogprobs:
-    """A line of ``logprobs.jsonl``, apart from the sample that it is of.
+    """A line of ``logprobs.jsonl``, without the identity of its sample.
 
     Args:
-        asked: ``sampling.logprobs``; a token has so many alternatives, or as many as there are ids.
-        tokens: a record for each token of the sample.
-        ends: for each token, how many characters of the completion are complete after it: token i is the text from
-            ``ends[i - 1]`` to ``ends[i]``. Empty for a token whose character continues in the next, and for what was cut off.
-        texts: of each id that occurs, by ascending id; bytes that are no character by themselves are U+FFFD.
+        asked: ``sampling.logprobs``, the number of alternatives per token (fewer if the vocabulary is smaller).
+        tokens: one record per token of the sample.
+        ends: for each token, the number of completed characters after it: token i is the text from ``ends[i - 1]`` to
+            ``ends[i]``. Empty for a token whose character continues in the next one, and for text that was cut off.
+        texts: the text of each id that occurs, by ascending id; bytes that are not a character by themselves are U+FFFD.
     """
 
     asked: int

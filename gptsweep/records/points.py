@@ -1,4 +1,4 @@
-"""What a user asked for, and the id of it."""
+"""A point as the user specified it, and its id."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .sampling import Sampling
 from .sources import DeviceSettings, ModelSource
 
 ENGINE_VERSION = 3
-"""The arithmetic: raised when the same point gives other tokens than before, as each `point_id` holds it. A new setting leaves
-both versions: ids and lines name it only where it is not neutral."""
+"""The version of the arithmetic, which every `point_id` includes: incremented when a point's tokens change. A new setting
+changes neither this nor the schema version: ids and lines name it only if it is not neutral."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One point of a sweep, as the config says it; nothing is read from disk yet."""
+    """One point of a sweep as configured; nothing has been read from disk yet."""
 
     model: ModelSource = field(default_factory=ModelSource)
     device: DeviceSettings = field(default_factory=DeviceSettings)
@@ -32,12 +32,12 @@ class Point:
 
 
 def point_id(point: Point, *, prompts: tuple[Prompt, ...], weights: str, tokenizer: str, dtype: str, device_type: str) -> str:
-    """Sixteen hex digits that name everything that decides the point's tokens, and nothing else.
+    """A hash, sixteen hex digits, of everything that determines the point's tokens, and of nothing else.
 
     Args:
-        point: the settings; `UNDECIDING` ones, rows, threads and names in it are left out.
-        prompts: what ``point.start`` was read as.
-        weights: fingerprint of the model's weights and shape.
+        point: the settings, without `UNDECIDING` ones, rows, threads and names.
+        prompts: the prompts that ``point.start`` denotes.
+        weights: fingerprint of the model's weights and shapes.
         tokenizer: fingerprint of the vocabulary.
         dtype: the resolved dtype, never ``auto``; ``int8 in halves`` on a CPU where 0.1 cut off int8 sums.
         device_type: ``cpu``, ``cuda`` or ``mps``.

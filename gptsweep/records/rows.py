@@ -1,4 +1,4 @@
-"""What the engine runs (`Row`), what it makes of it (`Completion`), and what lands on disk (`Sample`)."""
+"""The engine's input (`Row`), its output (`Completion`), and the record written to disk (`Sample`)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .sample_html import sample_html
 from .sampling import Sampling
 
 SCHEMA_VERSION = 1
-"""The format of lines and manifests. Raised when a field changes its meaning or goes, not when one is added."""
+"""The format of lines and manifests; incremented when a field changes its meaning or is removed, not when one is added."""
 FINISH_REASONS = ("length", "stop", "eot", "overflow", "repetition")
 FINISH_REASONS_OF_0_1 = FINISH_REASONS[:4]
-"""Every summary counts these; others where there are some."""
-_JSON = json.JSONEncoder(ensure_ascii=True, allow_nan=False)  # made once: a driver writes thousands of lines a second
+"""Every summary has counts of these; of other reasons only if they occurred."""
+_JSON = json.JSONEncoder(ensure_ascii=True, allow_nan=False)  # shared, because a driver writes thousands of lines a second
 FinishReason = Literal["length", "stop", "eot", "overflow", "repetition"]
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt: its text, and the id that samples carry."""
+    """One prompt: its text, and the id that its samples carry."""
 
     id: str
     text: str
@@ -36,10 +36,10 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prefix:
-    """What an unfinished `Row` has so far: its first tokens, and sums in nats that the means of its `Completion` are made of.
+    """The progress of an unfinished `Row`: its first tokens, and the sums (in nats) behind the means of its `Completion`.
 
-    ``stream`` is the state of the generator behind ``rng=torch`` after these tokens; None where the noise is counter-based.
-    ``logprobs`` has a record for each of the tokens if ``sampling.logprobs`` asks for them.
+    ``stream`` is the state of the ``rng=torch`` generator after these tokens; None for counter-based noise. ``logprobs`` has
+    one record per token if ``sampling.logprobs`` requests them.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -54,12 +54,11 @@ class Prefix:
 class Row:
     """One sample for the engine to generate: token ids and settings, no text.
 
-    Rows with equal ``prompt_ids`` share one prefill. ``noise_key`` is the 64-bit key of the counter noise; with
-    ``prompt_index`` and ``sample_index`` it decides every random number of the row. ``end_tokens`` end the sample
-    if ``sampling.stop_at_eot``; ``sampling.stop`` ends it where the backend finds one of these texts in what it
-    decodes; ``dry_breakers`` are token ids that no repetition goes across. A row with a ``prefix`` continues after it,
-    with the same result as without;
-    of rows that draw from one stream (``rng=torch``), only the first may have a prefix.
+    Rows with equal ``prompt_ids`` share one prefill. ``noise_key`` is the 64-bit key of the counter-based noise; with
+    ``prompt_index`` and ``sample_index`` it determines every random number of the row. ``end_tokens`` end the sample if
+    ``sampling.stop_at_eot``; a text of ``sampling.stop`` ends it once the backend has decoded it. ``dry_breakers`` are token
+    ids that end a repetition. A row with a ``prefix`` continues after it, with the same result as without; among rows that
+    draw from one stream (``rng=torch``), only the first may have a prefix.
     """
 
     prompt_ids: tuple[int, ...]
@@ -77,18 +76,18 @@ class Row:
 
     @property
     def begun(self) -> int:
-        """How many tokens the row has already."""
+        """The number of tokens that the row already has."""
         return 0 if self.prefix is None else len(self.prefix.token_ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """What the engine made of a `Row`.
+    """The engine's result for a `Row`.
 
-    ``token_ids`` holds every sampled token, the one that completed a stop string or was end-of-text included. The means run
-    over those tokens: ``logprob_mean`` under the model's own distribution (temperature 1, nothing truncated or penalised),
-    ``sampler_logprob_mean`` under the distribution sampled from, ``entropy_mean`` of the model's own distribution; all in
-    nats, None where no token was sampled. ``logprobs`` has a record for each token if ``row.sampling.logprobs`` asks for them.
+    ``token_ids`` has every sampled token, including one that completed a stop string or was end-of-text. The means are over
+    those tokens, in nats, None if no token was sampled: ``logprob_mean`` under the model's own distribution (temperature 1,
+    nothing truncated or penalised), ``sampler_logprob_mean`` under the distribution sampled from, ``entropy_mean`` of the
+    model's own distribution. ``logprobs`` has one record per token if ``row.sampling.logprobs`` requests them.
     """
 
     row: Row
@@ -102,9 +101,9 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """A line of ``samples.jsonl``. It holds no time and no path, so that the same point gives the same bytes anywhere.
+    """A line of ``samples.jsonl``. It has no time and no path, so that a point gives the same bytes everywhere.
 
-    ``logprobs``, which has a line in a file of its own, is there if ``sampling.logprobs`` asks for it.
+    ``logprobs``, which is written to a file of its own, is set if ``sampling.logprobs`` requests it.
     """
 
     point_id: str
@@ -126,11 +125,11 @@ class Sample:
 
     @property
     def key(self) -> tuple[int, int]:
-        """The sample's place in its point, and in the file: ``(prompt_index, sample_index)``."""
+        """The sample's sort key within its point and its file: ``(prompt_index, sample_index)``."""
         return self.prompt_index, self.sample_index
 
     def as_json(self) -> dict[str, Any]:
-        """The line's fields in the file's order."""
+        """The line's fields, in the file's order."""
         return {
             "schema_version": SCHEMA_VERSION,
             "point_id": self.point_id,
@@ -161,14 +160,14 @@ class Sample:
 
 
 class LineEncoder:
-    """Makes the lines of samples that come one after another: settings are encoded once for those that share them."""
+    """Encodes the lines of many samples; settings are encoded once for all samples that share them."""
 
     def __init__(self) -> None:
         self._of: Sampling | None = None
         self._settings = ""
 
     def line(self, sample: Sample) -> str:
-        """What `Sample.line` gives, in a fifth of the time."""
+        """Return the same as `Sample.line`, in a fifth of the time."""
         if sample.sampling is not self._of:
             self._of, self._settings = sample.sampling, _JSON.encode(sample.sampling.as_json())[1:-1]
         point, prompt, index = sample.point_id, sample.prompt_index, sample.sample_index
@@ -185,9 +184,9 @@ class LineEncoder:
 
 
 def _mean(value: float | None) -> str:
-    """A mean as JSON has it.
+    """Encode a mean as JSON.
 
     Raises:
-        ValueError: it is no finite number.
+        ValueError: it is not a finite number.
     """
     return repr(value) if type(value) is float and isfinite(value) else _JSON.encode(value)

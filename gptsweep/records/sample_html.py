@@ -1,4 +1,4 @@
-"""A sample as a notebook shows it."""
+"""A sample's display in a notebook."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 _BOX = "white-space:pre-wrap;overflow-wrap:anywhere;font-family:monospace;text-align:left;max-width:60em;margin:.3em 0"
 _NATS = 8.0
-"""A token of this surprise has the darkest shade."""
+"""The surprise, in nats, that gets the darkest shade."""
 
 
 def sample_html(sample: Sample) -> str:
-    """Prompt and completion, its tokens shaded by surprise where that was recorded, and a line of facts; no script."""
+    """Prompt and completion, with tokens shaded by surprise if recorded, and a line of facts; without scripts."""
     facts = [f"sample {sample.sample_index}", f"seed {sample.seed}", f"{len(sample.token_ids):,} tokens"]
     if sample.logprob_mean is not None:
         facts.append(f"perplexity {math.exp(min(-sample.logprob_mean, 700)):.3g}")

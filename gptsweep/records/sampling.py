@@ -1,6 +1,6 @@
-"""How the next token is chosen: the settings, each sampler declared at its own.
+"""How the next token is chosen: all settings, each with its sampler's declaration.
 
-The module is long because a sampler is known by its declaration alone, and all declarations are here.
+This module is long because it has the declarations of all samplers, and each is complete in itself.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from .samplers import neutral_settings, sampler, samplers_of, steps_of
 
 AUTO = "auto"
 OVERFLOWS = (AUTO, "crop", "stop", "rebase", "extend")
-"""What happens at the end of the context; `AUTO` stands for what the model's own program does."""
+"""What happens at the end of the context; with `AUTO`, what the model's own program does."""
 RNGS = ("counter", "torch")
 NOISES = ("common", "independent")
-_GREATEST_ADDEND = 1e30  # far from where float32 ends, whatever is added up
+_GREATEST_ADDEND = 1e30  # sums of these stay far below float32's maximum
 DRY_BREAKERS = ("\n", ":", '"', "*")
 _SHARE = (lambda p: p is None or 0 < p <= 1, "must be above 0 and at most 1, or null to switch it off")
 _CUTOFF = (lambda p: 0 <= p < 1, "must be at least 0 and below 1; 0 switches it off")
@@ -30,14 +30,14 @@ _ADDEND = (lambda value: abs(value) <= _GREATEST_ADDEND, "must be from -1e30 to 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen, and when a sample ends: the config group ``sampling``.
+    """How the next token is chosen and when a sample ends: the config group ``sampling``.
 
-    ``order`` says in which order the steps come: ``hf``, that of their places; ``llama``, llama.cpp's; or the names of steps.
-    ``logit_bias`` holds ``(token id, addend)`` pairs by ascending id, and may be given as a mapping; ``stop`` and
-    ``dry_breakers`` may be given as one text, or as any collection of texts. ``stop_on_repetition`` is empty, or a longest
-    period n and a number of times k: a sample ends when its last tokens are the same period, of up to n tokens, k times.
-    ``chat_template``: prompts are turns of a user. ``logprobs``: so many alternatives of each token are recorded, with what was
-    measured at it (`TokenLogprobs`); 0 records nothing.
+    ``order`` gives the order of the steps: ``hf`` (by their ``place``), ``llama`` (llama.cpp's), or the names of steps.
+    ``logit_bias`` has ``(token id, addend)`` pairs by ascending id, and may be given as a mapping; ``stop`` and
+    ``dry_breakers`` may be given as one text or any collection of texts. ``stop_on_repetition`` is empty, or a maximum period n
+    and a count k: a sample ends when its last tokens are one period of up to n tokens, k times. ``chat_template``: each prompt
+    is a user's turn. ``logprobs``: the number of alternatives to record at each token, with measurements (`TokenLogprobs`); 0
+    records nothing.
     """
 
     num_samples: int = 10
@@ -64,7 +64,7 @@ class Sampling:
                 (lambda k: k is None or k >= 1, "must be at least 1, or null to switch it off"),
                 (lambda k: k is None or k < 2**63, "must be below 2**63; null switches it off"),
             ),
-            sentence="null switches it off; ties with the k-th are kept, as in nanoGPT",
+            sentence="null switches it off; keeps ties with the k-th, as nanoGPT does",
         ),
     )
     top_p: float | None = field(
@@ -76,7 +76,7 @@ class Sampling:
             off=1.0,
             truncates=True,
             checks=(_SHARE,),
-            sentence="after temperature and top_k: the fewest likeliest tokens that hold this probability together",
+            sentence="after temperature and top_k: the smallest set of likeliest tokens with this total probability",
         ),
     )
     min_p: float | None = field(
@@ -100,7 +100,7 @@ class Sampling:
             off=1.0,
             neutral=None,
             checks=(_SHARE,),
-            sentence="locally typical sampling: the tokens whose surprise is nearest to the entropy, up to this probability",
+            sentence="locally typical sampling: tokens whose surprise is closest to the entropy, up to this total probability",
         ),
     )
     epsilon_cutoff: float = field(
@@ -122,7 +122,7 @@ class Sampling:
             kernel="f8",
             neutral=0.0,
             checks=(_CUTOFF,),
-            sentence="as epsilon_cutoff, and less strict where the entropy is high; 0 switches it off",
+            sentence="as epsilon_cutoff, but less strict where the entropy is high; 0 switches it off",
         ),
     )
     top_n_sigma: float | None = field(
@@ -134,7 +134,7 @@ class Sampling:
             off=math.inf,
             neutral=None,
             checks=((lambda n: n is None or 0 < n <= 1e6, "must be above 0, or null to switch it off"),),
-            sentence="logits at most this many standard deviations below the greatest",
+            sentence="logits at most this many standard deviations below the largest",
         ),
     )
     top_h: float | None = field(
@@ -144,7 +144,7 @@ class Sampling:
             truncates=True,
             neutral=None,
             checks=(_SHARE,),
-            sentence="of the 100 likeliest tokens the first, up to this share of their entropy",
+            sentence="the likeliest tokens up to this share of the entropy of the 100 likeliest",
         ),
     )
     xtc_probability: float = field(
@@ -156,7 +156,7 @@ class Sampling:
             kernel="f8",
             neutral=0.0,
             checks=((lambda p: 0 <= p <= 1, "must be from 0 to 1; 0 switches it off"),),
-            sentence="how often the likeliest tokens are excluded (XTC), by a coin of its own; 0 switches it off",
+            sentence="the probability of excluding the likeliest tokens (XTC), drawn for each token; 0 switches it off",
         ),
     )
     xtc_threshold: float = field(
@@ -168,7 +168,7 @@ class Sampling:
             kernel="f8",
             neutral=0.1,
             checks=((lambda p: 0 <= p <= 0.5, "must be from 0 to 0.5: no two tokens are likelier than that"),),
-            sentence="XTC leaves the least likely of the tokens at least this likely, and those below",
+            sentence="XTC excludes tokens at least this likely, except the least likely of them",
         ),
     )
     dynatemp_range: float = field(
@@ -179,7 +179,7 @@ class Sampling:
             kernel="f8",
             neutral=0.0,
             checks=((lambda t: 0 <= t < 1e6, "must be 0 or above; 0 switches it off"),),
-            sentence="the temperature varies by so much around `temperature`, with the entropy; 0 switches it off",
+            sentence="how far the temperature varies around `temperature`, following the entropy; 0 switches it off",
         ),
     )
     dynatemp_exponent: float = field(
@@ -191,7 +191,7 @@ class Sampling:
             kernel="f8",
             neutral=1.0,
             checks=((lambda power: 1e-3 <= power <= 1e3, "must be from 0.001 to 1000"),),
-            sentence="the power of the entropy's share of the greatest there could be",
+            sentence="the exponent of the entropy relative to its maximum",
         ),
     )
     mirostat_tau: float | None = field(
@@ -203,7 +203,7 @@ class Sampling:
             kernel="",
             neutral=None,
             checks=((lambda tau: tau is None or 0 < tau <= 1e3, "must be above 0, or null to switch it off"),),
-            sentence="the surprise, in bits, that Mirostat 2.0 aims at; it comes last",
+            sentence="the surprise, in bits, that Mirostat 2.0 aims at; always the last step",
         ),
     )
     mirostat_eta: float = field(
@@ -215,7 +215,7 @@ class Sampling:
             kernel="",
             neutral=0.1,
             checks=((lambda eta: 0 <= eta <= 1e3, "must be 0 or above"),),
-            sentence="how fast Mirostat learns",
+            sentence="Mirostat's learning rate",
         ),
     )
     repetition_penalty: float = field(
@@ -227,7 +227,7 @@ class Sampling:
             adjusts=True,
             kernel="f8",
             checks=((lambda penalty: 1e-6 <= penalty <= 1e6, "must be from 1e-6 to 1e6; 1.0 switches it off"),),
-            sentence="Hugging Face's: over prompt and completion",
+            sentence="Hugging Face's: for each token in prompt and completion",
         ),
     )
     presence_penalty: float = field(
@@ -239,7 +239,7 @@ class Sampling:
             adjusts=True,
             kernel="f8",
             checks=(_ADDEND,),
-            sentence="vLLM's: over the completion, once a token",
+            sentence="vLLM's: once for each token in the completion",
         ),
     )
     frequency_penalty: float = field(
@@ -251,7 +251,7 @@ class Sampling:
             adjusts=True,
             kernel="f8",
             checks=(_ADDEND,),
-            sentence="vLLM's: over the completion, a count at a time",
+            sentence="vLLM's: for each occurrence of a token in the completion",
         ),
     )
     logit_bias: tuple[tuple[int, float], ...] = field(
@@ -268,7 +268,7 @@ class Sampling:
                 ),
                 (lambda bias: bias == tuple(sorted(dict(bias).items())), "names a token id twice"),
             ),
-            sentence="token id to addend: `'sampling.logit_bias={50256:-100}'`",
+            sentence="addends by token id: `'sampling.logit_bias={50256:-100}'`",
         ),
     )
     dry_multiplier: float = field(
@@ -280,7 +280,7 @@ class Sampling:
             neutral=0.0,
             adjusts=True,
             checks=((lambda value: 0 <= value <= 1e6, "must be 0 or above; 0 switches it off"),),
-            sentence="what a token loses that would go on with a repetition (DRY) of prompt or completion; 0 switches it off",
+            sentence="penalty for a token that would extend a repetition (DRY) of prompt or completion; 0 switches it off",
         ),
     )
     dry_base: float = field(
@@ -293,7 +293,7 @@ class Sampling:
             neutral=1.75,
             adjusts=True,
             checks=((lambda base: 1 <= base <= 1e6, "must be at least 1"),),
-            sentence="what each token more of the repetition multiplies that with",
+            sentence="the factor by which each further token of the repetition raises that penalty",
         ),
     )
     dry_allowed_length: int = field(
@@ -306,7 +306,7 @@ class Sampling:
             neutral=2,
             adjusts=True,
             checks=((lambda length: 1 <= length < LIMIT, "must be at least 1"),),
-            sentence="tokens of a repetition that cost nothing",
+            sentence="the longest repetition without a penalty, in tokens",
         ),
     )
     dry_range: int | None = field(
@@ -333,7 +333,7 @@ class Sampling:
             neutral=DRY_BREAKERS,
             adjusts=True,
             checks=((all, "holds an empty string"),),
-            sentence="texts that no repetition goes across",
+            sentence="texts that end a repetition",
         ),
     )
     no_repeat_ngram: int = field(
@@ -344,7 +344,7 @@ class Sampling:
             neutral=0,
             adjusts=True,
             checks=((lambda n: 0 <= n < LIMIT, "must be 0 or above; 0 switches it off"),),
-            sentence="no run of this many tokens comes twice, in prompt and completion; 0 switches it off",
+            sentence="no n-gram of this many tokens occurs twice in prompt and completion; 0 switches it off",
         ),
     )
     suppress_tokens: tuple[int, ...] = field(
@@ -355,7 +355,7 @@ class Sampling:
             kernel="",
             adjusts=True,
             checks=(_TOKENS,),
-            sentence="token ids that are never sampled: `[198,628]`",
+            sentence="token ids that are never sampled, such as `[198,628]`",
         ),
     )
     min_new_tokens: int = field(
@@ -413,13 +413,13 @@ class Sampling:
         _require_order(self)
 
     def uses(self, setting: str) -> bool:
-        """Whether a sampler's setting, by name, is not neutral."""
+        """Whether the value of a sampler's setting is not neutral."""
         return bool(getattr(self, setting) != samplers_of(type(self))[setting].neutral)
 
     def as_json(self) -> dict[str, Any]:
-        """Settings by name as JSON and pandas hold them: all of 0.1, and others where they are not neutral.
+        """Settings by name as JSON and pandas represent them: all settings of 0.1, and others that are not neutral.
 
-        What decides no token, `UNDECIDING`, is left out.
+        `UNDECIDING` settings, which determine no token, are left out.
         """
         named = ((name, neutral, getattr(self, name)) for name, neutral in neutral_settings(type(self)).items())
         return {
@@ -430,17 +430,17 @@ class Sampling:
 
 
 UNDECIDING = ("num_samples", "logprobs")
-"""Settings that say how many samples there are and what is recorded of them, and decide no token of any."""
+"""Settings that say how many samples there are and what is recorded of them; they do not affect any token."""
 
 SETTINGS_OF_0_1 = (
     *("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty"),
     *("frequency_penalty", "logit_bias", "stop", "stop_at_eot", "overflow", "rng", "noise"),
 )
-"""What every line of samples and every `point_id` names. A setting added since then is named where it is not neutral."""
+"""Settings that every line of samples and every `point_id` names. Later ones are named only if they are not neutral."""
 
 
 def step_order(sampling: Sampling) -> tuple[str, ...]:
-    """The steps of a row in its order, active or not. Some need not be named: bias and bans come first, mirostat last."""
+    """The steps of a row in its order, active or not. Bias and bans come first and mirostat last if they are not named."""
     steps, order = tuple(steps_of(type(sampling))), sampling.order
     if order == "hf":
         return steps
@@ -469,7 +469,7 @@ def _require_order(sampling: Sampling) -> None:
 
 @lru_cache(4096)
 def active_steps(sampling: Sampling) -> tuple[str, ...]:
-    """The steps that change something for a row, in order. A greedy row takes the likeliest token whatever truncates."""
+    """The steps that affect a row, in order. A greedy row takes the likeliest token, so truncation does not affect it."""
     active = _active(sampling)
     return tuple(step for step in step_order(sampling) if step in active)
 

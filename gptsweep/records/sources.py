@@ -1,4 +1,4 @@
-"""Where a model comes from, and where it runs."""
+"""Which model to load, and where to run it."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from .checks import LIMIT, coerce_fields, one_of, require
 
 MODELS = ("shakespeare", "resume", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "hf", "nanochat", "llmc", "litgpt")
 PLACE_KEYS = {"resume": "out_dir", "hf": "path", "nanochat": "out_dir", "llmc": "path", "litgpt": "path"}
-"""The setting with the location of a user's model, by the name of the model."""
+"""The setting with the location of a user's model, by name of the model."""
 _PATHS = {
     "hf": "a local directory or a hub id",
     "llmc": "the .bin that llm.c wrote, such as gpt2_124M.bin",
     "litgpt": "a checkpoint directory of LitGPT, such as out/pretrain/final",
 }
 NANOGPT_FILE = "ckpt.pt"
-"""The checkpoint in an ``out_dir`` where no other is named."""
+"""The default checkpoint file in an ``out_dir``."""
 GPT2_META = "gpt2"
-"""In the place of a ``meta.pkl``: GPT-2's encoding."""
+"""A value for ``meta`` instead of a path: GPT-2's encoding."""
 LAST_STEP = "last"
-"""In the place of a training step: the greatest that there is."""
+"""A value for ``step`` instead of a number: the latest."""
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
-    """Where a model comes from: the config group ``model``."""
+    """Which model to load: the config group ``model``."""
 
     name: str = "shakespeare"
     out_dir: str = "out"
@@ -46,7 +46,7 @@ class ModelSource:
         require(self.step == LAST_STEP or counted, "model.step", self.step, f"must be a step of the training, or {LAST_STEP}")
         object.__setattr__(self, "step", str(int(self.step)) if counted else self.step)
         soft = self.softcap is None or 0 < self.softcap < math.inf
-        require(soft, "model.softcap", self.softcap, "must be a positive number, or null for that of the checkpoint's time")
+        require(soft, "model.softcap", self.softcap, "must be a positive number, or null for the checkpoint's own")
         named = bool(self.file) and "\0" not in self.file
         require(named, "model.file", self.file, f"must be the name of a file in model.out_dir, such as {NANOGPT_FILE}")
         if self.name in _PATHS:
@@ -56,7 +56,7 @@ class ModelSource:
 
     @property
     def place(self) -> str | None:
-        """Where the user said that the model is; None for one that has a name of its own."""
+        """The location of the model as the user gave it; None for a model with a name of its own."""
         key = PLACE_KEYS.get(self.name)
         return None if key is None else getattr(self, key)
 
