@@ -488,7 +488,7 @@ def test_too_little_memory_for_the_cache_halves_the_rows_and_changes_no_sample(
     rows = mixed_rows()
     got = run(engine_of(max_rows=18), rows)
     assert [c.token_ids for c in got] == [c.token_ids for c in wanted]
-    assert "out of memory: going on with 9 rows at a time" in caplog.text
+    assert "out of memory: continuing with 9 rows at a time" in caplog.text
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])

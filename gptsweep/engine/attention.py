@@ -1,4 +1,4 @@
-"""Attention over the pages of a `KVCache`: in plain torch, and by kernels on a CPU."""
+"""Attention over the pages of a `KVCache`: in plain torch, and with kernels on a CPU."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ def paged_attention(cache: KVCache, metadata: AttentionMetadata) -> Attend:
 
 
 def seen_by(positions: Tensor, length: int, window: int | None) -> Tensor:
-    """Which of the positions below ``length`` tokens at ``positions [tokens, 1]`` see: ``bool [tokens, length]``.
+    """Which positions below ``length`` the tokens at ``positions [tokens, 1]`` attend to: ``bool [tokens, length]``.
 
-    ``window``: only so many, their own included.
+    ``window``: the number of most recent positions, including the token's own; None: all.
     """
     others = torch.arange(length, device=positions.device)
     past = others <= positions
@@ -83,15 +83,15 @@ def seen_by(positions: Tensor, length: int, window: int | None) -> Tensor:
 
 
 def paged_attention_by_kernels(cache: KVCache, metadata: AttentionMetadata, store: Kernel, attend_kernel: Kernel) -> Attend:
-    """`paged_attention` by kernels: each token sums over its own length only, so its bits do not depend on the batch.
+    """`paged_attention` with kernels: each token sums over its own length only, so its bits do not depend on the batch.
 
-    Queries, keys and values may be of the cache's dtype, or float32, and are rounded to the cache's dtype.
+    Queries, keys and values may have the cache's dtype or float32, and are rounded to the cache's dtype.
 
     Args:
-        cache: the keys and values, which the pass adds to.
+        cache: the keys and values, to which the pass adds its own.
         metadata: where the tokens of the pass are.
-        store: the kernel ``store`` in the dtype of the cache.
-        attend_kernel: the kernel ``attend`` in that dtype.
+        store: the kernel ``store`` for the cache's dtype.
+        attend_kernel: the kernel ``attend`` for that dtype.
     """
     n_kv_heads, lanes, max_pages = cache.n_kv_heads, cache.keys.shape[-1], cache.block_tables.shape[1]
     n_tokens = len(metadata.positions)
@@ -108,13 +108,13 @@ def paged_attention_by_kernels(cache: KVCache, metadata: AttentionMetadata, stor
         "pages": cache.block_tables[metadata.block_tables, metadata.positions // PAGE].astype(np.int64),
         "offsets": metadata.positions % PAGE,
     }
-    alone = len(metadata.kept) == n_tokens  # no token sees another of this pass, and each can store its own just before
+    alone = len(metadata.kept) == n_tokens  # no token attends to another of this pass, so each is stored right before use
     if not alone:
         store.set(**shape, chunk=16)
     attend_kernel.set(**shape, max_pages=max_pages, most_scores=most_scores, block_tables=cache.block_tables, stores=alone)
 
     def keep(tokens: Ints, n_head: int) -> None:
-        # Heads that are attended to together, as the kernel has them, and how often.
+        # Heads that one kernel call attends to together, and the number of such groups.
         sharing = n_head // n_kv_heads
         together = max(1, HEADS // sharing)
         heads, groups = together * min(sharing, MOST_HEADS), math.ceil(n_kv_heads / together) * math.ceil(sharing / MOST_HEADS)
@@ -125,7 +125,7 @@ def paged_attention_by_kernels(cache: KVCache, metadata: AttentionMetadata, stor
             lengths=metadata.positions[tokens] + 1,
             n_head=n_head,
             chunk=math.ceil(len(tokens) / TILE * groups / 32),
-            # A thread's own: queries, what is mixed of values, scores and their sums, of those heads of a tile.
+            # One thread's memory for the heads of a tile: queries, mixed values, scores and their sums.
             scratch=4 * heads * TILE * (2 * lanes + most_scores + 1),
         )
 
@@ -162,7 +162,7 @@ def paged_attention_by_kernels(cache: KVCache, metadata: AttentionMetadata, stor
 
 
 def _as_kernels_read(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
-    """``[tokens, heads, head_size]`` each, heads behind one another, all in ``dtype`` or all in float32."""
+    """Convert to ``[tokens, heads, head_size]`` with contiguous heads, all in ``dtype`` or all in float32."""
     wide = all(tensor.dtype == torch.float32 for tensor in tensors)
     made = [tensor if wide else tensor.to(dtype) for tensor in tensors]
     return [tensor if tensor.stride()[1:] == (tensor.shape[2], 1) else tensor.contiguous() for tensor in made]

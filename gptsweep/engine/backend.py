@@ -1,6 +1,7 @@
-"""The seam between the program and whatever decodes: a `Backend` takes rows, yields completions, and states a few facts.
+"""The interface between the program and a decoder: a `Backend` takes rows, yields completions, and states a few facts.
 
-Nothing above `engine/` knows more of a model than this: no layers, no hidden states, no weights. The module imports no torch.
+Code above `engine/` knows nothing else about a model: no layers, no hidden states, no weights. This module does not import
+torch.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from ..records import Completion, DeviceSettings, ModelSource, Prefix, Row, Samp
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """Bounds on the rows of a run, known before the first.
+    """Bounds on the rows of a run, known before it starts.
 
-    How many rows, the most tokens in a prompt and in a whole row, the most new tokens of all rows together, those of prefixes
-    left out, and for how many of those the model reads a whole window again (`windows_read`); whether a row goes on past the
-    context with ``overflow=extend``.
+    The number of rows; the most tokens in a prompt and in a row; the new tokens of all rows together, without those of
+    prefixes, and for how many of them the model reads a whole window again (`windows_read`); and whether a row continues past
+    the context with ``overflow=extend``.
     """
 
     rows: int
@@ -31,7 +32,7 @@ class Workload:
 
     @classmethod
     def of(cls, rows: Sequence[Row], block_size: int | None) -> Workload:
-        """The bounds of rows that are all there."""
+        """The bounds of rows that are all known."""
         return cls(
             rows=len(rows),
             prompt_tokens=max((len(row.prompt_ids) for row in rows), default=1),
@@ -46,9 +47,9 @@ class Workload:
 
 
 def windows_read(sampling: Sampling, prompt_tokens: int, new_tokens: int, block_size: int | None, begun: int = 0) -> int:
-    """For how many of a row's first ``new_tokens`` the model reads a whole window again: with ``crop``, past the context.
+    """For how many of a row's first ``new_tokens`` the model reads a whole window again: with ``crop``, beyond the context.
 
-    The first ``begun`` of them are there already. ``block_size`` None: the context has no end.
+    The first ``begun`` tokens exist already. ``block_size`` None: the context is unlimited.
     """
     if sampling.overflow != "crop" or block_size is None:
         return 0
@@ -58,14 +59,14 @@ def windows_read(sampling: Sampling, prompt_tokens: int, new_tokens: int, block_
 
 @dataclass(slots=True)
 class BackendProgress:
-    """What a backend has done: rows now in flight, tokens sampled so far, and at the end if no row stops early from here on.
+    """A backend's progress: rows in flight, tokens sampled so far, and tokens expected in total if no more rows stop early.
 
-    ``windows`` counts those of the tokens for which a whole window was read again. ``window_seconds`` is what reading one
-    takes, as measured beforehand; None: there are too few of them, or nobody watches.
+    ``windows`` counts the tokens for which a whole window was read again. ``window_seconds`` is the time for one, measured
+    beforehand; None if there are too few or nobody asked.
 
-    ``workers`` says for the display who decodes, where that is not this process.
+    ``workers`` describes, for display, the other processes that decode.
 
-    ``unfinished`` gives the rows that were begun and have not ended, each with what it has so far. It may be called at any
+    ``unfinished`` returns the rows that have started and not ended, each with its tokens so far. It may be called at any
     moment, also after an error has ended the run.
     """
 
@@ -87,13 +88,13 @@ class Provenance:
     """How a backend computes.
 
     Args:
-        dtype: as resolved, never ``auto``.
+        dtype: resolved, never ``auto``.
         device: ``cpu``, ``cuda`` or ``mps``.
-        arithmetic: what the layers compute in, as `point_id` takes it: ``dtype``, or a name of its own where bits differ.
-        threads: CPU threads.
-        made_by: what decides the bits of samples beside what `point_id` names: if it is equal, so are they.
-        versions: of the libraries that compute.
-        step: of the training, as resolved, never ``last``; None: the model has no such thing.
+        arithmetic: what the layers compute in, as `point_id` hashes it: ``dtype``, or another name where bits differ.
+        threads: the number of CPU threads.
+        made_by: what determines the bits of samples apart from `point_id`: if both are equal, so are the samples.
+        versions: versions of the libraries that compute.
+        step: the training step, resolved, never ``last``; None if the model has none.
     """
 
     dtype: str
@@ -114,15 +115,15 @@ class Backend(Protocol):
 
     @property
     def block_size(self) -> int | None:
-        """How many tokens the model reads; None: there is no limit."""
+        """The number of tokens that the model can read; None: unlimited."""
 
     @property
     def extends_to(self) -> int | None:
-        """How many it reads with ``sampling.overflow=extend``, ``block_size`` where it cannot; None: any number."""
+        """The limit with ``sampling.overflow=extend``; equal to ``block_size`` if the model cannot extend; None: unlimited."""
 
     @property
     def overflow(self) -> str:
-        """The ``sampling.overflow`` that ``auto`` stands for: what the model's own program does."""
+        """The ``sampling.overflow`` that ``auto`` resolves to: what the model's own program does."""
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
@@ -134,57 +135,57 @@ class Backend(Protocol):
 
     @property
     def promise(self) -> bool:
-        """Whether samples are batch-invariant: the same to the bit whatever the other rows and ``max_rows``."""
+        """Whether samples are batch-invariant: bit-identical whatever the other rows and ``max_rows`` are."""
 
     @property
     def max_rows(self) -> int | None:
-        """Rows decoded together at most; None: planned from memory."""
+        """The maximum number of rows decoded together; None: derived from free memory."""
 
     @property
     def provenance(self) -> Provenance:
-        """What decides the bits of samples."""
+        """What determines the bits of samples."""
 
     def resumes(self, prefix: Prefix) -> bool:
-        """Whether a row can go on after ``prefix``, as far as the state of its random numbers is concerned."""
+        """Whether a row can continue after ``prefix``, as far as the state of its random numbers is concerned."""
 
     def run(self, rows: Iterable[Row], workload: Workload, on_step: OnStep | None) -> Iterator[Completion]:
-        """Yield a completion of every row as it finishes; its ``row`` is the object that was given.
+        """Yield a completion of each row as it finishes; its ``row`` is the object that was passed.
 
         Args:
-            rows: taken as there is room for them, and started in that order.
+            rows: consumed as there is room for them, and started in order.
             workload: their bounds.
-            on_step: called after each step, its completions yielded; what it raises ends the run.
+            on_step: called after each step, once its completions have been yielded; an exception from it ends the run.
 
         Raises:
             MemoryError: not even one row fits.
-            GptsweepError: what the user can mend.
+            GptsweepError: an error that the user can fix.
         """
 
 
 @runtime_checkable
 class Scorer(Protocol):
-    """A backend that can score text that it did not sample."""
+    """A backend that can score text it did not sample."""
 
     def score(self, ids: Sequence[int], start: int, end: int) -> tuple[float, float]:
-        """Mean log-probability and mean entropy, in nats, of the tokens ``start`` to ``end`` after those before them."""
+        """Mean log-probability and mean entropy, in nats, of tokens ``start`` to ``end`` given those before them."""
 
 
 @runtime_checkable
 class Featurizer(Protocol):
-    """A backend that can say in numbers what a text is like."""
+    """A backend that computes a feature vector of a text."""
 
     def features(self, ids: Sequence[int]) -> list[float]:
-        """The model's hidden state behind the last of ``ids``, ``[n_features]``; of the ids, the first that it can read."""
+        """The hidden state after the last of ``ids``, ``[n_features]``; a text that is too long is cut at its end."""
 
 
 class Backends(Protocol):
     """Opens models of one kind of backend."""
 
     def resolve(self, settings: DeviceSettings) -> tuple[str, str]:
-        """The dtype and the type of device that ``auto`` stands for.
+        """Resolve ``auto`` to a dtype and a device type.
 
         Raises:
-            DeviceError: the device or dtype is not there.
+            DeviceError: the device or dtype is not available.
         """
 
     def open(self, source: ModelSource, settings: DeviceSettings) -> tuple[Backend, Tokenizer]:
@@ -192,21 +193,21 @@ class Backends(Protocol):
 
         Raises:
             ModelError: there is no such model, or it cannot be read.
-            DeviceError: the device, dtype or compiler is not there.
+            DeviceError: the device, dtype or compiler is not available.
             MemoryError: it does not fit.
         """
 
 
 @runtime_checkable
 class Ships(Protocol):
-    """`Backends` whose models can be opened where their files are not."""
+    """`Backends` whose models can be opened on machines without their files."""
 
     def pack(self, source: ModelSource) -> tuple[object, Iterator[Any]]:
-        """A model without its weights, which pickles, and the weights, piece by piece, which pickle, too.
+        """Split a model into a picklable outline without weights, and an iterator of picklable pieces of its weights.
 
         Raises:
             ModelError: there is no such model, or it cannot be read.
         """
 
     def receive(self, source: ModelSource, outline: object, weights: Sequence[Any]) -> None:
-        """Take what `pack` made of a model: the next `Backends.open` of it looks for no files."""
+        """Accept the result of `pack`; the next `Backends.open` of this model reads no files."""

@@ -1,7 +1,7 @@
-"""The plain chain: what each step of sampling makes of logits, in torch, on all rows at once.
+"""The plain sampler chain: each step of sampling as a function of logits, in torch, on all rows at once.
 
-Formulas here are the reference; the kernel ``sample`` computes the same faster on a CPU. A step has the name that its settings
-declare in `records.Sampling`. It gets the rows that use it, so what a row comes to does not depend on the other rows.
+These formulas are the reference; the kernel ``sample`` computes the same faster on a CPU. A step is named as its settings
+declare in `records.Sampling`. It gets only the rows that use it, so a row's result does not depend on the other rows.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from .noise import coin, precise_dtype
 
 
 class Rows:
-    """What the steps go by: each row's settings, its adjustments, and its record.
+    """The inputs of the steps: each row's settings, its adjustments, and its record.
 
     Args:
         sampling: the settings.
-        adjustments: of the rows that have some, None for the others.
+        adjustments: the adjustments of each row, None for rows without.
         records: `ROW` records.
-        device: of the logits.
+        device: the device of the logits.
     """
 
     def __init__(
@@ -41,63 +41,63 @@ class Rows:
         self.sampling, self.adjustments, self.records, self.device = sampling, adjustments, records, device
 
     def of(self, places: Sequence[int]) -> Rows:
-        """Some of the rows."""
+        """Select some of the rows."""
         sampling, adjustments = [self.sampling[i] for i in places], [self.adjustments[i] for i in places]
         return Rows(sampling, adjustments, self.records[list(places)], self.device)
 
     def tensor(self, values: Any) -> Tensor:
-        """Numbers in the dtype that sampling computes in."""
+        """Convert numbers to a tensor in the dtype that sampling computes in."""
         return torch.from_numpy(np.ascontiguousarray(values, np.float64)).to(self.device, precise_dtype(self.device))
 
     def integers(self, values: Any) -> Tensor:
-        """Whole numbers, or truth values."""
+        """Convert integers or booleans to a tensor."""
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
 
     def column(self, setting: str) -> Tensor:
-        """A setting that is a number in every row, ``[rows, 1]``."""
+        """A numeric setting of every row, ``[rows, 1]``."""
         return self.tensor([getattr(sampling, setting) for sampling in self.sampling])[:, None]
 
     def noise_at(self) -> dict[str, Tensor]:
-        """What the noise of the rows is a function of, as `noise.gumbel` takes it."""
+        """The arguments of `noise.gumbel` that determine the rows' noise."""
         keys = self.records["noise_key"].astype(np.uint64)
         halves = np.stack([keys & np.uint64(0xFFFFFFFF), keys >> np.uint64(32)], -1).astype(np.int64)
         counters = ("position", "sample_index", "prompt_index")
         return {"key": self.integers(halves)} | {name: self.integers(self.records[name].astype(np.int64)) for name in counters}
 
     def adjusted_tokens(self) -> tuple[tuple[Tensor, Tensor], npt.NDArray[Any]]:
-        """The tokens that some adjustment changes: their places in ``[rows, vocab_size]``, and their `ADJUSTMENT` records."""
+        """The tokens that an adjustment changes: their indices in ``[rows, vocab_size]``, and their `ADJUSTMENT` records."""
         rows = np.repeat(np.arange(len(self.adjustments)), [0 if a is None else len(a) for a in self.adjustments])
         records = np.concatenate([a.records for a in self.adjustments if a is not None])
         return (self.integers(rows), self.integers(records["id"])), records
 
     def repeated(self, look_back: Sequence[int], most: Sequence[int]) -> tuple[npt.NDArray[Any], ...]:
-        """Tokens that would go on with a repetition: `history.repeated` for the texts of the rows."""
+        """The tokens that would extend a repetition: `history.repeated` for the texts of the rows."""
         texts = [adjustments.text for adjustments in self.adjustments if adjustments is not None]
         return repeated(texts, look_back, most)
 
 
 Step = Callable[[Tensor, Rows], Tensor]
-"""A pure function from logits ``[rows, vocab_size]`` to what the step makes of them; a token that is dropped has -inf."""
+"""A pure function of logits ``[rows, vocab_size]`` that returns adjusted ones; an excluded token has -inf."""
 
 CHAIN: dict[str, Step] = {}
-"""The function of each step."""
+"""The function of each step, by name."""
 
 
 def step(function: Step) -> Step:
-    """Enter a function under its own name."""
+    """Register a function as the step of its name."""
     CHAIN[function.__name__] = function
     return function
 
 
 def chain(logits: Tensor, rows: Rows, dtype: torch.dtype) -> Tensor:
-    """What the steps of each row make of its logits: their softmax is the distribution to sample from.
+    """Apply each row's steps to its logits; the softmax of the result is the distribution to sample from.
 
-    Adjustments that come first are computed in `precise_dtype`, and rounded to float32 together unless the logits are float64.
+    Adjustments that come first are computed in `precise_dtype` and rounded once to float32, unless the logits are float64.
 
     Args:
         logits: ``[rows, vocab_size]``, floating point.
         rows: their settings.
-        dtype: what the steps after the adjustments compute in, and the result has.
+        dtype: the dtype of the result, and of the steps after the adjustments.
     """
     orders: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for place, sampling in enumerate(rows.sampling):
@@ -133,18 +133,18 @@ def _in_order(logits: Tensor, rows: Rows, dtype: torch.dtype) -> Tensor:
 
 @step
 def logit_bias(x: Tensor, rows: Rows) -> Tensor:
-    """Addends of single tokens, as OpenAI has them."""
+    """Add values to the logits of single tokens, as OpenAI does."""
     at, records = rows.adjusted_tokens()
     return x.index_put(at, x[at] + rows.tensor(records["bias"]))
 
 
 @step
 def penalties(x: Tensor, rows: Rows) -> Tensor:
-    """Penalties of tokens that came before.
+    """Penalise tokens that have occurred.
 
-    ``repetition_penalty`` is Hugging Face's (Keskar et al. 2019), over prompt and completion: a positive logit is divided by
-    it, a negative one multiplied. ``frequency_penalty`` (a count at a time) and ``presence_penalty`` are OpenAI's and vLLM's,
-    over the completion alone.
+    ``repetition_penalty`` is Hugging Face's (Keskar et al. 2019), for tokens of prompt and completion: a positive logit is
+    divided by it, a negative one multiplied. ``frequency_penalty`` (subtracted once per occurrence) and ``presence_penalty``
+    (once per token) are OpenAI's and vLLM's, for the completion only.
     """
     at, records = rows.adjusted_tokens()
     repetition, frequency, presence = (
@@ -158,11 +158,11 @@ def penalties(x: Tensor, rows: Rows) -> Tensor:
 
 @step
 def dry(x: Tensor, rows: Rows) -> Tensor:
-    """ "Don't repeat yourself" (p-e-w 2024), as llama.cpp has it, over prompt and completion.
+    """ "Don't repeat yourself" (p-e-w 2024), as in llama.cpp, over prompt and completion.
 
-    A token that would make a repetition of n tokens longer loses ``multiplier * base ** (n - allowed_length)``, if n is at
-    least ``allowed_length``; of several repetitions the longest counts. None goes across a breaker, and a breaker
-    loses nothing.
+    A token that would extend a repetition of n tokens loses ``multiplier * base ** (n - allowed_length)`` if n is at least
+    ``allowed_length``; of several repetitions the longest counts. A repetition does not extend across a breaker, and breakers
+    are not penalised.
     """
     multiplier, base, allowed = (
         np.array([getattr(sampling, f"dry_{name}") for sampling in rows.sampling])
@@ -182,7 +182,7 @@ def dry(x: Tensor, rows: Rows) -> Tensor:
 
 @step
 def no_repeat_ngram(x: Tensor, rows: Rows) -> Tensor:
-    """No n tokens come twice in prompt and completion, as in ``transformers``; where that bans every token, none is banned."""
+    """Ban tokens that would repeat an n-gram of prompt and completion, as in ``transformers``; if that bans all, ban none."""
     before = np.array([sampling.no_repeat_ngram - 1 for sampling in rows.sampling])
     row, token, length = rows.repeated([NO_END] * len(before), before.tolist())
     row, token = row[length >= before[row]], token[length >= before[row]]
@@ -191,10 +191,10 @@ def no_repeat_ngram(x: Tensor, rows: Rows) -> Tensor:
 
 @step
 def suppress_tokens(x: Tensor, rows: Rows) -> Tensor:
-    """Tokens that are never sampled, or only from some position on, as in ``transformers``."""
+    """Ban tokens everywhere, or up to some position, as in ``transformers``."""
     (row, token), records = rows.adjusted_tokens()
     banned = rows.integers(records["banned_until"]) > rows.integers(rows.records["position"].astype(np.int64))[row]
-    spare = torch.where(banned, token, x.shape[-1])  # a column of its own for those that are not: no size depends on the data
+    spare = torch.where(banned, token, x.shape[-1])  # tokens that are not banned go to an extra column, for static shapes
     return _banned(x, row, spare)
 
 
@@ -209,10 +209,10 @@ def _banned(x: Tensor, row: Tensor, token: Tensor) -> Tensor:
 
 @step
 def temperature(x: Tensor, rows: Rows) -> Tensor:
-    """Logits over temperature.
+    """Divide logits by the temperature.
 
-    With ``dynatemp_range`` it depends on the entropy, as in llama.cpp: from ``temperature - range`` (but not below 0) where one
-    token is certain to ``temperature + range`` where those that are left are equally likely.
+    With ``dynatemp_range`` the temperature depends on the entropy, as in llama.cpp: from ``temperature - range`` (at least 0)
+    if one token is certain to ``temperature + range`` if the remaining tokens are equally likely.
     """
     temperature = rows.column("temperature")
     if any(sampling.dynatemp_range for sampling in rows.sampling):
@@ -227,7 +227,7 @@ def temperature(x: Tensor, rows: Rows) -> Tensor:
 
 @step
 def top_n_sigma(x: Tensor, rows: Rows) -> Tensor:
-    """Logits at least the greatest less n standard deviations of those left (Tang et al. 2024), as llama.cpp has it."""
+    """Keep logits within n standard deviations (of the remaining logits) of the largest (Tang et al. 2024), as in llama.cpp."""
     left = x > -torch.inf
     count = left.sum(-1, keepdim=True)
     mean = summed(x.where(left, torch.zeros_like(x))) / count
@@ -237,8 +237,8 @@ def top_n_sigma(x: Tensor, rows: Rows) -> Tensor:
 
 @step
 def top_h(x: Tensor, rows: Rows) -> Tensor:
-    """Of the 100 likeliest tokens the first, while their entropy is at most this share of that of all 100 (Baghaei Potraghloo
-    et al. 2025), as in ``transformers``; the likeliest is always left."""
+    """Keep the likeliest tokens while their entropy is at most this share of the entropy of the 100 likeliest (Baghaei
+    Potraghloo et al. 2025), as in ``transformers``; the likeliest is always kept."""
     share = rows.column("top_h")
     top, ids = x.topk(min(_TOP_H_TOKENS, x.shape[-1]))
     entropies = torch.special.entr(top.to(share.dtype).softmax(-1))
@@ -249,7 +249,7 @@ def top_h(x: Tensor, rows: Rows) -> Tensor:
 
 @step
 def top_k(x: Tensor, rows: Rows) -> Tensor:
-    """The k greatest, and ties with the k-th, as nanoGPT keeps them."""
+    """Keep the k largest logits, and ties with the k-th, as nanoGPT does."""
     k = [min(sampling.top_k or x.shape[-1], x.shape[-1]) for sampling in rows.sampling]
     places = torch.tensor(k, device=x.device)[:, None] - 1
     return x.masked_fill(x < x.topk(max(k)).values.gather(-1, places), -torch.inf)
@@ -257,10 +257,10 @@ def top_k(x: Tensor, rows: Rows) -> Tensor:
 
 @step
 def top_p(x: Tensor, rows: Rows) -> Tensor:
-    """The fewest likeliest tokens whose mass reaches p, the lower id first among equals (Holtzman et al. 2020).
+    """Keep the smallest set of likeliest tokens whose mass reaches p, lower ids first among equals (Holtzman et al. 2020).
 
-    A token is kept while those before it weigh less than p times all of them, where a weight is ``exp(x - max)``. Equal logits
-    have the weight 1, whose sums are exact; probabilities would be rounded first, and miss a mass of exactly p.
+    A token is kept while those before it weigh less than p times the total, where a weight is ``exp(x - max)``. Equal logits
+    have weight 1, whose sums are exact; rounded probabilities could miss a mass of exactly p.
     """
     p = rows.column("top_p")
     exponents, order = x.to(p.dtype).sort(stable=True, dim=-1, descending=True)
@@ -272,14 +272,14 @@ def top_p(x: Tensor, rows: Rows) -> Tensor:
 
 @step
 def min_p(x: Tensor, rows: Rows) -> Tensor:
-    """Tokens at least min_p times as likely as the likeliest (Nguyen et al. 2024)."""
+    """Keep tokens at least min_p times as likely as the likeliest (Nguyen et al. 2024)."""
     return x.masked_fill(x < x.amax(-1, keepdim=True) + rows.column("min_p").log().to(x.dtype), -torch.inf)
 
 
 @step
 def typical_p(x: Tensor, rows: Rows) -> Tensor:
-    """The tokens whose surprise is nearest to the entropy, until their mass reaches p (Meister et al. 2022), as in
-    ``transformers``: with all that are as near as the last."""
+    """Keep the tokens whose surprise is closest to the entropy, until their mass reaches p, and ties with the last (Meister et
+    al. 2022), as in ``transformers``."""
     p = rows.column("typical_p")
     logprobs = x.to(p.dtype).log_softmax(-1)
     distance = (logprobs + _entropy(logprobs)).abs()
@@ -290,15 +290,15 @@ def typical_p(x: Tensor, rows: Rows) -> Tensor:
 
 @step
 def epsilon_cutoff(x: Tensor, rows: Rows) -> Tensor:
-    """Tokens at least this likely, and the likeliest (Hewitt et al. 2022), as in ``transformers``."""
+    """Keep tokens at least this likely, and the likeliest (Hewitt et al. 2022), as in ``transformers``."""
     epsilon = rows.column("epsilon_cutoff")
     return _at_least(x, x.to(epsilon.dtype).log_softmax(-1), epsilon.log())
 
 
 @step
 def eta_cutoff(x: Tensor, rows: Rows) -> Tensor:
-    """Tokens at least as likely as the lesser of eta and ``sqrt(eta) * exp(-entropy)``, and the likeliest (Hewitt et al. 2022),
-    as in ``transformers``."""
+    """Keep tokens at least as likely as the lesser of eta and ``sqrt(eta) * exp(-entropy)``, and the likeliest (Hewitt et al.
+    2022), as in ``transformers``."""
     eta = rows.column("eta_cutoff")
     logprobs = x.to(eta.dtype).log_softmax(-1)
     return _at_least(x, logprobs, torch.minimum(eta.log(), eta.log() / 2 - _entropy(logprobs)))
@@ -310,10 +310,10 @@ def _at_least(x: Tensor, logprobs: Tensor, least: Tensor) -> Tensor:
 
 @step
 def xtc(x: Tensor, rows: Rows) -> Tensor:
-    """Exclude top choices (p-e-w 2024), as llama.cpp has it: where the row's coin says so, of the tokens at least
-    ``xtc_threshold`` likely only the least likely is left, the highest id among equals."""
+    """Exclude top choices (p-e-w 2024), as in llama.cpp: if the row's coin says so, of the tokens at least ``xtc_threshold``
+    likely keep only the least likely, the highest id among equals."""
     probability, threshold = rows.column("xtc_probability"), rows.column("xtc_threshold")
-    likely = (x.to(threshold.dtype).log_softmax(-1) >= threshold.log()) & (x > -torch.inf)  # with a threshold of 0, too
+    likely = (x.to(threshold.dtype).log_softmax(-1) >= threshold.log()) & (x > -torch.inf)  # for a threshold of 0
     least = x.where(likely, torch.full_like(x, torch.inf)).amin(-1, keepdim=True)
     last = x.shape[-1] - 1 - (likely & (x == least)).flip(-1).to(torch.int8).argmax(-1, keepdim=True)
     falls = coin(**rows.noise_at(), dtype=probability.dtype)[:, None] < probability
@@ -323,9 +323,10 @@ def xtc(x: Tensor, rows: Rows) -> Tensor:
 
 @step
 def mirostat(x: Tensor, rows: Rows) -> Tensor:
-    """Mirostat 2.0 (Basu et al. 2021): tokens whose surprise, in bits, is at most mu, and the likeliest.
+    """Mirostat 2.0 (Basu et al. 2021): keep tokens whose surprise, in bits, is at most mu, and the likeliest.
 
-    mu begins at twice ``mirostat_tau``; each token moves it by ``mirostat_eta`` times its surprise's error (`mirostat_mu`).
+    mu starts at twice ``mirostat_tau``; each token changes it by ``mirostat_eta`` times the error of its surprise
+    (`mirostat_mu`).
     """
     mu = rows.tensor(rows.records["mirostat_mu"])[:, None]
     dropped = x.to(mu.dtype).log_softmax(-1) < -math.log(2) * mu
@@ -333,7 +334,7 @@ def mirostat(x: Tensor, rows: Rows) -> Tensor:
 
 
 def mirostat_mu(sampling: Sampling, tokens: int, sampler_logprob: float) -> float:
-    """Mirostat's state after so many tokens, from the sum of their log-probabilities under the distribution sampled from."""
+    """Mirostat's mu after this many tokens, from the sum of their log-probabilities under the distribution sampled from."""
     tau = sampling.mirostat_tau or 0.0
     return 2 * tau + sampling.mirostat_eta * (sampler_logprob / math.log(2) + tokens * tau)
 
@@ -344,11 +345,11 @@ _GREATEST_LOSS = 1e30
 _LEAST_TEMPERATURE = 1e-6
 _TOP_H_TOKENS = 100
 _SUMMED_AT_ONCE = 32768
-"""torch splits longer sums among its threads, so their bits would depend on the number of threads."""
+"""torch splits longer sums among its threads, so their bits depend on the number of threads."""
 
 
 def summed(x: Tensor) -> Tensor:
-    """The sums over the last axis, ``[..., 1]``, with the same bits on any number of threads."""
+    """Sums over the last axis, ``[..., 1]``, with the same bits on any number of threads."""
     parts = [x[..., i : i + _SUMMED_AT_ONCE].sum(-1, keepdim=True) for i in range(0, x.shape[-1], _SUMMED_AT_ONCE)]
     return torch.stack(parts).sum(0)
 

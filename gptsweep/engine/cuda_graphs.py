@@ -1,6 +1,6 @@
-"""Decode steps of static shape, captured as CUDA graphs, as launching a step's kernels one by one takes longer than they run.
+"""Decode steps of static shape, captured as CUDA graphs, because launching a step's kernels takes longer than running them.
 
-Sequences and pages of a step are padded to powers of two, so that a few graphs serve a whole run.
+The numbers of sequences and pages are padded to powers of two, so that a few graphs serve a run.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class DecodeSteps:
 
     Args:
         model: on its device, ready for inference.
-        cache: the keys and values of its sequences. Padding writes to one page, which is taken from it.
+        cache: the keys and values of its sequences. One of its pages is reserved for padding.
     """
 
     def __init__(self, model: Model, cache: KVCache) -> None:
@@ -70,7 +70,7 @@ class DecodeSteps:
         return step.hidden()[:count]
 
     def _idle(self, sequences: int, pages: int) -> Ints:
-        """Inputs of sequences that are all padding: token 0 at position 0 of the spare page."""
+        """Inputs of padding sequences: token 0 at position 0 of the spare page."""
         inputs = np.zeros((sequences, 3 + pages), np.int64)
         inputs[:, 3:] = self.spare
         return inputs
@@ -96,7 +96,7 @@ class DecodeSteps:
         return _Step(inputs, graph.replay, lambda: made[0])
 
     def _hidden(self, inputs: Tensor) -> Tensor:
-        """One step, of tensors alone: no shape and no branch depends on what is in them."""
+        """One step on tensors only: no shape and no branch depends on their values."""
         ids, previous, positions, tables = inputs[:, 0], inputs[:, 1], inputs[:, 2], inputs[:, 3:]
         page = tables.gather(1, (positions // PAGE)[:, None])[:, 0]
         offset = positions % PAGE

@@ -1,4 +1,4 @@
-"""Rows in, completions out: the loop of steps, and what a run plans from memory. It sees token ids, never text."""
+"""Rows in, completions out: the loop of decode steps, and memory planning. The engine sees token ids, never text."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ from .waiting import WaitingQueue
 log = get_logger(__name__)
 
 MOST_ROWS = 256
-"""Rows decoded together unless the caller says otherwise: more gain nothing on the CPUs measured (benchmarks/README.md)."""
+"""The default maximum of rows decoded together: more gain nothing on the CPUs measured (benchmarks/README.md)."""
 MOST_CACHED_PROMPTS = 16
 _SHARE_OF_MEMORY = 0.4
 _WORTH_A_MEASUREMENT = 50
-"""From this many windows to read again, reading one beforehand to estimate their cost is a small part of the run."""
+"""With at least this many windows to read again, measuring one beforehand is cheap relative to the run."""
 
 
 class Engine:
-    """Generates completions for rows, many at a time.
+    """Generates completions for many rows at a time.
 
-    If ``promise`` is true, samples are batch-invariant: a row's completion is the same to the bit whatever the other rows,
-    ``max_rows`` and the number of threads.
+    If ``promise`` is true, samples are batch-invariant: a row's completion is bit-identical whatever the other rows,
+    ``max_rows`` and the number of threads are.
 
     Args:
         model: on its device, in its dtype, ready for inference.
-        vocab_size: ids from here on (a padded vocabulary's) are never sampled.
-        max_rows: rows decoded together at most; None plans from memory.
-        stop_matcher: makes, from stop strings, a function that is called with each new token id of a sample and says whether
-            one of them is now complete. Without it no row may have stop strings.
+        vocab_size: ids from here on (of a padded vocabulary) are never sampled.
+        max_rows: the maximum number of rows decoded together; None derives it from free memory.
+        stop_matcher: makes, from stop strings, a function that is called with each new token id of a sample and returns
+            whether a stop string is complete. Without it no row may have stop strings.
         use_kernels: False computes in plain torch on a CPU, too.
-        free_cores: says how many threads a step computes with; None: as many as torch has.
+        free_cores: determines the number of threads of each step; None: torch's own.
     """
 
     def __init__(
@@ -76,16 +76,16 @@ class Engine:
     def run(self, rows: Iterable[Row], workload: Workload | None = None, on_step: OnStep | None = None) -> Iterator[Completion]:
         """Generate a completion for every row, and yield each as it finishes.
 
-        Rows are taken from ``rows`` when there is room for them, and start in that order; those with ``rng=torch`` that share
-        a random stream must come one after another. When memory runs out, the run goes on with half as many rows at a time.
+        Rows are consumed as there is room for them, and start in order; those with ``rng=torch`` that share a random stream
+        must be adjacent. If memory runs out, the run continues with half as many rows at a time.
 
         Args:
-            rows: the rows; an iterator is read no earlier than needed.
-            workload: their bounds; None: read all rows first.
-            on_step: called after each step, when its completions have been yielded; what it raises ends the run.
+            rows: the rows; an iterator is consumed no earlier than needed.
+            workload: their bounds; None: consume all rows first.
+            on_step: called after each step, once its completions have been yielded; an exception from it ends the run.
 
         Raises:
-            ModelError: the model's logits hold NaN or infinity.
+            ModelError: the model's logits contain NaN or infinity.
             MemoryError, RuntimeError: not even one row fits into memory (`out_of_memory`).
         """
         for finished, progress in self.steps(rows, workload, watched=on_step is not None):
@@ -96,11 +96,11 @@ class Engine:
     def steps(
         self, rows: Iterable[Row], workload: Workload | None = None, *, watched: bool = True
     ) -> Iterator[tuple[list[Completion], BackendProgress]]:
-        """As `run`, step by step: the completions that a step finished, and what was done so far.
+        """Like `run`, step by step: yield the completions that each step finished, and the progress.
 
         Args:
-            rows, workload: as of `run`.
-            watched: whether somebody wants to know how long reading windows again will take.
+            rows, workload: as in `run`.
+            watched: whether to measure how long reading windows again will take.
         """
         if workload is None:
             rows = list(rows)
@@ -127,13 +127,13 @@ class Engine:
                 if not out_of_memory(error) or max_rows == 1:
                     raise
                 max_rows //= 2
-                log.warning("out of memory: going on with %d rows at a time", max_rows)
+                log.warning("out of memory: continuing with %d rows at a time", max_rows)
                 if scheduler is not None:
                     scheduler.requeue()
 
     @contextlib.contextmanager
     def _threads(self) -> Iterator[None]:
-        """Let a step compute with as many threads as there are free cores; what the caller does between steps is left alone."""
+        """Use as many threads as there are free cores during a step; between steps, the caller's setting is in effect."""
         usual = torch.get_num_threads()
         count = usual if self._free_cores is None else min(usual, self._free_cores.count())
         if count == usual:
@@ -149,7 +149,7 @@ class Engine:
         self, waiting: WaitingQueue, workload: Workload, max_rows: int, progress: BackendProgress
     ) -> tuple[Scheduler, ModelRunner]:
         """A scheduler and a model runner that share a new cache for ``max_rows`` rows."""
-        # Without a block size no row is as long as this when it is read, for its last token never is.
+        # The last token of a row is never read, so without a block size this is longer than any row.
         block_size = self.model.block_size or workload.row_tokens
         longest = longest_sequence(self.model, workload)
         self.model.reserve(longest)
@@ -187,13 +187,13 @@ class Engine:
         return planned_rows(self.model, workload, self.cache_dtype, available_memory(self.device))
 
     def _window_seconds(self, workload: Workload) -> float:
-        """Seconds that reading a whole window takes. The first call measures it, and logs what all windows will take."""
+        """Seconds to read a whole window. The first call measures it, and logs the total for all windows."""
         if self._measured_window is not None:
             return self._measured_window
         window = tuple(i % self.vocab_size for i in range(self.model.block_size or 0))
         row = Row(prompt_ids=window, sampling=Sampling(max_new_tokens=1, temperature=0.0), noise_key=0)
         seconds = math.inf
-        for _ in range(2):  # the first reading of a length may prepare for it
+        for _ in range(2):  # the first pass of a length includes its setup
             begin = time.perf_counter()
             list(self.run([row]))
             seconds = min(seconds, time.perf_counter() - begin)
@@ -219,9 +219,9 @@ class Engine:
 
 
 def cache_dtype(dtype: torch.dtype, *, int8: bool, use_kernels: bool) -> torch.dtype:
-    """The dtype of keys and values: the model's if attention supports it, else float32; with int8 layers bfloat16.
+    """The dtype of keys and values: the model's if attention supports it, else float32; bfloat16 with int8 layers.
 
-    Beside the rounding of int8 layers, that to bfloat16 is small, and reading keys and values is a good part of a step.
+    The rounding to bfloat16 is small compared with that of int8 layers, and reading keys and values takes much of a step.
     """
     return torch.bfloat16 if use_kernels and int8 else logits_dtype(dtype, use_kernels=use_kernels)
 
@@ -232,13 +232,13 @@ def logits_dtype(dtype: torch.dtype, *, use_kernels: bool) -> torch.dtype:
 
 
 def longest_sequence(model: Model, workload: Workload) -> int:
-    """The most positions of a sequence."""
+    """The maximum number of positions of a sequence."""
     most = model.extends_to if workload.extends else model.block_size
     return min(most or workload.row_tokens, workload.row_tokens)
 
 
 def planned_rows(model: Model, workload: Workload, cache_dtype: torch.dtype, memory: int) -> int:
-    """Rows decoded together where the user names no number: as many as a share of ``memory``, in bytes, holds."""
+    """The default maximum number of rows decoded together: as many as fit into a share of ``memory`` (bytes)."""
     positions = PAGE * pages_for(longest_sequence(model, workload))
     position_bytes = 2 * model.n_layer * model.n_kv_heads * model.head_size * cache_dtype.itemsize
     row_bytes = positions * position_bytes + 4 * model.vocab_size
@@ -246,14 +246,14 @@ def planned_rows(model: Model, workload: Workload, cache_dtype: torch.dtype, mem
 
 
 def cache_pages(model: Model, workload: Workload, max_rows: int) -> int:
-    """Pages that ``max_rows`` rows and the prefix cache take at most."""
+    """The maximum number of pages that ``max_rows`` rows and the prefix cache need."""
     longest = longest_sequence(model, workload)
     prompt_pages = pages_for(min(longest, workload.prompt_tokens))
     return max_rows * pages_for(longest) + min(MOST_CACHED_PROMPTS, workload.rows) * prompt_pages
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` is what an allocator raises; torch's for CPUs has no type of its own."""
+    """Whether an allocator raised ``error``; torch's CPU allocator has no exception type of its own."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 

@@ -1,4 +1,4 @@
-"""What a row's tokens so far do to its next: adjustments of single logits, and where the text repeats itself."""
+"""How a row's tokens so far affect the next: adjustments of single logits, and repetitions in the text."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from ..records import Row, Sampling, active_steps
 
 _FLOAT32_MAX_LOG = 88.7228391
 NO_END = 2**62
-"""Further back than any text goes."""
+"""A distance greater than the length of any text."""
 _FOLLOWED = ("dry", "no_repeat_ngram")
-"""Steps that look at the order of the tokens."""
+"""Steps that depend on the order of the tokens."""
 
 
 class LogitAdjustments:
-    """What a row's logit_bias, penalties and bans change, and the text that DRY and n-grams look at, kept up to date.
+    """Changes of logits by a row's logit_bias, penalties and bans, and the text that DRY and n-grams use; updated token by
+    token.
 
-    ``array`` holds `ADJUSTMENT` records, the first ``len(self)`` of which are in use. Its memory stays where it is, as kernels
-    are given its address.
+    ``array`` has `ADJUSTMENT` records, of which the first ``len(self)`` are in use. It is never reallocated, because kernels
+    get its address.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class LogitAdjustments:
         self._length = 0
         self._breakers = _by_last_token(dry_breakers) if "dry" in steps else {}
         self.breaks = _single_tokens(dry_breakers, vocab_size if "dry" in steps else 0)
-        """For each token id, whether it is a breaker alone."""
+        """For each token id, whether it is a breaker by itself."""
         self._broken = -1, -1
         for token in prompt_ids:
             if self._penalises:
@@ -65,7 +66,7 @@ class LogitAdjustments:
 
     @classmethod
     def of(cls, row: Row, vocab_size: int) -> LogitAdjustments | None:
-        """The adjustments of a row that has no token yet; None where none of its steps needs them."""
+        """The adjustments of a row without tokens; None if none of its steps needs them."""
         adjusts = ("logit_bias", "penalties", "suppress_tokens", *_FOLLOWED)
         if not any(step in adjusts for step in active_steps(row.sampling)):
             return None
@@ -87,30 +88,31 @@ class LogitAdjustments:
 
     @property
     def text(self) -> npt.NDArray[np.int64]:
-        """The ids of prompt and completion, where a step looks at their order."""
+        """The ids of prompt and completion; maintained only if a step depends on their order."""
         return self._text[: self._length]
 
     def place(self, record: Any) -> None:
-        """Write into a row's `ROW` record where the adjustments and the text are."""
+        """Write the addresses of the adjustments and the text into a row's `ROW` record."""
         record["adjustments"], record["text"] = self.array.ctypes.data, self._text.ctypes.data
         record["breaks"] = self.breaks.ctypes.data
 
     def update(self, record: Any, sampling: Sampling) -> None:
-        """Write into a row's `ROW` record how much of them there is now."""
+        """Write their current lengths into a row's `ROW` record."""
         record["n_adjustments"] = len(self)
         if self._follows:
             record["n_text"], record["dry_most"] = self._length, self.dry_most(sampling)
 
     def unbroken(self, look_back: int) -> int:
-        """How many of the last tokens a repetition may have: those since the last breaker that begins among ``look_back``."""
+        """The maximum length of a repetition: the tokens since the last breaker that begins within ``look_back``."""
         begin, end = self._broken
         known = min(self._length, look_back)
         return self._length - 1 - end if begin >= self._length - known else known
 
     def dry_most(self, sampling: Sampling) -> int:
-        """Up to which length DRY tells repetitions apart: `unbroken`, or where the loss stops growing, if that is less.
+        """The length up to which DRY distinguishes repetitions: `unbroken`, or the length where the penalty stops growing, if
+        less.
 
-        It stops where llama.cpp's float32 would overflow.
+        It stops growing where llama.cpp's float32 would overflow.
         """
         if not sampling.dry_multiplier:
             return 0
@@ -118,7 +120,7 @@ class LogitAdjustments:
         return min(self.unbroken(sampling.dry_range or NO_END), sampling.dry_allowed_length + steps)
 
     def add(self, token: int) -> None:
-        """Count ``token``, which has just been sampled."""
+        """Add ``token``, which has just been sampled."""
         if self._penalises:
             record = self._record(token)
             record["seen"] = 1
@@ -158,19 +160,19 @@ def _single_tokens(breakers: tuple[tuple[int, ...], ...], vocab_size: int) -> np
 def repeated(
     texts: Sequence[npt.NDArray[np.int64]], look_back: Sequence[int], most: Sequence[int]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The tokens that would make a repetition of the end of a text longer, on all texts at once.
+    """The tokens that would extend a repetition of the end of a text, for all texts at once.
 
     Args:
-        texts: token ids, one array a row.
-        look_back: of each text only so many last tokens count.
-        most: repetitions that are longer than this are not told apart; 0 finds every token, with length 0.
+        texts: token ids, one array per row.
+        look_back: for each text, how many of its last tokens count.
+        most: for each text, the length beyond which repetitions are treated as equal; 0 finds every token, with length 0.
 
     Returns:
-        Row, token and length, sorted by row and token, each pair once: before ``token``, the last ``length`` tokens of the
-        text stand somewhere in it, and no more do.
+        Row, token and length, sorted by row and token without duplicates: ``length`` is the greatest number of last tokens of
+        the text that also occur, followed by ``token``, earlier in it.
     """
     longest = min(max(map(len, texts), default=0), max(look_back, default=0))
-    ids = np.full((len(texts), longest + 1), -1, np.int64)  # one more than there are, so that a text has a token before it
+    ids = np.full((len(texts), longest + 1), -1, np.int64)  # one extra, so that the first token has a predecessor
     for place, (text, back) in enumerate(zip(texts, look_back, strict=True)):
         count = min(len(text), back)
         ids[place, longest + 1 - count :] = text[len(text) - count :]

@@ -1,7 +1,7 @@
-"""Paged keys and values, and the block tables that say which pages a sequence uses; `attention` reads them.
+"""Paged keys and values, and the block tables that map a sequence's positions to pages; used by `attention`.
 
-A page holds `PAGE` positions of one sequence in every layer. Sequences that begin alike share pages: a fork copies a block
-table, not keys and values, and a shared page is copied only before something is written into it.
+A page has `PAGE` positions of one sequence in every layer. Sequences with equal beginnings share pages: a fork copies a block
+table, not keys and values, and a shared page is copied only when a sequence writes to it.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ class KVCache:
 
     Args:
         shape: layers, heads and head size of the model's keys and values.
-        n_positions: the most positions of a sequence.
-        n_pages: pages in all.
-        n_block_tables: sequences that fit at once; a block table is named by its index.
-        dtype: of the keys and values.
-        device: where they are.
+        n_positions: the maximum number of positions of a sequence.
+        n_pages: the total number of pages.
+        n_block_tables: the maximum number of sequences; a block table is identified by its index.
+        dtype: the dtype of keys and values.
+        device: their device.
 
     Attributes:
-        windows: for each layer how many positions a token sees, itself included; None: all.
-        keys, values: ``[layers, pages, heads, PAGE, padded head size]``; kernels lay a page out in their own way.
+        windows: for each layer, how many positions a token attends to, including its own; None: all.
+        keys, values: ``[layers, pages, heads, PAGE, padded head size]``; kernels use their own layout within a page.
         block_tables: ``int32 [n_block_tables, pages of the longest sequence]``, pages by position.
         page_count: ``int64 [n_block_tables]``, how many of them are in use.
     """
@@ -58,9 +58,9 @@ class KVCache:
     ) -> None:
         self.n_layer, self.n_kv_heads, self.head_size = shape.n_layer, shape.n_kv_heads, shape.head_size
         self.windows = tuple(shape.windows)
-        # The head size is padded for kernels, which read whole vectors.
+        # The head size is padded because kernels read whole vectors.
         pools = (self.n_layer, n_pages, self.n_kv_heads, PAGE, PAGE * pages_for(self.head_size))
-        # Zeros: plain attention multiplies what lies beyond a sequence's end by 0, and NaN times 0 is NaN.
+        # Zeros: plain attention multiplies values beyond a sequence's end by 0, and NaN times 0 is NaN.
         self.keys, self.values = (_zeros(pools, dtype, device) for _ in range(2))
         self.block_tables = np.zeros((n_block_tables, pages_for(n_positions)), np.int32)
         self.page_count = np.zeros(n_block_tables, np.int64)
@@ -69,23 +69,23 @@ class KVCache:
 
     @property
     def free_pages(self) -> int:
-        """How many pages no sequence uses."""
+        """The number of pages that no sequence uses."""
         return len(self._free)
 
     def take(self) -> int:
-        """Take a page out of the pool for good; the caller owns it."""
+        """Remove a page from the pool permanently and return it."""
         page = self._free.pop()
         self._users[page] = 1
         return page
 
     def write(self, layer: int, keys: Tensor, values: Tensor, pages: Tensor, offsets: Tensor) -> None:
-        """Write keys and values of tokens into their pages, one position after another.
+        """Write keys and values of tokens into their pages.
 
         Args:
-            layer: of the model.
+            layer: the model's layer.
             keys, values: ``[tokens, n_kv_heads, head_size]``.
             pages: ``int64 [tokens]``.
-            offsets: ``int64 [tokens]``, in the page.
+            offsets: ``int64 [tokens]``, positions within the page.
         """
         for pool, new in ((self.keys, keys), (self.values, values)):
             pool[layer, ..., : self.head_size][pages, :, offsets] = new.to(pool.dtype)
@@ -96,16 +96,16 @@ class KVCache:
         return keys.transpose(1, 2).flatten(2, 3), values.transpose(1, 2).flatten(2, 3)
 
     def extend(self, spans: Sequence[Span]) -> None:
-        """Give each span's sequence pages of its own for the span's positions.
+        """Give each span's sequence exclusive pages for the span's positions.
 
         Args:
-            spans: at most one of a sequence.
+            spans: at most one per sequence.
         """
         tables, begins, ends = np.array(spans, np.int64).T
         first, counts, needed = begins // PAGE, self.page_count[tables], -(-ends // PAGE)
         shared = (first < counts) & (self._users[self.block_tables[tables, first]] > 1)
         for block_table, place in zip(tables[shared].tolist(), first[shared].tolist(), strict=True):
-            if self._users[self.block_tables[block_table, place]] > 1:  # the last sequence that shared it keeps it
+            if self._users[self.block_tables[block_table, place]] > 1:  # the last remaining user writes to it without a copy
                 self._unshare(block_table, place)
         grown = counts < needed
         for block_table, count, end in zip(tables[grown].tolist(), counts[grown].tolist(), needed[grown].tolist(), strict=True):
@@ -123,14 +123,14 @@ class KVCache:
         self.block_tables[block_table, place] = copy
 
     def fork(self, source: int, target: int, length: int) -> None:
-        """Let the empty ``target`` begin with the first ``length`` positions of ``source``; they share the pages."""
+        """Make the empty ``target`` share the pages of the first ``length`` positions of ``source``."""
         count = pages_for(length)
         self.block_tables[target, :count] = self.block_tables[source, :count]
         self.page_count[target] = count
         self._users[self.block_tables[source, :count]] += 1
 
     def release(self, block_table: int) -> None:
-        """Empty a block table, and free its pages that no other sequence uses."""
+        """Empty a block table, and free the pages that no other sequence uses."""
         pages = self.block_tables[block_table, : self.page_count[block_table]]
         self._users[pages] -= 1
         self._free.extend(pages[self._users[pages] == 0].tolist())
@@ -138,7 +138,7 @@ class KVCache:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros; on a CPU the system provides the memory page by page on first write, while `torch.zeros` writes it all at once."""
+    """Zeros; on a CPU the system provides memory page by page on first write, while `torch.zeros` writes all of it at once."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     words = {2: np.int16, 4: np.int32}[dtype.itemsize]
@@ -151,5 +151,5 @@ def page_bytes(shape: CacheShape, dtype: torch.dtype) -> int:
 
 
 def pages_for(positions: int) -> int:
-    """How many pages hold this many positions."""
+    """The number of pages for this many positions."""
     return -(-positions // PAGE)

@@ -1,8 +1,8 @@
-"""What ``sampling.logprobs`` records of a sampled token: its rank, and the likeliest tokens at its place.
+"""The records of ``sampling.logprobs`` for sampled tokens: ranks, and the likeliest tokens at each position.
 
-Ranks and alternatives are found by comparing the logits themselves, which rounds nothing; log-probabilities are that of the
-sampled token, as it was measured when it was sampled, and differences of logits to it. So a record is the same in any batch,
-as the logits are, and its sums are those of the sample's means.
+Ranks and alternatives come from comparing logits, without rounding. Log-probabilities are that of the sampled token, as
+measured when it was sampled, plus differences of logits. So a record is batch-invariant if the logits are, and its sums are
+those of the sample's means.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def token_logprobs(logits: Tensor, records: npt.NDArray[Any], asked: Sequence[in
     """The records of tokens that have just been sampled.
 
     Args:
-        logits: ``[sequences, vocab_size]``, floating point; ``records["logits_row"]`` is the index of a row's.
+        logits: ``[sequences, vocab_size]``, floating point; ``records["logits_row"]`` is each row's index into them.
         records: `ROW` records ``[rows]``.
-        asked: how many alternatives each row wants; it gets no more than there are.
+        asked: the number of alternatives that each row requests; fewer if the vocabulary is smaller.
     """
     read, place = np.unique(records["logits_row"], return_inverse=True)  # rows that share a sequence share their alternatives
     x = logits[torch.from_numpy(read).to(logits.device)].float()
@@ -53,17 +53,17 @@ def token_logprobs(logits: Tensor, records: npt.NDArray[Any], asked: Sequence[in
 
 
 def likeliest(x: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The ids of the ``n`` greatest logits of each row, descending, and the logits; of equal ones the lower id comes first.
+    """The ``n`` largest logits of each row in descending order, lower ids first among equals.
 
     Args:
         x: ``float32 [rows, vocab_size]``.
         n: at most vocab_size.
 
     Returns:
-        ``int64 [rows, n]`` and ``float32 [rows, n]``.
+        Ids ``int64 [rows, n]`` and logits ``float32 [rows, n]``.
     """
     values, ids = x.topk(n)
-    # topk leaves open which of several equal logits it takes. Only the last it took can be equal to one that it left.
+    # topk may choose any of several equal logits; only the last one chosen can be equal to one left out.
     tied = ((x >= values[:, -1:]).sum(-1) > n).nonzero()[:, 0].tolist()
     for row in tied:
         least = values[row, -1]
@@ -76,4 +76,4 @@ def likeliest(x: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 
 def _rounded(number: float) -> float:
-    return round(number, LOGPROB_DIGITS) + 0.0  # no minus before a zero
+    return round(number, LOGPROB_DIGITS) + 0.0  # turns -0.0 into 0.0

@@ -1,4 +1,4 @@
-"""The part of a step that computes: forward passes over the pending tokens of sequences, and sampling."""
+"""The computation of a step: forward passes over the pending tokens of sequences, and sampling."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class ModelRunner:
 
     Args:
         model: on its device, in its dtype, ready for inference.
-        cache: with pages for everything that is pending.
+        cache: has pages for all pending tokens.
         vocab_size: ids from here on are never sampled.
-        logits_dtype: of the logits that the kernel ``sample`` reads.
-        use_kernels: compute attention and sampling by CPU kernels, not in plain torch.
+        logits_dtype: the dtype of the logits that the kernel ``sample`` reads.
+        use_kernels: compute attention and sampling with CPU kernels instead of plain torch.
         use_graphs: capture decode steps as CUDA graphs.
     """
 
@@ -67,11 +67,11 @@ class ModelRunner:
         """Read the pending tokens, and write every row's next token and its statistics into its record.
 
         Args:
-            sequences: as `Scheduler.schedule` returns them; they are not changed.
+            sequences: from `Scheduler.schedule`; not modified.
             records: `ROW` records ``[slots]``.
 
         Raises:
-            ModelError: the logits hold NaN or infinity.
+            ModelError: the logits contain NaN or infinity.
         """
         self._sample(self._forward(sequences), sequences, records)
 
@@ -132,13 +132,13 @@ class ModelRunner:
                 running.logprobs.append(found)
 
     def _sample_by_kernel(self, rows: list[RunningRow], logits: Tensor, records: Records) -> None:
-        """Sample for rows with ``rng=counter`` that the kernel has every step of."""
+        """Sample rows with ``rng=counter`` whose steps are all in the kernel."""
         if rows:
             slots = np.array([running.slot for running in rows], np.int64)
             sample_by_kernel(self.sampler, logits.to(self.logits_dtype).contiguous(), records, slots, self.vocab_size)
 
     def _sample_plainly(self, rows: list[RunningRow], logits: Tensor, records: Records) -> None:
-        """Sample for the other rows with ``rng=counter``."""
+        """Sample the other rows with ``rng=counter`` by the plain chain."""
         if rows:
             slots = np.array([running.slot for running in rows], np.int64)
             some = records[slots]
@@ -146,7 +146,7 @@ class ModelRunner:
             records[slots] = some
 
     def _sample_from_stream(self, running: RunningRow, generator: torch.Generator, logits: Tensor, records: Records) -> None:
-        """Sample for a row with ``rng=torch`` from its logits ``float32 [vocab_size]`` on the CPU."""
+        """Sample a row with ``rng=torch`` from its logits ``float32 [vocab_size]`` on the CPU."""
         record = records[running.slot : running.slot + 1]
         if not logits.isfinite().all():
             record["logprob"] = torch.nan
@@ -165,7 +165,7 @@ def _settings(rows: list[RunningRow], records: Records, device: torch.device) ->
 
 
 def _passes(sequences: list[SharedSequence]) -> Iterator[tuple[list[Span], list[int], list[int]]]:
-    """Cut the pending tokens of all sequences into passes of bounded size: spans, the ids in them, and the one before each."""
+    """Split the pending tokens of all sequences into passes of bounded size: spans, their ids, and the id before each."""
     spans: list[Span] = []
     ids: list[int] = []
     before: list[int] = []

@@ -1,7 +1,7 @@
-"""Counter-based noise: Philox words and Gumbel noise made of them, in plain torch.
+"""Counter-based noise: Philox words, and Gumbel noise made from them, in plain torch.
 
-The noise of a token depends on its key, token id, position, sample_index and prompt_index alone, so it is the same in any
-batch. Points of a sweep that have the same key share it. ``kernels`` computes the same on a CPU.
+The noise of a token depends only on its key, token id, position, sample_index and prompt_index, so it does not depend on the
+batch. Points of a sweep with equal keys share it. ``kernels`` computes the same on a CPU.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
 
 
 def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The high and low 32 bits of ``a * b``, by halves so that no product leaves int64."""
+    """The high and low 32 bits of ``a * b``, computed in halves so that no product overflows int64."""
     low = a * (b & 0xFFFF)
     high = a * (b >> 16) + (low >> 16)
     return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
@@ -43,8 +43,8 @@ def gumbel(vocab_size: int, *, key: Tensor, position: Tensor, sample_index: Tens
     """Gumbel noise of every token for every row: ``-log(-log u)`` with ``u = (word + 0.5) / 2**32``.
 
     Args:
-        vocab_size: how many tokens.
-        key: ``int64 [rows, 2]``, the low and high half of the noise key.
+        vocab_size: the number of tokens.
+        key: ``int64 [rows, 2]``, the low and the high half of the noise key.
         position, sample_index, prompt_index: ``int64 [rows]``.
 
     Returns:
@@ -58,27 +58,27 @@ def gumbel(vocab_size: int, *, key: Tensor, position: Tensor, sample_index: Tens
 
 
 def coin(*, key: Tensor, position: Tensor, sample_index: Tensor, prompt_index: Tensor, dtype: torch.dtype) -> Tensor:
-    """A number of each row uniform in (0, 1), from words that no token's noise uses: the fourth counter has its top bit set.
+    """One number per row, uniform in (0, 1), from words that no token's noise uses: the fourth counter has its top bit set.
 
     Args:
-        key, position, sample_index, prompt_index: as of `gumbel`.
-        dtype: of the result, ``[rows]``.
+        key, position, sample_index, prompt_index: as in `gumbel`.
+        dtype: the dtype of the result, ``[rows]``.
     """
     counter = torch.stack([torch.zeros_like(position), position, sample_index, prompt_index | 2**31], -1)
     return (philox(counter, key)[:, 0].to(dtype) + 0.5) / 2**32
 
 
 def noise_of(words: Tensor, dtype: torch.dtype) -> Tensor:
-    """``-log(-log u)`` with ``u = (word + 0.5) / 2**32``, finite and with all its digits in ``dtype``.
+    """``-log(-log u)`` with ``u = (word + 0.5) / 2**32``: finite, and accurate to all digits of ``dtype``.
 
     Args:
         words: ``int64``, each below 2**32.
-        dtype: float64, or float32, in which the greatest u would round to 1 and its noise be infinite.
+        dtype: float64, or float32, in which the largest u would round to 1 and its noise to infinity.
     """
     u = (words.to(dtype) + 0.5) / 2**32
     if dtype == torch.float64:
         return -torch.log(-torch.log(u))
-    below_one = ((2**32 - 1 - words).to(dtype) + 0.5) / 2**32  # 1 - u, which float32 holds where it does not hold u
+    below_one = ((2**32 - 1 - words).to(dtype) + 0.5) / 2**32  # 1 - u is exact in float32 where u is not
     return -torch.log(torch.where(words < 2**31, -torch.log(u), -torch.log1p(-below_one)))
 
 

@@ -1,4 +1,4 @@
-"""From logits to the next token: by the plain chain and the Gumbel-max trick in torch, by the kernel, or as nanoGPT draws."""
+"""From logits to the next token: by the plain chain and the Gumbel-max trick in torch, by the kernel, or as nanoGPT does."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:  # numba has no wheel for some platforms
     from ..kernels.runtime import Kernel
 
 _RECORDED = tuple((name, SAMPLERS[name].off) for name in ROW.names or () if name in SAMPLERS)
-"""The samplers in `ROW`, in its order, and what stands for None."""
+"""The samplers in `ROW`, in order, and the values that represent None."""
 
 
 def row_record(row: Row) -> tuple[Any, ...]:
-    """The `ROW` record of a row that has no token yet."""
+    """The `ROW` record of a row without tokens."""
     settings = [(getattr(row.sampling, name), off) for name, off in _RECORDED]
     return (
         0,
@@ -39,12 +39,12 @@ def row_record(row: Row) -> tuple[Any, ...]:
 _ADJUSTING = ("logit_bias", "penalties", "dry")
 _IN_ORDER = ("temperature", "top_k", "top_p", "min_p")
 _AFTER_TOP_K = ("typical_p", "top_p", "xtc", "mirostat")
-"""Steps after which the kernel cannot tell the k greatest that are left."""
+"""Steps after which the kernel no longer knows the k largest remaining logits."""
 
 
 @lru_cache(4096)
 def kernel_samples(sampling: Sampling) -> bool:
-    """Whether the kernel ``sample`` has every step that a row uses, in their order: adjustments first."""
+    """Whether the kernel ``sample`` has every step that a row uses, in the row's order; adjustments must come first."""
     declared, steps = samplers_of(type(sampling)), steps_of(type(sampling))
     active = active_steps(sampling)
     if any(declared[name].kernel is None for step in active for name in steps[step]):
@@ -74,12 +74,12 @@ def _kernel_steps(sampling: Sampling) -> int:
 def sample(logits: Tensor, records: npt.NDArray[Any], rows: Rows) -> None:
     """Sample the next token of every row, and write it and its statistics into its record.
 
-    The token is argmax(x + noise), where x is what `chain` makes of the logits; of a greedy row argmax(x).
+    The token is argmax(x + noise) for the logits x after `chain`; for a greedy row argmax(x).
 
     Args:
-        logits: ``[sequences, vocab_size]``, floating point; ``records["logits_row"]`` is the index of a row's.
+        logits: ``[sequences, vocab_size]``, floating point; ``records["logits_row"]`` is each row's index into them.
         records: `ROW` records.
-        rows: the settings of the rows, in the same order. ``survivors`` is written where one of them asks for logprobs.
+        rows: the settings of the rows, in the same order. ``survivors`` is written if a row requests logprobs.
     """
     device, precise = logits.device, precise_dtype(logits.device)
     own = logits[rows.integers(records["logits_row"].astype(np.int64))]
@@ -90,7 +90,7 @@ def sample(logits: Tensor, records: npt.NDArray[Any], rows: Rows) -> None:
     token = torch.where(greedy, x.argmax(-1), (x + noise).argmax(-1))
     of_token = token[:, None]
     found = torch.stack([
-        token.to(precise),  # exact: both dtypes hold every token id
+        token.to(precise),  # exact: both dtypes represent every token id
         logprobs.gather(-1, of_token)[:, 0],
         x.log_softmax(-1).gather(-1, of_token)[:, 0].masked_fill(greedy, 0.0),
         -summed(logprobs.exp() * logprobs)[:, 0],
@@ -108,9 +108,9 @@ def chained_probabilities(
     completion_ids: tuple[int, ...],
     dry_breakers: tuple[tuple[int, ...], ...],
 ) -> Tensor:
-    """The distribution ``[vocab_size]`` that `sample` draws from: a softmax of what `chain` makes of one row's logits.
+    """The distribution ``[vocab_size]`` that `sample` draws from: the softmax of one row's logits after `chain`.
 
-    Over both sides of XTC's coin; Mirostat's is that of the first token.
+    XTC's coin is averaged over; Mirostat is at its first token.
     """
     if 0 < (excludes := sampling.xtc_probability) < 1:
         never, always = (
@@ -132,13 +132,13 @@ def chained_probabilities(
 def sample_by_kernel(
     kernel: Kernel, logits: Tensor, rows: npt.NDArray[Any], order: npt.NDArray[np.int64], vocab_size: int
 ) -> None:
-    """`sample` by a kernel, for ``rows[order]``, in place.
+    """`sample` with a kernel, for ``rows[order]``, in place.
 
     Args:
-        kernel: ``sample`` in the dtype of ``logits``.
+        kernel: ``sample`` for the dtype of ``logits``.
         logits: ``[sequences, at least vocab_size]``.
-        rows: `ROW` records; their ``adjustments`` are the addresses of arrays that still live.
-        order: ``[rows]``, places in ``rows``; those with the same logits one after another.
+        rows: `ROW` records; their ``adjustments`` are addresses of arrays that must stay alive.
+        order: ``[rows]``, indices into ``rows``; rows with the same logits are adjacent.
         vocab_size: ids from here on are never sampled.
     """
     places = (-(-vocab_size // BLOCK) + 1) * BLOCK
@@ -151,13 +151,13 @@ def sample_by_kernel(
         rows=rows,
         order=order,
         chunk=max(1, len(order) // 32),
-        # ids, weights, logits, marks, the greatest of each block, noise words, keys, lengths of repetitions
+        # ids, weights, logits, marks, the maximum of each block, noise words, keys, lengths of repetitions
         scratch=36 * places + 4 * BLOCK + 8 * (longest + 1),
     )
 
 
 def stream_at(state: bytes) -> torch.Generator:
-    """A random stream that continues from the state of another.
+    """A random stream that continues from the saved state of another.
 
     Raises:
         RuntimeError: ``state`` is not the state of a torch generator.
@@ -168,15 +168,15 @@ def stream_at(state: bytes) -> torch.Generator:
 
 
 def nanogpt_sample(logits: Tensor, rows: Rows, generator: torch.Generator) -> tuple[int, float, int]:
-    """The next token as nanoGPT's ``generate`` draws it: top_k, a softmax over the whole vocabulary, ``multinomial``.
+    """Draw the next token as nanoGPT's ``generate`` does: top_k, a softmax over the vocabulary, ``multinomial``.
 
     Args:
-        logits: ``float32 [vocab_size]``; on the CPU, as the stream is: a seed means one text on any device.
-        rows: the row's settings; nanoGPT has temperature and top_k of them.
+        logits: ``float32 [vocab_size]``, on the CPU like the stream, so that a seed gives one text on any device.
+        rows: the row's settings, of which nanoGPT has temperature and top_k.
         generator: the stream that all samples draw from in turn.
 
     Returns:
-        The token, its log-probability under the distribution drawn from, and how many tokens that has.
+        The token, its log-probability under the distribution drawn from, and the number of tokens in that distribution.
     """
     x = chain(logits[None], rows, torch.float32)[0]
     if rows.sampling[0].temperature == 0:

@@ -29,21 +29,21 @@ NewStopMatcher = Callable[[tuple[str, ...]], Callable[[int], bool]]
 
 
 _GOES_ON = ""
-"""In place of a row's ``overflow`` where its context has room, or has no end."""
+"""Stands for ``overflow`` while a row's context has room or is unlimited."""
 
 
 def no_stop_strings(stops: tuple[str, ...]) -> Callable[[int], bool]:
-    """In place of a `NewStopMatcher` where no row has stop strings."""
+    """The `NewStopMatcher` for rows without stop strings."""
     raise ValueError(f"stop strings {stops} need an engine with a stop_matcher")
 
 
 @dataclass(slots=True, eq=False)
 class RunningRow:
-    """A row that is decoding. ``slot`` is its place in `Scheduler.records`; ``kernel_samples``: as of `sampler`.
+    """A row that is decoding. ``slot`` is its index in `Scheduler.records`; for ``kernel_samples`` see `sampler`.
 
-    ``sums`` holds a number of tokens; their summed logprob, sampler logprob and entropy in nats; and the state of the stream
-    after them. It is replaced as a whole, so that its parts agree whenever another thread or a signal handler reads it.
-    ``logprobs`` has a record for each of these tokens, and may have that of the next, where the row asks for them.
+    ``sums`` has the number of tokens; their summed logprob, sampler logprob and entropy in nats; and the state of the stream
+    after them. It is replaced atomically, so that it is consistent whenever another thread or a signal handler reads it.
+    ``logprobs`` has one record per token, and may already have that of the next, if the row requests them.
     """
 
     row: Row
@@ -79,7 +79,7 @@ class RunningRow:
 
     @property
     def prefix(self) -> Prefix:
-        """What the row has so far."""
+        """The row's tokens and sums so far."""
         n, logprob, sampler_logprob, entropy, state = self.sums
         return Prefix(
             token_ids=tuple(self.token_ids[:n]),
@@ -91,7 +91,7 @@ class RunningRow:
         )
 
     def completion(self, reason: FinishReason) -> Completion:
-        """The finished row."""
+        """The completion of the finished row."""
         n, logprob, sampler_logprob, entropy, _ = self.sums
         return Completion(
             row=self.row,
@@ -109,7 +109,7 @@ class SharedSequence:
     """Token ids that the model reads once for all ``rows``: ``length`` of them are in the cache, and ``pending`` come next.
 
     ``prompt`` is the prompt to add to the prefix cache once ``pending`` has been read; empty: none. ``previous`` is the token
-    before ``pending``, `NO_TOKEN` where these are the first.
+    before ``pending``, `NO_TOKEN` if there is none.
     """
 
     block_table: int
@@ -126,12 +126,12 @@ class Scheduler:
     Args:
         waiting: the rows to decode.
         cache: empty, with a block table for each of ``max_rows`` rows and ``max_cached_prompts`` prompts.
-        max_rows: rows that decode together at most.
+        max_rows: the maximum number of rows that decode together.
         max_cached_prompts: size of the prefix cache.
-        block_size: tokens in a full context.
-        extends_to: the most tokens in that of a row with ``overflow=extend``.
+        block_size: the number of tokens in a full context.
+        extends_to: the same for a row with ``overflow=extend``.
         vocab_size: token ids are below it.
-        stop_matcher: as of `Engine`.
+        stop_matcher: as in `Engine`.
         progress: updated after each step.
 
     Attributes:
@@ -163,9 +163,9 @@ class Scheduler:
         self.free_block_tables = list(range(max_rows + max_cached_prompts - 1, -1, -1))
         self.max_cached_prompts = max_cached_prompts
         self.prefix_cache: OrderedDict[tuple[int, ...], SharedSequence] = OrderedDict()
-        """Prompts read before, all but their last token, least recently used first."""
+        """Prompts read before, without their last token, least recently used first."""
         self._prefilling: dict[tuple[int, ...], int] = {}
-        """Ids that fill whole pages, and the block table of the sequence started in this step that reads them."""
+        """Ids that fill complete pages, and the block table of the sequence started in this step that reads them."""
 
     @property
     def busy(self) -> bool:
@@ -173,7 +173,7 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def requeue(self) -> None:
-        """Put the running rows back to the front of the queue, with what they have."""
+        """Return the running rows to the front of the queue, with their tokens so far."""
         for running in reversed(self.running.values()):
             stream = running.stream
             stream.rows.appendleft(running.row)
@@ -231,7 +231,7 @@ class Scheduler:
         return running
 
     def _window(self, running: RunningRow) -> tuple[int, ...]:
-        """The ids of a row that its next token depends on: all of them, or what a full context keeps."""
+        """The ids that the next token of a row depends on: all of them, or what a full context keeps."""
         row, new = running.row, len(running.token_ids)
         size, half = self.block_size, max(1, self.block_size // 2)
         length = len(row.prompt_ids) + new
@@ -245,7 +245,7 @@ class Scheduler:
         return (*row.prompt_ids, *running.token_ids)[-min(length, size) :]
 
     def _start_sequence(self, window: tuple[int, ...], running: RunningRow) -> SharedSequence:
-        """A sequence with pages for ``window``, without what the prefix cache or one started in this step has of it."""
+        """A sequence for ``window`` that reuses what the prefix cache or a sequence started in this step has of it."""
         block_table = self.free_block_tables.pop()
         row, new = running.row, len(running.token_ids)
         prompt = window if new == 0 else row.prompt_ids if len(window) == len(row.prompt_ids) + new else ()
@@ -310,14 +310,14 @@ class Scheduler:
         if sequence.prompt and sequence.prompt not in self.prefix_cache:
             if len(self.prefix_cache) == self.max_cached_prompts:
                 self._release(self.prefix_cache.popitem(last=False)[1].block_table)
-            # The last token is read again by the rows that start here later, as its logits are not kept.
+            # Rows that start here later read the last token again, because its logits are not kept.
             cached = SharedSequence(self.free_block_tables.pop(), len(sequence.prompt) - 1, [], [])
             self.cache.fork(sequence.block_table, cached.block_table, cached.length)
             self.prefix_cache[sequence.prompt] = cached
         sequence.prompt = ()
 
     def _finish(self, running: RunningRow) -> None:
-        """Free a finished row's slot, and let the next row of its stream wait at the front."""
+        """Free a finished row's slot, and queue the next row of its stream at the front."""
         most, got = running.row.sampling.max_new_tokens, len(running.token_ids)
         self.progress.tokens_total -= most - got
         self.progress.windows_total -= self._windows_read(running, most) - self._windows_read(running, got)
@@ -331,9 +331,10 @@ class Scheduler:
         return windows_read(running.row.sampling, len(running.row.prompt_ids), new_tokens, self.block_size)
 
     def _split(self, sequence: SharedSequence, groups: dict[tuple[int, str], list[RunningRow]]) -> list[SharedSequence]:
-        """A sequence for each group of rows that sampled the same token, which is pending on it.
+        """One sequence for each group of rows that sampled the same token, which is pending on it.
 
-        Positions move in a full context that drops tokens, so nothing of it that is cached holds: what it keeps is read again.
+        When a full context drops tokens, positions change and its cached keys are invalid, so the tokens it keeps are read
+        again.
         """
         going_on = [(token, rows) for (token, overflow), rows in groups.items() if overflow == _GOES_ON]
         tables = [sequence.block_table, *(self.free_block_tables.pop() for _ in going_on[1:])]
@@ -343,7 +344,7 @@ class Scheduler:
             self._release(sequence.block_table)
         split = [
             SharedSequence(block_table, sequence.length, [token], rows, previous=sequence.previous)
-            for block_table, (token, rows) in zip(tables, going_on, strict=False)  # where none goes on, the table is free
+            for block_table, (token, rows) in zip(tables, going_on, strict=False)  # if no row continues, the table is freed
         ]
         dropping = [rows for (_, overflow), rows in groups.items() if overflow != _GOES_ON]
         split += [SharedSequence(self.free_block_tables.pop(), 0, list(self._window(rows[0])), rows) for rows in dropping]
@@ -355,5 +356,5 @@ class Scheduler:
 
 
 def unfinished(waiting: WaitingQueue, running: dict[int, RunningRow]) -> list[tuple[Row, Prefix]]:
-    """The rows that have begun and not ended, each with what it has so far. It may be called at any moment."""
+    """The rows that have started and not ended, each with its tokens so far. It may be called at any moment."""
     return [(each.row, each.prefix) for each in running.values()] + waiting.begun()

@@ -1,19 +1,19 @@
-"""When a sample ends because it repeats itself. No torch: plans look at it, too."""
+"""End a sample because it repeats itself. No torch: plans use this, too."""
 
 from __future__ import annotations
 
 
 class Repetition:
-    """Whether the last tokens of a sample are the same period, of up to ``longest`` tokens, ``times`` times in a row.
+    """Whether the last tokens of a sample are one period of up to ``longest`` tokens, ``times`` times in a row.
 
-    It is called with each new token, as a stop matcher is.
+    It is called with each new token, like a stop matcher.
     """
 
     def __init__(self, longest: int, times: int) -> None:
         self._longest, self._times = longest, times
         self._ids: list[int] = []
         self._equal: list[int] = []
-        """For each period, how many of the last tokens are equal to those one period before."""
+        """For each period, how many of the last tokens equal the token one period earlier."""
 
     def __call__(self, token: int) -> bool:
         count = len(self._ids)

@@ -1,4 +1,4 @@
-"""The backend of this package: a model in torch, its `Engine`, and the facts that the rest of the program asks for."""
+"""This package's backend: a model in torch, its `Engine`, and the facts that a `Backend` states."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LIMITS = (
     "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "ATEN_CPU_CAPABILITY",
     "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR",
 )  # fmt: skip
-"""Environment variables that have libraries compute in another way than the processor would let them."""
+"""Environment variables that make libraries use other code than the processor allows."""
 
 
 class TorchBackend:
@@ -40,7 +40,7 @@ class TorchBackend:
 
     Args:
         loaded: the model, on its device and ready for inference.
-        max_rows: rows decoded together at most; None plans from memory.
+        max_rows: the maximum number of rows decoded together; None derives it from free memory.
     """
 
     def __init__(self, loaded: LoadedModel, max_rows: int | None) -> None:
@@ -96,7 +96,7 @@ class TorchBackend:
             raise
 
     def score(self, ids: Sequence[int], start: int, end: int) -> tuple[float, float]:
-        """As `Scorer.score`. A token is scored after at least half a context of those before it, where there are so many."""
+        """See `Scorer.score`. A token is scored with at least half a context before it, if the text has that much."""
         block_size = self.block_size or end
         stride = max(1, block_size // 2)
         logprob = entropy = 0.0
@@ -112,7 +112,7 @@ class TorchBackend:
         return logprob / (end - start), entropy / (end - start)
 
     def features(self, ids: Sequence[int]) -> list[float]:
-        """As `Featurizer.features`: the residual stream after the last block, normalised."""
+        """See `Featurizer.features`: the residual stream after the last block, normalised."""
         with torch.inference_mode():
             window = torch.tensor([ids[: self.block_size]], device=self.engine.device)
             positions = torch.arange(window.shape[-1], device=window.device)
@@ -123,7 +123,7 @@ class TorchBackend:
 
 
 class TorchBackends:
-    """Opens models in torch, those included whose weights come from elsewhere (`Ships`)."""
+    """Opens models in torch, including those whose weights were shipped (`Ships`)."""
 
     def __init__(self) -> None:
         self._received: dict[ModelSource, Checkpoint] = {}
@@ -159,7 +159,7 @@ class TorchBackends:
 
 @cache
 def _machine(device: torch.device) -> dict[str, object]:
-    """The kind of a machine, as far as it decides bits."""
+    """The kind of machine, as far as it determines bits."""
     if device.type == "cuda":
         return {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
     able = torch.cpu.get_capabilities()
@@ -174,7 +174,7 @@ def _machine(device: torch.device) -> dict[str, object]:
 
 
 def _kernels() -> str:
-    """What makes the machine code of the loops; ``torch`` where there is no numba, and no kernel."""
+    """The compiler of the kernels' machine code; ``torch`` if there is no numba and no kernel."""
     if not HAS_KERNELS:
         return "torch"
     from ..kernels.runtime import llvm_version  # late: it takes numba, which has no wheel for some platforms

@@ -1,4 +1,4 @@
-"""The rows that wait to be decoded. Those that draw from one random stream wait together, and run one after another."""
+"""The rows that wait to be decoded. Rows that draw from one random stream wait together, and run one after another."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .sampler import stream_at
 class Stream:
     """Rows that run one after another: a single row, or with ``rng=torch`` all that draw from one random stream.
 
-    ``prefix`` is what the first of ``rows`` has already.
+    ``prefix`` has the tokens that the first of ``rows`` has already.
     """
 
     rows: deque[Row]
@@ -26,10 +26,10 @@ class Stream:
 
 
 class WaitingQueue:
-    """The streams that wait, made from rows no earlier than they are asked for.
+    """The waiting streams, made from rows no earlier than needed.
 
     Args:
-        rows: the rows, in the order in which they start; those of one random stream come one after another.
+        rows: the rows in starting order; those of one random stream are adjacent.
         torch_stream: `Model.torch_stream`.
     """
 
@@ -43,20 +43,20 @@ class WaitingQueue:
         return bool(self._returned)
 
     def pop(self) -> Stream:
-        """Take the first stream; there must be one."""
+        """Remove and return the first stream; there must be one."""
         return self._returned.popleft()
 
     def push_front(self, stream: Stream) -> None:
-        """Make ``stream`` the first."""
+        """Insert ``stream`` at the front."""
         self._returned.appendleft(stream)
 
     def begun(self) -> list[tuple[Row, Prefix]]:
-        """The waiting rows that have a prefix, with it."""
+        """The waiting rows that have a prefix, with their prefixes."""
         return [(stream.rows[0], stream.prefix) for stream in self._returned if stream.prefix is not None]
 
 
 def _streams(rows: Iterable[Row], torch_stream: Callable[[int], torch.Generator]) -> Iterator[Stream]:
-    """A stream for each row; rows with ``rng=torch`` that differ in nothing but sample_index share one."""
+    """One stream per row; rows with ``rng=torch`` that differ only in sample_index share one."""
 
     def key(row: Row) -> object:
         return row if row.sampling.rng == "counter" else (row.sampling, row.noise_key, row.prompt_index, row.prompt_ids)
