@@ -112,7 +112,7 @@ def test_the_review_keeps_it_beside_the_points(
 
     status, _, err = reviewed()
     assert status == 2
-    assert "metric=mauve: needs a text to be near to; give one with --reference FILE:path" in err
+    assert "metric=mauve: needs a reference text; give one with --reference FILE:path" in err
     status, out, err = reviewed("--reference", "FILE:text.txt", "--model", "out")
     assert status == 0, err
     values = [row["mauve"] for row in json.loads(out)]

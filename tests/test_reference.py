@@ -216,7 +216,7 @@ def test_a_review_opens_nothing_that_the_results_name(
         path = results / "summary.csv"
         path.write_text(path.read_text().replace("shakespeare", row))
         assert reviewed(monkeypatch, lm, results, "--reference", f"FILE:{results.parent}/text.txt") == (2, [])
-        assert "to open this one add --model" in capsys.readouterr().err
+        assert "to open it, add --model" in capsys.readouterr().err
         path.write_text(path.read_text().replace(row, "shakespeare"))
     asked = ("--reference", f"FILE:{results.parent}/text.txt", "--model", "mine")
     assert reviewed(monkeypatch, lm, results, *asked) == (0, ["mine"])

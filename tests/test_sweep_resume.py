@@ -193,7 +193,7 @@ def test_a_vanished_model_leaves_finished_points_finished(run: Run, place: Path)
     (place / "two/ckpt.pt").rename(place / "away")
     ended = run(*sweep)
     assert ended.status == 0
-    assert ended.err.count("was finished earlier, and stays as it is; now its model cannot be loaded") == 2
+    assert ended.err.count("was finished earlier and stays as it is; its model cannot be loaded now") == 2
     assert table(place / "outputs/sweeps/n") == before
     for changed in (("seed=1,2,3",), ("seed=1,2", "sampling.num_samples=3"), ("seed=1,2", "start=a")):
         ended = run("-m", "model=resume", "model.out_dir=two", *SMALL[1:], *changed, "name=n")

@@ -1,1 +1,1 @@
-"""Points to outcomes: plans rows, hands them to an engine, passes samples to the store."""
+"""From points to outcomes: plan rows, run them through an executor, and pass samples to the store."""

@@ -1,4 +1,4 @@
-"""When finished samples go to disk: each point's take a sync, so they wait for one another where syncs would take the time."""
+"""Decide when to write finished samples: every point's file needs a sync, so where syncs are slow, samples are batched."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import time
 from collections.abc import Callable
 
 SHARE = 0.1
-"""Samples wait so long that flushing them is this share of the time, …"""
+"""Flushing takes about this share of the time, …"""
 SECONDS = 5.0
 SAMPLES = 10_000
-"""… but no longer than these seconds, nor until there are more of them. A kill costs them; another end of a run does not."""
+"""… but samples wait at most this many seconds, and at most this many wait. A kill loses them; any other end does not."""
 
 
 class FlushPace:
-    """Says when to flush: at once where the last flush took no time.
+    """Decides when to flush: at once if the last flush was fast.
 
     Args:
-        clock: seconds from anywhere, never going back.
+        clock: a monotonic clock in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -25,19 +25,19 @@ class FlushPace:
         self._held = 0
 
     def add(self) -> None:
-        """Count a sample that waits."""
+        """Count a waiting sample."""
         self._held += 1
 
     @property
     def due(self) -> bool:
-        """Whether it is time to flush."""
+        """Whether a flush is due."""
         return self._held >= SAMPLES or (self._held > 0 and self._clock() >= self._next)
 
     def begin(self) -> None:
-        """A flush begins."""
+        """Note that a flush begins."""
         self._began = self._clock()
 
     def end(self) -> None:
-        """It has ended: nothing waits."""
+        """Note that it has ended: no sample waits."""
         now = self._clock()
         self._held, self._next = 0, now + min(SECONDS, (now - self._began) * (1 / SHARE - 1))

@@ -1,4 +1,4 @@
-"""A job, what becomes of it, and what is known of both without its model: from the job itself and from what is on disk."""
+"""Jobs and their outcomes, and what is known of both without loading a model: from the job itself and from disk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """A point, and the run directory that its results belong in."""
+    """A point, and the run directory for its results."""
 
     point: Point
     directory: Path
@@ -34,7 +34,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """What became of a job: the row of its ``summary.csv``, or the error that it failed with."""
+    """The outcome of a job: the row of its ``summary.csv``, or the error that it failed with."""
 
     job: Job
     summary: Mapping[str, Any] | None = None
@@ -42,7 +42,7 @@ class Outcome:
 
 
 def work_ahead(groups: Mapping[Any, Sequence[Job]]) -> list[tuple[int, int]]:
-    """Rows, and tokens at most, that each group will make, as far as files say; none for the first, which is opened next."""
+    """The rows and the most tokens of each group, as far as files say; none for the first group, which is opened next."""
     prompts: dict[str, int] = {}
     ahead = [(0, 0)]
     for group in itertools.islice(groups.values(), 1, None):
@@ -66,21 +66,21 @@ def work_ahead(groups: Mapping[Any, Sequence[Job]]) -> list[tuple[int, int]]:
 
 
 def without_model(jobs: Iterable[Job], failure: Exception, executor: Executor) -> Iterator[Outcome]:
-    """The outcomes of jobs whose model cannot be loaded: those that were finished earlier stay so."""
+    """The outcomes of jobs whose model cannot be loaded; jobs that were finished earlier stay finished."""
     for job in jobs:
         try:
             summary = finished(job, executor)
         except (GptsweepError, OSError):
             summary = None
         if summary is not None:
-            log.warning("%s was finished earlier, and stays as it is; now its model cannot be loaded", job.directory)
+            log.warning("%s was finished earlier and stays as it is; its model cannot be loaded now", job.directory)
         yield Outcome(job, summary=summary, error=failure if summary is None else None)
 
 
 def finished(job: Job, executor: Executor) -> Mapping[str, Any] | None:
-    """The row of ``summary.csv`` of a job that needs no model, as its directory holds all of its samples; None of any other.
+    """The row of ``summary.csv`` of a job whose directory has all its samples, so that it needs no model; otherwise None.
 
-    Without the model there is no point_id to hold against the directory's; model, settings and prompts must be the same.
+    Without the model there is no point_id to compare with the directory's; model, settings and prompts must be equal instead.
     """
     directory, point = job.directory, job.point
     manifest = read_manifest(directory) or {}
@@ -90,7 +90,7 @@ def finished(job: Job, executor: Executor) -> Mapping[str, Any] | None:
     with PointWriter(directory, identity, logprobs=point.sampling.logprobs) as writer:
         samples = writer.samples()
         if point.sampling.overflow == AUTO and samples and samples[0].get("overflow") in OVERFLOWS:
-            # Only the model knows what it stands for.
+            # Only the model knows what `auto` resolves to.
             point = replace(point, sampling=replace(point.sampling, overflow=samples[0]["overflow"]))
         settings = wanted_settings(executor, point)
         known = {"model": model_of(point.model), "dtype": settings["dtype"], "device": settings["device"]}
@@ -111,12 +111,12 @@ def finished(job: Job, executor: Executor) -> Mapping[str, Any] | None:
 
 
 def disk_full(error: Exception) -> bool:
-    """Whether ``error`` says that nothing can be written any more."""
+    """Whether ``error`` means that nothing more can be written."""
     return isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def mendable(error: Exception, key: str, value: object) -> Exception:
-    """``error``, or where memory ran out, an error that says what to do."""
+    """Return ``error``; if memory ran out, an error that says what to do."""
     if not isinstance(error, MemoryError):
         return error
     what = "does not fit in memory, not even one row at a time; take a smaller model, dtype or sampling.max_new_tokens"

@@ -1,4 +1,4 @@
-"""What the files of a run say of it: settings in ``summary.csv`` and ``sweep.csv``, provenance in ``manifest.json``."""
+"""Descriptions of a run in its files: settings in ``summary.csv`` and ``sweep.csv``, provenance in ``manifest.json``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .rows import OpenModel, Task
 
 
 def settings_of(point: Point, *, dtype: str, device: str) -> dict[str, object]:
-    """The columns of ``summary.csv`` and ``sweep.csv`` that say what was asked for; ``dtype`` and ``device`` as resolved."""
+    """The settings columns of ``summary.csv`` and ``sweep.csv``; ``dtype`` and ``device`` are resolved."""
     model = point.model
     where: dict[str, dict[str, object]] = {
         "resume": {"out_dir": model.out_dir, "file": model.file},
@@ -33,7 +33,7 @@ def settings_of(point: Point, *, dtype: str, device: str) -> dict[str, object]:
 
 
 def deciding_settings(model: OpenModel, task: Task) -> dict[str, object]:
-    """What decides the tokens of a point, by the names a user types."""
+    """The settings that determine the tokens of a point, by the names users type."""
     point = task.point
     return {
         "model": point.model.name,
@@ -49,7 +49,7 @@ def deciding_settings(model: OpenModel, task: Task) -> dict[str, object]:
 
 
 def wanted_settings(executor: Executor, point: Point) -> dict[str, object]:
-    """`settings_of` a point whose model is not loaded."""
+    """`settings_of` for a point whose model is not loaded."""
     try:
         dtype, device = executor.resolve(point.device)
     except DeviceError:
@@ -58,7 +58,7 @@ def wanted_settings(executor: Executor, point: Point) -> dict[str, object]:
 
 
 def model_of(model: ModelSource) -> dict[str, object]:
-    """A model as ``manifest.json`` names it."""
+    """A model as ``manifest.json`` describes it."""
     other: dict[str, object] = {"file": model.file} if model.name == "resume" and model.file != NANOGPT_FILE else {}
     other |= {"step": model.step, "softcap": model.softcap} if model.name == "nanochat" else {}
     out_dir = model.out_dir if PLACE_KEYS.get(model.name) == "out_dir" else None
@@ -70,7 +70,7 @@ def _revision(model: ModelSource) -> dict[str, object]:
 
 
 def provenance(model: OpenModel, task: Task) -> dict[str, object]:
-    """Where a point's samples come from: what ``manifest.json`` says beside counts and hashes."""
+    """The provenance of a point's samples: the content of ``manifest.json`` apart from counts and hashes."""
     how = model.backend.provenance
     return {
         "promise": model.promise,

@@ -1,4 +1,4 @@
-"""MAUVE of the points of a sweep against its reference text: the features by a model, the rest by `analysis.mauve`."""
+"""MAUVE of a sweep's points against its reference text: a model computes features, `analysis.mauve` does the rest."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from .rows import OpenModel
 def mauve_metric(directory: Path, open_model: Callable[[], OpenModel], *, scored_the_text: bool = True) -> OwnMetric:
     """MAUVE against the reference text of ``directory`` as a metric of points, see `Sweep.scored`.
 
-    Texts are read from their first token, without the prompts that they continue. Empty ones are left out. Values are kept
-    with a hash of the pieces of the text and of what names the model.
+    Texts are read from their first token, without their prompts. Empty ones are left out. Values are cached with a hash of the
+    pieces of the text and of the model's identity.
 
     Args:
-        directory: of the sweep or run.
-        open_model: loads the model; called if there is something to compute.
-        scored_the_text: whether it is the model that scored the text; another one is named by itself.
+        directory: the sweep or run.
+        open_model: loads the model; called only if there is something to compute.
+        scored_the_text: whether this is the model that scored the text; another model is identified separately.
 
     Raises:
         ResultsError: there is no reference text.
         GptsweepError: as ``open_model``.
     """
     if (known := read_kept(directory)) is None:
-        raise ResultsError("metric", MAUVE.name, "needs a text to be near to; give one with --reference FILE:path")
+        raise ResultsError("metric", MAUVE.name, "needs a reference text; give one with --reference FILE:path")
     opened = cache(open_model)
     made_by = {name: known["wanted"].get(name) for name in ("weights", "tokenizer", "dtype")}
     if not scored_the_text:
@@ -57,11 +57,11 @@ def features_of(model: OpenModel, texts: Sequence[str]) -> list[list[float]]:
     """Features of texts that are not empty, ``[n, n_features]``.
 
     Raises:
-        PromptError: a text has a character that the model does not know.
-        ResultsError: the model's backend gives no features.
+        PromptError: a text has a character that is not in the model's vocabulary.
+        ResultsError: the model's backend computes no features.
     """
     if not isinstance(backend := model.backend, Featurizer):
-        raise ResultsError("metric", MAUVE.name, f"model={model.source.name} runs where no features of a text can be had")
+        raise ResultsError("metric", MAUVE.name, f"the backend of model={model.source.name} computes no features of texts")
     known: dict[str, list[float]] = {}
     for text in texts:
         if text not in known:

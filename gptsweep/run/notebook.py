@@ -1,4 +1,4 @@
-"""A progress bar in a notebook cell, for calls from Python; a terminal has `progress.Progress`."""
+"""A progress bar in a notebook cell, for calls from Python; on a terminal see `progress.Progress`."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from .executors import InFlight, OnStep
 from .meter import Meter
 
 SECONDS = 0.25
-"""The bar is drawn again so often at most; a call that is over sooner has none."""
+"""The minimum interval between redraws; a shorter call shows no bar."""
 
 
 def in_notebook() -> bool:
-    """Whether this is the kernel of a notebook, which shows what IPython displays."""
+    """Whether this process is a notebook's kernel, which shows what IPython displays."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return shell is not None and hasattr(shell, "kernel")
 
 
 class NotebookBar:
-    """Context manager that shows how far a run is, where that is a cell of a notebook.
+    """Context manager that shows a run's progress in a notebook cell.
 
     Args:
-        samples: how many there will be.
-        clock: seconds from anywhere, never going back.
+        samples: the total number of samples.
+        clock: a monotonic clock in seconds.
     """
 
     def __init__(self, samples: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -41,7 +41,7 @@ class NotebookBar:
 
     @property
     def on_step(self) -> OnStep | None:
-        """What is to be called after each step; None where nobody would see a bar."""
+        """The callback for each step; None outside of notebooks."""
         return self._step if in_notebook() else None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -49,7 +49,7 @@ class NotebookBar:
             self._show(self._meter.summary(self._clock()), None)
 
     def add_sample(self) -> None:
-        """Count a sample that is made."""
+        """Count a finished sample."""
         self._meter.rows_done += 1
 
     def _step(self, progress: BackendProgress, in_flight: InFlight) -> None:

@@ -1,4 +1,4 @@
-"""Points whose files are open: how many a process may hold, as each takes a file descriptor, and which are closed first."""
+"""Points with open files: limit their number, since each needs a file descriptor, and close the least recently used."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _OPEN_POINTS = 200
 
 
 class OpenPoints:
-    """The points of one model, each opened when it is needed.
+    """The points of one model, opened on demand.
 
     Args:
-        model: what samples them.
-        jobs: where the files of each belong; may grow.
+        model: the model that samples them.
+        jobs: the job of each task; may grow.
     """
 
     def __init__(self, model: OpenModel, jobs: Mapping[Task, Job]) -> None:
@@ -35,7 +35,7 @@ class OpenPoints:
         self._most = most_open_points()
 
     def writer(self, task: Task) -> PointWriter:
-        """The open writer of a task; the one longest unused is closed when there are many."""
+        """The open writer of a task; if many are open, the least recently used one is closed."""
         if task not in self._writers:
             if len(self._writers) >= self._most:
                 self._writers.popitem(last=False)[1].__exit__(None, None, None)
@@ -53,7 +53,7 @@ class OpenPoints:
         return self._writers[task]
 
     def add(self, task: Task, results: Iterable[Sample | MadeElsewhere]) -> None:
-        """Put samples on disk, and by what they were made, where that is not what the model's own are made by."""
+        """Write samples to disk, with their origin if it differs from that of the model in this process."""
         for made_by, some in itertools.groupby(results, lambda each: each.made_by if isinstance(each, MadeElsewhere) else None):
             self.writer(task).add(list(map(sample_of, some)), made_by)
 
@@ -68,12 +68,12 @@ class OpenPoints:
 
 
 def sample_of(result: Sample | MadeElsewhere) -> Sample:
-    """The sample that an executor yielded, wherever it was made."""
+    """The sample that an executor yielded, whatever its origin."""
     return result.sample if isinstance(result, MadeElsewhere) else result
 
 
 def most_open_points() -> int:
-    """How many points may be held open: a quarter of the files that this process may open, as it needs others, too."""
+    """The maximum number of open points: a quarter of this process's file descriptors, as others are needed, too."""
     if sys.platform == "win32":
         return _OPEN_POINTS
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]

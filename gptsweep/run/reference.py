@@ -1,10 +1,10 @@
-"""A text to hold samples against: cut into pieces as long as the samples, scored by the same model, measured the same way.
+"""A reference text to compare samples with: cut into pieces as long as the samples, and scored and measured the same way.
 
-The pieces and their scores are kept as ``reference.json`` beside the results, so that the model is loaded once.
+The pieces and their scores are saved as ``reference.json`` beside the results, so that the model is loaded only once.
 
-A run that sets ``reference`` scores the text when it is done, with its own model. A review opens a text only where its command
-line names one. What the results say of themselves (a text in ``.hydra/config.yaml``, the path of a model) may be a stranger's,
-and is not opened: of the models they name only those that have a name of ours are, and others the command line must name.
+A run that sets ``reference`` scores the text at its end, with its own model. A review opens only texts that its command line
+names. Paths in results (of a text in ``.hydra/config.yaml``, of a model) may be a stranger's and are never opened; of the
+models that results name, a review opens only the known ones, and the command line must name others.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ log = get_logger(__name__)
 
 
 def update_reference(directory: Path, sweep: Sweep, source: str, open_model: Callable[[], OpenModel]) -> Reference:
-    """The reference text ``source`` as these samples' model scores it; kept in ``directory``, and scored once.
+    """Score the reference text ``source`` with the model that made these samples, once; the result is saved in ``directory``.
 
     Args:
-        directory: where the results are, and ``reference.json`` goes.
-        sweep: what was read of them.
+        directory: the results, and the location of ``reference.json``.
+        sweep: the results as read.
         source: ``FILE:path``, from the command line or this run's own config.
         open_model: loads the model.
 
     Raises:
-        GptsweepError: the text cannot be read, there is no sample yet, or the model cannot be loaded, is not the one that made
-            the samples, or does not know the text's characters.
+        GptsweepError: the text cannot be read, there are no samples yet, or the model cannot be loaded, is not the one that
+            made the samples, or lacks a character of the text.
     """
     text = read_reference(source)
     if sweep.samples.empty:
-        raise ResultsError("reference", source, "there is no sample yet to hold it against")
+        raise ResultsError("reference", source, "there are no samples to compare it with yet")
     length = int(sweep.samples["completion_tokens"].median()) or 1
     pieces = min(MAX_PIECES, int(sweep.summary["num_samples"].max()))
     sha256 = hashlib.sha256(text.encode(errors="replace")).hexdigest()
@@ -60,7 +60,7 @@ def update_reference(directory: Path, sweep: Sweep, source: str, open_model: Cal
     kept = read_kept(directory)
     known = {name: maker.get(name) for name in ("weights", "tokenizer", "dtype")}
     if kept is None or kept["wanted"] != wanted | known:
-        log.info("measuring the reference text, %s", source)
+        log.info("scoring the reference text, %s", source)
         model = open_model()
         found = {"weights": model.fingerprint, "tokenizer": model.tokenizer.fingerprint, "dtype": model.dtype}
         for name in ("weights", "tokenizer"):
@@ -73,7 +73,7 @@ def update_reference(directory: Path, sweep: Sweep, source: str, open_model: Cal
 
 
 def score_own(directory: Path, source: str, open_model: Callable[[], OpenModel]) -> None:
-    """`update_reference` for a run's own config, when it is done; where it fails, that is said in the log."""
+    """`update_reference` at the end of a run, from its own config; errors are only logged."""
     try:
         reference = update_reference(directory, read_sweep(directory), source, open_model)
     except GptsweepError as error:
@@ -84,7 +84,7 @@ def score_own(directory: Path, source: str, open_model: Callable[[], OpenModel])
 
 
 def maker_of(directory: Path, sweep: Sweep) -> dict[str, Any]:
-    """What made the samples, as the first finished point's manifest says: ``model``, ``weights``, ``tokenizer``, ``dtype``."""
+    """The origin of the samples from the first finished point's manifest: ``model``, ``weights``, ``tokenizer``, ``dtype``."""
     done = sweep.summary.loc[sweep.summary["status"] == "complete", "directory"]
     for name in done.head(1):
         for place in (directory / str(name), directory):
@@ -94,35 +94,35 @@ def maker_of(directory: Path, sweep: Sweep) -> dict[str, Any]:
 
 
 def maker_name(sweep: Sweep, asked: str | None) -> tuple[str, str]:
-    """The model that made these samples and the dtype it had: ``asked``, a name as `gptsweep.load` takes it, or one of ours.
+    """The model that made these samples and its dtype. ``asked`` is a name for `gptsweep.load`; None: a known model's name.
 
     Raises:
-        ResultsError: the results name the path of a model, and none was asked for.
+        ResultsError: the results name the path of a model, and ``asked`` is None.
     """
     row = sweep.summary[sweep.summary["num_samples"] > 0].iloc[0]
     name, dtype = row.get("model"), row.get("dtype")
     if asked is None and (name not in MODELS or name in PLACE_KEYS):
         place = next((row[key] for key in ("out_dir", "path") if key in row and pd.notna(row[key])), "PATH")
-        raise ResultsError("model", name, f"a review opens no path that results name; to open this one add --model {place}")
+        raise ResultsError("model", name, f"a review does not open paths that results name; to open it, add --model {place}")
     return asked or str(name), str(dtype) if dtype in DTYPES else "auto"
 
 
 def score(model: OpenModel, text: str, *, length: int, pieces: int) -> list[dict[str, Any]]:
-    """Pieces of ``length`` tokens, evenly spread over the text, with the model's log-probability and entropy of them.
+    """Pieces of ``length`` tokens, evenly spread over the text, with the model's log-probabilities and entropies.
 
-    A token is scored after what precedes it in the text, as far as the model reads (at least half its ``block_size`` where
-    the text has it). Ids that the tokenizer does not have are left out of the distribution, as they are in sampling.
+    A token is scored given the text before it, as far as the model's context reaches (at least half the ``block_size``, if the
+    text has that much). Ids that the tokenizer lacks are left out of the distribution, as in sampling.
 
     Returns:
-        Records with the fields of a line of ``samples.jsonl`` that the metrics read.
+        Records with the fields of ``samples.jsonl`` that metrics read.
 
     Raises:
-        PromptError: the text has a character that the model does not know.
-        ResultsError: the text is too short, or the model's backend scores no text.
+        PromptError: the text has a character that is not in the model's vocabulary.
+        ResultsError: the text is too short, or the model's backend cannot score text.
     """
     backend = model.backend
     if not isinstance(backend, Scorer):
-        raise ResultsError("reference", text, f"model={model.source.name} runs where no text can be scored")
+        raise ResultsError("reference", text, f"the backend of model={model.source.name} cannot score text")
     ids = model.tokenizer.encode(text)
     if len(ids) < 2:
         raise ResultsError("reference", text, "is too short; give at least two tokens")
