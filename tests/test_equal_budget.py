@@ -215,7 +215,7 @@ def test_other_programs_get_the_table_and_the_sentence(sweep_dir: Path, capsys: 
     ("arguments", "said"),
     [
         (["--samplers"], "say what is best"),
-        (["--samplers", "--metric", "perplexity"], "say perplexity:min"),
+        (["--samplers", "--metric", "perplexity"], "use perplexity:min"),
         (["--samplers", "--metric", "perplexity:reference"], "no reference text"),
         (["--samplers", "--metric", "nothing:max"], "must be one of"),
         (["--samplers", "--metric", "diversity", "--by", "model"], "one family here, model=shakespeare"),
@@ -286,8 +286,8 @@ def test_a_sweep_ends_with_the_comparison_by_a_metric_of_ones_own_and_by_mauve(r
     [
         ("nowhere_at_all:vowels:max", "compare_samplers=nowhere_at_all:vowels: cannot be imported"),
         ("mauve:max", "give one with reference=FILE:path"),
-        ("mauve:reference", "say mauve:max"),
-        ("perplexity", "say perplexity:min"),
+        ("mauve:reference", "use mauve:max"),
+        ("perplexity", "use perplexity:min"),
         ("banana:max", "banana must be one of"),
         ("perplexity:reference", "give one with reference=FILE:path"),
         ("''", "must be METRIC:min"),

@@ -162,7 +162,7 @@ def test_a_directory_that_cannot_be_written_still_gets_its_table(
         (["--metric", "perplexty"], "must be one of perplexity"),
         (["--sort", "nothing"], "is not a column here"),
         (["--group", "colour"], "is not a setting here"),
-        (["--best", "perplexity"], "say perplexity:min, perplexity:max or perplexity:reference"),
+        (["--best", "perplexity"], "use perplexity:min, perplexity:max, perplexity:reference"),
         (["--diff", "99", "0"], "rows 0 to 8"),
         (["--diff", "temperature=0.7", "0"], "temperature has 0, 0.5, 1"),
         (["--diff", "colour=red", "0"], "not a setting"),
