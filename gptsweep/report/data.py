@@ -47,7 +47,7 @@ def page_data(
             {"name": name, "label": metric.label, "unit": metric.unit, "meaning": metric.meaning, "per": metric.per,
              "column": metric.field or name, "pooled": metric.pooled, "exponential": metric.exponential,
              "default": metric.default, "axis": metric.axis}
-            for name, metric in sweep.declared.items() if name in sweep.metrics
+            for name, metric in ((name, sweep.declared[name]) for name in sweep.metrics)
         ],
         "groups": {
             "at": [list(places) for places in zip(*(placed(groups[key], values[key]) for key in keys), strict=True)] or [[]],
