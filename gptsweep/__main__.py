@@ -186,7 +186,10 @@ def sweep_mode(config: DictConfig, overrides: list[str], typed: Sequence[str]) -
 
 
 def say_where(directory: str) -> None:
-    say(f"Results: {from_here(directory)}")
+    try:
+        say(f"Results: {from_here(directory)}")
+    except OSError as error:
+        raise Refused(error) from error  # Hydra logs other errors of a callback and ends with status 0
 
 
 def open_model_of(point: Point) -> OpenModel:
@@ -257,9 +260,6 @@ def main() -> int:
         begun = f", {counted(kept, 'unfinished sample')} kept" if kept else ""
         say(f"gptsweep: stopped{begun}; to go on: {command_line(arguments, name)}", error=True)
         return 128 + (stopped.signal_number if isinstance(stopped, Interrupted) else signal.SIGINT)
-    except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
-        drop(sys.stdout)
-        return 141
     except SweepError as failed:
         points: dict[str, list[str]] = {}
         for directory, error in failed.failures:
@@ -273,6 +273,9 @@ def main() -> int:
         return failed.exit_status
     except (Refused, Exception) as raised:
         error = raised.error if isinstance(raised, Refused) else raised
+        if isinstance(error, BrokenPipeError):  # the reader, such as `| head`, has closed the pipe
+            drop(sys.stdout)
+            return 141
         message = explain(error, arguments)
         if user_wants_traceback or message is None:
             raise error from error.__cause__

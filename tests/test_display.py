@@ -120,6 +120,7 @@ def test_a_review_is_readable_where_output_is_not_unicode(tmp_path: Path, encodi
         ("-m gptsweep.review sweep --no-report", ">&-"),
         ("-m gptsweep.review sweep --no-report", ">/dev/full"),
         ("-m gptsweep --help", ">/dev/full"),
+        ("-m gptsweep quiet=true sampling.num_samples=1 sampling.max_new_tokens=1", ">/dev/full"),
     ],
 )
 def test_a_closed_or_full_output_is_no_traceback(tmp_path: Path, arguments: str, redirections: str) -> None:
