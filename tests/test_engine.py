@@ -309,6 +309,13 @@ def test_rows_that_wait_start_in_order_and_take_the_place_of_finished_ones() -> 
     assert most <= 3
 
 
+def test_rows_that_finish_in_one_step_come_by_prompt_and_sample() -> None:
+    rows = [row((5, 1 + i % 2), sample_index=i // 2, top_k=2, max_new_tokens=4) for i in range(12)]
+    rows = [replace(each, prompt_index=i % 2) for i, each in enumerate(rows)]
+    order = [(c.row.prompt_index, c.row.sample_index) for c in engine_of().run(rows)]
+    assert order == list(itertools.product(range(2), range(6)))
+
+
 def test_rows_are_taken_only_when_there_is_room() -> None:
     taken = 0
 

@@ -270,7 +270,7 @@ class Scheduler:
         """Append the tokens in ``records`` to their rows, and set up the sequences of the next step.
 
         Returns:
-            The rows that finished.
+            The rows that finished, by prompt and sample: whoever watches reads them in this order.
         """
         columns = [self.records[name].tolist() for name in ("token", "logprob", "sampler_logprob", "entropy")]
         sampled = list(zip(*columns, strict=True))
@@ -298,7 +298,7 @@ class Scheduler:
             sequences += self._split(sequence, groups)
         self.sequences = sequences
         self.progress.rows_in_flight = len(self.running)
-        return finished
+        return sorted(finished, key=lambda each: (each.row.prompt_index, each.row.sample_index))
 
     def _mark_read(self, sequence: SharedSequence) -> None:
         """Count the pending tokens as read, and add a new prompt to the prefix cache."""
