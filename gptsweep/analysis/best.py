@@ -11,8 +11,12 @@ from ..errors import ResultsError
 from ..store.schema import SAMPLE_KEY
 from .columns import keys_of
 from .samplers import Aim
-from .stats import MIN_PAIRS, Floats, Ints, identities, noises, places_of, with_the_best
+from .stats import MIN_PAIRS, Floats, Ints, identities, noises, places_of
 from .sweep import Sweep
+from .with_the_best import with_the_best
+
+PLACES = 30
+"""Samples of each point that are compared at least, however many points there are; fewer leave most settings untold."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +52,10 @@ def verdicts(sweep: Sweep, rows: pd.DataFrame, aim: Aim) -> Verdicts:
     if aim.metric.per == "pair" and sweep.ratings:
         row_of = rows_of(rows)
         codes = np.array(list(row_of.values()), dtype=np.int64)
-        found = sweep.ratings.with_the_best(pd.Index(list(row_of)), codes, len(rows), -1 if aim.direction == "min" else 1)
+        found = sweep.ratings.with_the_best(pd.Index(list(row_of)), codes, len(rows), -1 if aim.direction == "min" else 1, best)
     else:
-        found = with_the_best(*paired(sweep.thinned(), rows, aim), aim.score)
-    unclear = found.independent[:, best] < MIN_PAIRS
+        found = with_the_best(*paired(sweep.thinned(PLACES), rows, aim), aim.score, best)
+    unclear = found.independent < MIN_PAIRS
     marks = np.where(unclear, "unclear", np.where(found.may_be_best, "alike", "differs")).tolist()
     marks[best] = "best"
     return Verdicts(aim, tuple(marks), found.low, found.high)

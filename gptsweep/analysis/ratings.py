@@ -15,7 +15,8 @@ from ..display import counted
 from ..errors import ResultsError
 from ..store.ratings import Rating
 from .preference import COVERAGE, Comparisons, Ranking, agreement, bradley_terry, win_rates
-from .stats import MIN_PAIRS, Floats, Ints, WithTheBest, among_the_best
+from .stats import MIN_PAIRS, Floats, Ints
+from .with_the_best import WithTheBest, among_the_best
 
 SCORES = {"left": 1.0, "right": 0.0, "tie": 0.5, "both_bad": 0.5}
 """The score of the left sample for each verdict; the right sample has 1 minus that."""
@@ -109,9 +110,9 @@ class Ratings:
         ranking = bradley_terry(self.between(labels, codes, settings)[0])
         return [[contrast(ranking, a, b) for b in range(settings)] for a in range(settings)]
 
-    def with_the_best(self, labels: pd.Index[Any], codes: Ints, settings: int, sign: int) -> WithTheBest:
-        """`stats.with_the_best` for preferences; ``sign`` is -1 if low is better."""
-        return preferred(bradley_terry(self.between(labels, codes, settings)[0]), sign)
+    def with_the_best(self, labels: pd.Index[Any], codes: Ints, settings: int, sign: int, asked: int) -> WithTheBest:
+        """`with_the_best.with_the_best` for preferences; ``sign`` is -1 if low is better."""
+        return preferred(bradley_terry(self.between(labels, codes, settings)[0]), asked, sign)
 
     def ranked(self, rows: pd.DataFrame) -> RankedSettings:
         """The settings of a `Sweep.group`, best first, without those that were not compared."""
@@ -133,8 +134,8 @@ class Ratings:
             preference_high=ranking.preference_interval[1],
         )  # fmt: skip
         table = table[found.met].sort_values("strength", ascending=False, kind="stable")
-        best = preferred(ranking)
-        known = best.independent[table.index[0]] >= MIN_PAIRS
+        best = preferred(ranking, int(table.index[0]) if len(table) else 0)
+        known = best.independent >= MIN_PAIRS
         alike = [at != table.index[0] and bool(best.may_be_best[at] or not known[at]) for at in table.index]
         unit = "prompts" if compared["prompt"].nunique() >= MIN_PAIRS else "samples"
         return RankedSettings(table.assign(alike=alike), found.clusters, unit)
@@ -173,14 +174,14 @@ class RankedSettings:
     unit: str
 
 
-def preferred(ranking: Ranking, sign: int = 1) -> WithTheBest:
-    """`stats.with_the_best` from the model of the ratings, with Bonferroni critical values."""
+def preferred(ranking: Ranking, asked: int, sign: int = 1) -> WithTheBest:
+    """`with_the_best.with_the_best` from the model of the ratings, with Bonferroni critical values."""
     met, clusters, size = ranking.comparisons.met, ranking.comparisons.clusters, ranking.comparisons.settings
     both = np.outer(met, met) & ~np.eye(size, dtype=bool)
     known = both & (clusters >= MIN_PAIRS)
     ahead = np.where(known, sign * (ranking.preference[None, :] - ranking.preference[:, None]), np.nan)
     limit = np.full(size, stdtrit(max(1, clusters - 1), 1 - (1 - COVERAGE) / max(1, int(met.sum()) - 1)))
-    return among_the_best(ahead, ranking.difference_errors, limit, np.where(both, clusters, 0))
+    return among_the_best(ahead, ranking.difference_errors, limit, np.where(both[asked], clusters, 0))
 
 
 def contrast(ranking: Ranking, a: int, b: int) -> dict[str, Any]:

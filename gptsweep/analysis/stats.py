@@ -17,23 +17,14 @@ and for exp(-R) it is exp(-R) * se(R), by the delta method. Intervals of a diffe
 replacement and take percentiles (Efron and Tibshirani 1993, An Introduction to the Bootstrap, 13.3; Field and Welsh 2007,
 Bootstrapping Clustered Data).
 
-Finding which of many settings may be the best is a multiple comparison with the best (Edwards and Hsu 1983, Multiple
-Comparisons with the Best Treatment; Hsu 1996, Multiple Comparisons). For setting i, divide its difference from each other
-setting j by the standard deviation s_ij. The critical value d_i is the 95 % quantile, over bootstrap resamples without true
-differences, of the largest of these (max-T, Westfall and Young 1993, Resampling-Based Multiple Testing), widened for few
-clusters by the ratio of Student's t to the normal quantile. With 95 % simultaneous confidence
-
-    the best is among S = {i: no j has score_j - score_i > d_i s_ij}, and the best setting but i is ahead of i by at most
-    max over j in S of score_j - score_i + d_j s_ij, at least by min(0, max over j of score_j - score_i - d_i s_ij)
-
 These are pure functions on the frames of `frames.read_sweep`; `sweep.Sweep.group` and `.compare` call them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -306,75 +297,3 @@ def critical(most: Floats, clusters: int) -> float:
         clusters: how many clusters the samples come from.
     """
     return student(float(np.quantile(most, 1 - BY_CHANCE)), clusters - 1)
-
-
-class WithTheBest(NamedTuple):
-    """How settings compare with the best one, simultaneously for all of them.
-
-    ``may_be_best`` [settings]; ``low`` and ``high`` [settings] bound how far the best of the others is ahead, in scores; NaN
-    if there are too few pairs. ``independent`` [settings, settings] is the number of independent pairs of two settings.
-    """
-
-    may_be_best: Mask
-    low: Floats
-    high: Floats
-    independent: Ints
-
-
-def with_the_best(num: Floats, den: Floats, clusters: Ints, score: Callable[[Floats], Floats]) -> WithTheBest:
-    """Multiple comparisons with the best; see the docstring of this module. Two settings are compared where both have a value.
-
-    Args:
-        num, den: [settings, pairs]; two settings form a pair in each column; ``den`` is 0 where a setting has no value.
-        clusters: [pairs], equal for pairs that are not independent.
-        score: maps sum(num) / sum(den) to scores; higher is better.
-    """
-    size = len(num)
-    masks, kind = np.unique(den > 0, axis=0, return_inverse=True)
-    kind = kind.reshape(-1)
-    drawn = resampled(min(len(np.unique(clusters)), MAX_BLOCKS)).T
-
-    def scored(num: Floats, den: Floats) -> tuple[Floats, Floats, Ints]:
-        """Scores of rows of pairs [rows], their resamples [rows, RESAMPLES], and the number of clusters with a value [rows]."""
-        parts = summed(np.stack([num, den]), clusters)
-        independent = (parts[1] > 0).sum(axis=-1)
-        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            whole, again = score(parts[0].sum(axis=-1) / parts[1].sum(axis=-1)), in_blocks(parts) @ drawn
-            return whole, score(again[0] / again[1]), independent
-
-    ahead, spread = np.full((size, size), np.nan), np.full((size, size), np.nan)
-    independent, limit = np.zeros((size, size), dtype=np.int64), np.zeros(size)
-    for number, mask in enumerate(masks):
-        theirs, theirs_again, shared = scored(num * mask, den * mask)
-        for i in np.flatnonzero(kind == number):
-            own, own_again, _ = scored(num[i] * masks, den[i] * masks)  # restricted to pairs where the other has a value, too
-            moved = theirs_again - own_again[kind]
-            known = shared >= MIN_PAIRS
-            known[i] = False
-            independent[i] = shared
-            if not known.any():
-                continue
-            ahead[i, known] = (theirs - own[kind])[known]
-            moved = moved[known] - np.nanmean(moved[known], axis=1, keepdims=True)
-            wider = np.sqrt(shared[known] / (shared[known] - 1))
-            spread[i, known] = np.nanstd(moved, axis=1) * wider
-            standard = moved[some := spread[i, known] > 0] / np.nanstd(moved, axis=1, keepdims=True)[some]
-            limit[i] = critical(np.nan_to_num(standard, nan=-np.inf).max(axis=0, initial=0.0), int(shared[known].min()))
-    return among_the_best(ahead, spread, limit, independent)
-
-
-def among_the_best(ahead: Floats, spread: Floats, limit: Floats, independent: Ints) -> WithTheBest:
-    """Compute the intervals defined in the docstring of this module.
-
-    Args:
-        ahead, spread: [settings, settings], how far j is ahead of i, and the standard deviation of that; NaN where unknown.
-        limit: [settings], the critical values.
-        independent: as in `WithTheBest`.
-    """
-    known = ~np.isnan(ahead)
-    least = 1e-9 * float(np.abs(ahead[known]).max(initial=0.0))  # a difference within rounding does not count
-    lead = np.where(known, ahead - limit[:, None] * spread, -np.inf).max(axis=1, initial=-np.inf)
-    some = known.any(axis=1)
-    may = some & (lead <= least)
-    behind = np.where(known & may, ahead + limit * spread, -np.inf).max(axis=1, initial=0.0)
-    return WithTheBest(may, np.where(some, np.minimum(0.0, lead), np.nan), np.where(some, behind, np.nan), independent)

@@ -314,15 +314,15 @@ class Sweep:
         summary = self.summary[chosen]
         return replace(self, summary=summary, samples=self.samples[self.samples["point"].isin(summary.index)])
 
-    def thinned(self) -> Sweep:
-        """Return the sweep with as many samples as fit on a page, the same ones for every point."""
+    def thinned(self, least: int = 1) -> Sweep:
+        """Return the sweep with as many samples as fit on a page: the same for every point, at least ``least`` of each."""
         samples = self.samples
         size = samples["completion"].str.len().sum()
         share = min(1.0, MAX_SAMPLES / max(1, len(samples)), MAX_TEXT / max(1, size))
         if share == 1.0:
             return self
         places = samples.groupby(["sample_index", "prompt_index", "seed"], sort=True).ngroup()
-        kept = max(1, int((places.max() + 1) * share))
+        kept = min(int(places.max()) + 1, max(least, int((places.max() + 1) * share)))
         chosen = np.linspace(0, int(places.max()), kept).round().astype(int)
         return replace(self, samples=samples[places.isin(chosen)])
 
