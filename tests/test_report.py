@@ -344,13 +344,21 @@ def test_the_page_has_the_means_of_the_review_whatever_is_left_open(browser: Any
     for temperature, top_k, words, seed in itertools.product((0.2, 0.9), (5, 50), (10, 60), (1, 2)):
         samples = made_samples(temperature=temperature, top_k=top_k, seed=seed, words=words, num_samples=3)
         write_point(root / f"{temperature} {top_k} {words} {seed}", samples)
-    table = read_sweep(root).group(["temperature", "top_k"])
-    with Visit(browser, write_report(root), "#x=temperature&y=top_k") as seen:
+    sweep = read_sweep(root)
+    table, base = sweep.group(["temperature", "top_k"]), {"temperature": 0.2, "top_k": 5, "max_new_tokens": 10}
+    with Visit(browser, write_report(root), "#x=temperature&y=top_k&base=0") as seen:
         for row in table.to_dict("records"):
             cell = seen.locator(f'.heat button[aria-label^="temperature {row["temperature"]:g}, top_k {row["top_k"]}:"]')
             mean, error, n = re.findall(r"([\d.]+) ± ([\d.]+), n = (\d+)", cell.get_attribute("aria-label"))[0]
             assert (float(mean), float(error)) == pytest.approx((row["perplexity"], row["perplexity_se"]), rel=5e-3, abs=6e-3)
             assert int(n) == row["perplexity_n"] == 12
+            cell.hover()
+            told = sweep.compare(base, {key: row[key] for key in ("temperature", "top_k")}).loc["perplexity"]
+            shown = re.findall(r"; ([≈?]?) ?\+?(\S+) \[(\S+), (\S+)\] from the baseline", seen.locator("#read").inner_text())[0]
+            assert shown[0] == ("?" if told["reason"] else "" if told["differs"] else "≈")
+            assert [read_number(each) for each in shown[1:]] == pytest.approx(
+                [told["difference"], told["low"], told["high"]], rel=0.006, abs=0.006
+            )
 
 
 @pytest.mark.parametrize("goal", [2000.0, 0.001])
@@ -542,8 +550,12 @@ def of_many_points(data: dict[str, Any], across: int, *, up: int | None) -> dict
 
 def test_of_thousands_of_points_a_page_draws_a_part_and_turns_its_pages(browser: Any, sweep_dir: Path, tmp_path: Path) -> None:
     data = report_data.page_data(read_sweep(sweep_dir), "many")
-    (tmp_path / "grid.html").write_text(page(of_many_points(data, 30, up=44)))
+    (tmp_path / "grid.html").write_text(page(of_many_points(data, 30, up=44) | {"total": 100_000}))
     with Visit(browser, tmp_path / "grid.html", "#all=1&row=399&base=401") as seen:  # not all at once, though a link asks
+        held = len(data["samples"]["text"])
+        assert f"100,000 samples ({held} of them on this page)" in seen.locator("#facts").inner_text()
+        assert f"holds {held} of 100,000 samples" in (lead := seen.locator("#samples-lead").inner_text())
+        assert "of every point the same: prompt 0, seed 1, sample 0; " in lead
         rows = seen.locator(".points tbody tr")
         assert rows.count() == 200
         assert rows.nth(1).locator("th").inner_text() == "0.04"

@@ -45,6 +45,7 @@ function drawHeat(rows) {
   const means = [...cells.values()].flatMap((row) => [...row.values()]).filter((cell) => cell.found).map((cell) => cell.found.mean);
   const low = least(means), high = most(means);
   const logarithmic = widely(state.metric, low, high);
+  const wide = xs.length;
   const share = (v) => (high === low ? 0.5 : logarithmic ? Math.log(v / low) / Math.log(high / low) : (v - low) / (high - low));
   const row = (y) => el("tr", {}, el("th", { scope: "row", title: ky.labels[y] }, brief(state.y, y, 14)), xs.map((x) => {
     const { inside, found } = cells.get(y).get(x);
@@ -58,9 +59,9 @@ function drawHeat(rows) {
       "aria-label": name + (based ? `, ${inside.length > 1 ? "with " : ""}the baseline` : "") + (state.columns.includes(one) ? ", shown among the samples" : ""),
       style: found ? { background: heatColour(part), color: part < 0.5 ? "var(--on-low)" : "var(--on-high)" } : {},
       onmouseenter: say, onfocus: say, onclick: () => toggle(one),
-    }, found ? showOf(state.metric, found.mean) : "–", badge(one)));
+    }, wide > 16 ? "" : found ? showOf(state.metric, found.mean) : "–", badge(one)));
   }));
-  const wide = xs.length, every12 = Math.ceil(wide / 12);
+  const every12 = Math.ceil(wide / 12);
   const table = el("table", { class: "heat" + (wide > 16 ? " tiny" : wide > 10 ? " dense" : "") },
     el("caption", { class: "visually-hidden" }, `${settingName(state.metric)} by ${kx.name} and ${ky.name}`),
     el("thead", {}, el("tr", {}, el("td", { class: "corner" }, ""), xs.map((x, at) => el("th", { scope: "col", title: kx.labels[x] }, at % every12 ? el("span", { class: "visually-hidden" }, kx.labels[x]) : brief(state.x, x, 12))))),
@@ -164,10 +165,10 @@ function drawScatter(scattered, W) {
     dots.map(({ g, px, py }) => {
       const cx = x.of(px.mean), cy = y.of(py.mean), colour = colourOf(g);
       const text = () => `${groupName(g)}: ${settingName(mx)} ${spoken(mx, px)}; ${settingName(my)} ${spoken(my, py)}`;
-      return el("g", {},
+      return [
         dots.length <= 150 && px.error && el("line", { class: "bar1", stroke: colour, x1: x.of(px.mean - px.error), x2: x.of(px.mean + px.error), y1: cy, y2: cy }),
         dots.length <= 150 && py.error && el("line", { class: "bar1", stroke: colour, x1: cx, x2: cx, y1: y.of(py.mean - py.error), y2: y.of(py.mean + py.error) }),
-        mark(lineOf(g), cx, cy, dots.length <= 300 ? 5 : 3, { class: "dot", fill: colour, onmouseenter: () => read(text() + fromBaseline(my, [g])), onclick: () => toggle(g) }, dots.length <= 300 && el("title", {}, text())));
+        mark(lineOf(g), cx, cy, dots.length <= 300 ? 5 : 3, { class: "dot", fill: colour, onmouseenter: () => read(text() + fromBaseline(my, [g])), onclick: () => toggle(g) }, dots.length <= 300 && el("title", {}, text()))];
     }),
     dots.map(({ g, px, py }) => ring(g, x.of(px.mean), y.of(py.mean))),
     [...paths.values()].length <= 14 && two ? apart([...paths.values()].map((line) => ({ line, y: y.of(line[line.length - 1].py.mean) })), 14, box.top, box.bottom).map(({ line, y: at }) =>

@@ -25,37 +25,43 @@ function measured(name, i) {
   if (value === null) return [0, 0];
   return pooled ? [value * tokens, tokens] : [value, 1];
 }
-/** Pairs of points g and base that share prompt, seed and number: numerator and weight of both, all 0 where one has no value. */
-function pairsOf(name, g, base) {
-  const found = [];
+/** Pairs of some points and the base that share prompt, seed and number (of a metric per point, the seed), those of one draw
+    summed: numerator and weight of both sides, and how many pairs they are; all 0 where one side has no value. */
+function pairsOf(name, inside, base) {
+  const add = (sums, mine, theirs) => { if (mine[1] && theirs[1]) [...mine, ...theirs, 1].forEach((part, k) => { sums[k] += part; }); };
   if (values[name].seeds) {
-    const theirs = new Map(values[name].seeds[base]);
-    for (const [seed, mine] of values[name].seeds[g])
-      if (mine !== null && (theirs.get(seed) ?? null) !== null) found.push([mine, 1, theirs.get(seed), 1]);
-    return found;
+    const theirs = new Map(values[name].seeds[base]), found = new Map();
+    for (const [seed, mine] of inside.flatMap((g) => values[name].seeds[g])) {
+      if (mine === null || (theirs.get(seed) ?? null) === null) continue;
+      if (!found.has(seed)) found.set(seed, [0, 0, 0, 0, 0]);
+      add(found.get(seed), [mine, 1], [theirs.get(seed), 1]);
+    }
+    return [...found.values()];
   }
+  const found = [];
   for (const place of places) {
-    const i = sampleAt(g, place), j = sampleAt(base, place);
-    if (i === undefined || j === undefined) continue;
-    const pair = [...measured(name, i), ...measured(name, j)];
-    found.push(pair[1] && pair[3] ? pair : [0, 0, 0, 0]);
+    const j = sampleAt(base, place), there = inside.map((g) => sampleAt(g, place)).filter((i) => i !== undefined);
+    if (j === undefined || !there.length) continue;
+    const sums = [0, 0, 0, 0, 0];
+    for (const i of there) add(sums, measured(name, i), measured(name, j));
+    found.push(sums);
   }
   return found;
 }
-/** The difference of a metric between point g and the base: its value, its 95 % interval, whether that leaves out 0 (null where
-    there are too few pairs to say), and the number of pairs. */
-function compare(name, g, base) {
+/** The difference of a metric between some points and the base: its value, its 95 % interval, whether that leaves out 0 (null
+    where there are too few pairs to say), and the number of pairs. */
+function compare(name, inside, base) {
   if (byName[name].per === "pair") { // by a model of all settings together, computed before
-    const [difference, low, high, pairs, differs] = (data.contrasts || {})[`${base}/${g}`] || [null, null, null, 0, null];
+    const [difference, low, high, pairs, differs] = (inside.length === 1 && (data.contrasts || {})[`${base}/${inside[0]}`]) || [null, null, null, 0, null];
     return { difference, low, high, pairs, differs };
   }
-  const pairs = pairsOf(name, g, base), have = pairs.filter((pair) => pair[1]).length;
-  if (!have) return { differs: null, pairs: 0 };
+  const pairs = pairsOf(name, inside, base), independent = pairs.filter((pair) => pair[1]).length;
+  if (!independent) return { differs: null, pairs: 0 };
   const n = Math.min(pairs.length, MAX_BLOCKS), blocks = new Float64Array(4 * n);
-  pairs.forEach((pair, i) => pair.forEach((part, k) => { blocks[4 * (i % MAX_BLOCKS) + k] += part; }));
+  pairs.forEach((pair, i) => pair.slice(0, 4).forEach((part, k) => { blocks[4 * (i % MAX_BLOCKS) + k] += part; }));
   const value = (num, den) => (byName[name].exponential ? Math.exp(-num / den) : num / den);
   const difference = ([a, b, c, d]) => value(a, b) - value(c, d);
-  const all = [0, 1, 2, 3].map((k) => pairs.reduce((sum, pair) => sum + pair[k], 0)), rows = draws(n), again = [];
+  const all = [0, 1, 2, 3, 4].map((k) => pairs.reduce((sum, pair) => sum + pair[k], 0)), rows = draws(n), again = [];
   for (let r = 0; r < RESAMPLES; r++) {
     const sums = [0, 0, 0, 0];
     for (let i = r * n; i < (r + 1) * n; i++) for (let k = 0; k < 4; k++) sums[k] += blocks[4 * rows[i] + k];
@@ -64,7 +70,7 @@ function compare(name, g, base) {
   again.sort((p, q) => p - q);
   const quantile = (share) => { const at = share * (again.length - 1), low = Math.floor(at); return again[low] + (at - low) * ((again[low + 1] ?? again[low]) - again[low]); };
   const [low, high] = [quantile(0.025), quantile(0.975)];
-  return { difference: difference(all), low, high, pairs: have, differs: have < data.min_pairs ? null : low > 0 || high < 0 };
+  return { difference: difference(all), low, high, pairs: all[4], differs: independent < data.min_pairs ? null : low > 0 || high < 0 };
 }
 /** How many of the comparisons in the table to expect to differ where nothing does. */
 function byChance(names, shown) {
@@ -72,14 +78,15 @@ function byChance(names, shown) {
   return `of ${plural(compared, "comparison")} ${show(compared * data.by_chance)} would differ by chance alone`;
 }
 const verdicts = new Map();
-function against(name, g, base) {
-  const id = `${name}/${g}/${base}`;
-  if (!verdicts.has(id)) verdicts.set(id, compare(name, g, base));
+/** `compare` of one point or some. */
+function against(name, points, base) {
+  const inside = [points].flat(), id = `${name}/${inside}/${base}`;
+  if (!verdicts.has(id)) verdicts.set(id, compare(name, inside, base));
   return verdicts.get(id);
 }
-/** How far a mark of the charts lies from the baseline, where it is of one point. */
+/** How far a mark of the charts lies from the baseline. */
 function fromBaseline(name, inside) {
-  if (typeof state.base !== "number" || inside.length !== 1 || inside[0] === state.base) return "";
-  const { difference, low, high, pairs, differs } = against(name, inside[0], state.base);
+  if (typeof state.base !== "number" || String(inside) === String(state.base)) return "";
+  const { difference, low, high, pairs, differs } = against(name, inside, state.base);
   return !pairs || low === null ? "" : `; ${differs === null ? "? " : differs ? "" : "≈ "}${signed(name, difference)} [${showLike(name, low, difference)}, ${showLike(name, high, difference)}] from the baseline`;
 }

@@ -3,11 +3,11 @@
 function drawHead() {
   const { facts } = data, bold = (text) => el("b", {}, text);
   fill($("title"), data.title);
-  const bits = [bold(plural(facts.points, "point")), bold(plural(data.total, "sample")), plural(facts.tokens, "token")];
+  const bits = [bold(plural(facts.points, "point")), [bold(plural(data.total, "sample")), samples.text.length < data.total ? ` (${samples.text.length.toLocaleString("en")} of them on this page)` : ""], plural(facts.tokens, "token")];
   if (facts.seeds > 1) bits.push(plural(facts.seeds, "seed"));
   if (facts.prompts > 1) bits.push(plural(facts.prompts, "prompt"));
   if (facts.models.length) bits.push(facts.models.join(", "));
-  fill($("facts"), bits.flatMap((bit, i) => (i ? [" · ", bit] : [bit])));
+  fill($("facts"), bits.flatMap((bit, i) => (i ? [" · ", bit] : [bit]).flat()));
   const open = ["partial", "failed", "missing"].filter((status) => facts.statuses[status]);
   const lines = [...data.problems];
   if (open.length || lines.length) {

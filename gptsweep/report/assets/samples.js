@@ -80,6 +80,12 @@ function move(step) {
   update({ at: found[to] }, drawMatrix, drawSamples);
 }
 
+/** Which samples of each point the page holds, the first of them by name. */
+function heldPlaces() {
+  const named = places.slice(0, 3).map(({ prompt, seed, index }) => `prompt ${prompt}, seed ${seed}, sample ${index}`);
+  return named.join("; ") + (places.length > 3 ? `; and ${plural(places.length - 3, "more", "more")}` : "");
+}
+
 function drawSampleControls() {
   const search = el("input", { type: "search", id: "find", placeholder: "words to find", value: state.find, "aria-label": "Filter samples by text", spellcheck: "false",
     oninput: (event) => {
@@ -100,7 +106,7 @@ function drawSampleControls() {
   $("samples-lead").textContent = (count > 1
     ? "The same prompt, seed and number at different points, side by side. They share their random numbers, so where the text parts ways is where the setting made a difference."
     : "One sample at a time.")
-    + (shownCount < data.total ? ` This page holds ${shownCount.toLocaleString("en")} of ${data.total.toLocaleString("en")} samples: the same ones at every point, evenly chosen. Means and errors above are over all of them.` : "");
+    + (shownCount < data.total ? ` This page holds ${shownCount.toLocaleString("en")} of ${data.total.toLocaleString("en")} samples, evenly chosen, of every point the same: ${heldPlaces()}. Means and errors above are over all samples; intervals over pairs are over those on the page.` : "");
 }
 
 function drawSamples() {
