@@ -194,7 +194,7 @@ def test_groups_and_comparisons_have_the_preference(sweep_dir: Path, files: list
     assert 0 < row["low"] < row["difference"] < row["high"]
     change = sweep.effect("temperature").loc["preference", "difference"]
     assert change == pytest.approx(table.loc[1.0, "preference"] - row["a"])
-    with pytest.raises(ResultsError, match="of settings that raters compared"):
+    with pytest.raises(ResultsError, match="families of samplers have no value"):
         sweep.compare_samplers("preference")
 
 
