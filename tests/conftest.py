@@ -19,6 +19,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from sweeps import composing, run  # noqa: F401  the fixtures
+from table_sweeps import whole  # noqa: F401  a fixture
 from torch import Tensor
 from visit import browser  # noqa: F401  a fixture
 
@@ -39,8 +40,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     A file or a test that is named runs in one, which starts faster and stops in a debugger; ``-n`` decides otherwise.
     """
     option = config.option
-    whole = config.args == config.getini("testpaths") and "PYTEST_XDIST_WORKER" not in os.environ
-    if whole and not option.usepdb and getattr(option, "numprocesses", 0) is None:
+    suite = config.args == config.getini("testpaths") and "PYTEST_XDIST_WORKER" not in os.environ
+    if suite and not option.usepdb and getattr(option, "numprocesses", 0) is None:
         option.numprocesses = PROCESSES
         option.dist = "worksteal"  # files stay together, and so do the fixtures of a module, until a process has nothing to do
 

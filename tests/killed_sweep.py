@@ -80,6 +80,13 @@ def start(name: str) -> tuple[int, int]:
     return pid, begun
 
 
+def after_steps(pid: int, number: float) -> None:
+    """Return when so many more steps were taken, or the child has ended."""
+    until = counts[0] + number
+    while counts[0] < until and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        time.sleep(0.001)
+
+
 def finish(started: tuple[int, int]) -> float:
     """Wait for the end; seconds since decoding began."""
     pid, begun = started
@@ -108,6 +115,7 @@ def run(kills: int) -> dict[str, int]:
     whole, inside = samples_of(sweeps / "whole"), logprobs_of(sweeps / "whole")
     assert len(whole) == len(inside) == 6
     tokens = int(counts[1])
+    steps = int(counts[0])
     seconds = finish(start("timed"))
     counts[:] = 0
     chance = random.Random(7)
@@ -118,7 +126,8 @@ def run(kills: int) -> dict[str, int]:
         pid, begun = start(sweep.name)
         os.read(begun, 1)
         os.close(begun)
-        time.sleep(chance.uniform(0, 0.4) * seconds)
+        after_steps(pid, chance.uniform(0, 0.4) * steps)  # not seconds: of those a busy machine takes ever more
+        time.sleep(chance.uniform(0, 0.05) * seconds)
         os.kill(pid, signal.SIGKILL)
         done += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
         moments.add(state(sweep))

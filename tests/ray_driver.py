@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 import ray
+from table_sweeps import jobs
 from tables import Table, Tables, pause
-from test_backend import jobs
 
 from gptsweep.run.executors.ray import RayPool
 from gptsweep.run.executors.remote import RemoteExecutor

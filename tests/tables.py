@@ -28,6 +28,27 @@ def pause(seconds: float, row: Row) -> None:
     time.sleep(seconds)
 
 
+class Held:
+    """Before a row: it takes a while, and where there is a file in ``place`` only three rows of a worker run before it is gone.
+
+    Another file lets another three run.
+    """
+
+    def __init__(self, place: Path, seconds: float) -> None:
+        self.place, self.seconds = place, seconds
+        self.files: list[str] = []
+        self.rows = 0
+
+    def __call__(self, row: Row) -> None:
+        time.sleep(self.seconds)
+        files = os.listdir(self.place)
+        if files != self.files:
+            self.files, self.rows = files, 0
+        self.rows += 1
+        while files and self.rows > 3 and os.listdir(self.place) == files:
+            time.sleep(0.02)
+
+
 def scripted(place: Path, seconds: float, row: Row) -> None:
     """A row takes a while, and directories in ``place`` make some of them special.
 

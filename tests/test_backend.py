@@ -12,35 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import table_sweeps
+from table_sweeps import files, jobs
 from tables import HOW, LETTERS, Table, Tables
 
 from gptsweep.errors import ConfigError, DeviceError, GptsweepError, Interrupted, ModelError, PromptError, ResultsError
 from gptsweep.models.files.tokenizers import CharTokenizer
 from gptsweep.records import DeviceSettings, ModelSource, Point, Prefix, Prompt, Row, Sampling
 from gptsweep.run.executors.local import LocalExecutor
-from gptsweep.run.jobs import Job, Outcome
-from gptsweep.run.progress import Progress
+from gptsweep.run.jobs import Outcome
 from gptsweep.run.rows import OpenModel, Plan, Task, encoded
-from gptsweep.run.session import run_jobs
-from gptsweep.store.unfinished import Unfinished
-
-
-def jobs(root: Path, **sampling: Any) -> list[Job]:
-    settings = {"num_samples": 2, "max_new_tokens": 4, **sampling}
-    points = [Point(sampling=Sampling(**settings), start="ab", seed=seed) for seed in (1, 2, 3)]
-    return [Job(point, root / f"seed={point.seed}") for point in points]
 
 
 def settle(root: Path, tables: Tables, **sampling: Any) -> list[Outcome]:
     """Every outcome, in the order of the points."""
-    wanted = jobs(root, **sampling)
-    with Progress(quiet=True) as progress:
-        found = {outcome.job: outcome for outcome in run_jobs(wanted, progress, LocalExecutor(tables), Unfinished(root))}
-    return [found[job] for job in wanted]
-
-
-def files(root: Path) -> dict[str, bytes]:
-    return {path.parent.name: path.read_bytes() for path in sorted(root.glob("*/samples.jsonl"))}
+    return table_sweeps.settle(root, LocalExecutor(tables), jobs(root, **sampling))
 
 
 def main() -> None:
@@ -64,7 +50,7 @@ def main() -> None:
 def test_a_whole_sweep_runs_on_another_backend_without_torch(tmp_path: Path) -> None:
     program = [sys.executable, "-c", "import test_backend; test_backend.main()", str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    ended = subprocess.run(program, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    ended = subprocess.run(program, capture_output=True, text=True, env=environment, timeout=600, check=False)
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout) == {"loaded": [], "lines": {f"seed={seed}": 3 for seed in (1, 2, 3)}}
     for name in ("seed=1", "seed=2", "seed=3"):

@@ -6,7 +6,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from test_backend import Table, Tables, files, settle
+from table_sweeps import files
+from tables import Table, Tables
+from test_backend import settle
 
 from gptsweep.errors import Interrupted
 from gptsweep.records import Row

@@ -40,7 +40,7 @@ class Clock:
 
 def interrupt_a_run_on(terminal: Terminal) -> None:
     def run() -> None:
-        with Progress(stream=terminal) as progress:
+        with Progress(stream=terminal, clock=Clock()) as progress:
             progress.update(rows_total=8, rows_done=3, rows_in_flight=5)
             raise KeyboardInterrupt
 

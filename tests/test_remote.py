@@ -17,24 +17,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sweeps import save_checkpoint
+from table_sweeps import files, jobs, settle
 from tables import HOW, LETTERS, Table, Tables, broken
-from test_backend import files, jobs
 
 from gptsweep.engine.backend import Backends
 from gptsweep.engine.torch_backend import TorchBackends
 from gptsweep.errors import Interrupted, ResultsError
 from gptsweep.models.files.tokenizers import CharTokenizer
 from gptsweep.records import DeviceSettings, ModelSource, Point, Prefix, Prompt, Row, Sampling
-from gptsweep.run.executors import Executor
 from gptsweep.run.executors.local import LocalExecutor
 from gptsweep.run.executors.remote import Gone, RemoteExecutor
 from gptsweep.run.executors.shards import TRIES, Ledger, Work, row_cost, shards_of, stream_of
 from gptsweep.run.executors.worker import Failure, Report, Worker, WorkerError
-from gptsweep.run.jobs import Job, Outcome
-from gptsweep.run.progress import Progress
+from gptsweep.run.jobs import Job
 from gptsweep.run.rows import OpenModel, Plan, Task, encoded
-from gptsweep.run.session import run_jobs
-from gptsweep.store.unfinished import Unfinished
 
 
 class Threads:
@@ -107,27 +103,6 @@ class Threads:
             if self.model is not None:
                 worker.open(*self.model)
             self.alive[str(number)] = worker
-
-
-def settle(root: Path, executor: Executor, wanted: list[Job] | None = None, *, strict: bool = False) -> list[Outcome]:
-    """Every outcome, in the order of the jobs."""
-    wanted = jobs(root, num_samples=6) if wanted is None else wanted
-    with Progress(quiet=True) as progress:
-        outcomes = run_jobs(wanted, progress, executor, Unfinished(root), strict=strict)
-        found = {outcome.job: outcome for outcome in outcomes}
-    return [found[job] for job in wanted]
-
-
-def lines(root: Path) -> int:
-    """Samples on disk, of all points of a sweep."""
-    return sum(path.read_bytes().count(b"\n") for path in root.glob("*/samples*.jsonl"))
-
-
-@pytest.fixture
-def whole(tmp_path: Path) -> dict[str, bytes]:
-    """What the sweep of `jobs` leaves when it runs here."""
-    settle(tmp_path / "whole", LocalExecutor(Tables()))
-    return files(tmp_path / "whole")
 
 
 def test_a_sweep_in_workers_has_the_bytes_of_one_here(tmp_path: Path, whole: dict[str, bytes]) -> None:
@@ -267,12 +242,13 @@ def test_a_worker_with_other_weights_is_not_used(tmp_path: Path, whole: dict[str
 def test_ctrl_c_stops_the_workers_and_keeps_what_is_there(tmp_path: Path, whole: dict[str, bytes]) -> None:
     begun = itertools.count()
 
-    def slow(row: Row) -> None:
-        time.sleep(0.02)
+    def interrupt(row: Row) -> None:
         if next(begun) == 7:
             signal.raise_signal(signal.SIGINT)
+            while not pool.alive["1"]._stopping:
+                time.sleep(0.01)
 
-    tables = [Table(before_row=slow), Table()]
+    tables = [Table(before_row=interrupt), Table()]
     pool = Threads(lambda number: Tables(tables[number - 1]), workers=1)
     with pytest.raises(Interrupted):
         settle(tmp_path / "there", RemoteExecutor(pool))

@@ -20,16 +20,14 @@ import psutil
 import pytest
 from hydra.core.config_store import ConfigStore
 from sweeps import Run, fork, samples_of, save_checkpoint
-from tables import Table, Tables, broken, pause
-from test_backend import files
-from test_remote import lines, settle
+from table_sweeps import files, lines, settle
+from tables import Held, Table, Tables, broken, pause
 
 from gptsweep.config_schema import register
 from gptsweep.errors import ConfigError, Interrupted
 from gptsweep.multirun.elsewhere import SlurmFusedLauncher
 from gptsweep.records import DeviceSettings, ModelSource, SampleLogprobs, TokenLogprobs
 from gptsweep.run.executors import job_files
-from gptsweep.run.executors.local import LocalExecutor
 from gptsweep.run.executors.remote import Gone, RemoteExecutor
 from gptsweep.run.executors.slurm import FOLDER, SlurmPool
 from gptsweep.run.executors.worker import WorkerError
@@ -44,7 +42,7 @@ def no_job_stays(root: Path) -> None:
     def jobs() -> list[psutil.Process]:
         return [each for each in psutil.process_iter(["cmdline"]) if str(root) in " ".join(each.info["cmdline"] or ())]
 
-    _, alive = psutil.wait_procs(jobs(), timeout=20)
+    _, alive = psutil.wait_procs(jobs(), timeout=120)
     assert not [process.cmdline() for process in alive]
 
 
@@ -55,38 +53,42 @@ def _jobs_find_the_tests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ite
     no_job_stays(tmp_path)
 
 
-def jobs_of(root: Path, seconds: float = 0.1, workers: int = 2) -> SlurmPool:
-    """Jobs whose rows take a while."""
-    backends = Tables(Table(before_row=partial(pause, seconds)))
+def jobs_of(root: Path, seconds: float = 0.1, workers: int = 2, held: Path | None = None) -> SlurmPool:
+    """Jobs whose rows take a while, or wait for what a test does; see `Held`."""
+    backends = Tables(Table(before_row=partial(pause, seconds) if held is None else Held(held, seconds)))
     return SlurmPool(backends, root, workers=workers, cluster="local", parameters={"timeout_min": 5})
 
 
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmPool]:
+def held(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a file holds the jobs of `pool`."""
+    return tmp_path_factory.mktemp("held")
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory, held: Path) -> Iterator[SlurmPool]:
     """Two jobs that several tests use."""
     with pytest.MonkeyPatch.context() as context:
         context.setenv("PYTHONPATH", str(Path(__file__).parent))
-        made = jobs_of(root := tmp_path_factory.mktemp("jobs"))
+        made = jobs_of(root := tmp_path_factory.mktemp("jobs"), held=held)
         yield made
         made.close()
     no_job_stays(root)
     assert not list((root / FOLDER / "workers").iterdir())
 
 
-@pytest.fixture
-def whole(tmp_path: Path) -> dict[str, bytes]:
-    """What the sweep leaves when it runs here."""
-    settle(tmp_path / "whole", LocalExecutor(Tables()))
-    return files(tmp_path / "whole")
-
-
-def sweep_while(root: Path, executor: RemoteExecutor, do: Callable[[], None]) -> None:
-    """Run the sweep of `jobs`, and do something when some of its samples are there."""
+def sweep_while(root: Path, pool: SlurmPool, executor: RemoteExecutor, held: Path, do: Callable[[], None]) -> None:
+    """Run the sweep of `jobs`, and do something when some of its samples are there, and long before all of them are."""
+    holds = held / root.parent.name
+    holds.touch()
 
     def wait() -> None:
-        while lines(root) < 2:
-            time.sleep(0.02)
-        do()
+        try:
+            while lines(root) < 2 or len(pool._alive()) < 2:
+                time.sleep(0.02)
+            do()
+        finally:
+            holds.unlink()
 
     thread = threading.Thread(target=wait)
     thread.start()
@@ -100,14 +102,14 @@ def tasks(pool: SlurmPool) -> list[psutil.Process]:
 
 
 def test_jobs_that_are_killed_and_preempted_lose_nothing_and_stay_for_the_next_batch(
-    tmp_path: Path, pool: SlurmPool, whole: dict[str, bytes], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, pool: SlurmPool, held: Path, whole: dict[str, bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     def disturb() -> None:
         first, second = tasks(pool)
         first.send_signal(signal.SIGUSR2)  # as SLURM does before it takes the node away
         second.kill()
 
-    sweep_while(tmp_path / "there", RemoteExecutor(pool, shards=9), disturb)
+    sweep_while(tmp_path / "there", pool, RemoteExecutor(pool, shards=9), held, disturb)
     assert files(tmp_path / "there") == whole
     assert "preempted" in caplog.text
     there = tasks(pool)
@@ -116,20 +118,24 @@ def test_jobs_that_are_killed_and_preempted_lose_nothing_and_stay_for_the_next_b
     assert tasks(pool) == there, "the jobs have the model open still"
 
 
-def test_a_job_that_stands_still_is_killed_and_replaced(tmp_path: Path, pool: SlurmPool, whole: dict[str, bytes]) -> None:
+def test_a_job_that_stands_still_is_killed_and_replaced(
+    tmp_path: Path, pool: SlurmPool, held: Path, whole: dict[str, bytes]
+) -> None:
     stopped: list[psutil.Process] = []
 
     def stop() -> None:
         stopped.append(tasks(pool)[0])
         stopped[0].suspend()
 
-    sweep_while(tmp_path / "there", RemoteExecutor(pool, shards=9, heartbeat_s=3), stop)
+    sweep_while(tmp_path / "there", pool, RemoteExecutor(pool, shards=9, heartbeat_s=3), held, stop)
     assert files(tmp_path / "there") == whole
-    psutil.wait_procs(stopped, timeout=20)
+    psutil.wait_procs(stopped, timeout=120)
     assert not stopped[0].is_running()
 
 
-def test_ctrl_c_keeps_what_is_there_and_the_sweep_goes_on(tmp_path: Path, pool: SlurmPool, whole: dict[str, bytes]) -> None:
+def test_ctrl_c_keeps_what_is_there_and_the_sweep_goes_on(
+    tmp_path: Path, pool: SlurmPool, held: Path, whole: dict[str, bytes]
+) -> None:
     there: list[psutil.Process] = []
 
     def interrupt() -> None:
@@ -138,7 +144,7 @@ def test_ctrl_c_keeps_what_is_there_and_the_sweep_goes_on(tmp_path: Path, pool: 
 
     executor = RemoteExecutor(pool)
     with pytest.raises(Interrupted):
-        sweep_while(tmp_path / "there", executor, interrupt)
+        sweep_while(tmp_path / "there", pool, executor, held, interrupt)
     assert 2 <= (kept := lines(tmp_path / "there")) < SAMPLES
     made = executor._tokens
     settle(tmp_path / "there", executor)
@@ -177,10 +183,12 @@ def test_a_row_that_always_fails_takes_its_point_with_it_and_no_other(tmp_path: 
 def test_a_driver_that_is_killed_goes_on_and_keeps_what_its_jobs_finished_without_it(
     tmp_path: Path, whole: dict[str, bytes]
 ) -> None:
-    root = tmp_path / "there"
+    root, held = tmp_path / "there", tmp_path / "held"
+    held.mkdir()
+    (held / "jobs").touch()
 
     def drive() -> int:
-        settle(root, RemoteExecutor(jobs_of(root, seconds=0.3)))
+        settle(root, RemoteExecutor(jobs_of(root, held=held), shards=2))  # a job has more rows than it may finish
         return 0
 
     def finished() -> int:
@@ -195,6 +203,7 @@ def test_a_driver_that_is_killed_goes_on_and_keeps_what_its_jobs_finished_withou
         time.sleep(0.05)
     os.kill(driver, signal.SIGKILL)
     os.waitpid(driver, 0)
+    (held / "jobs").unlink()
     while (made := finished()) < lines(root) + 2:  # its jobs go on
         time.sleep(0.05)
     pool = jobs_of(root, seconds=0.0, workers=1)

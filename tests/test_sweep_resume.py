@@ -22,7 +22,7 @@ import gptsweep
 from gptsweep.engine import engine, torch_backend
 from gptsweep.engine.engine import Engine
 from gptsweep.records import Row
-from gptsweep.run import session
+from gptsweep.run import flush_pace, session
 from gptsweep.store import keyed_lines, schema
 from gptsweep.store import writer as results
 
@@ -473,6 +473,7 @@ def test_a_signal_keeps_what_is_finished_and_says_how_to_go_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(results.PointWriter, "add", interrupted)
+        patch.setattr(flush_pace, "SHARE", 1.0)  # on a slow disk two samples would come at once
         ended = run(*command)
     assert ended.status == status
     [directory] = [path for path in where.iterdir() if path.name != "whole"]
