@@ -323,7 +323,7 @@ def test_another_points_samples_are_not_overwritten_unasked(tmp_path, finished):
 
 def test_a_file_that_happens_to_be_called_samples_jsonl_is_not_overwritten_unasked(tmp_path):
     (tmp_path / SAMPLES).write_text('{"text": "mine"}\n')
-    with pytest.raises(ResultsError, match=r"not this version's.*overwrite=true"):
+    with pytest.raises(ResultsError, match=r"samples of another version.*overwrite=true"):
         run(tmp_path, make_samples(1, 2))
     assert (tmp_path / SAMPLES).read_text() == '{"text": "mine"}\n'
 
@@ -331,7 +331,7 @@ def test_a_file_that_happens_to_be_called_samples_jsonl_is_not_overwritten_unask
 def test_lines_of_another_schema_version_are_not_mixed_with_ours(tmp_path, monkeypatch):
     run(tmp_path, make_samples(1, 2))
     monkeypatch.setattr(results, "SCHEMA_VERSION", 999)
-    with pytest.raises(ResultsError, match="not this version's"):
+    with pytest.raises(ResultsError, match="samples of another version"):
         run(tmp_path, make_samples(1, 3))
 
 
