@@ -1,1 +1,1 @@
-"""Architectures, their packed linear layers, and the files that models come in."""
+"""Model architectures, packed linear layers, and readers for the files that models are stored in."""

@@ -1,6 +1,6 @@
-"""What an architecture is: to the engine a `Model`, to whoever loads one an `Architecture`.
+"""The interfaces of a model: `Model` is what the engine uses, `Architecture` is what the loader uses.
 
-An architecture is one file with a subclass of `Architecture`, and one line in `registry.ARCHITECTURES`.
+To add an architecture, write one file with a subclass of `Architecture` and add one line to `registry.ARCHITECTURES`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ..errors import ModelError
 from .files.weights import Stored, StoredTensor
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""``attend(layer, queries, keys, values) -> [..., n_head * head_size]``: how tokens of one layer see one another and the past.
+"""Computes attention in one layer: ``attend(layer, queries, keys, values) -> [..., n_head * head_size]``.
 
-Queries are ``[..., n_head, head_size]``, keys and values ``[..., n_kv_heads, head_size]``, of tokens whose positions the
-attention knows."""
+Queries are ``[..., n_head, head_size]``, keys and values are ``[..., n_kv_heads, head_size]``. The callable knows the positions
+of the tokens, and reads the keys and values of earlier ones from the cache."""
 
 NO_TOKEN = -1
-"""In the place of a token's id where there is none."""
+"""Stands for a missing token id, such as the one before the first token of a sequence."""
 
 _GREATEST_SIZE = 2**31 - 1
 
@@ -32,7 +32,8 @@ _GREATEST_SIZE = 2**31 - 1
 class Config(Protocol):
     """The shape of a model: a frozen dataclass.
 
-    ``vocab_size`` counts the rows of the embedding, padding included; ``tied_head``: whether the head is the embedding.
+    ``vocab_size`` counts the rows of the embedding, padding included. ``tied_head`` says whether the head and the embedding
+    share one weight.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -54,7 +55,7 @@ class Config(Protocol):
 
 
 class CacheShape(Protocol):
-    """What a cache of keys and values has to know of a model."""
+    """What the KV cache needs to know about a model."""
 
     @property
     def n_layer(self) -> int: ...
@@ -64,11 +65,15 @@ class CacheShape(Protocol):
     def head_size(self) -> int: ...
     @property
     def windows(self) -> Sequence[int | None]:
-        """For each layer how many positions a token sees, itself included; None: all."""
+        """The attention window of each layer, in positions, the token's own included; None: unlimited."""
 
 
 class LinearLayer(NamedTuple):
-    """Where a linear layer stands: an attribute of ``parent``, and the one that holds the activation behind it, if any."""
+    """The place of a linear layer in a model.
+
+    ``name`` is its attribute in ``parent``. ``activation`` is the attribute that holds the activation applied to its output,
+    if there is one.
+    """
 
     parent: nn.Module
     name: str
@@ -76,7 +81,7 @@ class LinearLayer(NamedTuple):
 
 
 class Model(CacheShape, Protocol):
-    """All that the engine asks of a model. ``block_size`` is the most positions that it reads; None: any number."""
+    """Everything the engine needs from a model. ``block_size`` is the longest context in positions; None: unlimited."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -84,72 +89,72 @@ class Model(CacheShape, Protocol):
     def block_size(self) -> int | None: ...
     @property
     def extends_to(self) -> int | None:
-        """The most positions that it reads with ``overflow=extend``, ``block_size`` where it cannot; None: any number."""
+        """The longest context with ``overflow=extend``; equals ``block_size`` if the model cannot extend; None: unlimited."""
 
     @property
     def n_head(self) -> int: ...
 
     @property
     def embedding(self) -> Tensor:
-        """``[vocab_size, n_embd]``; its device and dtype are the model's."""
+        """The token embedding, ``[vocab_size, n_embd]``; its device and dtype are those of the model."""
 
     def reserve(self, n_positions: int) -> None:
-        """Prepare for positions below ``n_positions``: must be called before `hidden` reads one."""
+        """Prepare for positions below ``n_positions``. Call it before `hidden` reads such a position."""
 
     @property
     def reads_previous(self) -> bool:
-        """Whether what `hidden` makes of a token depends on the one before it, apart from attention."""
+        """Whether `hidden` needs the id of the previous token, apart from attention."""
 
     def hidden(self, ids: Tensor, positions: Tensor, attend: Attend, keep: Tensor | None = None) -> Tensor:
-        """The residual stream after the last block, normalised; float32 throughout.
+        """Compute the normalised residual stream after the last block. The stream is float32 throughout.
 
         Args:
-            ids: ``int64 [...]``.
-            positions: ``int64``, broadcastable to ``ids``.
-            attend: how tokens see one another.
-            keep: ``int64 [kept]``, for ids of one dimension: which tokens are wanted; ``attend`` gives just those in the last
-                layer. None: all.
+            ids: token ids, ``int64 [...]``.
+            positions: position of each token, ``int64``, broadcastable to ``ids``.
+            attend: computes attention.
+            keep: ``int64 [kept]``, indices of the tokens to return, if ``ids`` has one dimension. In the last layer ``attend``
+                then returns only these. None: all.
 
-        A model that `reads_previous` is given ``previous`` by that name, too: ``int64``, as ``ids``, for each token the one
-        before it in its sequence, `NO_TOKEN` for the first.
+        A model with `reads_previous` also takes the keyword argument ``previous``: for each token the id of the token before it
+        in its sequence, `NO_TOKEN` for the first; ``int64``, shaped like ``ids``.
 
         Returns:
             ``float32 [..., n_embd]``, or ``[kept, n_embd]``.
         """
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """``[..., n_embd] -> [..., vocab_size]``."""
+        """Apply the head: ``[..., n_embd] -> [..., vocab_size]``."""
 
     def linear_layers(self) -> Iterator[LinearLayer]:
-        """The layers that may be replaced by packed ones."""
+        """Yield the linear layers that packed ones may replace."""
 
     def between_attentions(self, x: Tensor) -> tuple[Tensor, ...]:
-        """``[rows, n_embd]`` through one layer of each shape, without attention: to see whether rows change one another."""
+        """Run ``x``, ``[rows, n_embd]``, through one layer of each shape, without attention, to test for batch invariance."""
 
     def torch_stream(self, seed: int) -> torch.Generator:
-        """The stream that ``rng=torch`` draws tokens from."""
+        """Return the random number generator that ``rng=torch`` draws tokens from."""
 
 
 class Architecture(nn.Module, ABC):
-    """A `Model` that can be loaded: its weights' names and shapes, and how files of others describe it.
+    """A `Model` that can be loaded from files: it knows the names and shapes of its weights, and other projects' formats.
 
-    Subclasses fill in the abstract methods here and those of `Model`. Weights have the names that `named_parameters` gives.
+    Subclasses implement the abstract methods here and those of `Model`. Weights have the names that `named_parameters` yields.
     """
 
     TITLE: ClassVar[str]
-    """What errors call the architecture."""
+    """The name of the architecture in error messages."""
     EMBEDDING: ClassVar[str]
     HEAD: ClassVar[str]
-    """Names of the two weights that are one where the head is tied."""
+    """The names of the embedding and the head, which share one weight if the head is tied."""
 
     OVERFLOW: ClassVar[str] = "crop"
-    """The ``sampling.overflow`` that does what the architecture's own program does at the end of the context."""
+    """The ``sampling.overflow`` that matches what the architecture's reference implementation does when the context is full."""
 
     config: Config
 
     @abstractmethod
     def __init__(self, config: Any) -> None:
-        """On the meta device this must draw nothing."""
+        """Build the modules. On the meta device this must not draw random numbers."""
         super().__init__()
 
     @abstractmethod
@@ -208,7 +213,7 @@ class Architecture(nn.Module, ABC):
         return torch.Generator().manual_seed(seed)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Logits of the next token at every place of ``ids``.
+        """Compute the next-token logits at every position of ``ids``.
 
         Args:
             ids: ``int64 [batch, time]``, with ``1 <= time <= extends_to``.
@@ -217,7 +222,7 @@ class Architecture(nn.Module, ABC):
             ``[batch, time, vocab_size]`` in the model's dtype.
 
         Raises:
-            ValueError: ``time`` is longer than what the model reads.
+            ValueError: ``time`` exceeds ``extends_to``.
         """
         time = ids.shape[-1]
         if self.extends_to is not None and time > self.extends_to:
@@ -230,7 +235,7 @@ class Architecture(nn.Module, ABC):
         return self.logits(self.hidden(ids, positions, self.attend_within, **asked))
 
     def attend_within(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Causal attention inside each row: ``[batch, time, n_head, head_size] -> [batch, time, n_head * head_size]``."""
+        """Compute causal attention in each row: ``[batch, time, n_head, head_size] -> [batch, time, n_head * head_size]``."""
         q, k, v = (heads.to(values.dtype).transpose(-2, -3) for heads in (queries, keys, values))
         window, time = self.windows[layer], queries.shape[-3]
         seen: dict[str, Any] = {"is_causal": True}
@@ -245,14 +250,14 @@ class Architecture(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def config_from_hf(cls, settings: Mapping[str, Any], wrong: Callable[[str], ModelError]) -> Config:
-        """The shape that a ``config.json`` describes.
+        """Read the model's shape from a ``config.json``.
 
         Args:
-            settings: what the file holds.
-            wrong: makes the error for what it says.
+            settings: the contents of the file.
+            wrong: makes a `ModelError` from a message.
 
         Raises:
-            ModelError: it describes a model that this architecture is not.
+            ModelError: the file describes a model that this class cannot run.
         """
 
     @classmethod
@@ -263,56 +268,59 @@ class Architecture(nn.Module, ABC):
         config: Any,
         wrong: Callable[[str], ModelError],
     ) -> dict[str, Stored]:
-        """Weights as `transformers` saves them, in this architecture's layout; they may be too many, too few or misshapen.
+        """Convert weights from the layout of `transformers` to this architecture's. `checkpoint.fit` checks the result.
 
         Args:
-            stored: by the names that `own_name` gives.
-            settings: what ``config.json`` holds.
-            config: the shape that it describes.
-            wrong: makes the error for weights that cannot be put together.
+            stored: the weights, by the names that `own_name` returns.
+            settings: the contents of ``config.json``.
+            config: the shape read from it.
+            wrong: makes a `ModelError` from a message.
+
+        Raises:
+            ModelError: weights that belong together do not match.
         """
         return dict(stored)
 
     @classmethod
     def own_name(cls, name: str) -> str:
-        """The name here of a weight that files of others call ``name``."""
+        """Translate the name of a weight in another project's file to its name in this architecture."""
         return name
 
     @classmethod
     @abstractmethod
     def is_own(cls, name: str) -> bool:
-        """Whether a weight of this name belongs to the language model, so that one too many is an error."""
+        """Return whether a weight of this name belongs to the language model; an unexpected one is then an error."""
 
     @classmethod
     def is_buffer(cls, name: str) -> bool:
-        """Whether files hold under this name what is no weight and may be left out: a mask, say."""
+        """Return whether ``name`` is a buffer rather than a weight, such as an attention mask, and may be ignored."""
         return False
 
     @classmethod
     @abstractmethod
     def layer_weights(cls, config: Any) -> Iterator[str]:
-        """A weight of each layer: looked for one by one, as a damaged config may ask for 2**31 layers."""
+        """Yield the name of one weight of each layer. It is lazy, as a damaged config may ask for 2**31 layers."""
 
     @classmethod
     @abstractmethod
     def outline(cls, config: Any) -> dict[str, tuple[int, ...]]:
-        """Shapes of the weights that show how large a model ``config`` asks for, before one is laid out."""
+        """Return the shapes of a few weights that fix the model's size, to be checked before any module is built."""
 
     @classmethod
     @abstractmethod
     def stays_float32(cls, name: str) -> bool:
-        """Whether a weight is float32 whatever the model's dtype."""
+        """Return whether a weight stays float32 whatever the model's dtype."""
 
     @classmethod
     def identity(cls, config: Any) -> dict[str, Any]:
-        """What the fingerprint of a model holds beside its weights."""
+        """Return what goes into the model's fingerprint besides its weights."""
         return {"architecture": cls.TITLE, **asdict(config)}
 
     @abstractmethod
     def compile_blocks(self, mode: str | None) -> None:
-        """Let `torch.compile` compile the layers, when they are first called."""
+        """Wrap the layers in `torch.compile`; each is compiled on its first call."""
 
 
 def is_size(value: object) -> bool:
-    """Whether ``value``, out of somebody's file, is a whole number that a size may be held against."""
+    """Return whether ``value``, read from an untrusted file, is an integer of at most 2**31 - 1 in magnitude."""
     return type(value) is int and abs(value) <= _GREATEST_SIZE

@@ -1,6 +1,7 @@
-"""A model on disk: its shape, its tokenizer, and for each of its parameters the place of its bytes in a file.
+"""A model on disk: its shape, its tokenizer, and where each of its parameters is stored.
 
-A format (a module of `files`) finds these three. `fit` checks the weights against the shape; `fingerprint` hashes both.
+The modules of `files` read these three from one file format each. `fit` checks the weights against the shape; `fingerprint`
+hashes both.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A model on disk, its weights not read yet.
+    """A model on disk whose weights have not been read yet.
 
-    ``weights`` says for each parameter of ``architecture(config)`` where it is stored; a tied head is not among them.
-    ``step`` is that of the training, where the format names one; ``digests`` are the hashes of tensors that are known already.
+    ``weights`` maps each parameter of ``architecture(config)`` to its place on disk; a tied head has no entry. ``step`` is the
+    training step, if the format records one. ``digests`` holds the hashes of tensors that have been hashed already.
     """
 
     architecture: type[Architecture]
@@ -45,15 +46,15 @@ class Checkpoint:
     digests: Mapping[StoredTensor, str] = field(default_factory=dict, repr=False, compare=False)
 
     def laid_out(self) -> Architecture:
-        """The model without weights: its parameters are on the meta device."""
+        """Build the model without weights, its parameters on the meta device."""
         with torch.device("meta"):
             return self.architecture(self.config)
 
     @cached_property
     def fingerprint(self) -> str:
-        """A SHA-256 over the shape and the stored weights: equal wherever the files lie, and whatever else they hold.
+        """A SHA-256 of the shape and the stored weights. It does not depend on file paths or on other contents of the files.
 
-        The first call reads every weight.
+        The first access reads every weight.
         """
         parts = itertools.chain.from_iterable(map(parts_of, self.weights.values()))
         digests = {**self.digests, **_digests(part for part in parts if part not in self.digests)}
@@ -66,15 +67,15 @@ class Checkpoint:
 
 
 def load_weights(checkpoint: Checkpoint, model: Architecture, dtype: torch.dtype) -> None:
-    """Fill ``model``, a ``checkpoint.architecture(checkpoint.config)`` made on the meta device, with real CPU parameters.
+    """Replace the meta-device parameters of ``model``, as `Checkpoint.laid_out` returns it, by CPU parameters read from disk.
 
-    They are in ``dtype``; those that `Architecture.stays_float32` names are in float32. One tensor is read at a time,
-    so memory holds the model and the largest stored tensor. No parameter requires a gradient; a tied head stays tied.
+    They have the dtype ``dtype``, or float32 where `Architecture.stays_float32` says so. Tensors are read one at a time, so the
+    peak memory is the model plus its largest stored tensor. No parameter requires a gradient; a tied head stays tied.
 
     Raises:
-        ModelError: the files have changed since the checkpoint was opened.
+        ModelError: a file has changed since the checkpoint was opened.
     """
-    # One buffer for all: a buffer for each would leave holes between the parameters that the allocator cannot give back.
+    # All tensors share one buffer: one buffer each would fragment the heap, and the allocator could not return that memory.
     parts = itertools.chain.from_iterable(map(parts_of, checkpoint.weights.values()))
     scratch = torch.empty(max(part.nbytes for part in parts), dtype=torch.uint8)
     for name, stored in checkpoint.weights.items():
@@ -96,15 +97,15 @@ def load_weights(checkpoint: Checkpoint, model: Architecture, dtype: torch.dtype
 def by_name(
     tensors: Iterable[tuple[str, StoredTensor]], own_name: Callable[[str], str], key: str, value: str
 ) -> dict[str, StoredTensor]:
-    """Tensors by their architecture's own names, without what compiling, parallel training and PEFT put in front.
+    """Index tensors by the architecture's own names, without the prefixes that torch.compile, DDP and PEFT add.
 
     Args:
-        tensors: names in the file, and tensors.
+        tensors: pairs of a name in the file and a tensor.
         own_name: `Architecture.own_name`.
         key, value: name the model in errors.
 
     Raises:
-        ModelError: two have the same name then, or they are an adapter's, not yet merged into the model.
+        ModelError: two tensors end up with the same name, or the file holds an adapter that is not merged into the model.
     """
     found: dict[str, StoredTensor] = {}
     for full, tensor in tensors:
@@ -121,11 +122,11 @@ def by_name(
 def fit(
     architecture: type[Architecture], config: Config, stored: Mapping[str, Stored], key: str, value: str
 ) -> dict[str, Stored]:
-    """Those of ``stored`` that ``architecture(config)`` has, the head always among them.
+    """Select the weights of ``architecture(config)`` from ``stored`` and check them. The result always includes the head.
 
     Raises:
-        ModelError: a weight is missing, has another shape than ``config`` says, is no float, or has no place in the model,
-            or all of them would be larger than their files.
+        ModelError: a weight is missing, has another shape than ``config`` implies, is not floating-point, or does not belong to
+            the model; or the weights together claim more bytes than their files hold.
     """
 
     def wrong(what: str) -> ModelError:
@@ -148,12 +149,12 @@ def fit(
             if weights[name].dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
                 raise wrong(f"the weight {name} is stored as {weights[name].dtype}; quantised weights cannot be loaded")
 
-    # A tensor may be a view that repeats a few numbers as often as it likes.
+    # By its strides, a tensor can be a view that repeats a few stored numbers any number of times.
     places = {replace(part, scale=1.0) for weight in stored.values() for part in parts_of(weight)}
     whole = sum(math.prod(place.shape) * place.dtype.itemsize for place in places)
     if whole > (held := sum(file.size for file in {place.file for place in places})):
         raise wrong(f"its weights would take {whole:,} bytes, and the file holds {held:,}")
-    # The outline first: a damaged config may ask for a model too large even to lay out.
+    # Check the outline first: a damaged config may ask for a model too large to build even on the meta device.
     if (absent := next((name for name in architecture.layer_weights(config) if name not in weights), None)) is not None:
         raise wrong(f"the weights {absent} are missing")
     require(architecture.outline(config))
@@ -177,7 +178,13 @@ def checkpoint_of(
     key: str,
     value: str,
 ) -> Checkpoint:
-    """A checkpoint of weights that `fit`; the head is found tied or not, for which the two are hashed if both are stored."""
+    """Build a `Checkpoint` from the weights that `fit` returned, and find out whether the head is tied.
+
+    If head and embedding are stored separately and look alike, both are hashed to compare them.
+
+    Raises:
+        ModelError: the tokenizer has more tokens than the embedding has rows.
+    """
     weights = dict(fitting)
     if tokenizer.vocab_size > config.vocab_size:
         has = f"the tokenizer has {tokenizer.vocab_size} tokens and the model's embedding {config.vocab_size} rows"
@@ -196,14 +203,14 @@ def checkpoint_of(
 
 
 def _digests(parts: Iterable[StoredTensor]) -> dict[StoredTensor, str]:
-    """The SHA-256 of each of some tensors."""
+    """Compute the SHA-256 of each tensor, in parallel."""
     places = list(dict.fromkeys(parts))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return dict(zip(places, pool.map(StoredTensor.sha256, places), strict=True))
 
 
 def _hashed(part: StoredTensor, digest: str) -> list[object]:
-    """What the fingerprint holds of a tensor."""
+    """Return the entry of a tensor in the fingerprint."""
     scale = [] if part.scale == 1 else [part.scale]
     return [str(part.dtype), part.shape, part.stride, digest, *scale]
 

@@ -1,6 +1,6 @@
-"""The decoder that most families of language models are: one definition, whose variations are values of its config.
+"""A decoder-only transformer that covers most model families; they differ in the values of its config.
 
-A family is a subclass in a file of its own, which says what a ``config.json`` of it means and how its weights are named.
+Each family is a subclass in its own file, which interprets the family's ``config.json`` and the names of its weights.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ class DecoderConfig:
 
     Args:
         vocab_size: rows of the embedding, padding included.
-        block_size: positions that it was trained on.
-        n_layer, n_head, n_kv_heads, head_size, n_embd, n_inner: its sizes; ``n_inner`` is the width of the feed-forward layer.
-        norm: of the residual stream.
-        norm_order: ``pre``: what goes into attention and into the feed-forward layer is normalised; ``post``: what comes out.
-        parallel: attention and the feed-forward layer read the same stream, not one after the other.
-        qk_norm: queries and keys are normalised, each head by itself, or all heads as one vector; null: they are not.
-        rotary: how positions turn queries and keys.
-        unrotated: the layers that do not do so.
-        windows: for each layer how many positions a token sees, itself included; null: all.
-        activation, gated: of the feed-forward layer.
+        block_size: length of the context that the model was trained on, in positions.
+        n_layer, n_head, n_kv_heads, head_size, n_embd, n_inner: sizes; ``n_inner`` is the width of the feed-forward layer.
+        norm: the normalisation of the residual stream.
+        norm_order: ``pre`` normalises the inputs of attention and of the feed-forward layer, ``post`` their outputs.
+        parallel: whether attention and the feed-forward layer read the same stream instead of following each other.
+        qk_norm: normalise queries and keys per head (``head``), or all heads as one vector (``width``); None: not at all.
+        rotary: the rotary position embedding.
+        unrotated: indices of the layers without rotary positions.
+        windows: the attention window of each layer, in positions, the token's own included; None: unlimited.
+        activation, gated: the activation of the feed-forward layer, and whether it gates.
         qkv_bias, out_bias, mlp_bias: which linear layers have a bias.
-        tied_head: whether the head is the embedding.
+        tied_head: whether the head and the embedding share one weight.
     """
 
     vocab_size: int
@@ -78,12 +78,12 @@ class DecoderConfig:
 
     @property
     def kv_width(self) -> int:
-        """Numbers in the keys, or values, of a token."""
+        """The size of a token's keys, or values, over all heads: ``n_kv_heads * head_size``."""
         return self.n_kv_heads * self.head_size
 
 
 class Attention(nn.Module, Fusable):
-    """The projections around self-attention; who sees whom is the caller's `Attend`."""
+    """The projections before and after self-attention. The caller's `Attend` computes the attention itself."""
 
     def __init__(self, config: DecoderConfig, rotary: Rotary | None) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Attention(nn.Module, Fusable):
             self.fused = self.fused_turn(dtype, "before", self.q_norm.weight, self.k_norm.weight)
 
     def fused_turn(self, dtype: torch.dtype, norm: NormOfHeads, q_weight: Tensor | None, k_weight: Tensor | None) -> FusedTurn:
-        """One pass that turns queries and keys, and normalises each head."""
+        """Make the kernel that rotates queries and keys and normalises each head in one pass."""
         rotary = self.config.rotary
         return FusedTurn(
             self.config.head_size,
@@ -119,7 +119,7 @@ class Attention(nn.Module, Fusable):
         )
 
     def project(self, x: Tensor, turns: Turns) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries ``[..., n_head, head_size]``, keys and values ``[..., n_kv_heads, head_size]`` of tokens."""
+        """Compute queries ``[..., n_head, head_size]``, keys and values ``[..., n_kv_heads, head_size]``."""
         config = self.config
         heads = config.n_head, config.n_kv_heads, config.n_kv_heads
         whole = self.qkv(x).split([count * config.head_size for count in heads], -1)
@@ -128,7 +128,7 @@ class Attention(nn.Module, Fusable):
         if config.qk_norm == "width" and q_norm is not None and k_norm is not None:
             q, k = q_norm(whole[0]).view(q.shape), k_norm(whole[1]).view(k.shape)
         if self.fused is not None:
-            q, k = q.to(v.dtype), k.to(v.dtype)  # a norm that has no kernel gives float32
+            q, k = q.to(v.dtype), k.to(v.dtype)  # a norm without a kernel returns float32
             self.fused(q, k, *turns)
             return q, k, v
         if config.qk_norm == "head" and q_norm is not None and k_norm is not None:
@@ -139,7 +139,7 @@ class Attention(nn.Module, Fusable):
 
 
 class MLP(nn.Module):
-    """The feed-forward layer. A gated one's ``up`` gives the gate and what it gates in one go."""
+    """The feed-forward layer. If it is gated, ``up`` computes the gate and the gated values in one product."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block around an attention that is done elsewhere: `project` before it, `finish` after it."""
+    """A transformer block without attention: `project` comes before it, `finish` after it."""
 
     def __init__(self, config: DecoderConfig, rotary: Rotary | None) -> None:
         super().__init__()
@@ -165,11 +165,16 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def project(self, x: Tensor, turns: Turns) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of the residual stream ``[..., n_embd]``, as `Attention.project` gives them."""
+        """Compute queries, keys and values from the residual stream ``[..., n_embd]``; see `Attention.project`."""
         return self.attn.project(x if self.config.norm_order == "post" else self.norm_1(x), turns)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """The residual stream after this block, from the stream before it and what attention made: ``[..., n_embd]`` each."""
+        """Compute the residual stream after this block, ``[..., n_embd]``.
+
+        Args:
+            x: the stream before the block, ``[..., n_embd]``.
+            attended: the output of attention, ``[..., n_head * head_size]``.
+        """
         if self.config.norm_order == "post":
             x = x + self.norm_1(self.attn.out(attended))
             return cast(Tensor, x + self.norm_2(self.mlp(x)))
@@ -179,7 +184,7 @@ class Block(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a stored weight belongs in a block: the parameter, and which of its ``of`` parts, one under another, it is."""
+    """The place of a stored weight in a block: part ``part`` of the ``of`` parts stacked along the rows of ``parameter``."""
 
     parameter: str
     part: int = 0
@@ -187,22 +192,22 @@ class Place:
 
 
 class Decoder(Architecture):
-    """A decoder of one family; see the module. Parameters have the same names in all families."""
+    """The base class of a family of decoders. Parameters have the same names in all families."""
 
     EMBEDDING = "embed.weight"
-    OVERFLOW = "extend"  # transformers' generate() goes on
+    OVERFLOW = "extend"  # transformers' generate() goes beyond the trained context
     HEAD = "head.weight"
 
     SETTINGS: ClassVar[type[HFSettings]] = HFSettings
-    """Reads the settings of the family's files."""
+    """The reader of the family's settings."""
     DEFAULTS: ClassVar[Mapping[str, Any]]
-    """What transformers takes for settings that a ``config.json`` of the family leaves out."""
+    """The values that transformers assumes for settings missing from the family's ``config.json``."""
     LAYERS: ClassVar[str] = "layers."
-    """What names of stored weights begin with in a layer, before its number."""
+    """The prefix, before the layer's number, of the names of stored weights in a layer."""
     OUTSIDE: ClassVar[Mapping[str, str]]
-    """The parameters outside the layers, by the names of stored weights."""
+    """The names of the parameters outside the layers, by the names of the stored weights."""
     INSIDE: ClassVar[Mapping[str, Place]]
-    """Modules of a block, by their names in a layer of stored weights."""
+    """The places in a block, by the names of modules in a stored layer."""
 
     config: DecoderConfig
 
@@ -264,7 +269,11 @@ class Decoder(Architecture):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> Decoder:
-        """Draw the weights: normal with deviation 0.02, residual projections scaled by 1/sqrt(2 n_layer); norms are neutral."""
+        """Initialise the weights as GPT-2 does (Radford et al., 2019), and return the model.
+
+        Matrices are normal with standard deviation 0.02, divided by ``sqrt(2 * n_layer)`` for residual projections. Norms have
+        weight 1; biases are 0.
+        """
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
                 residual = name.endswith(("attn.out.weight", "mlp.down.weight"))
@@ -289,7 +298,12 @@ class Decoder(Architecture):
     @classmethod
     @abstractmethod
     def config_of(cls, hf: HFSettings) -> DecoderConfig:
-        """The shape that a ``config.json`` of the family describes."""
+        """Read the shape from a ``config.json`` of the family.
+
+        Raises:
+            ModelError: a setting is wrong, or gptsweep does not run it.
+            ValueError: the sizes contradict each other.
+        """
 
     @classmethod
     def weights_from_hf(
@@ -299,7 +313,7 @@ class Decoder(Architecture):
         config: DecoderConfig,
         wrong: Callable[[str], ModelError],
     ) -> dict[str, Stored]:
-        """Renamed; queries, keys and values become one weight, and so do the gate and what it gates."""
+        """Rename the weights, and stack those of queries, keys and values, and those of the gate and the gated values."""
         weights: dict[str, Stored] = {}
         stacks: dict[str, list[StoredTensor | None]] = {}
         names: dict[str, list[str]] = {}
@@ -349,11 +363,14 @@ class Decoder(Architecture):
 
 
 def by_kind(qkv: StoredTensor, config: DecoderConfig) -> Stored:
-    """All queries, all keys, all values, from a weight in which each group of queries has its key and value behind it."""
+    """Reorder the rows of a weight from groups (queries, key, value) to all queries, all keys, all values.
+
+    A weight with a wrong number of rows is returned as it is.
+    """
     size, queries = config.head_size, config.n_head // config.n_kv_heads
     each = (queries + 2) * size
     if not qkv.shape or qkv.shape[0] != config.n_kv_heads * each:
-        return qkv  # misshapen, and refused as such
+        return qkv  # `fit` reports its shape
     ends = {0: queries * size, queries * size: (queries + 1) * size, (queries + 1) * size: each}
     groups = range(0, qkv.shape[0], each)
     return Stacked(tuple(qkv.rows(group + begin, group + end) for begin, end in ends.items() for group in groups))

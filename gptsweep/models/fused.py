@@ -1,6 +1,6 @@
-"""What lies between linear layers, by CPU kernels: each a single pass over its rows, with the same bits for a row in any batch.
+"""CPU kernels for the operations between linear layers. Each makes a single pass over its rows and is batch invariant.
 
-A layer that has such a kernel is `Fusable`; `linear.pack` calls `fuse` once the layers around it are packed.
+A layer with such a kernel is `Fusable`; `linear.pack` calls `fuse` once the linear layers are packed.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ except ImportError:  # numba has no wheel for this platform
 
 
 NormOfHeads = Literal["before", "after"] | None
-"""Whether heads are normalised, before or after they are turned."""
+"""Whether heads are normalised before or after rotation; None: not at all."""
 
 
 class Fusable(ABC):
-    """A layer that can compute by a kernel, for inference on a CPU."""
+    """A layer that has a kernel for inference on a CPU."""
 
     @abstractmethod
     def fuse(self, dtype: torch.dtype) -> None:
-        """From now on compute by a kernel, beside linear layers that take and give ``dtype``."""
+        """Use a kernel from now on, next to linear layers whose inputs and outputs have the dtype ``dtype``."""
 
 
 def fuse(model: nn.Module, dtype: torch.dtype) -> None:
-    """Let all layers of ``model`` that can compute by kernels, where there are some for ``dtype``."""
+    """Make every `Fusable` layer of ``model`` use its kernel, if there are kernels for ``dtype``."""
     if kernels is None or dtype not in (torch.float32, torch.bfloat16):
         return
     for module in model.modules():
@@ -49,7 +49,7 @@ def _address(weight: Tensor | None) -> int:
 
 
 def _chunk(units: int) -> int:
-    """How many units a thread takes at a time."""
+    """Return how many units of work a thread takes at a time."""
     return -(-units // 32)
 
 
@@ -57,11 +57,11 @@ class FusedNorm:
     """RMS norm: ``[..., width] -> [..., width]``.
 
     Args:
-        width: of what is normalised.
+        width: size of the normalised dimension.
         epsilon: added to the mean of squares.
         weight: ``float32 [width]``, or None.
-        dtype: of linear layers; other inputs are float32.
-        to: dtype of the result, that one or float32.
+        dtype: dtype of the linear layers; inputs of other dtypes are converted to float32.
+        to: dtype of the result: ``dtype`` or float32.
     """
 
     def __init__(self, width: int, epsilon: float, weight: Tensor | None, dtype: torch.dtype, to: torch.dtype) -> None:
@@ -87,18 +87,18 @@ class FusedNorm:
 
 
 class FusedTurn:
-    """Rotary positions, and RMS norm of each head, in place.
+    """Rotary positions and RMS norm of each head, in place.
 
-    Queries are ``[..., n_head, head_size]``, keys ``[..., n_kv_heads, head_size]``.
+    Queries are ``[..., n_head, head_size]``, keys are ``[..., n_kv_heads, head_size]``.
 
     Args:
-        head_size: numbers of a head.
-        turned: how many of them are turned, two by two: the first.
-        pairs: the two are beside one another, not half of ``turned`` apart.
-        norm: whether a head is normalised before or after it is turned.
-        epsilon: of that norm.
-        q_weight, k_weight: ``float32 [head_size]`` each, or None.
-        dtype: of linear layers; queries and keys are of this dtype.
+        head_size: size of a head.
+        turned: how many leading elements of each head are rotated, two at a time; 0: none.
+        pairs: whether the two elements rotated together are adjacent, rather than ``turned / 2`` apart.
+        norm: whether a head is normalised before or after rotation.
+        epsilon: of the norm.
+        q_weight, k_weight: weights of the norm, ``float32 [head_size]`` each, or None.
+        dtype: dtype of queries and keys, which is that of the linear layers.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class FusedTurn:
         )
 
     def __call__(self, queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> None:
-        """``cos`` and ``sin``, of the angles of each token: ``float32 [..., 1, turned / 2]``, or what broadcasts to it."""
+        """Rotate and normalise in place. ``cos`` and ``sin`` of each token broadcast to ``float32 [..., 1, turned / 2]``."""
         q, k = (heads.view(-1, *heads.shape[-2:]) for heads in (queries, keys))
         angles = (*queries.shape[:-2], 1, self.turned // 2)
         cos, sin = (table[..., : self.turned // 2].expand(angles).contiguous() for table in (cos, sin))
@@ -146,7 +146,7 @@ class FusedTurn:
 
 
 class FusedGate:
-    """``activation(gate) * up``: ``[..., 2 * width] -> [..., width]``, the gate first, in the dtype of linear layers."""
+    """``activation(gate) * up``: ``[..., 2 * width] -> [..., width]``, the gate first, in the linear layers' dtype."""
 
     def __init__(self, activation: int, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -161,7 +161,7 @@ class FusedGate:
 
 
 class FusedSoftCap:
-    """``cap * tanh(x / cap)``, in place, of what a linear layer made: ``[..., width]`` in the dtype of linear layers."""
+    """``cap * tanh(x / cap)`` of a linear layer's output ``[..., width]``, in place where it has the linear layers' dtype."""
 
     def __init__(self, cap: float, dtype: torch.dtype) -> None:
         self.dtype = dtype

@@ -1,6 +1,6 @@
-"""The GPT-2 architecture: `forward()` for users, `hidden()` and `logits()` for the engine, and how files describe it.
+"""The GPT-2 architecture (Radford et al., 2019): `forward()` for users, `hidden()` and `logits()` for the engine.
 
-Parameter names are nanoGPT's (``transformer.h.0.attn.c_attn.weight``), weights in `torch.nn.Linear`'s ``[out, in]`` layout.
+Parameters have nanoGPT's names (``transformer.h.0.attn.c_attn.weight``) and `torch.nn.Linear`'s ``[out, in]`` layout.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from .nanogpt_stream import nanogpt_stream
 class GPTConfig:
     """The shape of a GPT.
 
-    ``vocab_size`` counts the rows of the embedding, padding included. ``activation`` is ``gelu`` (exact, nanoGPT's),
-    ``gelu_tanh`` (GPT-2's own ``gelu_new``), or one that GPT-2s of other makers have.
+    ``vocab_size`` counts the rows of the embedding, padding included. ``activation`` is ``gelu`` (exact, as in nanoGPT),
+    ``gelu_tanh`` (the original ``gelu_new``), or another that GPT-2 models on the hub use.
     """
 
     block_size: int = 1024
@@ -57,12 +57,12 @@ class GPTConfig:
 
     @property
     def n_kv_heads(self) -> int:
-        """Heads of keys and values: as many as of queries."""
+        """Number of heads of keys and values, which equals ``n_head``."""
         return self.n_head
 
     @property
     def windows(self) -> tuple[None, ...]:
-        """Every token sees all positions before it."""
+        """The attention window of each layer: unlimited."""
         return (None,) * self.n_layer
 
     @property
@@ -72,7 +72,7 @@ class GPTConfig:
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation with an optional bias, in float32 whatever the linear layers' dtype."""
+    """Layer normalisation with an optional bias. It computes in float32 whatever the dtype of the linear layers."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class LayerNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """The projections around self-attention; who sees whom is the caller's `Attend`."""
+    """The projections before and after self-attention. The caller's `Attend` computes the attention itself."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class Attention(nn.Module):
         self.c_proj: nn.Module = Linear(config.n_embd, config.n_embd, bias=config.bias)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of normalised tokens: views of one tensor, ``[..., n_head, head_size]`` each."""
+        """Compute queries, keys and values, ``[..., n_head, head_size]`` each: views of one tensor. ``x`` is normalised."""
         queries, keys, values = self.c_attn(x).view(*x.shape[:-1], *self.heads).unbind(-3)
         return queries, keys, values
 
@@ -113,7 +113,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block around an attention that is done elsewhere: `project` before it, `finish` after it."""
+    """A transformer block without attention: `project` comes before it, `finish` after it."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -123,11 +123,11 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of the residual stream: ``[..., n_embd] -> [..., n_head, head_size]`` each."""
+        """Compute queries, keys and values from the residual stream: ``[..., n_embd] -> [..., n_head, head_size]`` each."""
         return self.attn.project(self.ln_1(x))
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """The residual stream after this block, from the stream before it and what attention made: ``[..., n_embd]`` each."""
+        """Compute the stream after this block from the stream before it and the attention output, ``[..., n_embd]`` each."""
         x = x + self.attn.c_proj(attended)
         return cast(Tensor, x + self.mlp(self.ln_2(x)))
 
@@ -167,7 +167,7 @@ class GPT(Architecture):
 
     @property
     def blocks(self) -> list[Block]:
-        """The transformer's blocks, first to last."""
+        """The transformer blocks, first to last."""
         return cast(list[Block], list(self.transformer.h))
 
     def hidden(self, ids: Tensor, positions: Tensor, attend: Attend, keep: Tensor | None = None) -> Tensor:
@@ -204,7 +204,11 @@ class GPT(Architecture):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> GPT:
-        """Draw the weights as GPT-2 does: normal with deviation 0.02, residual projections scaled by 1/sqrt(2 n_layer)."""
+        """Initialise the weights as GPT-2 does (Radford et al., 2019), and return the model.
+
+        Matrices are normal with standard deviation 0.02, divided by ``sqrt(2 * n_layer)`` for residual projections. Norms have
+        weight 1; biases are 0.
+        """
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
                 deviation = 0.02 / math.sqrt(2 * self.config.n_layer) if name.endswith("c_proj.weight") else 0.02
@@ -224,7 +228,7 @@ class GPT(Architecture):
             if not isinstance(settings.get(name, True), bool):
                 raise wrong(f"its config.json has {name}={brief(settings[name])}, which is neither true nor false")
         activation = settings.get("activation_function", "gelu_new")
-        if activation not in list(HF_ACTIVATIONS):  # a list, for a damaged config may hold what has no hash
+        if activation not in list(HF_ACTIVATIONS):  # a list, as a damaged config may hold an unhashable value
             raise wrong(f"its activation_function is {brief(activation)}; gptsweep runs {', '.join(HF_ACTIVATIONS)}")
         names = {"vocab_size": "vocab_size", "n_positions": "block_size", "n_layer": "n_layer", "n_head": "n_head"}
         names |= {"n_embd": "n_embd", "n_inner": "n_inner"}
@@ -252,7 +256,7 @@ class GPT(Architecture):
         config: GPTConfig,
         wrong: Callable[[str], ModelError],
     ) -> dict[str, Stored]:
-        """Transposed back from transformers' ``Conv1D``; a scale of the attention's own is put into the queries instead."""
+        """Transpose the weights of transformers' ``Conv1D``, and fold a non-standard attention scale into the queries."""
         weights: dict[str, Stored] = {}
         for name, tensor in stored.items():
             own = tensor.transposed() if re.search(r"\.c_(attn|proj|fc)\.weight$", name) else tensor
@@ -294,5 +298,5 @@ class GPT(Architecture):
 
     @classmethod
     def identity(cls, config: GPTConfig) -> dict[str, Any]:
-        """The shape alone, so that fingerprints are those of 0.1, which knew one architecture."""
+        """Return the shape without a title, to keep the fingerprints of version 0.1, which had one architecture."""
         return asdict(config)

@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia: layer norms with biases, a part of each head turned, attention beside the feed-forward layer."""
+"""GPT-NeoX and Pythia: layer norms with biases, partial rotary positions, and parallel attention and feed-forward layers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .layers import NormConfig
 
 
 class GPTNeoX(Decoder):
-    """A decoder with layer norms; its stored queries, keys and values lie head by head."""
+    """A decoder with layer norms. Files store its query, key and value weights head by head."""
 
     TITLE = "GPT-NeoX"
     DEFAULTS: ClassVar[Mapping[str, Any]] = {

@@ -1,6 +1,6 @@
-"""The settings in a ``config.json`` of `transformers`: read by name and checked, and none that changes the arithmetic ignored.
+"""Read and check the settings in a ``config.json`` of `transformers`. No setting that changes the arithmetic is ignored.
 
-Both spellings are known: ``rope_theta`` and ``rope_scaling`` beside one another, and ``rope_parameters`` of transformers 5.
+Both spellings of rotary positions are read: ``rope_theta`` with ``rope_scaling``, and ``rope_parameters`` of transformers 5.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .layers import Activation, LinearScaling, Llama3Scaling, RotaryConfig, Yarn
 log = get_logger(__name__)
 
 MOST_LAYERS = 10_000
-"""A config that names more than this is damaged; what stands for each layer is not to fill the memory."""
+"""The most layers that a config may name. Beyond that it is damaged, and per-layer data could exhaust the memory."""
 
 HF_ACTIVATIONS: Mapping[str, Activation] = {
     "gelu": "gelu",
@@ -34,16 +34,16 @@ HF_ACTIVATIONS: Mapping[str, Activation] = {
     "swish": "silu",
     "tanh": "tanh",
 }
-"""Activations by transformers' names."""
+"""Activations by the names that transformers gives them."""
 
 
 class HFSettings:
-    """What a ``config.json`` holds.
+    """The settings of a ``config.json``. It notes which have been read.
 
     Args:
-        settings: the file's contents.
-        defaults: what transformers takes for settings that a file of this type leaves out; null counts as a value.
-        wrong: makes the error for what it says.
+        settings: the contents of the file.
+        defaults: the values that transformers assumes for missing settings of this model type; null is not missing.
+        wrong: makes a `ModelError` from a message.
     """
 
     FILE: ClassVar[str] = "config.json"
@@ -54,16 +54,20 @@ class HFSettings:
         self._read = {"model_type"}
 
     def get(self, name: str) -> Any:
-        """The value of a setting, None where there is none."""
+        """Return the value of a setting or its default, None if it has neither."""
         self._read.add(name)
         return self._settings.get(name, self._defaults.get(name))
 
     def refuse(self, name: str, what: str) -> ModelError:
-        """The error for the value of a setting."""
+        """Return the error for the value of a setting."""
         return self.wrong(f"its {self.FILE} has {name}={brief(self.get(name))}, {what}")
 
     def size(self, name: str, null: int | None = None, most: int = 2**31 - 1) -> int:
-        """A whole number from 1; ``null`` is what null stands for."""
+        """Read an integer from 1 to ``most``; ``null`` replaces a null.
+
+        Raises:
+            ModelError: it is none.
+        """
         value = self.get(name)
         value = null if value is None else value
         if type(value) is not int or not 1 <= value <= most:
@@ -71,32 +75,47 @@ class HFSettings:
         return value
 
     def number(self, name: str) -> float:
-        """A number, not below 0."""
+        """Read a number of at least 0.
+
+        Raises:
+            ModelError: it is none.
+        """
         value = self.get(name)
         if not is_size(value):
             raise self.refuse(name, "which is not a number from 0")
         return float(value)
 
     def flag(self, name: str) -> bool:
-        """True or false."""
+        """Read a boolean.
+
+        Raises:
+            ModelError: it is none.
+        """
         value = self.get(name)
         if not isinstance(value, bool):
             raise self.refuse(name, "which is neither true nor false")
         return value
 
     def activation(self, name: str) -> Activation:
-        """An activation, by transformers' name."""
+        """Read an activation, by the name that transformers gives it.
+
+        Raises:
+            ModelError: gptsweep does not have it.
+        """
         value = self.get(name)
-        if value not in list(HF_ACTIVATIONS):  # a list, for a damaged config may hold what has no hash
+        if value not in list(HF_ACTIVATIONS):  # a list, as a damaged config may hold an unhashable value
             raise self.refuse(name, f"and gptsweep runs {', '.join(HF_ACTIVATIONS)}")
         return HF_ACTIVATIONS[value]
 
     def windows(self, window: int | None, usual: Sequence[bool]) -> tuple[int | None, ...]:
-        """How many positions the tokens of each layer see.
+        """Read the attention window of each layer, in positions; None: unlimited.
 
         Args:
-            window: of the layers that have one; None: none may.
-            usual: for each layer whether it has one, where ``layer_types`` does not say.
+            window: the window of sliding-window layers; None: no layer may have one.
+            usual: for each layer, whether it has a window if ``layer_types`` is missing.
+
+        Raises:
+            ModelError: ``layer_types`` is wrong.
         """
         kinds = self.get("layer_types")
         if kinds is None:
@@ -111,12 +130,15 @@ class HFSettings:
     def rotary(
         self, head_size: int, *, theta: str = "rope_theta", share: str = "partial_rotary_factor", partial: bool = False
     ) -> RotaryConfig:
-        """Rotary positions, in either spelling.
+        """Read the settings of rotary positions, in either spelling.
 
         Args:
-            head_size: of queries and keys.
-            theta, share: what the older spelling calls the base, and the share of a head that is turned.
-            partial: whether the type can turn a share of a head.
+            head_size: size of a head of queries and keys.
+            theta, share: names, in the older spelling, of the base and of the fraction of a head that is rotated.
+            partial: whether this model type can rotate a fraction of a head.
+
+        Raises:
+            ModelError: a setting is wrong, or gptsweep does not run it.
         """
         name = "rope_scaling" if self.get("rope_scaling") else "rope_parameters"
         rope = self.get(name) or {}
@@ -137,7 +159,7 @@ class HFSettings:
         base, turned = value("rope_theta", self.get(theta)), value("partial_rotary_factor", self.get(share))
         if turned > 1 or (turned < 1 and not partial):
             raise self.wrong(f"its {self.FILE} turns {turned} of a head ({share}), which gptsweep does not run")
-        # Given outside, it counts more.
+        # The setting outside the mapping takes precedence.
         trained = self.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
         trained = self.get("max_position_embeddings") if trained is None else trained
         if not is_size(trained) or not trained:
@@ -169,14 +191,14 @@ class HFSettings:
         return RotaryConfig(size=int(head_size * turned), base=base, scaling=scaling)
 
     def unread(self) -> list[str]:
-        """The settings that the file has and nobody has read."""
+        """Return the names of the settings in the file that have not been read."""
         return [name for name in self._settings if name not in self._read]
 
     def finish(self) -> None:
-        """See to the settings that nobody has read.
+        """Check the settings that have not been read, and log those that are not known.
 
         Raises:
-            ModelError: one changes the arithmetic of some model.
+            ModelError: one of them would change the arithmetic.
         """
         for name in self.unread():
             value = self._settings[name]
@@ -189,7 +211,7 @@ class HFSettings:
 
 
 def yarn_amplitude(factor: float, scale: float = 1.0) -> float:
-    """By what YaRN multiplies cosines and sines."""
+    """Compute the factor by which YaRN multiplies cosines and sines (Peng et al., 2023)."""
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
@@ -202,11 +224,11 @@ _ROPE_KEYS: Mapping[str, Sequence[str]] = {
         *("mscale", "mscale_all_dim", "truncate"),
     ),
 }
-"""The kinds of scaling of rotary positions, and what each takes."""
+"""The kinds of rotary scaling, and the settings of each."""
 
 _ARITHMETIC = frozenset(
     (
-        # of other types in transformers, and of old or forked files of the known ones
+        # settings of other model types in transformers, and of old or forked files of the known types
         *("add_cross_attention", "alibi", "attention_bias", "attention_chunk_size", "attention_multiplier", "attention_sinks"),
         *(
             "attn_logit_softcapping",
@@ -226,7 +248,7 @@ _ARITHMETIC = frozenset(
         *("use_qk_norm", "use_qkv_bias", "use_sliding_window"),
     )
 )
-"""Settings that change the arithmetic of some model: not ignored by one that does not have them."""
+"""Settings that change the arithmetic of some model type. A type that does not read one must refuse it."""
 
 _WITHOUT_EFFECT = frozenset(
     (
@@ -238,9 +260,9 @@ _WITHOUT_EFFECT = frozenset(
         *("torchscript", "transformers.js_config", "transformers_version", "use_cache"),
     )
 )
-"""Settings of training, of other tasks, of the tokenizer, of files."""
+"""Settings that do not affect the logits: of training, other tasks, the tokenizer and the files."""
 
 
 def is_size(value: object) -> bool:
-    """Whether ``value``, out of somebody's file, is a number not below 0 that a float32 can hold."""
+    """Return whether ``value``, read from an untrusted file, is a number from 0 to 1e38, which a float32 can hold."""
     return is_number(value, 0, 1e38)

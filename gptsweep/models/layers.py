@@ -1,7 +1,7 @@
-"""The layers that architectures are made of: normalisations, rotary positions, attention's projections, feed-forward layers.
+"""The building blocks of architectures: linear layers, activations, normalisations and rotary positions.
 
-Each is described by data, so that a family of models is a choice of values. Linear layers compute in their weight's dtype;
-everything between them is float32.
+They are configured by plain values, so a model family is a choice of values. Linear layers compute in the dtype of their
+weight; everything between them is float32.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared", 
 
 
 class Linear(nn.Linear):
-    """A linear layer that takes its input in any dtype and computes in its weight's."""
+    """A linear layer that accepts inputs of any dtype and computes in the dtype of its weight."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
 
 
 class Embedding(nn.Embedding):
-    """An embedding that draws nothing on the meta device, where the draw would cost 1.5 s (it imports torch._dynamo)."""
+    """An embedding that skips random initialisation on the meta device, where it imports torch._dynamo and takes 1.5 s."""
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
@@ -38,24 +38,24 @@ class Embedding(nn.Embedding):
 
 
 _VECTOR, _ONE_THREAD = 64, 32_704
-"""Numbers that torch's loops take at once at most, and numbers, a multiple of that, that one thread takes alone."""
+"""The widest vector of torch's elementwise loops, and a multiple of it that torch leaves to one thread, both in elements."""
 
 
 # -- activations -------------------------------------------------------------------------------------------------------------
 
 
 class QuickGELU(nn.Module):
-    """The approximation of GELU by a logistic function."""
+    """The sigmoid approximation of GELU, ``x * sigmoid(1.702 x)`` (Hendrycks and Gimpel, 2016)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
 
 
 class ByVectors(nn.Module):
-    """An activation of torch's, on a CPU with the same bits wherever in a batch a number stands.
+    """A torch activation made batch invariant on a CPU: the bits of a result do not depend on its place in the batch.
 
-    torch takes the numbers vector by vector, and the last few of each thread's in another way. Here rows are padded to whole
-    vectors, and given to torch in pieces that it leaves to one thread: every number has the bits that a vector gives it.
+    torch computes whole vectors one way and the few elements at the end of each thread's range another way. This module pads
+    rows to whole vectors and passes torch pieces that it leaves to one thread, so every element goes through the vector code.
     """
 
     def __init__(self, activation: nn.Module) -> None:
@@ -72,14 +72,14 @@ class ByVectors(nn.Module):
 
 
 class RowwiseSiLU(nn.SiLU):
-    """SiLU with the same bits wherever in a vector a number stands; torch's own computes the last few in another way."""
+    """SiLU whose bits do not depend on an element's place in a vector; torch's own treats the last few differently."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x / (1 + torch.exp(-x))
 
 
 class RowwiseQuickGELU(QuickGELU):
-    """`QuickGELU`, as `RowwiseSiLU`."""
+    """`QuickGELU` whose bits do not depend on an element's place in a vector."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x / (1 + torch.exp(-1.702 * x))
@@ -93,7 +93,7 @@ class SquaredReLU(nn.Module):
 
 
 class Gated(nn.Module, Fusable):
-    """``activation(gate) * up`` of ``[..., 2 * width]``, the gate first; with SiLU it is SwiGLU (Shazeer, 2020)."""
+    """``activation(gate) * up``: ``[..., 2 * width] -> [..., width]``, the gate first; SwiGLU with SiLU (Shazeer, 2020)."""
 
     def __init__(self, activation: nn.Module) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class Gated(nn.Module, Fusable):
 
 
 class SoftCap(nn.Module, Fusable):
-    """``cap * tanh(x / cap)`` of what a linear layer made; it may be changed in place."""
+    """``cap * tanh(x / cap)`` of a linear layer's output, which it may change in place."""
 
     def __init__(self, cap: float) -> None:
         super().__init__()
@@ -137,12 +137,12 @@ ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
 }
 ROWWISE_ACTIVATIONS = ACTIVATIONS | {"quick_gelu": RowwiseQuickGELU, "silu": RowwiseSiLU}
-"""The same, with formulas whose bits do not depend on the place either. Samples on disk have the bits of theirs: GPT-2's of
-torch's activations, other models' of these."""
+"""`ACTIVATIONS`, but two of them by formulas that are batch invariant as they are. The two tables differ in the last bits, and
+stored samples depend on them: GPT-2 uses `ACTIVATIONS`, other models use these."""
 
 
 def activation_code(activation: nn.Module | None) -> int | None:
-    """What kernels call an activation, or None where they do not have it."""
+    """Return the code of an activation in the kernels, or None if they do not have it."""
     if isinstance(activation, nn.GELU):
         return GELU_TANH if activation.approximate == "tanh" else GELU
     return RELU_SQUARED if isinstance(activation, SquaredReLU) else SILU if isinstance(activation, nn.SiLU) else None
@@ -153,7 +153,7 @@ def activation_code(activation: nn.Module | None) -> int | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NormConfig:
-    """A normalisation: of the root mean square, or of mean and variance; with a learned weight, and a bias, or without."""
+    """A normalisation: RMS norm or layer norm, with or without a learned weight and a bias."""
 
     kind: Literal["rms", "layer"]
     epsilon: float
@@ -162,9 +162,9 @@ class NormConfig:
 
 
 class Norm(nn.Module, Fusable):
-    """A normalisation of the last dimension, in float32 whatever the linear layers' dtype.
+    """Normalisation of the last dimension. It computes in float32 whatever the dtype of the linear layers.
 
-    ``narrow``: the result may be in the linear layers' dtype, for they alone read it, or attention.
+    With ``narrow`` the result may have the dtype of the linear layers, as only they or attention read it.
     """
 
     def __init__(self, config: NormConfig, width: int, *, narrow: bool = False) -> None:
@@ -197,22 +197,22 @@ class Norm(nn.Module, Fusable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearScaling:
-    """All waves are stretched by ``factor``."""
+    """Divides all rotary frequencies by ``factor``."""
 
     factor: float
     amplitude: float = 1.0
 
     def frequencies(self, plain: Tensor, base: float) -> Tensor:
-        """``float32 [size / 2]`` from those of plain rotary positions."""
+        """Scale the frequencies ``plain`` of unscaled rotary positions, ``float32 [size / 2]``."""
         return plain / self.factor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Llama3Scaling:
-    """Llama 3.1's: waves too long to be seen whole in ``trained`` positions are stretched by ``factor``, short ones stay.
+    """The rotary scaling of Llama 3.1: low frequencies are divided by ``factor``, high ones are kept.
 
-    A wave is long if it goes into ``trained`` fewer than ``low`` times, short if more than ``high`` times; between them the
-    two are mixed.
+    A frequency is low if it makes fewer than ``low`` turns in ``trained`` positions, and high if it makes more than ``high``.
+    In between, the two are interpolated linearly in the number of turns.
     """
 
     factor: float
@@ -222,7 +222,7 @@ class Llama3Scaling:
     amplitude: float = 1.0
 
     def frequencies(self, plain: Tensor, base: float) -> Tensor:
-        """``float32 [size / 2]`` from those of plain rotary positions."""
+        """Scale the frequencies ``plain`` of unscaled rotary positions, ``float32 [size / 2]``."""
         waves = 2 * math.pi / plain
         share = (self.trained / waves - self.low) / (self.high - self.low)
         mixed = (1 - share) * plain / self.factor + share * plain
@@ -232,8 +232,10 @@ class Llama3Scaling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class YarnScaling:
-    """YaRN (Peng et al., 2023): as Llama 3.1's, but mixed by the place in the head, between waves that go ``fast`` and
-    ``slow`` times into ``trained``; cosines and sines are multiplied by ``amplitude``.
+    """YaRN (Peng et al., 2023): low frequencies are divided by ``factor``, high ones are kept.
+
+    In between, the two are interpolated linearly in the index of the frequency, from the one that makes ``fast`` turns in
+    ``trained`` positions to the one that makes ``slow``. Cosines and sines are multiplied by ``amplitude``.
     """
 
     factor: float
@@ -244,7 +246,7 @@ class YarnScaling:
     amplitude: float
 
     def frequencies(self, plain: Tensor, base: float) -> Tensor:
-        """``float32 [size / 2]`` from those of plain rotary positions."""
+        """Scale the frequencies ``plain`` of unscaled rotary positions, ``float32 [size / 2]``."""
         size = 2 * len(plain)
 
         def place(turns: float) -> float:
@@ -261,10 +263,10 @@ class YarnScaling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RotaryConfig:
-    """Rotary positions (Su et al., 2021): the first ``size`` numbers of a head are turned, two by two, by angles.
+    """Rotary positions (Su et al., 2021): the first ``size`` elements of a head are rotated, two at a time.
 
-    The two that are turned together are ``size / 2`` apart, or with ``pairs`` beside one another. ``backwards``: by minus the
-    angles. ``rounded``: their cosines and sines are rounded to bfloat16, whatever the dtype of the model.
+    The two elements rotated together are ``size / 2`` apart, or adjacent with ``pairs``. With ``backwards`` the angles are
+    negated. With ``rounded`` cosines and sines are rounded to bfloat16, whatever the dtype of the model.
     """
 
     size: int
@@ -275,20 +277,20 @@ class RotaryConfig:
     scaling: LinearScaling | Llama3Scaling | YarnScaling | None = None
 
     def frequencies(self) -> Tensor:
-        """``float32 [size / 2]``: by how much a position turns more than the one before it."""
-        # In float32, as transformers does: at a late position a rounding of the frequency is seen in the angle.
+        """Compute the angles between adjacent positions, ``float32 [size / 2]``, in radians."""
+        # In float32, as in transformers: at late positions, the rounding of a frequency shows in the angle.
         plain = 1.0 / (self.base ** (torch.arange(0, self.size, 2, dtype=torch.float32) / self.size))
         return plain if self.scaling is None else self.scaling.frequencies(plain, self.base)
 
 
 Turns = tuple[Tensor, Tensor]
-"""Cosines and sines of the angles of some tokens: ``float32 [..., 1, size / 2]`` each, to be held against heads."""
+"""Cosines and sines of the angles of tokens, ``float32 [..., 1, size / 2]`` each, which broadcast over heads."""
 
 
 class Rotary:
-    """The angles of rotary positions, and how they turn queries and keys.
+    """Rotates queries and keys by their positions.
 
-    Cosines and sines stand in tables, so that a position has the same bits in every pass.
+    It looks up cosines and sines in tables, so a position has the same bits in every pass.
     """
 
     def __init__(self, config: RotaryConfig) -> None:
@@ -297,23 +299,23 @@ class Rotary:
 
     @torch.inference_mode(False)
     def reserve(self, n_positions: int, device: torch.device) -> None:
-        """Make the tables long enough for ``n_positions``."""
+        """Extend the tables to at least ``n_positions``, and move them to ``device``."""
         if self.tables.shape[1] >= n_positions and self.tables.device == device:
             return
         with torch.device("cpu"):
             angles = torch.arange(n_positions, dtype=torch.float32)[:, None] * self.config.frequencies()
-            # In float64, and rounded: then the bits do not depend on how a vector of them is cut up.
+            # Computed in float64 and rounded, the bits do not depend on how torch splits the work into vectors.
             amplitude = 1.0 if self.config.scaling is None else self.config.scaling.amplitude
             signed = -angles.double() if self.config.backwards else angles.double()
             tables = torch.stack([signed.cos(), signed.sin()]).float() * amplitude
             self.tables = (tables.bfloat16().float() if self.config.rounded else tables).to(device)
 
     def at(self, positions: Tensor) -> Turns:
-        """The angles at ``int64 [...]``, each below what was reserved."""
+        """Look up the angles of positions, ``int64 [...]``, each below the number passed to `reserve`."""
         return self.tables[0][positions].unsqueeze(-2), self.tables[1][positions].unsqueeze(-2)
 
     def turn(self, heads: Tensor, turns: Turns) -> Tensor:
-        """Queries or keys ``[..., heads, head_size]``, turned, in float32."""
+        """Rotate queries or keys ``[..., heads, head_size]``; the result is float32."""
         cos, sin = turns
         heads = heads.float()
         turned, rest = heads[..., : self.config.size], heads[..., self.config.size :]

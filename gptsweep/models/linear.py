@@ -1,7 +1,7 @@
-"""Linear layers prepacked for a CPU, each with the activation behind it: oneDNN's blocked weights, and int8 weights.
+"""Linear layers with prepacked weights for a CPU, each with its activation: oneDNN's blocked layout, and int8.
 
-The point of prepacking is speed and bits: a row of the result is the same however many rows are multiplied with it, which
-`torch.nn.functional.linear` does not give. `row_invariant` checks that on the machine at hand.
+Prepacking brings speed and batch invariance: the bits of a row do not depend on the number of rows, unlike with
+`torch.nn.functional.linear`. `row_invariant` checks this on the machine at hand.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _MEASURED_ROWS = (1, 2, 3, 7, 16, 33, 64)
 
 
 class PackedLinear(nn.Module):
-    """A linear layer in oneDNN's own weight layout, for inference on a CPU.
+    """A linear layer with weights in oneDNN's own layout, for inference on a CPU.
 
-    Where oneDNN has no layers of 16 bits for the CPU, weights of 16 bits are widened to float32 and multiplied there: products
-    are exact, sums are in float32, and the result is rounded once, as in layers of 16 bits. Weights then take 4 bytes each.
+    If oneDNN has no 16-bit layers for the CPU, 16-bit weights are widened to float32. As in a 16-bit layer, products are exact,
+    sums are float32, and the result is rounded once; but each weight takes 4 bytes.
 
     Args:
-        linear: the layer; its weight is no longer needed afterwards.
-        activation: to apply to the result; one of those that `goes_with` says.
+        linear: the layer to pack; its weight is not needed afterwards.
+        activation: the activation to apply to the result; `goes_with` must accept it.
 
     Attributes:
-        dtype: of the layer's inputs and results.
-        multiplied_in: that dtype, or float32.
+        dtype: dtype of the inputs and results.
+        multiplied_in: dtype of the packed weights: ``dtype`` or float32.
     """
 
     def __init__(self, linear: nn.Linear, activation: nn.Module | None = None) -> None:
@@ -48,7 +48,7 @@ class PackedLinear(nn.Module):
         self.packed = onednn.pack(linear.weight.detach().to(self.multiplied_in))
         self.bias = None if linear.bias is None else linear.bias.detach().to(self.multiplied_in)
         gelu = activation if isinstance(activation, nn.GELU) else None
-        # oneDNN's GELU takes three times as long, and with it `Bf16Gemm` would not have the bits of oneDNN's layer.
+        # In bfloat16 oneDNN's GELU takes three times as long, and `Bf16Gemm` could not reproduce its bits.
         if gelu is not None and (self.dtype != torch.bfloat16 or kernels is None):
             self.activate, self.activation, self.approximate = None, "gelu", gelu.approximate
         else:
@@ -64,13 +64,13 @@ class PackedLinear(nn.Module):
         return y.view(*x.shape[:-1], -1)
 
     def onednn(self, rows: Tensor) -> Tensor:
-        """``[rows, n_in] -> [rows, n_out]`` by oneDNN, in the layer's dtype."""
+        """Multiply by oneDNN: ``[rows, n_in] -> [rows, n_out]`` in the layer's dtype."""
         y = onednn.linear(rows.to(self.multiplied_in), self.packed, self.bias, self.activation, self.approximate)
         return y.to(self.dtype)
 
 
 def _kernel_of(activation: nn.Module | None, dtype: torch.dtype) -> kernels.Kernel | None:
-    """The kernel of the activation behind a layer."""
+    """Return the kernel of a layer's activation, None if it has no activation."""
     if activation is None:
         return None
     kernel = kernels.Kernel("activate", dtype)
@@ -79,21 +79,21 @@ def _kernel_of(activation: nn.Module | None, dtype: torch.dtype) -> kernels.Kern
 
 
 def goes_with(activation: nn.Module | None, dtype: torch.dtype) -> bool:
-    """Whether packed layers of ``dtype`` can apply the activation themselves."""
+    """Return whether packed layers of ``dtype`` can apply the activation themselves."""
     if isinstance(activation, nn.GELU):
         return True
     return activation_code(activation) == RELU_SQUARED and kernels is not None and dtype in (torch.float32, torch.bfloat16)
 
 
 class Int8Linear(nn.Module):
-    """A linear layer with int8 weights, a scale for each output channel, for inference on a CPU.
+    """A linear layer with int8 weights and a scale per output channel, for inference on a CPU.
 
-    Each row of the input is quantised to int8 with a scale of its own: one scale for a batch would let rows change their
-    neighbours. The integer sums are exact, and everything around them is float32.
+    Each row of the input is quantised to int8 with its own scale: a scale per batch would break batch invariance. The integer
+    sums are exact; everything else is float32.
 
     Args:
-        linear: the layer, in float32; its weight is no longer needed afterwards.
-        activation: to apply to the result; one of those that `goes_with` says.
+        linear: the float32 layer to quantise; its weight is not needed afterwards.
+        activation: the activation to apply to the result; `goes_with` must accept it.
     """
 
     def __init__(self, linear: nn.Linear, activation: nn.Module | None = None) -> None:
@@ -112,13 +112,13 @@ class Int8Linear(nn.Module):
 
 
 class Int8OneDnn:
-    """Rows through int8 weights by oneDNN, whose sums are exact on a CPU with VNNI: ``float32 [rows, n_in] -> [rows, n_out]``.
+    """Multiplies rows by int8 weights with oneDNN: ``float32 [rows, n_in] -> [rows, n_out]``. Sums are exact with VNNI.
 
     Args:
-        weight: ``int8 [n_out, n_in]``.
-        scales: ``float32 [n_out]``, what 1 stands for in it.
-        bias: ``float32 [n_out]``.
-        activation: its code, applied to the result.
+        weight: quantised weights, ``int8 [n_out, n_in]``.
+        scales: quantisation step of each output channel, ``float32 [n_out]``.
+        bias: ``float32 [n_out]``, or None.
+        activation: code of the activation to apply to the result.
     """
 
     def __init__(self, weight: Tensor, scales: Tensor, bias: Tensor | None, activation: int) -> None:
@@ -137,9 +137,9 @@ class Int8OneDnn:
         return y
 
     def sums(self, rows: Tensor) -> Tensor:
-        """``uint8 [rows, n_in] -> float32 [rows, n_out]``: the sums of products, times the weight's scales.
+        """Sum the products and multiply by the weights' scales: ``uint8 [rows, n_in] -> float32 [rows, n_out]``.
 
-        CPUs without VNNI add pairs of products in 16 bits, which two of 255 and 127 overflow: a sum is cut off at 32,767.
+        CPUs without VNNI add pairs of products in 16 bits and saturate: 2 * 255 * 127 exceeds 32,767.
         """
         y: Tensor = torch.ops.onednn.qlinear_pointwise(
             *(rows, 1.0, ZERO, self.packed, self.scales, self.zeros), *(None, 1.0, 0, torch.float32, "none", [], "")
@@ -148,11 +148,10 @@ class Int8OneDnn:
 
 
 class Int8Gemm:
-    """Rows through int8 weights by the kernel ``multiply``, whose sums are exact on every CPU, with the bits of `Int8OneDnn`.
+    """Multiplies rows by int8 weights with the kernel ``multiply``. Sums are exact on every CPU, with the bits of `Int8OneDnn`.
 
-    On AVX2 it takes half as long as float32 layers do; oneDNN on a CPU with VNNI takes a quarter.
-
-    Args: as `Int8OneDnn`.
+    On AVX2 it takes half the time of float32 layers; `Int8OneDnn` with VNNI takes a quarter. The arguments are those of
+    `Int8OneDnn`.
     """
 
     def __init__(self, weight: Tensor, scales: Tensor, bias: Tensor | None, activation: int) -> None:
@@ -162,7 +161,7 @@ class Int8Gemm:
         padded = torch.zeros(-(-self.n_out // PAGE) * PAGE, 2 * pairs, dtype=torch.int8)
         padded[: self.n_out, :n_in] = weight
         self.packed = padded.view(-1, PAGE, pairs, 2).transpose(1, 2).contiguous()
-        self.stride = 2 * pairs + PAGE  # rows a power of two apart would all want the same lines of the nearest cache
+        self.stride = 2 * pairs + PAGE  # rows a power of two apart would compete for the same lines of the L1 cache
         self.quantise, self.multiply = kernels.Kernel("quantise", torch.int16), kernels.Kernel("multiply", torch.int8)
         self.multiply.set(
             n_in=n_in,
@@ -177,7 +176,7 @@ class Int8Gemm:
 
     def __call__(self, x: Tensor) -> Tensor:
         n_rows = len(x)
-        # Weights are 0 where the last pair of a row has what was in memory.
+        # For an odd `n_in`, the last pair of a row holds an uninitialised number; its weight is 0.
         quantised, scales = _quantised(self.quantise, x, torch.empty(n_rows, self.stride, dtype=torch.int16))
         out = torch.empty(n_rows, self.n_out)
         units = -(-self.n_out // COLUMNS) * -(-n_rows // (INT8_TILE_ROWS * INT8_TILES_TOGETHER))
@@ -187,7 +186,10 @@ class Int8Gemm:
 
 
 def _quantised(kernel: kernels.Kernel, x: Tensor, to: Tensor) -> tuple[Tensor, Tensor]:
-    """``to``, with the rows of ``x [rows, width]`` in int8 at the begin of its own; ``float32 [rows]``, what 1 stands for."""
+    """Quantise each row of ``x [rows, width]`` into the start of the same row of ``to``, and return ``to`` and the scales.
+
+    The scales are ``float32 [rows]``, the quantisation step of each row.
+    """
     (n_rows, width), scales = x.shape, torch.empty(len(x))
     places = {"x": x.data_ptr(), "quantised": to.data_ptr(), "scales": scales.data_ptr()}
     kernel(n_rows=n_rows, width=width, stride=to.shape[1], chunk=-(-n_rows // 16), **places)
@@ -197,7 +199,7 @@ def _quantised(kernel: kernels.Kernel, x: Tensor, to: Tensor) -> tuple[Tensor, T
 @functools.cache
 @torch.inference_mode()
 def onednn_sums_exactly(n_out: int, n_in: int) -> bool:
-    """Whether `Int8OneDnn` is exact on this CPU for layers of this shape, tried with the greatest numbers there are."""
+    """Test whether `Int8OneDnn` is exact on this CPU for layers of this shape, with the most extreme inputs and weights."""
     layer = Int8OneDnn(torch.full((n_out, n_in), 127, dtype=torch.int8), torch.ones(n_out), None, NO_ACTIVATION)
     return all(
         torch.allclose(layer.sums(rows), torch.tensor(127.0 * (number - ZERO) * n_in), rtol=1e-6)
@@ -207,28 +209,28 @@ def onednn_sums_exactly(n_out: int, n_in: int) -> bool:
 
 
 def int8_was_cut_off(model: Model) -> bool:
-    """Whether the model has int8 layers whose sums version 0.1, which multiplied by oneDNN alone, cut off on this CPU."""
+    """Return whether the model has int8 layers whose sums saturated on this CPU in version 0.1, which used only oneDNN."""
     layers = (getattr(place.parent, place.name) for place in model.linear_layers())
     return any(isinstance(layer, Int8Linear) and isinstance(layer.multiply, Int8Gemm) for layer in layers)
 
 
 def multiplied_in(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which a `PackedLinear` of ``dtype`` holds its weights: float32 where oneDNN has no such layers."""
+    """Return the dtype of the weights in a `PackedLinear` of ``dtype``: float32 if oneDNN has no layers of that dtype."""
     return dtype if onednn.has_layers(dtype) else torch.float32
 
 
 def is_widened(layer: nn.Module) -> bool:
-    """Whether the layer has weights of 16 bits, and multiplies them in float32."""
+    """Return whether the layer multiplies in float32 though its dtype has 16 bits."""
     return isinstance(layer, PackedLinear) and layer.multiplied_in != layer.dtype
 
 
 def has_int8_layers(model: Model) -> bool:
-    """Whether the model's linear layers are `Int8Linear`."""
+    """Return whether the model has an `Int8Linear`."""
     return any(isinstance(getattr(place.parent, place.name), Int8Linear) for place in model.linear_layers())
 
 
 def pack(model: Model, layer: type[PackedLinear] | type[Int8Linear] = PackedLinear) -> None:
-    """Replace the linear layers of ``model`` by ``layer``, one at a time, in place, and fuse what lies between them."""
+    """Replace the linear layers of ``model`` by ``layer``, one at a time and in place, and fuse the operations in between."""
     for parent, name, activation in model.linear_layers():
         linear = as_linear(getattr(parent, name))
         behind = None if activation is None else getattr(parent, activation)
@@ -241,14 +243,18 @@ def pack(model: Model, layer: type[PackedLinear] | type[Int8Linear] = PackedLine
 
 
 def as_linear(module: nn.Module) -> nn.Linear:
-    """``module``, which must be a layer not yet packed."""
+    """Return ``module`` as an `nn.Linear`.
+
+    Raises:
+        TypeError: it is another module, such as a packed layer.
+    """
     if not isinstance(module, nn.Linear):
         raise TypeError(f"{type(module).__name__} is not a linear layer with weights of its own")
     return module
 
 
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether there are packed layers of this dtype for this CPU: `PackedLinear`, or with int8 `Int8Linear`."""
+    """Return whether this CPU has packed layers of ``dtype``: `Int8Linear` for int8, `PackedLinear` for others."""
     if dtype == torch.int8:
         return onednn.has_layers(torch.float32) and kernels is not None and torch.backends.quantized.engine in ("x86", "onednn")
     return onednn.has_layers(torch.float32) and dtype in (torch.float32, torch.bfloat16, torch.float16)
@@ -256,10 +262,13 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 @torch.inference_mode()
 def row_invariant(model: Model) -> bool:
-    """Whether each of the model's layers gives a row the same bits whatever the number of rows: a few ms on one block."""
+    """Test whether the model's layers are batch invariant: a row has the same bits whatever the number of rows.
+
+    It runs one block, which takes a few milliseconds.
+    """
     layers = [getattr(place.parent, place.name) for place in model.linear_layers()]
     if not all(isinstance(layer, (PackedLinear, Int8Linear)) for layer in layers):
-        return False  # `torch.nn.functional.linear` is not, and rounding to 16 bits can hide that from a few rows
+        return False  # `torch.nn.functional.linear` is not invariant, though rounding to 16 bits can hide it in a short test
     most, width = _MEASURED_ROWS[-1], model.embedding.shape[1]
     x = torch.linspace(-2, 2, most * width, device=model.embedding.device).sin().view(most, -1)
     whole = model.between_attentions(x)

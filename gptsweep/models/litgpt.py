@@ -1,7 +1,7 @@
-"""The model of LitGPT: what its ``model_config.yaml`` means, and how its weights are named.
+"""LitGPT's model: the meaning of its ``model_config.yaml``, and the names of its weights.
 
-One class of LitGPT's runs many families; a field of its config says of each step how it is done. Fields as of 2026-06
-(version 0.5.13), and those of earlier versions that have gone since.
+LitGPT runs many model families with one class, and the fields of its config choose how each step is done. The fields here are
+those of version 0.5.13 (2026-06), and fields of earlier versions that have been removed since.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .layers import Activation, LinearScaling, Llama3Scaling, NormConfig, Rotary
 
 
 class LitSettings(HFSettings):
-    """What a ``model_config.yaml`` holds."""
+    """The settings of a ``model_config.yaml``. Unknown ones are errors."""
 
     FILE = "model_config.yaml"
 
@@ -30,10 +30,10 @@ class LitSettings(HFSettings):
 
 
 class LitGPT(Decoder):
-    """A decoder as LitGPT's config describes it."""
+    """A decoder configured by LitGPT's fields."""
 
     TITLE = "LitGPT"
-    OVERFLOW = "stop"  # its generate() refuses to go on
+    OVERFLOW = "stop"  # its generate() stops at the end of the context
     SETTINGS = LitSettings
     DEFAULTS: ClassVar[Mapping[str, Any]] = {
         "name": "",
@@ -126,7 +126,10 @@ class LitGPT(Decoder):
         config: DecoderConfig,
         wrong: Callable[[str], ModelError],
     ) -> dict[str, Stored]:
-        """As `Decoder.weights_from_hf`; until 2024-12 queries, keys and values lay group by group, as ``attn.attn``."""
+        """Convert weights as `Decoder.weights_from_hf` does.
+
+        Until 2024-12 LitGPT stored queries, keys and values group by group, as ``attn.attn``; both layouts are read.
+        """
         weights = super().weights_from_hf(stored, settings, config, wrong)
         moved = {} if config.gated else {"mlp.fc": "mlp.up"}
         moved |= {"post_attention_norm": "norm_1", "post_mlp_norm": "norm_2"} if config.norm_order == "post" else {}
@@ -149,7 +152,7 @@ class LitGPT(Decoder):
 
     @classmethod
     def is_own(cls, name: str) -> bool:
-        return True  # the file holds the model's weights and no others
+        return True  # the file holds only the model's weights
 
 
 def _norm(hf: HFSettings) -> NormConfig:
@@ -161,7 +164,7 @@ def _norm(hf: HFSettings) -> NormConfig:
             raise hf.refuse("name", "and gptsweep does not run Gemma, whose norms multiply by 1 + weight")
         return NormConfig(kind="rms", epsilon=epsilon)
     if kind == "LayerNorm":
-        plain = "OLMo" in name  # LitGPT goes by the name, too
+        plain = "OLMo" in name  # LitGPT decides by the name, too
         return NormConfig(kind="layer", epsilon=epsilon, weight=not plain, bias=not plain)
     raise hf.refuse("norm_class_name", "and gptsweep runs RMSNorm and LayerNorm")
 
@@ -189,7 +192,7 @@ def _qk_norm(hf: HFSettings) -> Literal["head", "width"] | None:
 
 
 def _feed_forward(hf: HFSettings) -> tuple[Activation, bool]:
-    """The activation, and whether it gates."""
+    """Read the activation, and whether it gates."""
     gelus: dict[object, Activation] = {"none": "gelu", "tanh": "gelu_tanh"}
     kind, gelu = hf.get("mlp_class_name"), hf.get("gelu_approximate")
     if kind == "LLaMAMLP":
@@ -217,7 +220,7 @@ def _rotary(hf: HFSettings, head_size: int) -> RotaryConfig:
 
 
 def _adjusted(hf: HFSettings) -> LinearScaling | Llama3Scaling | None:
-    """``rope_adjustments``. LitGPT runs YaRN, too, in a way of its own; gptsweep does not."""
+    """Read ``rope_adjustments``. LitGPT also has its own variant of YaRN, which gptsweep does not run."""
     name, adjustments = "rope_adjustments", hf.get("rope_adjustments")
     if adjustments is None or adjustments == {}:
         return None
@@ -234,7 +237,7 @@ def _adjusted(hf: HFSettings) -> LinearScaling | Llama3Scaling | None:
 
 
 def _windows(hf: HFSettings, n_layer: int) -> tuple[int | None, ...]:
-    """How many positions the tokens of each layer see; until 2025-04 a placing or a stride said which layers have a window."""
+    """Read the attention window of each layer. Until 2025-04 a placing or a stride chose the layers that have one."""
     indices, earlier = hf.get("sliding_window_indices"), {name: hf.get(name) for name in _PLACING}
     if hf.get("sliding_window_size") is None:
         return (None,) * n_layer
@@ -255,7 +258,7 @@ _PLACING: Mapping[str, tuple[object, ...]] = {
     "sliding_window_offset": (None, 0),
     "sliding_window_type": (None,),
 }
-"""Settings of earlier versions, and the values of each that leave a window to every layer."""
+"""Settings of earlier versions, and the values of each with which every layer has the window."""
 _ONLY: Mapping[str, object] = {
     "attention_logit_softcapping": None,
     "final_logit_softcapping": None,
@@ -265,10 +268,10 @@ _ONLY: Mapping[str, object] = {
     "rope_local_base_freq": None,
     "scale_embeddings": False,
 }
-"""Settings that change the arithmetic, and the value of each that gptsweep runs."""
+"""Settings that change the arithmetic, and the only value of each that gptsweep runs."""
 _WITHOUT_EFFECT = frozenset(
     (
-        # of mixtures of experts, which mlp_class_name=LLaMAMoE asks for
+        # settings of mixtures of experts, which only mlp_class_name=LLaMAMoE uses
         *("first_k_dense_replace", "moe_intermediate_size", "n_expert", "n_expert_groups", "n_expert_per_token"),
         *("n_shared_expert", "n_topk_groups", "n_topk_scores_per_group", "norm_topk_prob", "routed_scaling_factor"),
     )

@@ -1,4 +1,4 @@
-"""Llama and what has its architecture: Llama 2 and 3, TinyLlama, SmolLM2."""
+"""Llama, and models with its architecture: Llama 2 and 3, TinyLlama, SmolLM2."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Llama(Decoder):
 
 
 def llama_config(hf: HFSettings, **variations: Any) -> DecoderConfig:
-    """The shape by the settings that all descendants of Llama have; ``variations`` are fields of `DecoderConfig`."""
+    """Read the settings that all relatives of Llama share; ``variations`` sets or replaces fields of `DecoderConfig`."""
     n_layer = hf.size("num_hidden_layers", most=MOST_LAYERS)
     n_head, n_embd = hf.size("num_attention_heads"), hf.size("hidden_size")
     head_size = hf.size("head_dim", null=n_embd // n_head)

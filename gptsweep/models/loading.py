@@ -1,4 +1,4 @@
-"""Load a model onto its device: in which dtype, with which linear layers, compiled or not, and with how many threads."""
+"""Load a model onto its device: choose its dtype, linear layers and threads, and compile it if asked to."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 class LoadedModel:
     """A model ready for inference, and its tokenizer.
 
-    ``fingerprint`` is that of its `Checkpoint`; ``dtype`` is resolved, never ``auto``. ``arithmetic`` is what the layers
-    compute in, as `point_id` takes it: ``dtype``, or ``int8 in halves`` (see `int8_was_cut_off`). ``free_cores`` says how many
-    threads to compute with; None: with as many as torch has. ``step`` is that of its `Checkpoint`.
+    ``fingerprint`` and ``step`` are those of its `Checkpoint`. ``dtype`` is resolved, never ``auto``. ``arithmetic`` names what
+    the layers compute in, for `point_id`: ``dtype``, or ``int8 in halves`` (see `int8_was_cut_off`). ``free_cores`` says how
+    many threads to use; None: as many as torch has.
     """
 
     model: Architecture
@@ -45,13 +45,13 @@ def load_model(source: ModelSource, settings: DeviceSettings, checkpoint: Checkp
     """Find a model, read its weights, and prepare its layers for the device.
 
     Args:
-        source: of the model.
-        settings: where it is to run.
-        checkpoint: the model, if it is found already.
+        source: names the model.
+        settings: the device, dtype and threads to run it with.
+        checkpoint: the model, if it has been found already.
 
     Raises:
         ModelError: there is no such model, or it cannot be read.
-        DeviceError: the device, dtype or compiler is not there.
+        DeviceError: the device, dtype or compiler is not available.
     """
     device = resolve_device(settings.name)
     dtype = resolve_dtype(settings.dtype, device)
@@ -77,12 +77,12 @@ def load_model(source: ModelSource, settings: DeviceSettings, checkpoint: Checkp
 
 
 def stored_dtype(dtype: str) -> torch.dtype:
-    """The dtype of parameters as they are read, before `place`: of a `device.dtype` as resolved."""
+    """Return the dtype in which parameters are read, before `place`. ``dtype`` is a resolved ``device.dtype``."""
     return torch.float32 if dtype == "int8" else _DTYPES[dtype]
 
 
 def bytes_of_weight(dtype: str, device: torch.device) -> int:
-    """Bytes of each weight of a linear layer after `place`, of a `device.dtype` as resolved."""
+    """Return the bytes per weight of a linear layer after `place`. ``dtype`` is a resolved ``device.dtype``."""
     if dtype == "int8":
         return 1
     stored = stored_dtype(dtype)
@@ -90,7 +90,7 @@ def bytes_of_weight(dtype: str, device: torch.device) -> int:
 
 
 def place(model: Architecture, device: torch.device, dtype: str, *, packed: bool = True) -> None:
-    """Move a model with its weights to its device, or on a CPU, prepare its linear layers for ``dtype``."""
+    """Move a loaded model to its device, or, on a CPU, pack its linear layers for ``dtype``."""
     model.eval()
     if device.type != "cpu":
         model.to(device)
@@ -101,17 +101,17 @@ def place(model: Architecture, device: torch.device, dtype: str, *, packed: bool
 
 
 def layer_kinds(model: torch.nn.Module) -> list[str]:
-    """Names of the kinds of linear layers in ``model``, sorted: they decide bits, and manifests hold them."""
+    """Return the sorted names of the kinds of linear layers in ``model``. They affect bits, so manifests record them."""
     layers = [module for module in model.modules() if type(module).__name__.endswith("Linear")]
     return sorted({type(layer).__name__ + (" in float32" if is_widened(layer) else "") for layer in layers})
 
 
 def set_threads(settings: DeviceSettings) -> FreeCores | None:
-    """Let torch compute with ``device.threads``, or its own number, or fewer where this process may use fewer cores.
+    """Set torch's threads to ``device.threads``; if that is null, reduce them to the cores that this process may use.
 
     Returns:
-        What says how many of these to use, step by step; None where the user chose a number. A compiled model has none: it is
-        compiled for a number of threads.
+        An object that adapts the number of threads from step to step. None if the user chose a number, if there is only one
+        thread, or for a compiled model, which is compiled for a fixed number of threads.
     """
     own = own_count()
     if settings.threads is not None:
@@ -126,7 +126,11 @@ def set_threads(settings: DeviceSettings) -> FreeCores | None:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The torch device of ``device.name``; ``auto`` is CUDA, else MPS, else the CPU."""
+    """Return the torch device of ``device.name``; ``auto`` is CUDA, else MPS, else the CPU.
+
+    Raises:
+        DeviceError: this machine does not have it.
+    """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
@@ -138,7 +142,11 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device) -> str:
-    """The dtype of ``device.dtype``; ``auto`` is bfloat16 on a GPU that has it, float16 on one that has not, else float32."""
+    """Resolve ``device.dtype``; ``auto`` is bfloat16 on a GPU that supports it, float16 on other CUDA GPUs, else float32.
+
+    Raises:
+        DeviceError: the device has no int8 layers.
+    """
     if name == "int8" and (device.type != "cpu" or not can_pack(torch.int8)):
         raise DeviceError("device.dtype", name, f"int8 needs a CPU with oneDNN's int8 layers, not {device}; try bfloat16")
     if name != "auto":
@@ -149,7 +157,11 @@ def resolve_dtype(name: str, device: torch.device) -> str:
 
 
 def compile_model(model: Architecture) -> None:
-    """`torch.compile` the model's layers, and check that it works here."""
+    """Compile the model's layers with `torch.compile`, and check that it works on this machine.
+
+    Raises:
+        DeviceError: it does not.
+    """
     device = model.embedding.device
     model.compile_blocks("max-autotune-no-cudagraphs" if device.type == "cuda" else None)
     try:

@@ -11,7 +11,7 @@ from .llama import Llama, llama_config
 
 
 class Mistral(Llama):
-    """Llama with a sliding window."""
+    """Llama with the same sliding window in every layer, or none."""
 
     TITLE = "Mistral"
     DEFAULTS: ClassVar[Mapping[str, Any]] = {

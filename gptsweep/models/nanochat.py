@@ -1,8 +1,8 @@
-"""nanochat's language models, of every era of its history.
+"""The language models of nanochat, from all versions of its code.
 
-A decoder with RMS norm without weights, after the embedding, too; rotary positions turned backwards; queries and keys that are
-normalised once they are turned; squared ReLU; a soft cap on the logits. Later eras mix a token's embedding into each layer, its
-value embedding into the values of some, and the embedding of the token before it into the first.
+They are decoders with RMS norms without weights, one of them after the embedding; rotary positions with negated angles; queries
+and keys normalised after rotation; squared ReLU; and a soft cap on the logits. Later versions mix the token's embedding into
+each layer, add its value embedding to the values of some layers, and add the previous token's embedding to the first input.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .hf_settings import HFSettings
 from .layers import Embedding, Linear, Norm, Rotary, SoftCap, Turns
 
 _POSITIONS = 10
-"""nanochat's tables of rotary positions are so many contexts long."""
+"""The length of nanochat's tables of rotary positions, in contexts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,13 +29,14 @@ class NanochatConfig(DecoderConfig):
 
     Args:
         softcap: logits are ``softcap * tanh(logit / softcap)``.
-        sharpness: by what normalised queries, and keys, are multiplied.
-        mixed: each layer starts from a learned mixture of the residual stream and the embedding.
-        value_layers: the layers whose values have a value embedding of the token added.
-        gate_channels, gate_scale: how many numbers of a layer's input decide how much of it is added to a head, and how much
-            that is at most.
-        smear_channels: how many numbers of an embedding decide how much of the previous token's is added to it; 0: none is.
-        backout: a learned share of the stream after the middle layer is taken off the stream after the last.
+        sharpness: factor on the normalised queries and on the normalised keys.
+        mixed: whether each layer's input is a learned combination of the residual stream and the embedding.
+        value_layers: indices of the layers whose values have a value embedding of the token added.
+        gate_channels, gate_scale: the gate of a value embedding reads the first ``gate_channels`` elements of the layer's
+            input, and is at most ``gate_scale``.
+        smear_channels: how many elements of the embedding the gate of the previous token's embedding reads; 0: that embedding
+            is not added.
+        backout: whether a learned multiple of the stream after the middle layer is subtracted from the final stream.
     """
 
     softcap: float
@@ -55,7 +56,7 @@ class NanochatConfig(DecoderConfig):
 
 
 class NanochatAttention(Attention):
-    """The projections around self-attention; values have a value embedding of the token added in some layers."""
+    """The projections before and after self-attention. In some layers a value embedding of the token is added to the values."""
 
     config: NanochatConfig
 
@@ -72,7 +73,7 @@ class NanochatAttention(Attention):
         self.fused = self.fused_turn(dtype, "after", sharpness, sharpness)
 
     def project_token(self, x: Tensor, turns: Turns, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values as `Attention.project` gives them, of the tokens ``ids``: ``int64 [...]``."""
+        """Compute queries, keys and values of the tokens ``ids``, ``int64 [...]``; see `Attention.project`."""
         q, k, v = super().project(x, turns)
         if self.fused is None:
             q, k = (self.head_norm(turned) * self.config.sharpness for turned in (q, k))
@@ -83,7 +84,7 @@ class NanochatAttention(Attention):
 
 
 class NanochatBlock(Block):
-    """A transformer block whose values know the token."""
+    """A transformer block whose values may depend on the token id."""
 
     attn: NanochatAttention
 
@@ -92,7 +93,7 @@ class NanochatBlock(Block):
         self.attn = NanochatAttention(config, rotary, layer)
 
     def project_token(self, x: Tensor, turns: Turns, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of the residual stream ``[..., n_embd]`` of the tokens ``ids``."""
+        """Compute queries, keys and values from the residual stream ``[..., n_embd]`` of the tokens ``ids``."""
         return self.attn.project_token(self.norm_1(x), turns, ids)
 
 
@@ -166,7 +167,7 @@ class Nanochat(Decoder):
         return cast(Tensor, self.norm(x))
 
     def _embedded(self, ids: Tensor, previous: Tensor | None) -> Tensor:
-        """Normalised embeddings ``float32 [..., n_embd]``, some of the previous token's added."""
+        """Compute normalised embeddings, ``float32 [..., n_embd]``, and add the gated embedding of the previous token."""
         x = cast(Tensor, self.norm(self.embed(ids).float()))
         if not self.reads_previous:
             return x
@@ -188,7 +189,7 @@ class Nanochat(Decoder):
             yield LinearLayer(self, "smear_gate")
 
     def between_attentions(self, x: Tensor) -> tuple[Tensor, ...]:
-        block = cast(NanochatBlock, self.blocks[-1])  # it has a value embedding, if any has
+        block = cast(NanochatBlock, self.blocks[-1])  # the last block has a value embedding if any block does
         self.reserve(len(x))
         positions = torch.arange(len(x), device=x.device)
         ids = positions % self.vocab_size
@@ -216,5 +217,5 @@ class Nanochat(Decoder):
 
 
 def sigmoid(x: Tensor) -> Tensor:
-    """The logistic function, float32. torch's own has other bits at the end of a vector, where a row may or may not stand."""
+    """Compute the logistic function in float32, batch invariant. torch's own has other bits for the last few elements."""
     return 0.5 + 0.5 * torch.tanh(0.5 * x.float())

@@ -1,4 +1,4 @@
-"""Where nanoGPT's stream of random numbers stands when its model has been built: samples with ``rng=torch`` begin there."""
+"""The state of nanoGPT's random number generator after it has built its model, from which ``rng=torch`` starts."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def nanogpt_stream(config: GPTConfig, seed: int) -> torch.Generator:
-    """The stream that nanoGPT's ``sample.py`` draws its tokens from.
+    """Return the generator from which nanoGPT's ``sample.py`` draws its tokens.
 
-    That program seeds torch and then builds its model, whose first weights (overwritten by the checkpoint's) use up the
-    beginning of the stream.
+    That program seeds torch and then builds its model. Initialising the weights, which the checkpoint then overwrites, consumes
+    the beginning of the random stream.
     """
     generator = torch.Generator()
     generator.set_state(_state_after_nanogpt_weights(config, seed))
@@ -37,8 +37,8 @@ def _state_after_nanogpt_weights(config: GPTConfig, seed: int) -> Tensor:
     def uniform(*shape: int) -> None:
         torch.empty(shape, dtype=torch.float32).uniform_(generator=generator)
 
-    # First what torch's constructors draw, then nanoGPT's draws over that: the head is the embedding once more, and the
-    # residual projections are drawn a second time.
+    # torch's constructors draw first, then nanoGPT initialises everything again. The head shares the embedding's weight, which
+    # is therefore drawn twice, and the residual projections get a further draw.
     normal(*embedding)
     normal(*positions)
     for outputs, inputs in layers:

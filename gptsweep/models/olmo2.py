@@ -1,4 +1,4 @@
-"""OLMo 2: Llama whose norms come after attention and after the feed-forward layer, and with norms of queries and keys."""
+"""OLMo 2: Llama with norms after attention and after the feed-forward layer, and with norms of queries and keys."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .llama import Llama, llama_config
 
 
 class Olmo2(Llama):
-    """Llama with norms in other places; the queries of a token are normalised as one vector, and so are its keys."""
+    """Llama with post-norms. The queries of a token, over all heads, are normalised as one vector, and so are its keys."""
 
     TITLE = "OLMo 2"
     DEFAULTS: ClassVar[Mapping[str, Any]] = {**Llama.DEFAULTS, "vocab_size": 50304, "rms_norm_eps": 1e-5}

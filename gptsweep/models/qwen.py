@@ -1,4 +1,4 @@
-"""Qwen 2, 2.5 and 3: Llama with biases, or with norms of queries and keys, and perhaps with windows in its later layers."""
+"""Qwen 2, 2.5 and 3: Llama with biases or with norms of queries and keys, and optional sliding windows in later layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .llama import Llama, llama_config
 
 
 class Qwen2(Llama):
-    """Llama with biases of queries, keys and values."""
+    """Llama with biases in the projections of queries, keys and values."""
 
     TITLE = "Qwen2"
     DEFAULTS: ClassVar[Mapping[str, Any]] = {
@@ -31,7 +31,7 @@ class Qwen2(Llama):
 
 
 class Qwen3(Qwen2):
-    """Llama with norms of queries and keys, each head by itself."""
+    """Llama with norms of queries and keys, per head."""
 
     TITLE = "Qwen3"
     DEFAULTS: ClassVar[Mapping[str, Any]] = {**Qwen2.DEFAULTS, "head_dim": 128}
@@ -48,7 +48,7 @@ class Qwen3(Qwen2):
 
 
 def _windows(hf: HFSettings) -> tuple[int | None, ...]:
-    """Those of the layers from ``max_window_layers`` on, if ``use_sliding_window``."""
+    """Read the attention windows. With ``use_sliding_window`` the layers from ``max_window_layers`` on have one."""
     n_layer = hf.size("num_hidden_layers", most=MOST_LAYERS)
     slides = hf.flag("use_sliding_window") and hf.get("sliding_window") is not None
     first = hf.get("max_window_layers")

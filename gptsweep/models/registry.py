@@ -1,6 +1,6 @@
-"""The architectures and file formats that there are: one line each.
+"""The registry of architectures and file formats, one line each.
 
-Each stands as ``module:attribute``, and is imported when a model needs it.
+An entry has the form ``module:attribute``. Its module is imported only when a model needs it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FORMATS = {
     "llmc": "gptsweep.models.files.llmc:open_source",
     "litgpt": "gptsweep.models.files.litgpt:open_source",
 }
-"""Functions from a `ModelSource` to a `Checkpoint`, by the name that a user gives: ``model=NAME``."""
+"""Functions that open a `ModelSource` as a `Checkpoint`, by the name in ``model=NAME``."""
 
 PLACES = {
     "resume": "gptsweep.models.files.places:find_nanogpt",
@@ -50,19 +50,19 @@ PLACES = {
     "llmc": "gptsweep.models.files.places:find_llmc",
     "litgpt": "gptsweep.models.files.places:find_litgpt",
 }
-"""For formats whose files may be missing: functions that check, without torch, that a model's first file is there."""
+"""Functions that check, without importing torch, that a model's first files exist; for formats whose files may be missing."""
 
 
 def architecture_of(model_type: str) -> type[Architecture]:
-    """The class of an entry of `ARCHITECTURES`."""
+    """Import and return the class that `ARCHITECTURES` has for a ``model_type``."""
     return cast("type[Architecture]", _imported(ARCHITECTURES[model_type]))
 
 
 def require_some(sources: Collection[ModelSource]) -> None:
-    """Check, without importing torch, that at least one of the models is there. All are looked for at once.
+    """Check, without importing torch, that at least one of the models exists. All are looked up in parallel.
 
     Raises:
-        ModelError: none is; the error of the first.
+        ModelError: none does. It is the error of the first model.
     """
     with ThreadPoolExecutor() as pool:
         errors = list(pool.map(_missing, sources))
@@ -81,14 +81,14 @@ def _missing(source: ModelSource) -> ModelError | None:
 
 
 def open_checkpoint(source: ModelSource, *, hashed: bool = True) -> Checkpoint:
-    """Find the model, fetching it where need be, and read all but its weights, which are only hashed.
+    """Find a model, download it if necessary, and read everything but its weights.
 
     Args:
-        source: of the model.
-        hashed: whether to make its fingerprint now; where nobody asks for that, the weights need not be read at all.
+        source: names the model.
+        hashed: whether to compute the fingerprint now, which reads the weights to hash them. Otherwise they are not read.
 
     Raises:
-        ModelError: there is no such model, it cannot be fetched or read, or it has no architecture of `ARCHITECTURES`.
+        ModelError: there is no such model, it cannot be fetched or read, or `ARCHITECTURES` lacks its architecture.
     """
     open_source = cast("Callable[[ModelSource], Checkpoint]", _imported(FORMATS[source.name]))
     with _readable(source):
@@ -102,7 +102,7 @@ def open_checkpoint(source: ModelSource, *, hashed: bool = True) -> Checkpoint:
 def _readable(source: ModelSource) -> Iterator[None]:
     try:
         yield
-    except (OSError, RuntimeError) as error:  # a name that is too long, a home directory that is not known
+    except (OSError, RuntimeError) as error:  # such as a name that is too long, or an unknown home directory
         key = PLACE_KEYS.get(source.name)
         key, value = ("model", source.name) if key is None else (f"model.{key}", source.place)
         raise ModelError(key, value, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint as arrays of bytes, for processes that do not find its files, and a checkpoint of these again."""
+"""Pack the weights of a checkpoint into byte arrays for processes that cannot see its files, and unpack them there."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .checkpoint import Checkpoint
 from .files.weights import Stacked, Stored, StoredTensor, WeightFile, parts_of
 
 Place = tuple[WeightFile, int, int]
-"""A file, and the first byte of a tensor in it and how many there are."""
+"""The place of a tensor: its file, the offset of its first byte, and its size in bytes."""
 
 
 def pack(checkpoint: Checkpoint) -> Iterator[NDArray[np.uint8]]:
-    """The bytes of each tensor, ``uint8 [nbytes]``, one read after another.
+    """Read the tensors one at a time and yield the bytes of each, ``uint8 [nbytes]``.
 
     Raises:
-        ModelError: the files have changed since the checkpoint was opened.
+        ModelError: a file has changed since the checkpoint was opened.
     """
     for file, offset, size in _places(checkpoint):
         content = np.empty(size, np.uint8)
@@ -34,7 +34,15 @@ def pack(checkpoint: Checkpoint) -> Iterator[NDArray[np.uint8]]:
 
 
 def unpack(checkpoint: Checkpoint, contents: Sequence[NDArray[np.uint8]]) -> Checkpoint:
-    """``checkpoint`` with the ``contents`` that `pack` made of it in place of files; it is hashed anew."""
+    """Return ``checkpoint`` with its weights in memory instead of in files.
+
+    Args:
+        checkpoint: the checkpoint that was packed.
+        contents: what `pack` yielded.
+
+    Returns:
+        A checkpoint whose fingerprint is computed anew.
+    """
     places = _places(checkpoint)
     held = {place: _HeldFile.of(place, content) for place, content in zip(places, contents, strict=True)}
     weights = {name: _held(stored, held) for name, stored in checkpoint.weights.items()}
@@ -56,24 +64,24 @@ def _held(stored: Stored, files: Mapping[Place, WeightFile]) -> Stored:
 
 @dataclass(frozen=True, slots=True)
 class _HeldFile(WeightFile):
-    """A file of which the bytes from ``begin`` on are in memory."""
+    """A file of which the bytes from offset ``begin`` on are in memory."""
 
     begin: int = 0
     content: Any = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, place: Place, content: NDArray[np.uint8]) -> _HeldFile:
-        """The bytes of a tensor in its file."""
+        """Make a file that holds the bytes of one tensor at their original offset."""
         file, begin, _ = place
         return cls(file.path, file.key, file.value, file.size, file.modified_ns, begin, content)
 
     def open(self) -> BufferedReader:
-        """As `WeightFile.open`."""
+        """Open the bytes in memory for reading, as `WeightFile.open` opens a file."""
         return BufferedReader(_Bytes(memoryview(self.content), self.begin))
 
 
 class _Bytes(io.RawIOBase):
-    """Bytes of a file from ``begin`` on, read where they are."""
+    """A raw reader over the bytes of a file from offset ``begin`` on, without a copy."""
 
     def __init__(self, content: memoryview, begin: int) -> None:
         self._content, self._begin, self._position = content, begin, begin

@@ -11,7 +11,7 @@ from .llama import Llama, llama_config
 
 
 class SmolLM3(Llama):
-    """Llama whose queries and keys are turned in some layers only."""
+    """Llama with rotary positions in some layers only."""
 
     TITLE = "SmolLM3"
     DEFAULTS: ClassVar[Mapping[str, Any]] = {

@@ -1,4 +1,4 @@
-"""Vocabularies that Hugging Face's ``tokenizers`` encodes for, and among them the byte-level ones of GPT-2's kind."""
+"""Vocabularies that Hugging Face's ``tokenizers`` library encodes, among them byte-level ones like GPT-2's."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """A token that is recognised in text before anything is split, and how, in the words of Hugging Face's tokenizers.
+    """An added token, which is recognised in the text before it is split. The flags are those of Hugging Face's tokenizers.
 
-    ``lstrip`` and ``rstrip``: white space before or after it belongs to it. ``single_word``: not inside a word. ``normalized``:
-    looked for after those that are not.
+    With ``lstrip`` or ``rstrip`` it includes the white space before or after it. With ``single_word`` it is not recognised
+    inside a word. With ``normalized`` it is looked for after normalisation.
     """
 
     id: int
@@ -30,21 +30,21 @@ class Added:
 
     @property
     def takes_plain_text(self) -> bool:
-        """Whether it is recognised wherever its text stands, and takes nothing but that."""
+        """Whether it is recognised wherever its text occurs, and includes nothing else."""
         return not (self.lstrip or self.rstrip or self.single_word)
 
 
 class LibraryTokenizer(Tokenizer):
-    """A vocabulary for which Hugging Face's ``tokenizers`` encodes.
+    """A vocabulary that Hugging Face's ``tokenizers`` library encodes.
 
     Args:
-        encoder: the library's tokenizer, which adds nothing of its own.
+        encoder: the library's tokenizer, without a post-processor.
         table: bytes by id.
         added: the texts of the added tokens.
-        spells: whether a character has a token; None where each has.
-        eot_id: the token that ends a text, None where there is none.
+        spells: returns whether a character can be encoded; None: every character can.
+        eot_id: the token that ends a text, or None.
         first_ids: tokens that every prompt begins with.
-        fingerprint: as of `Tokenizer`.
+        fingerprint: see `Tokenizer`.
     """
 
     def __init__(
@@ -80,7 +80,11 @@ class LibraryTokenizer(Tokenizer):
         return bytes_of(self._bytes, token)
 
     def _require_spelling(self, text: str, spells: Callable[[str], bool]) -> None:
-        """Refuse a character without a token; the library would leave it out."""
+        """Refuse a character without a token, which the library would silently drop.
+
+        Raises:
+            PromptError: there is one.
+        """
         start = 0
         for found in [*self._added.finditer(text), None]:
             for place in range(start, len(text) if found is None else found.start()):
@@ -90,18 +94,21 @@ class LibraryTokenizer(Tokenizer):
 
 
 class BytePairTokenizer(LibraryTokenizer):
-    """A byte-level byte-pair vocabulary other than GPT-2's, which splits text as GPT-2's does.
+    """A byte-level byte-pair vocabulary other than GPT-2's that splits text as GPT-2's does.
 
-    tiktoken is not used: it takes a token's id for the rank of its merge and merges any pair that spells a token, which holds
-    for GPT-2's vocabulary and not for every other.
+    It does not use tiktoken, which takes a token's id as the rank of its merge and merges any pair that forms a token. That is
+    right for GPT-2's vocabulary but not for every other.
 
     Args:
-        vocabulary: ids by bytes, the added tokens left out.
-        merges: pairs of byte strings, the first to be merged first.
+        vocabulary: ids by bytes, without the added tokens.
+        merges: pairs of byte strings, in the order in which they are merged.
         added: the added tokens by their text.
-        eot_id: the token that ends a text, None where there is none.
-        prefix_space: a space is put before each stretch of text that starts with none.
+        eot_id: the token that ends a text, or None.
+        prefix_space: whether a space is inserted before each stretch of text that does not begin with one.
         first_ids: tokens that every prompt begins with.
+
+    Raises:
+        ValueError: an added token has another id than the vocabulary gives its text.
     """
 
     def __init__(
@@ -122,12 +129,12 @@ class BytePairTokenizer(LibraryTokenizer):
         def spelt(token: bytes) -> str:
             return "".join(map(spelling.__getitem__, token))
 
-        # The library gives an added token the id that the model has for its text.
+        # The library gives an added token the id that the BPE model has for its text.
         ids = {spelt(token): number for token, number in vocabulary.items()}
         for text, token in added.items():
             if ids.setdefault(text, token.id) != token.id:
                 raise ValueError(f"the added token {text!r} has the ids {token.id} and {ids[text]}")
-        once = dict.fromkeys(merges)  # of a pair that stands there twice the first counts
+        once = dict.fromkeys(merges)  # the first of two equal pairs counts
         encoder = Encoder(models.BPE(ids, [(spelt(left), spelt(right)) for left, right in once]))
         encoder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
         encoder.add_tokens(library_tokens(added))
@@ -148,7 +155,7 @@ class BytePairTokenizer(LibraryTokenizer):
 
 
 def library_tokens(added: Mapping[str, Added]) -> list[AddedToken]:
-    """Added tokens as the library takes them."""
+    """Convert added tokens to the library's type."""
     from tokenizers import AddedToken  # late, as above
 
     return [
@@ -165,7 +172,10 @@ def library_tokens(added: Mapping[str, Added]) -> list[AddedToken]:
 
 
 def byte_alphabet() -> dict[str, int]:
-    """The character that stands for each byte: itself if printable in Latin-1 and not a space, else one from U+0100 on."""
+    """Map each character of GPT-2's byte alphabet to its byte.
+
+    A byte is spelt as itself if it is printable in Latin-1 and not a space, else as a character from U+0100 on.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}

@@ -1,10 +1,10 @@
-"""Chat templates of Hugging Face's tokenizers: programs by strangers in Jinja, which are run in a sandbox, and only so long.
+"""Chat templates of Hugging Face's tokenizers: untrusted Jinja programs, run in a sandbox with a limit on their work.
 
-The sandbox of Jinja keeps a template from the program around it, not from its time and memory. So everything that takes either
-is counted here: what a loop or a macro does each time it runs, the size of what is made, and of what is looked through. The
-count is exact, so that whether a template is refused depends on it and the prompt alone, not on the machine.
+Jinja's sandbox protects the surrounding program, but not its time and memory. So this module counts everything that takes
+either: the nodes that each pass of a loop or call of a macro runs, and the size of every value that is made or read. The count
+is deterministic: whether a template is refused depends only on the template and the prompt, not on the machine.
 
-This module imports Jinja, so it is imported where a template is used.
+This module imports Jinja, so import it only where a template is used.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from jinja2.visitor import NodeTransformer
 
 _SOURCE_CHARACTERS = 1 << 16
 _VALUE_CHARACTERS = 1 << 20
-"""The size of one value: templates that people use make far less than the prompt and some thousand characters."""
+"""The largest value, in characters. Real templates produce little more than the prompt and a few thousand characters."""
 _WORK = 8
-"""All work of a template, in values of that size: a fifth of a second's, or less."""
+"""The limit on a template's total work, in values of that size; it takes at most a fifth of a second."""
 _STEP, _ITEM, _CALL = 16, 16, 64
-"""What a node of the template, a member of a list, and a call cost, in characters copied."""
+"""The cost of a template node, an item of a list, and a call, in characters copied."""
 _DEEPEST = 32
 _LARGEST_BITS = 4096
 _LONGEST_FORMAT, _WIDEST_INDENT = 100, 16
@@ -51,24 +51,24 @@ _METHODS: Mapping[type, frozenset[str]] = {
     tuple: frozenset(("count", "index")),
     dict: frozenset(("copy", "get", "items", "keys", "values")),
 }  # fmt: skip
-"""What a template may call of its values; all of it takes time in proportion to what it reads and makes."""
+"""The methods of values that a template may call. Each takes time in proportion to what it reads and makes."""
 _FILTERS = (
     "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "groupby", "int", "items",
     "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "safe", "select", "selectattr",
     "sort", "string", "title", "trim", "unique", "upper",
 )  # fmt: skip
-"""The filters of which the same holds."""
+"""The filters that a template may use without special treatment, for the same reason."""
 
 
 class ChatTemplate:
-    """A template that writes a conversation as the model was trained on it.
+    """A template that formats a conversation as the model saw it in training.
 
     Args:
         source: the template.
-        special_tokens: texts of special tokens by their names, ``bos_token`` and others, which the template may ask for.
+        special_tokens: texts of special tokens by name, such as ``bos_token``; the template can use them.
 
     Raises:
-        TemplateError: it is no template, or longer than any.
+        TemplateError: the source is not a valid template, or is too long.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
@@ -83,11 +83,11 @@ class ChatTemplate:
         self._template = Template.from_code(self._environment, code, self._environment.globals)
 
     def render(self, text: str) -> str:
-        """``text`` as one turn of a user, and the beginning of the answer.
+        """Format ``text`` as one user turn, followed by the beginning of the assistant's turn.
 
         Raises:
-            Exception: of any kind, as a template can do anything wrong; `TemplateError` where it says so itself, asks for what
-                is not there, or takes more work than a conversation does.
+            TemplateError: the template raises an error itself, uses something undefined, or takes too much work.
+            Exception: of any other kind, as a template can fail in any way.
         """
         self._environment.begin(len(text))
         return self._template.render(
@@ -100,7 +100,7 @@ class ChatTemplate:
 
 
 class _Generation(Extension):
-    """``{% generation %}``, by which transformers finds the model's own words; what stands inside is written as it is."""
+    """``{% generation %}``, which marks the assistant's text for transformers. Its contents are rendered unchanged."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -111,14 +111,14 @@ class _Generation(Extension):
 
 
 class _Namespace(Namespace):
-    """A namespace that is not written out: two that hold each other would have no end."""
+    """A namespace whose repr omits its contents, as two that contain each other would recurse without end."""
 
     def __repr__(self) -> str:
         return "<Namespace>"
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Jinja as transformers sets it up, in which all work is counted."""
+    """A Jinja environment set up as in transformers, which counts all work."""
 
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
@@ -140,39 +140,47 @@ class _Environment(ImmutableSandboxedEnvironment):
         }
 
     def begin(self, characters: int) -> None:
-        """Count anew, for a prompt of so many characters."""
+        """Reset the count, for a prompt of ``characters`` characters."""
         self.largest = _VALUE_CHARACTERS + 8 * characters
         self.left = _WORK * self.largest
 
     def count(self, work: int) -> bool:
-        """Take ``work`` off what is left; True, to stand in a condition."""
+        """Subtract ``work`` from the budget. Always returns True, so that it can be part of a condition.
+
+        Raises:
+            TemplateError: the budget is used up.
+        """
         self.left -= work
         if self.left < 0:
             raise TemplateError("it takes more work than any conversation")
         return True
 
     def steps(self, number: int) -> bool:
-        """`count` what so many nodes of the template take when they are run."""
+        """`count` the work of running ``number`` nodes of the template."""
         return self.count(_STEP * number)
 
     def read(self, value: Any) -> Any:
-        """``value``, its size counted."""
+        """Count the size of ``value``, and return it."""
         self.count(self.size(value))
         return value
 
     def made(self, value: Any) -> Any:
-        """``value``, its size counted, and no larger than one may be."""
+        """Count the size of a new ``value`` and return it; an iterator becomes a list.
+
+        Raises:
+            TemplateError: it is too large.
+        """
         if isinstance(value, Iterator):
             value = list(itertools.islice(value, self.largest // _ITEM + 1))
         self._require(self.size(value))
         return self.read(value)
 
     def joined(self, *values: Any) -> str:
-        """The operator ``~``."""
+        """Implement the operator ``~``."""
         return self.concat(str(self.read(value)) for value in values)
 
     def concat(self, pieces: Iterable[str]) -> str:
-        """What a template, a macro or a block writes."""
+        """Join the output of a template, a macro or a block."""
         whole: list[str] = []
         length = 0
         for piece in pieces:
@@ -183,11 +191,11 @@ class _Environment(ImmutableSandboxedEnvironment):
         return "".join(whole)
 
     def written(self, value: Any) -> str:
-        """A value as it stands in the text."""
+        """Convert a value to text for the output."""
         return str(self.read(value))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Operators that make large values of small ones."""
+        """Apply an operator that can make a large value from small ones."""
         self.count(_CALL)
         if operator == "%" and isinstance(left, str):
             raise SecurityError("it formats text by %")
@@ -201,9 +209,13 @@ class _Environment(ImmutableSandboxedEnvironment):
         return self.made(super().call_binop(context, operator, left, right))
 
     def call(self, context: Context, called: Any, /, *values: Any, **named: Any) -> Any:
-        """Calls: of the template's macros, of its helpers, and of some methods of its values."""
+        """Call a macro, a global function or an allowed method of a value.
+
+        Raises:
+            SecurityError: anything else is called.
+        """
         if isinstance(called, MethodType) and called.__self__ is self:
-            return called(*values)  # what `_Counting` puts in
+            return called(*values)  # a call that `_Counting` inserted
         self.count(_CALL)
         arguments = (*values, *named.values())
         for value in arguments:
@@ -222,7 +234,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return self.made(super().call(context, called, *values, **named))
 
     def size(self, value: Any, depth: int = 0) -> int:
-        """About how many characters a value takes; of one that is larger than a value may be, more than that."""
+        """Estimate the size of a value in characters. The count stops once it exceeds the limit for a value."""
         if isinstance(value, str):
             return len(value)
         if isinstance(value, int):
@@ -243,20 +255,20 @@ class _Environment(ImmutableSandboxedEnvironment):
         return total
 
     def joined_by(self, values: Any, separator: Any = "", attribute: Any = None) -> str:
-        """The filter ``join``."""
+        """Implement the filter ``join``."""
         members = list(values) if attribute is None else list(map(make_attrgetter(self, attribute), values))
         texts = [str(self.read(value)) for value in members]
         self._require(sum(map(len, texts)) + len(texts) * len(str(separator)))
         return str(separator).join(texts)
 
     def replaced(self, value: Any, old: Any, new: Any, count: int | None = None) -> str:
-        """The filter ``replace``."""
+        """Implement the filter ``replace``."""
         text, before, after = str(value), str(old), str(new)
         self._require(len(text) + text.count(before) * len(after))
         return text.replace(before, after, -1 if count is None else count)
 
     def indented(self, value: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
-        """The filter ``indent``."""
+        """Implement the filter ``indent``."""
         self._require(len(value) + len(value.splitlines()) * (len(width) if isinstance(width, str) else width))
         return do_indent(value, width, first, blank)
 
@@ -268,16 +280,16 @@ class _Environment(ImmutableSandboxedEnvironment):
         separators: tuple[str, str] | None = None,
         sort_keys: bool = False,
     ) -> str:
-        """The filter ``tojson``, as transformers has it: nothing is escaped for HTML."""
+        """Implement the filter ``tojson`` as transformers does, without escaping for HTML."""
         if indent is not None and not (isinstance(indent, int) and indent <= _WIDEST_INDENT):
             raise TemplateError(f"it indents JSON by {indent!r:.40}")
         self._require(self.size(value) * (1 + (indent or 0)))
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A filter or test whose work is counted, by what it reads and makes."""
+        """Wrap a filter or test so that the sizes of its arguments and its result are counted."""
 
-        @functools.wraps(function)  # keeps Jinja's mark of a function that takes the context
+        @functools.wraps(function)  # keeps the attribute by which Jinja recognises a function that takes the context
         def counted(*values: Any, **named: Any) -> Any:
             self.count(_CALL)
             given = [value if isinstance(value, Context | EvalContext) else self.made(value) for value in values]
@@ -297,7 +309,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 class _Counting(NodeTransformer):
-    """Puts the counting into a template: in each loop and macro, and around what takes time in proportion to a value's size."""
+    """Inserts the counting into a template: in each loop and macro, and around operations that take longer on larger values."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
         number = _nodes(node)
@@ -346,7 +358,7 @@ def _nodes(node: nodes.Node) -> int:
 
 
 def _call(method: str, values: list[nodes.Expr], at: nodes.Node) -> nodes.Call:
-    """A call of a method of `_Environment`."""
+    """Make a node that calls a method of `_Environment`."""
     return nodes.Call(nodes.EnvironmentAttribute(method), values, [], None, None, lineno=at.lineno)
 
 

@@ -1,4 +1,4 @@
-"""The model inside the package: ``model.safetensors``, and ``vocab.json``, a list of characters."""
+"""Read the model that ships with the package."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ EMBEDDED = Path(__file__).parents[2] / "data" / "shakespeare"
 
 
 def open_source(source: ModelSource) -> Checkpoint:
-    """``model=shakespeare``."""
+    """Open ``model=shakespeare``."""
     return open_embedded(EMBEDDED)
 
 
 def open_embedded(directory: Path) -> Checkpoint:
-    """``model.safetensors``, with a ``config.json`` in its metadata, and ``vocab.json``, a list of characters."""
+    """Open ``model.safetensors``, whose metadata holds a ``config.json``, and ``vocab.json``, a list of characters.
+
+    Raises:
+        ModelError: a file is missing or damaged.
+    """
 
     def wrong(what: str) -> ModelError:
         return ModelError("model", "shakespeare", f"{what}; install gptsweep again")

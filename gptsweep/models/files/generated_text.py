@@ -1,4 +1,4 @@
-"""The text of generated tokens: where it ends, by stop strings, and what breaks a repetition; all on bytes."""
+"""The text of generated tokens: decoding, stop strings, and the sequence breakers of DRY, all at the level of bytes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .tokenizers import Tokenizer, text_of, utf8
 
 _LONGEST_BREAKER, _LONGEST_TAIL = 40, 20
 _CONTINUES = bytes(range(0x80, 0xC0))
-"""The bytes of a character in UTF-8 but its first."""
+"""The continuation bytes of UTF-8."""
 
 
 def stop_matcher(tokenizer: Tokenizer, stops: tuple[str, ...]) -> Callable[[int], bool]:
-    """A stop matcher for one sample: called with each new token id, it returns whether a stop string is complete.
+    """Return a stop matcher for one sample: called with each new token id, it returns whether a stop string is complete.
 
-    It looks at the bytes generated so far, so a stop string is found wherever token and character boundaries lie in it.
+    It compares bytes, so it finds a stop string across token and character boundaries.
     """
     wanted = tuple(map(utf8, stops))
     reach = max(map(len, wanted), default=1) - 1
@@ -35,10 +35,10 @@ def stop_matcher(tokenizer: Tokenizer, stops: tuple[str, ...]) -> Callable[[int]
 
 
 def breaker_tokens(tokenizer: Tokenizer, breakers: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
-    """The sequences of token ids that any of some texts may be, for DRY: as llama.cpp finds them.
+    """Find the sequences of token ids that can contain one of the texts ``breakers``, for DRY, as llama.cpp does.
 
-    A text, of which 40 bytes count, may lie in one token, or begin at the end of one and go on with the tokens of the rest,
-    of which 20 count.
+    A text, cut to 40 bytes, may lie within one token, or begin at the end of a token and continue with the tokens of its rest,
+    cut to 20.
     """
     found: dict[tuple[int, ...], None] = {}
     for text in breakers:
@@ -51,15 +51,15 @@ def breaker_tokens(tokenizer: Tokenizer, breakers: tuple[str, ...]) -> tuple[tup
             for begun in range(1, min(len(own) + 1, len(wanted))):
                 rest = wanted[begun:]
                 if own.endswith(wanted[:begun]) and (rest.decode("utf-8", "replace").encode() == rest):
-                    with contextlib.suppress(PromptError):  # what the model has no tokens for, it cannot generate
+                    with contextlib.suppress(PromptError):  # the model cannot generate what it has no tokens for
                         found[(token, *tokenizer.encode_bare(rest.decode())[:_LONGEST_TAIL])] = None
     return tuple(found)
 
 
 def completion_text(tokenizer: Tokenizer, ids: Sequence[int], stops: tuple[str, ...], end: int | None) -> str:
-    """The text of generated ``ids`` without what ended it: a closing ``end``, or the stop string that was completed first.
+    """Decode generated ``ids`` without what ended the sample: a final ``end`` token, or the first complete stop string.
 
-    Of stop strings completed by the same byte the longest counts. Bytes that are not UTF-8 become U+FFFD.
+    If one byte completes several stop strings, the longest is cut off. Bytes that are not UTF-8 become U+FFFD.
     """
     if end is not None and ids and ids[-1] == end:
         ids = ids[:-1]
@@ -69,9 +69,9 @@ def completion_text(tokenizer: Tokenizer, ids: Sequence[int], stops: tuple[str, 
 
 
 class TextStream:
-    """The text of a sample as it grows, in pieces that together are its completion.
+    """The text of a growing sample, in pieces that add up to its completion.
 
-    A character comes when its last byte is there, and what may be the beginning of a stop string when it turns out to be none.
+    A character is held back until its last byte arrives, and a possible beginning of a stop string until it is ruled out.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...]) -> None:
@@ -81,7 +81,7 @@ class TextStream:
         self._given = 0
 
     def add(self, token: int) -> str:
-        """The next piece, which may be empty, where ``token`` does not end the sample."""
+        """Add a token that does not end the sample, and return the next piece of text, which may be empty."""
         text = self._held + self._decode(self._tokenizer.token_bytes(token))
         begun = (n for stop in self._stops for n in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:n]))
         piece, self._held = text[: (kept := len(text) - max(begun, default=0))], text[kept:]
@@ -89,12 +89,12 @@ class TextStream:
         return piece
 
     def rest(self, completion: str) -> str:
-        """What is left of the whole completion."""
+        """Return what is left of the whole ``completion``."""
         return completion[self._given :]
 
 
 def text_ends(tokenizer: Tokenizer, ids: Sequence[int], length: int) -> Iterator[int]:
-    """For each token of a completion, how many of its ``length`` characters are complete after it."""
+    """Yield, for each token of a completion, how many of its ``length`` characters are complete after that token."""
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
     end = 0
     for place, token in enumerate(ids, start=1):
@@ -103,7 +103,7 @@ def text_ends(tokenizer: Tokenizer, ids: Sequence[int], length: int) -> Iterator
 
 
 def text_so_far(tokenizer: Tokenizer, ids: Sequence[int], most: int) -> str:
-    """The text of the last ``most`` of ``ids`` while more are to come: a character that is cut at either end is left out."""
+    """Decode the last ``most`` of ``ids`` of an unfinished sample, leaving out a character that is cut at either end."""
     text = b"".join(map(tokenizer.token_bytes, ids[-most:]))
     if len(ids) > most:
         text = text.lstrip(_CONTINUES)

@@ -1,4 +1,4 @@
-"""A model as `transformers` saves it: ``config.json``, safetensors or ``pytorch_model.bin``, and its tokenizer's files."""
+"""Read a model as `transformers` saves it: ``config.json``, safetensors or ``pytorch_model.bin``, and the tokenizer's files."""
 
 from __future__ import annotations
 
@@ -30,15 +30,19 @@ GPT2_PADDED_VOCAB = 50304
 
 
 def open_source(source: ModelSource) -> Checkpoint:
-    """``model=hf``, GPT-2 and its larger sisters."""
+    """Open ``model=hf``, or ``model=gpt2`` and its larger versions."""
     return open_hf(files_of(source), None if source.name == "hf" else GPT2Tokenizer())
 
 
 def open_hf(files: ModelFiles, tokenizer: Tokenizer | None = None) -> Checkpoint:
-    """A model as `transformers` saves it: ``config.json``, weights, and its tokenizer's files.
+    """Open a model as `transformers` saves it.
+
+    Args:
+        files: the files of the model.
+        tokenizer: its tokenizer; None: read it from ``files``.
 
     Raises:
-        ModelError: a file is missing or damaged, or `ARCHITECTURES` does not have the model's.
+        ModelError: a file is missing or damaged, or `ARCHITECTURES` lacks the model's architecture.
     """
     settings = json_in(config_of(files), files)
     architecture, config, fitting = model_of(settings, _tensors(files), files.key, files.value)
@@ -49,15 +53,18 @@ def open_hf(files: ModelFiles, tokenizer: Tokenizer | None = None) -> Checkpoint
 def model_of(
     settings: Any, tensors: Iterable[tuple[str, StoredTensor]], key: str, value: str
 ) -> tuple[type[Architecture], Config, dict[str, Stored]]:
-    """The architecture that a ``config.json`` names, its config, and ``tensors`` under the names of its parameters.
+    """Interpret a ``config.json`` and the weights that belong to it.
 
     Args:
         settings: the contents of ``config.json``.
-        tensors: weights under transformers' names.
-        key, value: what an error names.
+        tensors: weights with transformers' names.
+        key, value: name the model in errors.
+
+    Returns:
+        The architecture, its config, and the weights by the names of its parameters.
 
     Raises:
-        ModelError: `ARCHITECTURES` does not have the architecture, or a setting or weight does not fit it.
+        ModelError: `ARCHITECTURES` lacks the architecture, or a setting or weight does not fit it.
     """
     kind = settings.get("model_type") if isinstance(settings, dict) else None
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
@@ -74,7 +81,7 @@ def model_of(
 
 
 def json_in(path: Path, files: ModelFiles) -> Any:
-    """The contents of one of the model's JSON files.
+    """Read one of the model's JSON files.
 
     Raises:
         ModelError: it cannot be read.
@@ -86,7 +93,7 @@ def json_in(path: Path, files: ModelFiles) -> Any:
 
 
 def _tensors(files: ModelFiles) -> Iterable[tuple[str, StoredTensor]]:
-    """The tensors of the first of transformers' weight files that the model has, whole or in shards."""
+    """Yield the tensors of the first kind of weight file that the model has, in one file or in shards."""
     for whole in ("model.safetensors", "pytorch_model.bin"):
         if (path := files.find(whole)) is not None:
             yield from _file(path, files)
@@ -119,10 +126,12 @@ def _file(path: Path, files: ModelFiles) -> Iterable[tuple[str, StoredTensor]]:
 
 
 def tokenizer_in(files: ModelFiles, settings: Mapping[str, Any], vocab_size: int) -> Tokenizer:
-    """The tokenizer of a model whose ``config.json`` holds ``settings``, and whose embedding has ``vocab_size`` rows.
+    """Read the tokenizer of a model whose ``config.json`` holds ``settings`` and whose embedding has ``vocab_size`` rows.
+
+    A GPT-2 model without tokenizer files gets GPT-2's encoding if the size of its vocabulary allows.
 
     Raises:
-        ModelError: there is none, or it is damaged, or one that gptsweep does not run.
+        ModelError: there is no tokenizer, it is damaged, or gptsweep does not run its kind.
     """
     found = read_hf_tokenizer(_sized(files), config=settings, limit=vocab_size, key=files.key, value=files.value)
     if found is not None:
@@ -143,7 +152,7 @@ def tokenizer_in(files: ModelFiles, settings: Mapping[str, Any], vocab_size: int
 
 
 def _sized(files: ModelFiles) -> Callable[[str], Path | None]:
-    """``files.find``, which refuses files too large to be a tokenizer's."""
+    """Wrap ``files.find`` to refuse files that are too large for a tokenizer."""
 
     def find(name: str) -> Path | None:
         path = files.find(name)

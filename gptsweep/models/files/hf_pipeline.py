@@ -1,7 +1,7 @@
-"""The steps by which a ``tokenizer.json`` takes text apart and puts it together again: which are run, checked by name.
+"""The steps by which a ``tokenizer.json`` normalises, splits and decodes text, checked against the ones that gptsweep runs.
 
-A file may hold any regular expression, and one can be made that takes for ever; so only those of known tokenizers are run, and
-of others those that look at each character once.
+A file may contain any regular expression, including one that takes exponential time. So only the expressions of known
+tokenizers are run, and others that look at each character once.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Encoder
 
 Step = Mapping[str, Any]
-"""A step as ``tokenizer.json`` writes it, checked."""
+"""A checked step, in the form of ``tokenizer.json``."""
 
 SPACE = "▁"
-"""What stands for a space in vocabularies of the Llama-2 kind."""
+"""The character for a space in vocabularies like Llama 2's."""
 
 _SUFFIXES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN_WORDS = _SUFFIXES + r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _REST
-"""Where Qwen's tokenizers split text."""
+"""The pattern by which Qwen's tokenizers split text."""
 LLAMA3_WORDS = _SUFFIXES + r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _REST
-"""Where those of Llama 3, SmolLM3 and OLMo 2 do."""
+"""The pattern by which the tokenizers of Llama 3, SmolLM3 and OLMo 2 split text."""
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _MISTRAL_WORDS = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
@@ -44,7 +44,7 @@ _WORDS = {
     _MISTRAL_WORDS,
 }
 _ONE_CLASS = re.compile(r"(?:(?: |\\s)\?)?(?:\\[pP]\{\^?\w{1,2}\}|\\[dDsSwWrn]|\[\^?(?:[^\[\]\\&]|\\.)+\])(?:\+|\{1,[1-9]\})?")
-"""One class of characters, once or more, after a space or none."""
+"""Matches a pattern that is one character class, once or repeated, after an optional space."""
 _MOST_STEPS = 16
 _LONGEST_TEXT = 16
 
@@ -109,13 +109,13 @@ _STEPS: Mapping[str, Mapping[str, Mapping[str, tuple[_Check, Any]]]] = {
         "Strip": {"content": (_one_of(" "), " "), "start": (_one_of(0, 1), 0), "stop": (_one_of(0), 0)},
     },
 }
-"""For each place its steps, and for each step its settings: what they may be, and what they are where none is given."""
+"""The steps for each place in the pipeline, and for each step its settings: a check of the value, and the default."""
 _PARTS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
 
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """The steps of one tokenizer, and how its byte pairs treat what is not in the vocabulary."""
+    """The steps of one tokenizer, and the options of its byte-pair model."""
 
     normalizer: Step | None = None
     pre_tokenizer: Step | None = None
@@ -125,24 +125,24 @@ class Pipeline:
 
     @property
     def is_byte_level(self) -> bool:
-        """Whether tokens are spelt in the alphabet of GPT-2's bytes; else in characters, with `SPACE` for a space."""
+        """Whether tokens are spelt in GPT-2's byte alphabet. Otherwise they are text, with `SPACE` for a space."""
         return any(step["type"] == "ByteLevel" for step in _parts("pre_tokenizer", self.pre_tokenizer))
 
     @property
     def is_gpt2(self) -> bool:
-        """Whether text is split, and its bytes are spelt, as GPT-2's."""
+        """Whether text is split and its bytes are spelt as for GPT-2."""
         step = self.pre_tokenizer
         splits = step is not None and step["type"] == "ByteLevel" and step["use_regex"]
         return splits and self.normalizer is None and not self.ignore_merges
 
     @property
     def puts_space(self) -> bool:
-        """Whether a byte-level one puts a space before a text that begins with none."""
+        """Whether a byte-level pipeline inserts a space before a text that does not begin with one."""
         steps = _parts("pre_tokenizer", self.pre_tokenizer)
         return any(step["type"] == "ByteLevel" and step["add_prefix_space"] for step in steps)
 
     def with_prefix_space(self, wanted: bool) -> Pipeline:
-        """The same, which puts a space before a text or not, as far as it is byte-level."""
+        """Return a copy whose byte-level step inserts a space before a text, or does not."""
 
         def changed(step: Step) -> Step:
             return {**step, "add_prefix_space": wanted} if step["type"] == "ByteLevel" else step
@@ -150,7 +150,7 @@ class Pipeline:
         return replace(self, pre_tokenizer=_joined("pre_tokenizer", map(changed, _parts("pre_tokenizer", self.pre_tokenizer))))
 
     def table(self, ids: Mapping[str, int], added: Mapping[str, Added]) -> list[bytes]:
-        """What each token stands for inside a text, by id; an id that has none stands for U+FFFD."""
+        """Return the bytes of each token inside a text, by id. An unused id decodes to U+FFFD."""
         table = [UNKNOWN] * (1 + max([*ids.values(), *(token.id for token in added.values())]))
         alphabet = byte_alphabet()
         is_byte_level = self.is_byte_level
@@ -172,7 +172,11 @@ class Pipeline:
         return utf8(token)
 
     def spells(self, ids: Mapping[str, int]) -> Callable[[str], bool] | None:
-        """Whether a character of a text has a token, or tokens for each of its bytes; None where each has."""
+        """Return a function that tells whether a character can be encoded: as a token, or byte by byte.
+
+        Returns:
+            The function, or None if every character can.
+        """
         spelling = {byte: character for character, byte in byte_alphabet().items()}
         if not self.is_byte_level:
             spelling = {byte: f"<0x{byte:02X}>" for byte in range(256)} if self.byte_fallback else {}
@@ -183,15 +187,15 @@ class Pipeline:
         return lambda character: character.replace(" ", SPACE) in characters or known.issuperset(character.encode())
 
     def encoder(self, ids: Mapping[str, int], merges: Sequence[tuple[str, str]], added: Mapping[str, Added]) -> Encoder:
-        """The library's tokenizer of these steps; it pads, truncates and adds nothing."""
+        """Build the library's tokenizer with these steps. It does not pad, truncate or add special tokens."""
         # Imported late: only models with a vocabulary of their own need it.
         from tokenizers import Tokenizer as Encoder
 
         model = {
             "type": "BPE",
-            # The library gives an added token the id that the model has for its text.
+            # The library gives an added token the id that the BPE model has for its text.
             "vocab": {**{text: token.id for text, token in added.items()}, **ids},
-            "merges": list(dict.fromkeys(merges)),  # of a pair that stands there twice the first counts
+            "merges": list(dict.fromkeys(merges)),  # the first of two equal pairs counts
             "ignore_merges": self.ignore_merges,
             "byte_fallback": self.byte_fallback,
         }
@@ -205,11 +209,11 @@ class PipelineTokenizer(LibraryTokenizer):
     """A byte-pair vocabulary with the steps of its ``tokenizer.json``.
 
     Args:
-        ids: of the tokens as they are spelt there, the added tokens left out.
-        merges: pairs of tokens, the first to be merged first.
+        ids: ids of the tokens by their spelling in the file, without the added tokens.
+        merges: pairs of tokens, in the order in which they are merged.
         added: the added tokens by their text.
         pipeline: the steps.
-        eot_id: the token that ends a text, None where there is none.
+        eot_id: the token that ends a text, or None.
         first_ids: tokens that every prompt begins with.
     """
 
@@ -229,9 +233,10 @@ class PipelineTokenizer(LibraryTokenizer):
         self._is_byte_level = pipeline.is_byte_level
 
     def decode(self, ids: Sequence[int]) -> str:
-        """As `Tokenizer.decode`, of a whole text: of those of the Llama-2 kind without the space that was put before it.
+        """Decode a whole text; see `Tokenizer.decode`.
 
-        There each byte of a run that is not UTF-8 becomes U+FFFD, as in ``transformers``.
+        With a vocabulary like Llama 2's, the space inserted before the text is removed, and each byte of a run that is not
+        UTF-8 becomes U+FFFD, as in ``transformers``.
         """
         if self._is_byte_level:
             return super().decode(ids)
@@ -252,16 +257,16 @@ QWEN = Pipeline(
     },
     decoder={"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
 )
-"""What Qwen's vocabularies are made for, where no ``tokenizer.json`` says so."""
+"""The steps of Qwen's tokenizers, for models without a ``tokenizer.json``."""
 
 
 def llama(pipeline: Pipeline, prefix_space: bool, legacy: bool) -> Pipeline:
-    """``pipeline`` with the steps of transformers' ``LlamaTokenizer``, which take the place of those in ``tokenizer.json``.
+    """Replace the steps of ``pipeline`` by those of transformers' ``LlamaTokenizer``, which override ``tokenizer.json``.
 
     Args:
-        pipeline: the file's.
-        prefix_space: a space is put before a text.
-        legacy: and before what follows a special token.
+        pipeline: the steps of the file.
+        prefix_space: whether a space is inserted before a text.
+        legacy: whether it is also inserted after each special token.
     """
     scheme = "never" if not prefix_space else "always" if legacy else "first"
     decoders: list[Step] = [
@@ -277,10 +282,14 @@ def llama(pipeline: Pipeline, prefix_space: bool, legacy: bool) -> Pipeline:
 
 
 def read_pipeline(whole: Mapping[str, Any], wrong: Callable[[str], ModelError]) -> Pipeline:
-    """The steps of a ``tokenizer.json``.
+    """Read and check the steps of a ``tokenizer.json``.
+
+    Args:
+        whole: the contents of the file.
+        wrong: makes a `ModelError` from a message.
 
     Raises:
-        ModelError: there is one that gptsweep does not run.
+        ModelError: gptsweep does not run one of the steps, or they do not fit each other.
     """
     model = whole["model"]
     found = Pipeline(
@@ -335,7 +344,7 @@ def _checked_part(place: str, step: Any, wrong: Callable[[str], ModelError]) -> 
     if settings is None:
         raise wrong(f"its tokenizer.json has {place}.type={brief(kind)}, and gptsweep runs {', '.join(_STEPS[place])}")
     if kind == "Metaspace" and step.get("prepend_scheme") is None and step.get("add_prefix_space") is False:
-        step = {**step, "prepend_scheme": "never"}  # as it was written before 2023
+        step = {**step, "prepend_scheme": "never"}  # files from before 2023 say it this way
     found = {"type": kind}
     for name, (fits, usual) in settings.items():
         value = step.get(name)

@@ -1,4 +1,4 @@
-"""What the files of a Hugging Face model say beside the vocabulary: which tokens end a text, how a user's turn is written."""
+"""What the files of a Hugging Face model add to its vocabulary: end tokens, and a chat template for user turns."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ log = get_logger(__name__)
 
 
 class HFTokenizer(Tokenizer):
-    """A vocabulary with further end tokens, or a chat template.
+    """A vocabulary with additional end tokens, a chat template, or both.
 
     Args:
         vocabulary: encodes and decodes.
         end_ids: the tokens that end a sample with ``sampling.stop_at_eot``.
-        special_tokens: texts of special tokens by their names, ``bos_token`` and others, for the template.
-        template: the chat template, None where there is none.
-        name: of the model, for errors.
+        special_tokens: texts of special tokens by name, such as ``bos_token``, for the template.
+        template: the chat template, or None.
+        name: name of the model in errors.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class HFTokenizer(Tokenizer):
         self._special_tokens, self._source, self._name = special_tokens, template, name
         self._template: ChatTemplate | None = None
         self.vocab_size, self.eot_id = vocabulary.vocab_size, vocabulary.eot_id
-        # The template is none of it: it decides the tokens of some points only, whose point_id holds those.
+        # The fingerprint leaves out the template: it only affects points that use it, and their point_id covers its tokens.
         is_known = self._end_ids == vocabulary.end_ids
         self.fingerprint = vocabulary.fingerprint if is_known else fingerprint_of(vocabulary.fingerprint, self._end_ids)
 
@@ -41,13 +41,13 @@ class HFTokenizer(Tokenizer):
     def of(
         cls, vocabulary: Tokenizer, ends: Iterable[int], special_tokens: Mapping[str, str], template: str | None, name: str
     ) -> Tokenizer:
-        """``vocabulary``, with what is added to it, if anything.
+        """Wrap ``vocabulary`` if there are end tokens or a template to add to it, else return it unchanged.
 
         Args:
-            vocabulary: with an end token of its own or none.
-            ends: tokens that the model's configs name; those that the vocabulary does not have are left out.
-            special_tokens: as of the class; ``eos_token`` is an end token, too.
-            template, name: as of the class.
+            vocabulary: may have an end token of its own.
+            ends: end tokens that the model's configs name; those outside the vocabulary are ignored.
+            special_tokens: see the class; ``eos_token`` is an end token, too.
+            template, name: see the class.
         """
         named = vocabulary.encode_bare(special_tokens["eos_token"]) if special_tokens.get("eos_token") else []
         known = [token for token in (*ends, *(named if len(named) == 1 else ())) if 0 <= token < vocabulary.vocab_size]
@@ -67,7 +67,7 @@ class HFTokenizer(Tokenizer):
         return self._vocabulary.encode_bare(text)
 
     def encode_turn(self, text: str) -> list[int]:
-        """As `Tokenizer.encode_turn`; special tokens in ``text`` are special tokens, as in every prompt."""
+        """Encode ``text`` as a user turn; see `Tokenizer.encode_turn`. Special tokens in it are recognised, as in prompts."""
         if self._source is None:
             return super().encode_turn(text)
         require_unicode(text)
@@ -81,7 +81,7 @@ class HFTokenizer(Tokenizer):
             written = self._template.render(text)
         except RecursionError as error:
             raise self._wrong("it calls itself without end, or nests too deeply") from error
-        except Exception as error:  # what a stranger's template raises is of any kind
+        except Exception as error:  # an untrusted template can raise anything
             raise self._wrong(str(error) or type(error).__name__) from error
         ids = self.encode_bare(written)
         if not ids:

@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face model, from its ``tokenizer.json`` or ``vocab.json`` with ``merges.txt``."""
+"""Read the tokenizer of a Hugging Face model, from ``tokenizer.json`` or from ``vocab.json`` with ``merges.txt``."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ log = get_logger(__name__)
 
 _GPT2_MERGES = 50_000
 _STEPS_FROM_JSON = ("mistral", "olmo2")
-"""The model types for which transformers takes tokenizer.json's steps, whatever tokenizer_config.json calls their class."""
+"""The model types for which transformers uses tokenizer.json's steps, whatever class tokenizer_config.json names."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Vocabulary:
-    """What the tokenizer files of a model say, in Hugging Face's spelling of bytes as characters."""
+    """The contents of a model's tokenizer files, with bytes spelt as characters as Hugging Face does."""
 
     ids: Mapping[str, int]
     merges: Sequence[tuple[str, str]]
@@ -38,21 +38,20 @@ class _Vocabulary:
 def read_hf_tokenizer(
     find: Callable[[str], Path | None], *, config: Mapping[str, Any], limit: int, key: str, value: str
 ) -> Tokenizer | None:
-    """The tokenizer of a Hugging Face model directory, from ``tokenizer.json`` or ``vocab.json`` with ``merges.txt``.
+    """Read the tokenizer of a Hugging Face model, from ``tokenizer.json`` or from ``vocab.json`` with ``merges.txt``.
 
     Args:
-        find: the path of one of the model's files, None where it has no such file.
-        config: the model's ``config.json``.
-        limit: rows of the model's embedding; an added token at or beyond it is left out, said in the log.
-        key: the config key to name in errors, and
-        value: its value.
+        find: returns the path of one of the model's files, or None if it has no such file.
+        config: the contents of the model's ``config.json``.
+        limit: number of rows of the model's embedding. Added tokens with an id at or above it are dropped, with a warning.
+        key, value: name the model in errors.
 
     Returns:
-        `GPT2Tokenizer` where the vocabulary is GPT-2's, with or without added tokens, and no file names further end tokens or a
-        chat template; None where there is no vocabulary file.
+        A `GPT2Tokenizer` if the vocabulary is GPT-2's, with or without added tokens, and no file names other end tokens or a
+        chat template. None if there is no vocabulary file.
 
     Raises:
-        ModelError: the vocabulary is damaged, larger than the model's, or works in a way that gptsweep does not run.
+        ModelError: the vocabulary is damaged, larger than the model's, or of a kind that gptsweep does not run.
     """
 
     def wrong(what: str) -> ModelError:
@@ -89,7 +88,7 @@ def read_hf_tokenizer(
         else:
             return None
         settings = settings or {}
-        if "eos_token" not in settings:  # as older files have it
+        if "eos_token" not in settings:  # older models name it in special_tokens_map.json
             settings = {**(settings_in("special_tokens_map.json") or {}), **settings}
         ends = _ends("config.json", config, wrong)
         configured = _configured(vocabulary, settings, config.get("model_type"), wrong)
@@ -100,7 +99,7 @@ def read_hf_tokenizer(
         return HFTokenizer.of(tokenizer, ends, _special_tokens(settings), _chat_template(text, settings, wrong), value)
     except ModelError:
         raise
-    except Exception as error:  # what a damaged file raises is of many kinds, and the library's have no class of their own
+    except Exception as error:  # a damaged file can raise many kinds of error, and the library's have no common class
         raise wrong(f"its vocabulary files are damaged ({type(error).__name__}: {error})") from error
 
 
@@ -109,7 +108,7 @@ def _class(settings: Mapping[str, Any]) -> str:
 
 
 def _ends(name: str, settings: Mapping[str, Any], wrong: Callable[[str], ModelError]) -> list[int]:
-    """The tokens that end a text, as a model's config names them."""
+    """Read the end tokens that a model's config names."""
     found = settings.get("eos_token_id")
     ends = found if isinstance(found, list) else [] if found is None else [found]
     if not all(type(token) is int for token in ends):
@@ -118,7 +117,7 @@ def _ends(name: str, settings: Mapping[str, Any], wrong: Callable[[str], ModelEr
 
 
 def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Texts of special tokens by name: ``bos_token``, ``eos_token`` and others, which a chat template may ask for."""
+    """Return the texts of special tokens by name, such as ``bos_token`` and ``eos_token``, for the chat template."""
     texts = {
         name: token.get("content") if isinstance(token, dict) else token
         for name, token in settings.items()
@@ -130,7 +129,7 @@ def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
 def _chat_template(
     text: Callable[[str], str | None], settings: Mapping[str, Any], wrong: Callable[[str], ModelError]
 ) -> str | None:
-    """The template of conversations; of several, which have names, the one called ``default``."""
+    """Read the chat template; of several named ones, the one called ``default``."""
     if (found := text("chat_template.jinja")) is not None:
         return found
     template = settings.get("chat_template")
@@ -163,7 +162,7 @@ def _from_tokenizer_json(whole: Any, wrong: Callable[[str], ModelError]) -> _Voc
 
 
 def _ids_in_front(template: Any, wrong: Callable[[str], ModelError]) -> list[int]:
-    """The special tokens that a ``post_processor`` puts before a text; those that it puts behind end it, and are left out."""
+    """Read the special tokens that a ``post_processor`` adds before a text. Those that it adds after the text are ignored."""
     kind = template.get("type", "ByteLevel")
     if kind == "Sequence":
         return [token for part in template["processors"] for token in _ids_in_front(part, wrong)]
@@ -180,8 +179,8 @@ def _ids_in_front(template: Any, wrong: Callable[[str], ModelError]) -> list[int
 def _configured(
     vocabulary: _Vocabulary, settings: Mapping[str, Any], model_type: object, wrong: Callable[[str], ModelError]
 ) -> _Vocabulary:
-    """``vocabulary`` with what ``tokenizer_config.json`` changes: ``add_prefix_space``, ``legacy`` and ``add_bos_token``."""
-    # transformers takes the settings of classes that are made of a vocabulary, and tokenizer.json's for the others.
+    """Apply ``add_prefix_space``, ``legacy`` and ``add_bos_token`` of ``tokenizer_config.json`` to ``vocabulary``."""
+    # transformers uses these settings for tokenizer classes built from a vocabulary, and tokenizer.json for the others.
     kind, pipeline = _class(settings), vocabulary.pipeline
     from_json = kind in ("PreTrainedTokenizer", "TokenizersBackend") or model_type in _STEPS_FROM_JSON
     if pipeline is not None and kind == "LlamaTokenizer":
@@ -207,7 +206,7 @@ def _added(number: int, flags: Mapping[str, Any]) -> Added:
 
 
 def _added_tokens(find_json: Callable[[str], Any], ids: Mapping[str, int], settings: Mapping[str, Any]) -> dict[str, Added]:
-    """Added tokens as the files around ``vocab.json`` give them: ids by text, texts by id, or only the texts."""
+    """Collect the added tokens from the files next to ``vocab.json``, which list ids by text, texts by id, or only texts."""
     numbered = {
         token["content"]: _added(int(number), token) for number, token in (settings.get("added_tokens_decoder") or {}).items()
     }
@@ -252,7 +251,7 @@ def _build(
 def _build_byte_pairs(
     vocabulary: _Vocabulary, limit: int, eot_id: int | None, beyond: Collection[str], wrong: Callable[[str], ModelError]
 ) -> GPT2Tokenizer | BytePairTokenizer:
-    """A vocabulary of GPT-2's kind; ``beyond`` are the added tokens that were left out."""
+    """Build a tokenizer that splits text as GPT-2 does; ``beyond`` are the added tokens that were dropped."""
     alphabet, added = byte_alphabet(), vocabulary.added
 
     def spelt(token: str) -> bytes:
@@ -262,7 +261,7 @@ def _build_byte_pairs(
     made = {left + right for left, right in merges}
 
     def is_merged(token: str) -> bool:
-        """Whether an added token is one of the vocabulary's own, too; its text need not be spelt as theirs."""
+        """Return whether an added token is also a token of the vocabulary itself. Its text need not be in the byte alphabet."""
         return set(token) <= set(alphabet) and (spelt(token) in made or len(token) == 1)
 
     ids = {
@@ -293,7 +292,7 @@ def _check_ids(
     eot_id: int | None,
     wrong: Callable[[str], ModelError],
 ) -> int | None:
-    """The token that ends a text, once each token has an id of its own that the model has, and those in front are there."""
+    """Check that ids are unique and below ``limit`` and that ``first_ids`` exist, and return the end token, if any."""
     if not ids:
         raise wrong("its vocabulary is empty")
     numbers = {*ids.values(), *(token.id for token in added.values())}
@@ -308,7 +307,7 @@ def _check_ids(
 
 
 def _is_gpt2(ids: Mapping[bytes, int], merges: Sequence[tuple[bytes, bytes]], added: Mapping[str, Added]) -> bool:
-    """Whether a vocabulary is GPT-2's, its end of text included."""
+    """Return whether a vocabulary is GPT-2's, including its end-of-text token."""
     if len(ids) != _GPT2_MERGES + 256 or len(merges) != _GPT2_MERGES or added.get(END_OF_TEXT, Added(-1)).id != len(ids):
         return False
     ranks = gpt2_ranks()

@@ -1,4 +1,4 @@
-"""The files of a model on the Hugging Face hub, through the hub library and its cache."""
+"""Find the files of a model on the Hugging Face hub, through the hub library and its cache."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ...errors import ModelError
 HUB_OWNER = "openai-community"
 
 PROBE_SECONDS = 1.5
-"""How long to wait for a first connection to the hub."""
+"""How long to wait for the first connection to the hub."""
 
 REFUSED_SECONDS = 1.0
-"""How long to try again where the connection is refused, or the hub's name unknown."""
+"""How long to retry if the connection is refused or the hub's name cannot be resolved."""
 
 
 class HubFiles:
-    """The model's files on the Hugging Face hub, through the hub library's cache.
+    """The files of a model on the Hugging Face hub, downloaded through the hub library's cache. Implements `ModelFiles`.
 
     Args:
-        repo: the model's id.
+        repo: the model's id on the hub.
         key, value: name the model in errors.
         revision: a branch, tag or commit; None: the main branch.
     """
@@ -35,7 +35,7 @@ class HubFiles:
         self.key, self.value = key, value
         self.unreachable: str | None = None
         self._repo, self._revision = repo, revision
-        # The library tries five times with longer and longer waits: right for a hub that stumbles, half a minute for none.
+        # The library retries five times with growing waits. That suits a busy hub, but takes half a minute without a network.
         probe = _Probe(_constants())
         self._hub = _hub()
         self._down = probe.failure()
@@ -53,7 +53,7 @@ class HubFiles:
             return Path(fetched)
         except errors.LocalEntryNotFoundError as error:
             if self._hub.try_to_load_from_cache(self._repo, name, revision=self._revision) is self._hub._CACHED_NO_EXIST:
-                return None  # the hub said so when it was last asked
+                return None  # the cache records that the hub does not have the file
             offline = self._hub.constants.HF_HUB_OFFLINE
             self.unreachable = (
                 "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({self._down or _cause(error)})"
@@ -70,7 +70,7 @@ class HubFiles:
         except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
             local = "neither a directory here nor a model on the hub" if self.key == "model.path" else "not a model on the hub"
             raise self._wrong(f"{self._repo} is {local} (a private one needs: hf auth login)") from error
-        # The library's other errors are those of whichever HTTP library it uses (three so far), and the disk's.
+        # Its other errors come from the HTTP library it uses (three so far) or from the disk.
         except Exception as error:
             raise self._wrong(
                 f"fetching {name} of {self._repo} failed ({_cause(error)}); run again, or {self._by_hand()}"
@@ -93,7 +93,7 @@ class HubFiles:
 
 
 class _Probe:
-    """An attempt to connect to the hub, made in the background while its library is imported."""
+    """An attempt to connect to the hub, in the background while the hub library is being imported."""
 
     def __init__(self, constants: Any) -> None:
         url = urlsplit(constants.ENDPOINT)
@@ -102,12 +102,12 @@ class _Probe:
         self._found: list[str | None] = []
         if constants.HF_HUB_OFFLINE or (getproxies().get(url.scheme) and not proxy_bypass(self._host)):
             self._found.append(None)
-        # A name lookup has no time limit, so the thread may outlive the wait for it.
+        # A name lookup has no timeout, so the thread may outlive the wait for it.
         self._thread = threading.Thread(target=self._connect, daemon=True)
         self._thread.start()
 
     def failure(self) -> str | None:
-        """Why no connection can be made; None where one can, a proxy stands between, or none is wanted."""
+        """Return why the hub cannot be reached. None if it can, if a proxy is used, or if offline mode is set."""
         self._thread.join(max(0.0, self._until - time.monotonic()))
         return self._found[0] if self._found else "no answer"
 
@@ -125,7 +125,7 @@ class _Probe:
 
 
 def _constants() -> Any:
-    """The settings of the hub library, which it reads from the environment at import; its telemetry is off."""
+    """Import the hub library's settings, which it reads from the environment, with its telemetry turned off."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # Imported late: only models from the hub need it.
     import huggingface_hub.constants
@@ -134,9 +134,9 @@ def _constants() -> Any:
 
 
 def _hub() -> Any:
-    """The hub library."""
+    """Import the hub library."""
     _constants()
-    # Imported late: it costs half a second that only models from the hub need.
+    # Imported late: it takes half a second, and only models from the hub need it.
     import huggingface_hub
     import huggingface_hub.errors
     import huggingface_hub.file_download
@@ -145,14 +145,17 @@ def _hub() -> Any:
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost reason of a hub error, in one line."""
+    """Describe the innermost cause of a hub error in one line."""
     while (deeper := error.__cause__ or error.__context__) is not None:
         error = deeper
     return f"{type(error).__name__}: {error}".strip().splitlines()[0].removesuffix(": ")
 
 
 def cached_name(name: str) -> str:
-    """Hub id of one of OpenAI's models. nanoGPT fetches them by their old ids, and what is cached so is not fetched again."""
+    """Return the hub id of one of OpenAI's GPT-2 models.
+
+    nanoGPT downloads them by their old ids. If only a copy under the old id is cached, that id is used, to avoid a download.
+    """
     cached = _hub().try_to_load_from_cache
     current = f"{HUB_OWNER}/{name}"
     has_old = isinstance(cached(name, "model.safetensors"), str) and isinstance(cached(name, "config.json"), str)

@@ -1,4 +1,4 @@
-"""A checkpoint directory of LitGPT: ``lit_model.pth``, ``model_config.yaml``, and the tokenizer's files of Hugging Face."""
+"""Read a checkpoint directory of LitGPT: ``lit_model.pth``, ``model_config.yaml``, and Hugging Face tokenizer files."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from .torch_file import TorchFile
 
 
 def open_source(source: ModelSource) -> Checkpoint:
-    """``model=litgpt``."""
+    """Open ``model=litgpt``."""
     return open_litgpt(source.path or "")
 
 
 def open_litgpt(path: str) -> Checkpoint:
-    """A checkpoint as LitGPT's conversion, pretraining, fine-tuning and merging of LoRA write it to the directory ``path``.
+    """Open the directory ``path`` as LitGPT writes it after conversion, pretraining, fine-tuning or merging LoRA.
 
     Raises:
-        ModelError: a file is missing or damaged, or the model computes in a way that gptsweep does not run.
+        ModelError: a file is missing or damaged, or gptsweep does not run this kind of model.
     """
     wrong = partial(ModelError, PATH, path)
     directory = litgpt_directory(path)
     settings = _settings(directory / LITGPT_CONFIG, wrong)
     file = TorchFile(directory / LITGPT_WEIGHTS, PATH, path)
     contents = mapping_of(file.contents) or {}
-    # Training saves the weights among the state of its optimizer and data, conversion saves them alone.
+    # Training saves the weights together with optimizer and data state; conversion saves only the weights.
     weights = mapping_of(contents.get("model")) if "model" in contents else contents
     if not weights:
         raise wrong(f"its {LITGPT_WEIGHTS} holds no weights by name")

@@ -1,7 +1,7 @@
-"""A checkpoint of llm.c: the ``.bin`` of a GPT-2 that its ``train_gpt2.py`` and ``train_gpt2.cu`` write.
+"""Read a checkpoint of llm.c: the GPT-2 ``.bin`` that its ``train_gpt2.py`` and ``train_gpt2.cu`` write.
 
-256 whole numbers of 32 bits say what it is; the weights follow, kind by kind, each kind for all layers. The rows of the
-embedding are padded to a multiple of 128; llm.c samples from the tokens alone, so the others are left out.
+A header of 256 int32 values is followed by the weights, one kind after another, each for all layers. The embedding's rows are
+padded to a multiple of 128. llm.c never samples a padding row, so they are dropped.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from .weights import StoredTensor, WeightFile
 _MAGIC = 20240326
 _HEADER = struct.Struct("<256i")
 _DTYPES = {3: torch.float32, 5: torch.bfloat16}
-"""The dtype of all weights, by the version of the file."""
+"""The dtype of the weights, by the version of the file."""
 
 
 def open_source(source: ModelSource) -> Checkpoint:
-    """``model=llmc``."""
+    """Open ``model=llmc``."""
     return open_llmc(source.path or "")
 
 
 def open_llmc(path: str) -> Checkpoint:
-    """The checkpoint in the file ``path``, with GPT-2's encoding.
+    """Open the checkpoint file ``path``, with GPT-2's encoding.
 
     Raises:
-        ModelError: the file is missing, truncated, or not one that llm.c wrote with float32 or bfloat16 weights.
+        ModelError: the file is missing, truncated, or not a checkpoint of llm.c with float32 or bfloat16 weights.
     """
     file = WeightFile.at(llmc_file(path), PATH, path)
     config, rows, dtype = _described(file)
@@ -57,7 +57,7 @@ def open_llmc(path: str) -> Checkpoint:
 
 
 def _described(file: WeightFile) -> tuple[GPTConfig, int, torch.dtype]:
-    """The model that the header describes, the rows of its embedding with padding, and the dtype of the weights."""
+    """Read the header, and return the config, the number of embedding rows with padding, and the dtype of the weights."""
     with file.open() as opened:
         header = opened.read(_HEADER.size)
     if len(header) < _HEADER.size:
@@ -84,7 +84,7 @@ def _described(file: WeightFile) -> tuple[GPTConfig, int, torch.dtype]:
 
 
 def _layer(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of the weights of a layer, in the order of the file."""
+    """Return the shapes of the weights of a layer, in the order of the file."""
     width = config.n_embd
     return {
         "ln_1.weight": (width,),
@@ -103,7 +103,7 @@ def _layer(config: GPTConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _laid_out(config: GPTConfig, rows: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of all weights, in the order of the file."""
+    """Yield the names and shapes of all weights, in the order of the file."""
     yield GPT.EMBEDDING, (rows, config.n_embd)
     yield "transformer.wpe.weight", (config.block_size, config.n_embd)
     for name, shape in _layer(config).items():

@@ -1,4 +1,4 @@
-"""The vocabulary that nanoGPT's ``prepare.py`` leaves beside its data: ``meta.pkl``."""
+"""Read ``meta.pkl``, the vocabulary that nanoGPT's ``prepare.py`` writes next to its data."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _CHARACTER_NAMES = ("char", "chars", "character", "characters", "character-level
 
 
 def read_meta(path: str | Path, limit: int) -> CharTokenizer | GPT2Tokenizer:
-    """The vocabulary of a ``meta.pkl``: ``itos``, the text of each id, and ``stoi``, the id of each text.
+    """Read the vocabulary in a ``meta.pkl``: ``itos`` holds the text of each id, ``stoi`` the id of each text.
 
-    ``itos`` may be a mapping, a list, a tuple or a NumPy array; ids may begin above 0 and have holes; ``stoi`` may give other
-    texts an id, too. ``{"tokenizer": "tiktoken"}`` stands for GPT-2's encoding, unless it names another.
+    ``itos`` may be a mapping, a list, a tuple or a NumPy array. Ids may start above 0 and have gaps. ``stoi`` may also map
+    further texts to ids. ``{"tokenizer": "tiktoken"}`` means GPT-2's encoding, unless it names another.
 
     Args:
-        path: of the file.
-        limit: rows of the model's embedding, above every id.
+        path: path of the file.
+        limit: number of rows of the model's embedding; every id must be below it.
 
     Raises:
         ModelError: the file cannot be read, or holds no such vocabulary.

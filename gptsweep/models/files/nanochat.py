@@ -1,7 +1,7 @@
-"""A checkpoint of nanochat: ``model_NNNNNN.pt`` with its ``meta_NNNNNN.json``, of whatever era of nanochat's history.
+"""Read a checkpoint of nanochat, ``model_NNNNNN.pt`` with its ``meta_NNNNNN.json``, from any version of nanochat's code.
 
-A checkpoint says its sizes, and nothing of the code that trained it, which has changed. The era is told by the names and
-shapes of the weights; the constants of each are those of nanochat's code at that time.
+A checkpoint records its sizes but not the version of the code that trained it. The names and shapes of the weights identify
+the version, here called an era; the constants of each era are those of nanochat's code at the time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .weights import StoredTensor
 log = get_logger(__name__)
 
 VOCABULARY_MULTIPLE = 64
-"""The embedding's rows are as many as tokens, or rounded up to a multiple of this; those beyond the tokens are left out."""
+"""The embedding has one row per token, or is padded to a multiple of this; padding rows are dropped."""
 
 _SIZES = {"sequence_len": "block_size", "n_layer": "n_layer", "n_head": "n_head", "n_kv_head": "n_kv_heads", "n_embd": "n_embd"}
 _KNOWN = re.compile(
@@ -40,10 +40,10 @@ _KNOWN = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Era:
-    """What nanochat's code computed from a day on, as far as weights and sizes do not say it.
+    """The constants of nanochat's code from the date ``since`` on that weights and sizes do not show.
 
-    ``short`` is the attention window of an S in ``window_pattern``, by ``sequence_len``: how many tokens before its own one
-    sees.
+    ``short`` maps ``sequence_len`` to the attention window of an S in ``window_pattern``, in earlier tokens, the token itself
+    not counted.
     """
 
     since: str
@@ -65,29 +65,29 @@ SHARPER = Era(
 SMEARED = replace(SHARPER, since="2026-03-14", sharpness=1.2, short=lambda length: -(-length // 512) * 128)
 
 _GATES = {32: VALUES, 12: SHARPER}
-"""Eras by how many numbers decide how much of a value embedding is added."""
+"""Eras by the number of elements that the gate of a value embedding reads."""
 _SMEAR = 24
 _OTHER_SOFTCAP = "one trained between 2026-03-02 and 2026-03-09 had 20, which nothing in it tells: model.softcap=20"
 
 
 def open_source(source: ModelSource) -> Checkpoint:
-    """``model=nanochat``."""
+    """Open ``model=nanochat``."""
     return open_nanochat(source.out_dir, source.step, source.tokenizer, source.softcap)
 
 
 def open_nanochat(
     out_dir: str, step: str = LAST_STEP, tokenizer: str | None = None, softcap: float | None = None
 ) -> Checkpoint:
-    """A checkpoint as nanochat's ``save_checkpoint`` writes it.
+    """Open a checkpoint as nanochat's ``save_checkpoint`` writes it.
 
     Args:
         out_dir: the directory that holds ``model_NNNNNN.pt``.
-        step: of the training, or `LAST_STEP`.
-        tokenizer: the path of ``tokenizer.pkl``; None looks for it.
-        softcap: of the logits; None: that of the era.
+        step: the training step, or `LAST_STEP`.
+        tokenizer: path of ``tokenizer.pkl``; None: look for it.
+        softcap: soft cap on the logits; None: that of the era.
 
     Raises:
-        ModelError: a file is missing or damaged, or no code of nanochat's wrote it.
+        ModelError: a file is missing or damaged, or was not written by nanochat's own code.
     """
 
     def wrong(what: str) -> ModelError:
@@ -118,7 +118,11 @@ def open_nanochat(
 
 
 def era_of(weights: Mapping[str, StoredTensor], wrong: Callable[[str], ModelError]) -> Era:
-    """The era that weights of these names and shapes are of."""
+    """Identify the era from the names and shapes of the weights.
+
+    Raises:
+        ModelError: the gates of the value embeddings fit no era.
+    """
     if "smear_gate.weight" in weights:
         return SMEARED
     gates = {weight.shape[-1:] for name, weight in weights.items() if name.endswith(".ve_gate.weight")}
@@ -132,7 +136,7 @@ def era_of(weights: Mapping[str, StoredTensor], wrong: Callable[[str], ModelErro
 
 
 def _settings(path: Path, wrong: Callable[[str], ModelError]) -> dict[str, Any]:
-    """``model_config`` of a ``meta_NNNNNN.json``, checked."""
+    """Read and check ``model_config`` in a ``meta_NNNNNN.json``."""
     try:
         meta = read_json(path)
     except FileNotFoundError as error:
@@ -165,7 +169,7 @@ def _config(settings: Mapping[str, Any], era: Era, softcap: float | None, wrong:
             vocab_size=settings["vocab_size"],
             head_size=n_embd // n_head,
             n_inner=4 * n_embd,
-            norm=NormConfig(kind="rms", epsilon=2.0**-23, weight=False),  # the epsilon of float32, as torch has it
+            norm=NormConfig(kind="rms", epsilon=2.0**-23, weight=False),  # float32's machine epsilon, torch's default
             rotary=RotaryConfig(size=n_embd // n_head, base=era.base, backwards=True, rounded=era.rounded),
             windows=_windows(settings.get("window_pattern"), sizes["block_size"], n_layer, era),
             activation="relu_squared",
@@ -184,7 +188,10 @@ def _config(settings: Mapping[str, Any], era: Era, softcap: float | None, wrong:
 
 
 def _windows(pattern: str | None, length: int, n_layer: int, era: Era) -> tuple[int | None, ...]:
-    """How many tokens each layer's see, their own included. nanochat counts those before it; a long window is not endless."""
+    """Return the attention window of each layer, the token's own position included.
+
+    nanochat does not count the token itself. Its long window is ``length``, not unlimited, and the last layer always has it.
+    """
     if pattern is None:
         return (None,) * n_layer
     before = {"S": era.short(length), "L": length}
@@ -192,12 +199,12 @@ def _windows(pattern: str | None, length: int, n_layer: int, era: Era) -> tuple[
 
 
 def _own_name(name: str) -> str:
-    """Value embeddings under the names of their layers."""
+    """Rename a value embedding to a weight of its layer."""
     return re.sub(r"^value_embeds\.(\d+)\.", r"transformer.h.\1.attn.value_embed.", name)
 
 
 def _cut(name: str, weight: StoredTensor, vocab_size: int, wrong: Callable[[str], ModelError]) -> StoredTensor:
-    """A weight without the rows beyond the vocabulary, where it has a row a token."""
+    """Drop the padding rows of a weight that has one row per token; return other weights unchanged."""
     if not (name.startswith("value_embeds.") or name in ("transformer.wte.weight", "lm_head.weight")):
         return weight
     padded = -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE

@@ -1,4 +1,4 @@
-"""Where nanochat keeps what it trains: which steps a checkpoint directory holds, and where their tokenizer lies. No torch."""
+"""Find the checkpoints of nanochat and their tokenizer, without importing torch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ TOKENIZER = "tokenizer.pkl"
 
 
 def steps_in(out_dir: str) -> dict[int, Path]:
-    """The ``model_NNNNNN.pt`` of each step in a checkpoint directory, by ascending step.
+    """Find the ``model_NNNNNN.pt`` of each step in a checkpoint directory, in ascending order of steps.
 
     Raises:
-        ModelError: there is no such directory, or it holds none.
+        ModelError: there is no such directory, or it holds no checkpoint.
     """
     directory = Path(out_dir).expanduser()
     if not directory.is_dir():
@@ -33,10 +33,10 @@ def steps_in(out_dir: str) -> dict[int, Path]:
 
 
 def checkpoint_at(out_dir: str, step: str) -> tuple[int, Path]:
-    """The step and the file that ``model.step`` names.
+    """Return the step and the file that ``model.step`` names.
 
     Raises:
-        ModelError: the directory does not hold it.
+        ModelError: the directory does not hold them.
     """
     found = steps_in(out_dir)
     number = max(found) if step == LAST_STEP else int(step)
@@ -48,10 +48,10 @@ def checkpoint_at(out_dir: str, step: str) -> tuple[int, Path]:
 
 
 def tokenizer_of(out_dir: str, chosen: str | None) -> Path:
-    """The ``tokenizer.pkl`` of a checkpoint directory: the one given, or where nanochat and its hub repositories lay it.
+    """Return the path of ``tokenizer.pkl``: ``chosen``, or where nanochat and its hub repositories store it.
 
     Raises:
-        ModelError: there is none.
+        ModelError: it is not found.
     """
     if chosen is not None:
         path = Path(chosen).expanduser()
@@ -67,10 +67,10 @@ def tokenizer_of(out_dir: str, chosen: str | None) -> Path:
 
 
 def find_nanochat(source: ModelSource) -> None:
-    """Check that the weights and the vocabulary of ``model=nanochat`` are there.
+    """Check that the weights and the vocabulary of ``model=nanochat`` exist.
 
     Raises:
-        ModelError: they are not.
+        ModelError: they do not.
     """
     checkpoint_at(source.out_dir, source.step)
     tokenizer_of(source.out_dir, source.tokenizer)

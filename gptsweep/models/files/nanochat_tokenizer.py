@@ -1,4 +1,4 @@
-"""nanochat's ``tokenizer.pkl``: a pickled `tiktoken.Encoding`, read as a plain record, of which a new encoding is made."""
+"""Read nanochat's ``tokenizer.pkl``, a pickled `tiktoken.Encoding`, as plain data, and build a new encoding from it."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ ASSISTANT_START, ASSISTANT_END = "<|assistant_start|>", "<|assistant_end|>"
 
 _CLASS = "tiktoken.core.Encoding"
 _FILE_BYTES = 16 << 20
-"""The largest file that is read: one of 65,536 tokens has less than two MiB."""
+"""The largest file that is read. A vocabulary of 65,536 tokens takes less than 2 MiB."""
 _WORDS = re.compile(
     re.escape(r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}")
     + r"(\{1,[1-9]\})?"
     + re.escape(r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+")
 )
-"""Where nanochat splits text before it merges bytes. How many digits stay together has changed and is often tried out; other
-patterns are refused, as one can be made that takes for ever."""
+"""Matches the patterns by which nanochat splits text before it merges bytes. The number of digits that stay together has
+changed and is often varied. Other patterns are refused, as a pattern can take exponential time."""
 
 
 class NanochatTokenizer(Tokenizer):
-    """A byte-pair vocabulary of nanochat's, by tiktoken, with its special tokens, which are recognised in prompts.
+    """nanochat's byte-pair vocabulary, encoded by tiktoken. Its special tokens are recognised in prompts.
 
-    Each prompt begins with `bos`. A text ends at ``<|assistant_end|>``, where there is one, or at the next ``<|bos|>``.
+    Each prompt begins with `bos`. A text ends at ``<|assistant_end|>``, if the vocabulary has it, or at the next ``<|bos|>``.
 
     Args:
         words: the pattern that splits text.
-        ranks: ids by bytes, in the order of their merges; all single bytes are among them.
-        special: the special tokens' ids by their texts, ``<|bos|>`` among them.
+        ranks: ids by bytes, in the order of their merges; they include all single bytes.
+        special: ids of the special tokens by their texts; they include ``<|bos|>``.
     """
 
     bos = BOS
@@ -68,7 +68,10 @@ class NanochatTokenizer(Tokenizer):
         return self._encoding.encode(text, allowed_special="all")
 
     def encode_turn(self, text: str) -> list[int]:
-        """As `Tokenizer.encode_turn`; special tokens in ``text`` are plain text, as in nanochat's ``render_conversation``."""
+        """Encode ``text`` as a user turn; see `Tokenizer.encode_turn`.
+
+        Special tokens in ``text`` are treated as plain text, as in nanochat's ``render_conversation``.
+        """
         require_unicode(text)
         if not {USER_START, USER_END, ASSISTANT_START} <= set(self._special):
             return super().encode_turn(text)
@@ -80,11 +83,11 @@ class NanochatTokenizer(Tokenizer):
 
 
 def read_tokenizer(path: Path, vocab_size: int) -> NanochatTokenizer:
-    """The vocabulary in a ``tokenizer.pkl`` of nanochat.
+    """Read the vocabulary in a ``tokenizer.pkl`` of nanochat. No code in the file is run, and none of its objects is created.
 
     Args:
-        path: of the file. Nothing in it is run, and none of its objects is made.
-        vocab_size: of the model, which must be the vocabulary's.
+        path: path of the file.
+        vocab_size: size of the model's vocabulary, which must match.
 
     Raises:
         ModelError: the file cannot be read, or holds no such vocabulary.
@@ -104,7 +107,7 @@ def _wrong(path: Path, what: str) -> ModelError:
     return ModelError("model.tokenizer", str(path), f"{what}; give the tokenizer.pkl that nanochat's tok_train.py wrote")
 
 
-@lru_cache(1)  # a sweep over steps opens the same file for each of them, and one of 65,536 tokens takes a second
+@lru_cache(1)  # a sweep over steps reads the same file for each step, and 65,536 tokens take a second
 def _read(path: Path, size: int, _state: tuple[int, int, int]) -> NanochatTokenizer:
     if size > _FILE_BYTES:
         raise _wrong(path, f"is larger than {_FILE_BYTES >> 20} MiB")
@@ -131,7 +134,7 @@ def _read(path: Path, size: int, _state: tuple[int, int, int]) -> NanochatTokeni
 
 
 def _fault(ranks: Mapping[Any, Any], special: Mapping[Any, Any]) -> str | None:
-    """What keeps a vocabulary from being used, None if nothing does: tiktoken ends the process over some of it."""
+    """Describe what is wrong with a vocabulary, or return None. Some of these faults would make tiktoken abort the process."""
     if not all(type(token) is bytes and token for token in ranks) or not all(type(text) is str and text for text in special):
         return "whose tokens are not bytes, or whose special tokens are not texts"
     numbers = [*ranks.values(), *special.values()]

@@ -1,4 +1,4 @@
-"""A checkpoint of nanoGPT: ``ckpt.pt`` in an ``out_dir``, and the ``meta.pkl`` of its training data."""
+"""Read a checkpoint of nanoGPT: ``ckpt.pt`` in an ``out_dir``, and the ``meta.pkl`` of its training data."""
 
 from __future__ import annotations
 
@@ -22,21 +22,24 @@ from .torch_file import TorchFile
 log = get_logger(__name__)
 
 PADDING = 128
-"""A checkpoint's vocabulary that is larger than its tokenizer's by this or more is not padded, but another one."""
+"""If a checkpoint's vocabulary exceeds its tokenizer's by this or more, that is not padding: the tokenizer is the wrong one."""
 
 
 def open_source(source: ModelSource) -> Checkpoint:
-    """``model=resume``."""
+    """Open ``model=resume``."""
     return open_nanogpt(source.out_dir, source.meta, source.file)
 
 
 def open_nanogpt(out_dir: str, meta: str | None = None, name: str = NANOGPT_FILE) -> Checkpoint:
-    """A checkpoint as nanoGPT's ``train.py`` writes it to its ``out_dir``.
+    """Open a checkpoint as nanoGPT's ``train.py`` writes it to its ``out_dir``.
 
     Args:
         out_dir: the directory.
-        meta: the path of its ``meta.pkl``, or `GPT2_META` for GPT-2's encoding; None looks for one.
-        name: the checkpoint's file in ``out_dir``.
+        meta: path of its ``meta.pkl``, or `GPT2_META` for GPT-2's encoding; None: look for a ``meta.pkl``.
+        name: name of the checkpoint file in ``out_dir``.
+
+    Raises:
+        ModelError: a file is missing or damaged, or the vocabulary does not fit the model.
     """
     key = "model.out_dir"
     path = nanogpt_file(out_dir, name)
@@ -102,7 +105,7 @@ def _tokenizer(
 
 
 def _meta_places(out_dir: Path, dataset: object) -> list[Path]:
-    """Where ``meta.pkl`` is looked for. ``dataset`` comes out of the checkpoint, so it must not lead out of ``data/``."""
+    """List the places to look for ``meta.pkl``. ``dataset`` is untrusted, so it must not lead out of ``data/``."""
     places = [out_dir / "meta.pkl"]
     if isinstance(dataset, str) and re.fullmatch(r"(?!.*\.\.)\w[\w.-]*(/\w[\w.-]*)*", dataset):
         places += [Path("data", dataset, "meta.pkl"), out_dir.parent / "data" / dataset / "meta.pkl"]

@@ -1,8 +1,8 @@
-"""Read a pickle without running it: containers, numbers and text come out as they are, objects as inert records.
+"""Read a pickle without running it: containers, numbers and text become Python values, objects become inert records.
 
-Python's unpickler calls what the file names. With its imports closed, it can still be made to fill memory (a memo index, an
-object held a million times), or to hash a single key for hours. This reader makes at most one small object for each operation
-in the file, uses nothing compound as a key, and calls nothing. The operations are those of `pickletools`.
+Python's unpickler calls what the file names. Even without imports, a file can make it fill the memory (a memo index, an object
+held a million times) or hash a single key for hours. This reader creates at most one small object for each operation in the
+file, uses no compound keys, and calls nothing that the file names. `pickletools` decodes the operations.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from io import BufferedReader
 from typing import Any
 
 PICKLE_BYTES = 64 << 20
-"""The largest pickle that is read; the tensors of a checkpoint lie outside of it."""
+"""The largest pickle that is read. The tensors of a checkpoint are stored outside its pickle."""
 OPERATIONS = 2_000_000
-"""The most operations of a pickle: each can make an object of up to a hundred bytes."""
+"""The most operations in a pickle. Each can create an object of up to a hundred bytes."""
 _NAME_CHARACTERS = 500
-_GREATEST_KEY = 1 << 60  # hash(n) is n below it; larger numbers can be chosen to share a hash
+_GREATEST_KEY = 1 << 60  # below it hash(n) == n; larger integers can be chosen to collide
 
 
 class PickleError(ValueError):
-    """A pickle that is damaged, too large, or uses what no checkpoint or vocabulary needs."""
+    """Raised for a pickle that is damaged, too large, or uses operations that no checkpoint or vocabulary needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What a pickle asks to import: ``module.name``, never looked up."""
+    """A name that the pickle asks to import, ``module.name``. It is never looked up."""
 
     path: str
 
 
 @dataclass(slots=True, eq=False, repr=False)
 class Inert:
-    """What stands for an object: what would have been called, with what, and the state that it would have been given."""
+    """A record in place of an object: what the pickle would have called, the arguments, and the state it would have set."""
 
     maker: Any
     arguments: Any
@@ -44,7 +44,7 @@ class Inert:
 
     @property
     def path(self) -> str:
-        """The name of what would have been called, for messages."""
+        """The name of what the pickle would have called, for messages."""
         return self.maker.path if isinstance(self.maker, Named) else "an object"
 
     def __repr__(self) -> str:
@@ -52,7 +52,7 @@ class Inert:
 
 
 Maker = Callable[..., Any]
-"""Makes the value of a call, by its arguments; `TypeError` and `ValueError` leave it an `Inert`."""
+"""Makes a value from the arguments of a call. If it raises `TypeError` or `ValueError`, the call becomes an `Inert`."""
 
 
 def read_pickle(
@@ -61,29 +61,29 @@ def read_pickle(
     makers: Mapping[str, Maker] | None = None,
     persistent: Callable[[Any], object] | None = None,
 ) -> Any:
-    """The object whose pickle begins at the position of ``file``, which is left at the pickle's end.
+    """Read the pickle that begins at the current position of ``file``, and leave the position at its end.
 
     Args:
-        file: is read no further than the pickle's end.
-        size: bytes that the pickle may have.
-        makers: by ``module.name``, what makes the value of a call; other calls become `Inert`.
-        persistent: makes the value of a persistent id.
+        file: the file; nothing after the pickle is read.
+        size: the most bytes that the pickle may have.
+        makers: functions that replace the calls in the pickle, by ``module.name``; other calls become `Inert`.
+        persistent: makes the value of a persistent id; None: such ids are refused.
 
     Raises:
-        PickleError: the file does not hold such a pickle.
+        PickleError: the pickle is damaged, too large, or uses other operations.
     """
     try:
         return _Machine(_Limited(file, min(size, PICKLE_BYTES)), makers or {}, persistent).run()
     except PickleError:
         raise
-    except Exception as error:  # a damaged pickle can raise anything: IndexError, UnicodeDecodeError, KeyError…
+    except Exception as error:  # a damaged pickle can raise IndexError, UnicodeDecodeError, KeyError and more
         raise PickleError(f"the pickle in it is damaged ({type(error).__name__})") from error
 
 
 def mapping_of(value: object) -> dict[Any, Any] | None:
-    """The items of a dictionary, or of an object that holds them or has them as attributes; None of anything else.
+    """Return the items of a dictionary, or the items and attributes of an object that was read as `Inert`, else None.
 
-    Dataclasses, `argparse.Namespace`, OmegaConf's ``DictConfig`` and subclasses of ``dict`` are such objects.
+    It handles dataclasses, `argparse.Namespace`, OmegaConf's ``DictConfig`` and subclasses of ``dict``.
     """
     if isinstance(value, dict):
         return value
@@ -101,7 +101,7 @@ def mapping_of(value: object) -> dict[Any, Any] | None:
 
 
 def elements_of(value: object) -> list[Any] | tuple[Any, ...] | None:
-    """The elements of a list, a tuple, or a NumPy array of one dimension; None of anything else."""
+    """Return the elements of a list, a tuple or a one-dimensional NumPy array, else None."""
     if isinstance(value, (list, tuple)):
         return value
     if not isinstance(value, Inert):
@@ -111,7 +111,7 @@ def elements_of(value: object) -> list[Any] | tuple[Any, ...] | None:
         _, shape, dtype, _, data = value.state
     elif value.path.endswith("numeric._frombuffer") and isinstance(value.arguments, tuple) and len(value.arguments) == 4:
         data, dtype, shape, _ = value.arguments
-    if isinstance(data, list):  # of objects
+    if isinstance(data, list):  # an array of objects
         return data if shape == (len(data),) else None
     try:
         found = _numbers(dtype, data)
@@ -121,7 +121,7 @@ def elements_of(value: object) -> list[Any] | tuple[Any, ...] | None:
 
 
 class _Limited:
-    """At most ``left`` bytes of a file, as `pickletools.genops` reads them."""
+    """A reader for `pickletools.genops` that returns at most ``left`` bytes of a file."""
 
     def __init__(self, file: BufferedReader, left: int) -> None:
         self._file, self._left = file, left
@@ -177,7 +177,7 @@ class _Machine:
                 self._stack = []
             case "EMPTY_DICT":
                 stack.append({})
-            case "EMPTY_LIST" | "EMPTY_SET":  # of a set only its members are of use, and they may have no hash here
+            case "EMPTY_LIST" | "EMPTY_SET":  # a set becomes a list, as its members may be unhashable here
                 stack.append([])
             case "EMPTY_TUPLE":
                 stack.append(())
@@ -273,11 +273,15 @@ class _Machine:
         return Named(f"{module}.{attribute}")
 
     def _made(self, maker: Any, arguments: Any) -> Any:
-        """What a call makes, where that is plain and not larger than what the file holds of it."""
+        """Make the value of a call if a maker is known for it, else an `Inert`.
+
+        Raises:
+            PickleError: the values copied so far are larger than the file.
+        """
         make = self._makers.get(maker.path) if isinstance(maker, Named) else None
         if make is not None and isinstance(arguments, tuple):
             self._copied += sum(len(each) for each in arguments if isinstance(each, (str, bytes, list, dict)))
-            if self._copied > self._file.size + 1024:  # it makes the same text again and again
+            if self._copied > self._file.size + 1024:  # it copies the same text again and again
                 raise PickleError("the pickle in it makes more than it holds")
             try:
                 return make(*arguments)
@@ -314,7 +318,7 @@ def _default_dictionary(_factory: Any = None, items: Any = ()) -> dict[Any, Any]
 
 
 def _encoded(text: str, encoding: str = "latin1") -> bytes:
-    """The bytes that Python 3 pickles as text for Python 2."""
+    """Return the bytes that Python 3 pickles as latin-1 text in protocol 2 and below."""
     if type(text) is not str or encoding != "latin1":
         raise TypeError
     return text.encode("latin1")
@@ -330,10 +334,10 @@ def _numpy_scalar(dtype: Any, data: Any) -> Any:
 
 
 def _numbers(dtype: Any, data: Any) -> list[Any]:
-    """The numbers or texts that ``data`` holds in a NumPy dtype, which is a pickle's record of one.
+    """Decode the numbers or texts in ``data``; ``dtype`` is the record of a pickled NumPy dtype.
 
     Raises:
-        TypeError, ValueError: they do not go together.
+        TypeError, ValueError: the two do not fit each other, or the dtype is not supported.
     """
     if not (isinstance(dtype, Inert) and dtype.path == "numpy.dtype" and isinstance(dtype.arguments, tuple)):
         raise TypeError
@@ -349,7 +353,7 @@ def _numbers(dtype: Any, data: Any) -> list[Any]:
         if len(text) % width:
             raise ValueError
         return [text[start : start + width].rstrip("\0") for start in range(0, len(text), width)]
-    import numpy as np  # late: only files that NumPy wrote need it
+    import numpy as np  # imported late: only files that NumPy wrote need it
 
     found: list[Any] = np.frombuffer(bytes(data), np.dtype(order + name)).tolist()
     return found

@@ -1,6 +1,6 @@
-"""Where the files of a model are: in a directory here, or on the hub.
+"""Find the files of a model, in a local directory or on the hub.
 
-The module imports no torch, so that an error about files that are not there comes at once.
+This module does not import torch, so an error about missing files appears at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MERGE = "merge it with peft's model.merge_and_unload(), then save_pretrained(DIR
 class ModelFiles(Protocol):
     """The files of a Hugging Face model; ``key`` and ``value`` name it in errors.
 
-    ``unreachable``: why the place where they are kept could not be asked for a file, None as long as it could.
+    ``unreachable`` says why the hub could not be asked for a file; None: no lookup has failed so far.
     """
 
     key: str
@@ -30,16 +30,16 @@ class ModelFiles(Protocol):
     unreachable: str | None
 
     def find(self, name: str) -> Path | None:
-        """The path of a file of the model, None where it has none of that name."""
+        """Return the path of a file of the model, None if it has no file of that name."""
         ...
 
     def absent(self, what: str) -> ModelError:
-        """The error that says that ``what`` is needed and not there."""
+        """Return the error that says that ``what`` is needed and missing."""
         ...
 
 
 class LocalFiles:
-    """The model's files in a directory."""
+    """The files of a model in a local directory. Implements `ModelFiles`."""
 
     def __init__(self, directory: Path, key: str, value: str) -> None:
         self.key, self.value = key, value
@@ -55,46 +55,46 @@ class LocalFiles:
 
 
 def find_nanogpt(source: ModelSource) -> None:
-    """Check that the checkpoint of ``model=resume`` is there.
+    """Check that the checkpoint of ``model=resume`` exists.
 
     Raises:
-        ModelError: it is not.
+        ModelError: it does not.
     """
     nanogpt_file(source.out_dir, source.file)
 
 
 def find_hf(source: ModelSource) -> None:
-    """Check that the model of ``model=hf`` or ``model=gpt2`` is there, which fetches its ``config.json``.
+    """Check that the model of ``model=hf`` or ``model=gpt2`` exists; from the hub this downloads its ``config.json``.
 
     Raises:
-        ModelError: it is not.
+        ModelError: it does not.
     """
     config_of(files_of(source))
 
 
 def find_llmc(source: ModelSource) -> None:
-    """Check that the ``.bin`` of ``model=llmc`` is there.
+    """Check that the ``.bin`` of ``model=llmc`` exists.
 
     Raises:
-        ModelError: it is not.
+        ModelError: it does not.
     """
     llmc_file(source.path or "")
 
 
 def find_litgpt(source: ModelSource) -> None:
-    """Check that the weights and the config of ``model=litgpt`` are there.
+    """Check that the weights and the config of ``model=litgpt`` exist.
 
     Raises:
-        ModelError: they are not.
+        ModelError: they do not.
     """
     litgpt_directory(source.path or "")
 
 
 def files_of(source: ModelSource) -> ModelFiles:
-    """The files of ``model=hf`` or ``model=gpt2``.
+    """Return the files of ``model=hf``, or of ``model=gpt2`` and its larger versions.
 
     Raises:
-        ModelError: ``model.path`` is neither a directory nor a hub id.
+        ModelError: ``model.path`` is neither a directory nor a hub id, or ``model.revision`` is set for a directory.
     """
     if source.name != "hf":
         return HubFiles(cached_name(source.name), "model", source.name)
@@ -113,10 +113,10 @@ def files_of(source: ModelSource) -> ModelFiles:
 
 
 def config_of(files: ModelFiles) -> Path:
-    """The model's ``config.json``.
+    """Return the path of the model's ``config.json``.
 
     Raises:
-        ModelError: it is not there.
+        ModelError: there is none.
     """
     if (path := files.find("config.json")) is None:
         if files.find("adapter_config.json") is not None:
@@ -126,10 +126,10 @@ def config_of(files: ModelFiles) -> Path:
 
 
 def llmc_file(name: str) -> Path:
-    """The ``.bin`` of llm.c called ``name``.
+    """Return the path of the llm.c checkpoint ``name``.
 
     Raises:
-        ModelError: it is not there.
+        ModelError: there is no such file.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -141,10 +141,10 @@ def llmc_file(name: str) -> Path:
 
 
 def litgpt_directory(name: str) -> Path:
-    """The checkpoint directory of LitGPT called ``name``.
+    """Return the path of the LitGPT checkpoint directory ``name``.
 
     Raises:
-        ModelError: there is none, or its weights or its config are not in it.
+        ModelError: there is no such directory, or it lacks the weights or the config.
     """
     directory = Path(name).expanduser()
     if not directory.is_dir():
@@ -162,17 +162,17 @@ def litgpt_directory(name: str) -> Path:
 
 
 def _some(names: Iterable[str]) -> str:
-    """Some of many names, for an error."""
+    """List up to five names for an error message, and count the rest."""
     each = sorted(set(names))
     more = f" and {len(each) - 5:,} more" if len(each) > 5 else ""
     return f"{', '.join(each[:5])}{more}"
 
 
 def nanogpt_file(out_dir: str, name: str = NANOGPT_FILE) -> Path:
-    """The checkpoint ``name`` in an ``out_dir`` of nanoGPT.
+    """Return the path of the checkpoint ``name`` in nanoGPT's ``out_dir``.
 
     Raises:
-        ModelError: it is not there.
+        ModelError: there is no such file.
     """
     directory = Path(out_dir).expanduser()
     if not (directory / name).exists():

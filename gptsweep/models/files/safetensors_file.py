@@ -1,4 +1,4 @@
-"""The tensors of a safetensors file."""
+"""Read the header of a safetensors file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _DTYPES = {
 
 
 def read_safetensors(path: Path, key: str, value: str) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """The tensors of a safetensors file by name, and its metadata; nothing but the header is read.
+    """Return the tensors of a safetensors file by name, and its metadata. Only the header is read.
 
     Raises:
         ModelError: the file cannot be read, is truncated, or is not a safetensors file.
@@ -43,7 +43,7 @@ def read_safetensors(path: Path, key: str, value: str) -> tuple[dict[str, Stored
             if length > min(_HEADER_BYTES, file.size):
                 raise ValueError(f"its header would have {length} bytes")
             with safe_open(path, framework="numpy"):
-                pass  # the library checks the header against the file's length, and the places of the tensors
+                pass  # opening makes the library check the header and the places of the tensors against the file's length
             header = json.loads(opened.read(length))
     except (SafetensorError, OSError, ValueError, RecursionError, struct.error) as error:
         raise file.wrong(f"is truncated or not a safetensors file ({error}); fetch or write it again") from error

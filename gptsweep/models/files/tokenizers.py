@@ -1,4 +1,4 @@
-"""Text to token ids and back: what every vocabulary can do, and those of GPT-2 and of characters."""
+"""Encode text as token ids and decode it: the interface of every vocabulary, GPT-2's encoding, and character vocabularies."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ GPT2_VOCAB = 50257
 UNKNOWN = "\N{REPLACEMENT CHARACTER}".encode()
 
 GPT2_WORDS = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-"""Where GPT-2 splits text before it merges bytes (Radford et al. 2019, section 2.2)."""
+"""The pattern by which GPT-2 splits text before it merges bytes (Radford et al. 2019, section 2.2)."""
 
 
 class Tokenizer(Protocol):
-    """What the rest of the package knows of a vocabulary.
+    """The interface of a vocabulary.
 
-    ``vocab_size``: ids below it can be sampled. ``fingerprint``: equal where ids and bytes correspond alike. ``eot_id``: the
-    token that ends a text, None where there is none.
+    Ids below ``vocab_size`` can be sampled. Two vocabularies with the same ``fingerprint`` map the same ids to the same bytes.
+    ``eot_id`` is the token that ends a text, or None.
     """
 
     vocab_size: int
@@ -39,22 +39,22 @@ class Tokenizer(Protocol):
         return () if self.eot_id is None else (self.eot_id,)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of ``text``.
+        """Encode ``text`` as token ids, including the tokens that every prompt begins with.
 
         Raises:
-            PromptError: a character cannot be encoded; it is named with its place.
+            PromptError: a character cannot be encoded; the error names it and its place.
         """
         ...
 
     def encode_bare(self, text: str) -> list[int]:
-        """As `encode`, without the tokens that every prompt begins with: of text that goes on, or has them already."""
+        """Encode ``text`` without the tokens that every prompt begins with, for text that continues or already has them."""
         return self.encode(text)
 
     def encode_turn(self, text: str) -> list[int]:
-        """Token ids of ``text`` as one turn of a user that the model is to answer, for ``sampling.chat_template``.
+        """Encode ``text`` as a user turn for the model to answer, for ``sampling.chat_template``.
 
         Raises:
-            ConfigError: the vocabulary has no such form: the model was not trained on conversations.
+            ConfigError: the vocabulary has no chat template, or the template fails.
             PromptError: a character cannot be encoded.
         """
         what = "the model's vocabulary has no chat template; it only continues text"
@@ -64,20 +64,21 @@ class Tokenizer(Protocol):
         raise ConfigError("sampling.chat_template", True, f"{what}: {works}")
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that ``token`` stands for; an id without a token stands for U+FFFD."""
+        """Return the bytes of ``token``; those of U+FFFD for an id without a token."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ``ids``; bytes that are not UTF-8 become U+FFFD."""
+        """Decode ``ids``; bytes that are not UTF-8 become U+FFFD."""
         return text_of(b"".join(map(self.token_bytes, ids)))
 
 
 class GPT2Tokenizer(Tokenizer):
-    """GPT-2's encoding by tiktoken, from the ranks in the package: no network.
+    """GPT-2's encoding by tiktoken, with the ranks that ship with the package, so it needs no network.
 
     Args:
-        added: tokens that a fine-tuned model adds, by their text; recognised in prompts as ``<|endoftext|>`` is.
-        eot_id: the token that ends a text.
+        added: ids of the tokens that a fine-tuned model adds, by their text. Like ``<|endoftext|>`` they are recognised in
+            prompts.
+        eot_id: the token that ends a text; None: ``<|endoftext|>``.
     """
 
     def __init__(self, added: Mapping[str, int] | None = None, eot_id: int | None = None) -> None:
@@ -98,11 +99,11 @@ class GPT2Tokenizer(Tokenizer):
 
 
 class CharTokenizer(Tokenizer):
-    """One token a character, as nanoGPT's ``prepare.py`` for ``shakespeare_char`` numbers them.
+    """A vocabulary with one token per character, as in nanoGPT's ``shakespeare_char``.
 
     Args:
-        itos: the text of each id, in the order of the ids; None for an id that has none.
-        stoi: the id of each text that can be encoded, where that is not the inverse of ``itos`` alone.
+        itos: the text of each id, in the order of the ids; None for an unused id.
+        stoi: the id of each character that can be encoded; None: the inverse of ``itos``.
     """
 
     eot_id = None
@@ -136,31 +137,31 @@ class CharTokenizer(Tokenizer):
 
 
 def gpt2_ranks() -> dict[bytes, int]:
-    """GPT-2's 50,256 byte strings in the order of their ids, which is the order of their merges."""
+    """Read GPT-2's 50,256 byte strings with their ids. The order of the ids is that of the merges."""
     words = RANKS.read_bytes().split()
     return dict(zip(map(base64.b64decode, words[::2]), map(int, words[1::2]), strict=True))
 
 
-# --- small parts that vocabularies share ----------------------------------------------------------------------------------
+# --- helpers that vocabularies share --------------------------------------------------------------------------------------
 
 
 def utf8(text: str) -> bytes:
-    """UTF-8, with half a surrogate pair as it would be spelt: it equals no token's bytes."""
+    """Encode ``text`` as UTF-8. A lone surrogate is encoded, too, as bytes that no token has."""
     return text.encode("utf-8", "surrogatepass")
 
 
 def text_of(data: bytes) -> str:
-    """Text in which bytes that are not UTF-8 are U+FFFD."""
+    """Decode UTF-8; invalid bytes become U+FFFD."""
     return data.decode("utf-8", "replace")
 
 
 def bytes_of(table: Sequence[bytes], token: int) -> bytes:
-    """A row of a `bytes_by_id`; U+FFFD for an id beyond it."""
+    """Look up ``token`` in a table from `bytes_by_id`; return U+FFFD for an id outside it."""
     return table[token] if 0 <= token < len(table) else UNKNOWN
 
 
 def bytes_by_id(vocabulary: Mapping[bytes, int], added: Mapping[str, int]) -> list[bytes]:
-    """Bytes by id; an id that no token has stands for U+FFFD."""
+    """Return a table of bytes by id, with U+FFFD for unused ids."""
     table = [UNKNOWN] * (1 + max([*vocabulary.values(), *added.values()]))
     for token, number in [*vocabulary.items(), *((utf8(text), number) for text, number in added.items())]:
         table[number] = token
@@ -168,12 +169,16 @@ def bytes_by_id(vocabulary: Mapping[bytes, int], added: Mapping[str, int]) -> li
 
 
 def fingerprint_of(*parts: object) -> str:
-    """A hash of what decides a vocabulary. Every ``point_id`` holds one, so the parts of an old vocabulary stay as they are."""
+    """Hash what defines a vocabulary. Every ``point_id`` depends on it, so never change the parts of an existing vocabulary."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def require_unicode(text: str) -> None:
-    """Raise a `PromptError` for a text that cannot be encoded as UTF-8."""
+    """Check that ``text`` can be encoded as UTF-8.
+
+    Raises:
+        PromptError: it cannot.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -181,7 +186,7 @@ def require_unicode(text: str) -> None:
 
 
 def refuse(text: str, place: int, what: str) -> NoReturn:
-    """Raise a `PromptError` that names a character of ``text`` and its place."""
+    """Raise a `PromptError` that names the character of ``text`` at index ``place``, with its line and column."""
     character = text[place]
     line, column = text.count("\n", 0, place) + 1, place - text.rfind("\n", 0, place)
     raise PromptError("start", text, f"{character!r} (U+{ord(character):04X}), line {line}, column {column}, {what}")

@@ -1,4 +1,4 @@
-"""The tensors of a file that `torch.save` wrote, without PyTorch's own readers."""
+"""Find the tensors in a file that `torch.save` wrote, without PyTorch's own readers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .pickles import Inert, Maker, Named, PickleError, read_pickle
 from .weights import StoredTensor, WeightFile
 
 _LIST_BYTES = 16 << 20
-"""The largest list of the files in an archive that is read."""
+"""The largest directory of a zip archive that is read."""
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _STORAGES = {
     "DoubleStorage": torch.float64,
@@ -38,7 +38,7 @@ _DTYPES = {str(dtype): dtype for dtype in (*_STORAGES.values(), torch.float8_e4m
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """What a tensor of a `TorchFile` is a view of: ``length`` elements of ``dtype``, which the file holds under ``key``."""
+    """The data behind tensors of a `TorchFile`: ``length`` elements of ``dtype``, stored under ``key``."""
 
     key: str
     dtype: torch.dtype
@@ -46,13 +46,13 @@ class Storage:
 
     @property
     def nbytes(self) -> int:
-        """Its size in bytes."""
+        """The size in bytes."""
         return self.length * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A tensor of a `TorchFile`, as its pickle describes it; ``offset`` and ``stride`` count elements."""
+    """A tensor of a `TorchFile` as its pickle describes it; ``offset`` and ``stride`` are in elements."""
 
     storage: Storage
     dtype: torch.dtype
@@ -62,13 +62,13 @@ class View:
 
 
 class TorchFile:
-    """A file that `torch.save` wrote, in either of its formats, read by this package alone.
+    """A file that `torch.save` wrote, in either of its formats.
 
-    ``contents`` is what was saved, with a `View` for each tensor and inert records for objects. No tensor's data is read, no
-    code of the file is run, and none of PyTorch's parsers sees the file: they end the process over some damaged ones.
+    ``contents`` is what was saved, with a `View` for each tensor and an `Inert` record for each object. It reads no tensor data
+    and runs no code in the file. It does not use PyTorch's parsers, which abort the process on some damaged files.
 
     Raises:
-        ModelError: the file cannot be read, is truncated, or is not such a file.
+        ModelError: the file cannot be read, is truncated, or was not written by `torch.save`.
     """
 
     def __init__(self, path: Path, key: str, value: str) -> None:
@@ -89,10 +89,10 @@ class TorchFile:
             raise self._file.wrong(f"is damaged or not a checkpoint ({error})") from error
 
     def stored(self, name: str, tensor: View) -> StoredTensor:
-        """Where the data of a tensor of ``contents`` lies; ``name`` is for errors.
+        """Locate the data of a tensor of ``contents``; ``name`` is for errors.
 
         Raises:
-            ModelError: it does not lie in the file, or not where its sizes say.
+            ModelError: the file does not hold the data, or holds less than the tensor's sizes need.
         """
         storage = tensor.storage
         if (start := self._offsets.get(storage.key)) is None:
@@ -107,10 +107,10 @@ class TorchFile:
         return stored
 
     def tensors(self, weights: Mapping[Any, Any]) -> Iterator[tuple[str, StoredTensor]]:
-        """Where each tensor of a state dict in ``contents`` lies; what is no tensor is left out.
+        """Yield the name and place of each tensor of a state dict in ``contents``, skipping values that are not tensors.
 
         Raises:
-            ModelError: a tensor is of a kind that has no plain data: sparse, quantised, a subclass.
+            ModelError: a tensor is sparse, quantised or of a subclass, and so has no plain data.
         """
         for name, tensor in weights.items():
             if isinstance(tensor, View):
@@ -120,7 +120,7 @@ class TorchFile:
                 raise self._file.wrong(what)
 
     def _read_archive(self, file: BufferedReader) -> Any:
-        """The format since PyTorch 1.6: a zip archive of a pickle and, uncompressed, the data of each storage."""
+        """Read the format since PyTorch 1.6: a zip archive of a pickle and the uncompressed data of each storage."""
         try:
             entries = {entry.filename: entry for entry in zipfile.ZipFile(_Bounded(file)).infolist()}
         except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
@@ -143,7 +143,7 @@ class TorchFile:
         return contents
 
     def _place(self, file: BufferedReader, entry: zipfile.ZipInfo) -> int:
-        """Where in the archive the data of one of its files begins."""
+        """Return the offset at which the data of a file in the archive begins."""
         if not 0 <= entry.header_offset < self._file.size:
             raise self._file.wrong("is damaged: its list of files does not fit its contents")
         file.seek(entry.header_offset)
@@ -156,7 +156,7 @@ class TorchFile:
         return start
 
     def _read_legacy(self, file: BufferedReader) -> Any:
-        """The format before PyTorch 1.6: five pickles (the third of them what was saved), then the data of each storage."""
+        """Read the format before PyTorch 1.6: five pickles, of which the fourth is what was saved, and then the storages."""
         read_pickle(file, 64)
         read_pickle(file, 64)
         system = read_pickle(file, 4096)
@@ -177,21 +177,21 @@ class TorchFile:
         return contents
 
     def _storage(self, saved: Any) -> Storage:
-        """The storage that a persistent id names: ``("storage", type, key, location, length)``, and a view in old files."""
+        """Return the storage of a persistent id: ``("storage", type, key, location, length)``, and a view in old files."""
         if not isinstance(saved, tuple) or len(saved) not in (5, 6) or saved[0] != "storage" or any(saved[5:]):
             raise PickleError("the pickle in it refers to data in a way that torch.save does not")
         _, kind, key, _, length, *_ = saved
         dtype = _STORAGES.get(kind.path.rpartition(".")[2]) if isinstance(kind, Named) else None
         if dtype is None:
             raise PickleError(f"the pickle in it has data of the type {kind.path if isinstance(kind, Named) else 'unknown'}")
-        key = str(key) if type(key) is int else key  # as LitGPT's conversion has it
+        key = str(key) if type(key) is int else key  # LitGPT's conversion writes integers
         if not isinstance(key, str) or not _is_size(length):
             raise PickleError("the pickle in it refers to data in a way that torch.save does not")
         return self._storages.setdefault(key, Storage(key, dtype, length))
 
 
 class _Bounded(RawIOBase):
-    """An archive whose list of files is read at once by `zipfile`, however long the archive says that it is."""
+    """An archive for `zipfile` that refuses to read a directory longer than `_LIST_BYTES`, whatever length it claims."""
 
     def __init__(self, file: BufferedReader) -> None:
         super().__init__()
@@ -217,7 +217,7 @@ def _is_size(value: object) -> bool:
 
 
 def _view(storage: Any, offset: Any, shape: Any, stride: Any, *_rest: Any) -> View:
-    """The arguments of ``torch._utils._rebuild_tensor_v2``, or of the older ``_rebuild_tensor``."""
+    """Make a `View` from the arguments of ``torch._utils._rebuild_tensor_v2``, or of the older ``_rebuild_tensor``."""
     if not isinstance(storage, Storage):
         raise TypeError
     return _typed_view(storage, storage.dtype, offset, shape, stride)
@@ -226,7 +226,7 @@ def _view(storage: Any, offset: Any, shape: Any, stride: Any, *_rest: Any) -> Vi
 def _view_of_bytes(
     storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_rest: Any
 ) -> View:
-    """The arguments of ``torch._utils._rebuild_tensor_v3``."""
+    """Make a `View` from the arguments of ``torch._utils._rebuild_tensor_v3``."""
     known = _DTYPES.get(dtype.path) if isinstance(dtype, Named) else None
     if not isinstance(storage, Storage) or known is None:
         raise TypeError

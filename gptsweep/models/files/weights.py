@@ -1,7 +1,7 @@
-"""Weights where they lie: which bytes of which file make up each tensor.
+"""Stored weights: which bytes of which file make up each tensor.
 
-Files are read with plain reads into fresh memory, never mapped: a mapped page counts as resident until it is let go, and a
-training that replaces its checkpoint would kill the reader of a mapped one.
+Files are read into fresh memory, never mapped. Mapped pages count as resident memory, and a training that overwrites its
+checkpoint could kill a process that has it mapped.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class WeightFile:
-    """A file as it was when its list of tensors was read; ``key`` and ``value`` name it in errors."""
+    """A weight file in the state in which its list of tensors was read; ``key`` and ``value`` name it in errors."""
 
     path: Path
     key: str
@@ -33,7 +33,11 @@ class WeightFile:
 
     @classmethod
     def at(cls, path: Path, key: str, value: str) -> WeightFile:
-        """Note the state of the file at ``path``."""
+        """Record the state of the file at ``path``.
+
+        Raises:
+            ModelError: it cannot be read.
+        """
         try:
             with open_to_read(path) as file:
                 state = os.fstat(file.fileno())
@@ -42,10 +46,10 @@ class WeightFile:
         return cls(path, key, value, state.st_size, state.st_mtime_ns)
 
     def open(self) -> BufferedReader:
-        """The file, opened to read.
+        """Open the file for reading.
 
         Raises:
-            ModelError: it is not the file any more whose list of tensors was read.
+            ModelError: it cannot be read, or has changed since its list of tensors was read.
         """
         try:
             file = open_to_read(self.path)
@@ -58,15 +62,15 @@ class WeightFile:
         return file
 
     def wrong(self, what: str) -> ModelError:
-        """The error that says what is wrong with this file."""
+        """Return the error that says what is wrong with this file."""
         return ModelError(self.key, self.value, f"{self.path} {what}")
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor in a file: ``offset`` of its first element in bytes, ``stride`` in elements as in `torch.as_strided`.
+    """A tensor in a file: the ``offset`` of its first element is in bytes, ``stride`` in elements, as in `torch.as_strided`.
 
-    The first ``scaled_rows`` of its rows are to be multiplied by ``scale``.
+    Whoever loads it must multiply its first ``scaled_rows`` rows by ``scale``.
     """
 
     file: WeightFile
@@ -79,22 +83,26 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes from the first element to the last, both included."""
+        """The number of bytes from the first element to the last, inclusive."""
         if 0 in self.shape:
             return 0
         return (1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))) * self.dtype.itemsize
 
     def transposed(self) -> StoredTensor:
-        """The same bytes, with the dimensions in reverse order."""
+        """Return a view of the same bytes with the dimensions in reverse order."""
         return replace(self, shape=self.shape[::-1], stride=self.stride[::-1])
 
     def rows(self, begin: int, end: int) -> StoredTensor:
-        """Its rows from ``begin`` up to ``end``, which is left out."""
+        """Return a view of the rows from ``begin`` up to but excluding ``end``."""
         offset = self.offset + begin * self.stride[0] * self.dtype.itemsize
         return replace(self, offset=offset, shape=(end - begin, *self.shape[1:]))
 
     def read(self, scratch: Tensor) -> Tensor:
-        """The tensor in its stored dtype and layout, on top of ``scratch``, ``uint8 [at least nbytes]``."""
+        """Read the tensor into ``scratch``, ``uint8 [at least nbytes]``, and return a view in the stored dtype and layout.
+
+        Raises:
+            ModelError: the file has changed or is truncated.
+        """
         flat = scratch[: self.nbytes]
         with self.file.open() as file:
             file.seek(self.offset)
@@ -103,7 +111,11 @@ class StoredTensor:
         return flat.view(self.dtype).as_strided(self.shape, self.stride)
 
     def sha256(self) -> str:
-        """Hash of the stored bytes, as hex digits."""
+        """Compute the SHA-256 of the stored bytes, in hexadecimal.
+
+        Raises:
+            ModelError: the file has changed or is truncated.
+        """
         digest = hashlib.sha256()
         buffer = memoryview(bytearray(min(_CHUNK, self.nbytes)))
         left = self.nbytes
@@ -119,21 +131,21 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class Stacked:
-    """A weight that files hold in several, one under another: queries, keys and values, say.
+    """A weight stored as several tensors, stacked along the first dimension, such as queries, keys and values.
 
-    ``parts`` have one dtype, and one shape but for the first dimension.
+    All ``parts`` have the same dtype, and the same shape except for the first dimension.
     """
 
     parts: tuple[StoredTensor, ...]
 
     @property
     def dtype(self) -> torch.dtype:
-        """As stored."""
+        """The stored dtype."""
         return self.parts[0].dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the whole."""
+        """The shape of the stacked weight."""
         return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
 
 
@@ -142,5 +154,5 @@ Stored = StoredTensor | Stacked
 
 
 def parts_of(stored: Stored) -> tuple[StoredTensor, ...]:
-    """The tensors that a weight is made of, one under another."""
+    """Return the stored tensors of a weight, in the order in which they are stacked."""
     return stored.parts if isinstance(stored, Stacked) else (stored,)
