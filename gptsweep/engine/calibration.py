@@ -1,6 +1,6 @@
-"""How long this machine takes for the parts of a decode step of a model of some shape: measured with random weights.
+"""Measure how long this machine takes for a decode step, and for prefill, of a model of a given shape, with random weights.
 
-A model too large for that is measured with one layer and with three; its other layers are taken to last as long.
+A model that is too large is measured with one layer and with three, and the time is extrapolated to all layers.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from ..records import Row, Sampling
 from .engine import Engine
 
 SECONDS = 18.0
-"""A calibration takes no longer than this by much: what would is left out."""
+"""The approximate time limit of a calibration, in seconds. Measurements that would exceed it are skipped."""
 BATCHES = (64, 1, 256, 16, 4, 128)
-"""Numbers of rows that are measured, the most important first."""
+"""The batch sizes to measure, in rows, the most important first."""
 SHORT, LONG = PAGE + 2, 16 * PAGE + 2
-"""Positions that are cached when a step is measured; the second at most, where the context is shorter. Prompts that differ in
-the last two share all but these."""
+"""The lengths of the prompts that are measured, in tokens; a shorter context reduces them. Two tokens more than whole pages, so
+that prompts that differ only in the last two share all full pages."""
 _STEPS = 24
 _ROUNDS = 4
-"""So often everything is measured if there is time, and the median counts: a machine is not equally fast at all times."""
+"""The number of rounds of measurements, if there is time. The median over rounds counts, as a machine's speed varies."""
 _MOST_MEDIANS = 3.0
-"""A step that was interrupted for long counts as so many usual ones."""
+"""The cap on the time of one step, in medians, to limit the weight of a step that was interrupted."""
 _MOST_BYTES = 1 << 30
 _TILE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """Seconds of the parts of a decode step.
+    """The measured times of a decode step and of prefill, in seconds.
 
     Args:
-        steps: of a step, by the number of sequences that it reads a token of and samples a row of each, ascending.
-        row: of each further row that is sampled from a sequence.
-        position: of each position that a sequence attends to beyond those of `SHORT`, in the mean over layers.
-        prompt_token: of each token of a prompt.
+        steps: pairs of a number of sequences, ascending, and the time of a step that decodes one token of each.
+        row: time for each further row that samples from the same sequence.
+        position: time for each position beyond `SHORT` that a sequence attends to, averaged over layers.
+        prompt_token: prefill time per token.
     """
 
     steps: tuple[tuple[int, float], ...]
@@ -57,7 +57,7 @@ class Speed:
     prompt_token: float
 
     def step(self, sequences: float) -> float:
-        """Seconds of a step with so many sequences: between two that were measured in proportion, beyond the last likewise."""
+        """Return the seconds of a step with ``sequences`` sequences, by linear interpolation and extrapolation of ``steps``."""
         (below, seconds), *others = self.steps
         if sequences <= below or not others:
             return seconds * max(1.0, sequences / below)
@@ -73,13 +73,13 @@ class Speed:
 def calibrated(
     architecture: type[Architecture], config: Config, *, device: torch.device, dtype: str, sampling: Sampling, vocab_size: int
 ) -> Speed:
-    """Measure a model of this shape.
+    """Measure the speed of a model of the given shape.
 
     Args:
-        architecture, config: its shape.
-        device, dtype: as resolved.
-        sampling: how tokens are chosen.
-        vocab_size: ids from here on are never sampled.
+        architecture, config: the shape of the model.
+        device, dtype: the resolved device and ``device.dtype``.
+        sampling: the settings to sample with.
+        vocab_size: number of tokens; ids at or above it are never sampled.
     """
     began = time.perf_counter()
     layers = config.n_layer
@@ -101,7 +101,7 @@ def calibrated(
 
 
 def extrapolated(few: Speed, more: Speed, counts: Sequence[int], layers: int) -> Speed:
-    """The speed with so many ``layers``, of two with ``counts`` of them: each further layer lasts as long as those between."""
+    """Extrapolate linearly to ``layers`` layers from two speeds, measured with ``counts[0]`` and ``counts[1]`` layers."""
 
     def at(a: float, b: float) -> float:
         return a + max(0.0, b - a) / (counts[1] - counts[0]) * (layers - counts[0])
@@ -116,18 +116,18 @@ def extrapolated(few: Speed, more: Speed, counts: Sequence[int], layers: int) ->
 
 
 def attended(positions: float, windows: Sequence[int | None]) -> float:
-    """How many positions the tokens at ``positions`` and before attend to, all together, in the mean over layers.
+    """Compute how many positions all tokens up to position ``positions`` attend to in total, averaged over layers.
 
     Args:
-        positions: of the last token.
-        windows: how many positions each layer sees; None: all.
+        positions: position of the last token.
+        windows: the attention window of each layer, in positions; None: unlimited.
     """
     each = (min(positions, math.inf if window is None else window) for window in windows)
     return statistics.fmean(seen * seen / 2 + seen * (positions - seen) for seen in each)
 
 
 def shape_of(architecture: type[Architecture], config: Config) -> dict[str, Any]:
-    """What of a model decides its speed, as JSON."""
+    """Return what determines a model's speed, as JSON-compatible data."""
     return {"architecture": architecture.TITLE, **asdict(config)}
 
 
@@ -137,7 +137,7 @@ def _laid_out(architecture: type[Architecture], config: Config) -> Architecture:
 
 
 def _fill(model: Architecture, dtype: torch.dtype) -> None:
-    """Random weights, such that logits are about as far apart as those of a trained model."""
+    """Fill the model with random weights, scaled to give logits about as spread out as those of a trained model."""
     values = torch.randn(_TILE, generator=torch.Generator().manual_seed(0))
     for name, parameter in list(model.named_parameters()):
         weight = torch.empty(parameter.shape, dtype=torch.float32 if model.stays_float32(name) else dtype)
@@ -154,14 +154,14 @@ def _fill(model: Architecture, dtype: torch.dtype) -> None:
 
 
 def _measured(engine: Engine, sampling: Sampling, until: float) -> Speed:
-    """Measure what there is time for; the first batch whatever it takes, and all of them again if there is time left."""
+    """Measure as many batches as there is time for, and repeat if time is left. The first batch is always measured."""
     share = max(1.0, (until - time.perf_counter()) / (len(BATCHES) + 4))
     block_size = engine.model.block_size or SHORT + LONG
     short = max(1, min(SHORT, block_size - _STEPS))
     long = max(short, min(LONG, block_size - _STEPS))
     first = BATCHES[0]
     for positions in (short, long):
-        _seconds(engine, sampling, 2, positions, share=share)  # kernels that are loaded when first called
+        _seconds(engine, sampling, 2, positions, share=share)  # warm up: kernels are loaded on their first call
     found: dict[tuple[int, int, bool], list[tuple[float, float]]] = defaultdict(list)
     required = [(first, short, False), (first, long, False), (first, short, True)]
     for _ in range(_ROUNDS):
@@ -189,10 +189,10 @@ def _measured(engine: Engine, sampling: Sampling, until: float) -> Speed:
 def _position(
     engine: Engine, sampling: Sampling, short: int, long: int, prompt_token: float, share: float, until: float
 ) -> float:
-    """Seconds for each position that a sequence attends to, by rows whose keys and values are their own.
+    """Measure the seconds for each position that a sequence attends to, with a separate prompt for each row.
 
-    Those of a prompt that rows share stay in the processor's caches. As prompts of their own are read for each row, they are
-    only as long as can be read within ``share`` seconds.
+    The keys and values of a shared prompt would stay in the processor's caches. As each row needs its own prefill, the prompts
+    are only as long as ``share`` seconds allow.
     """
     rows, windows = BATCHES[0], engine.model.windows
     long = min(long, short + int(share / rows / max(prompt_token, 1e-9)))
@@ -212,15 +212,15 @@ def _position(
 
 
 class _Enough(Exception):  # noqa: N818
-    """Ends a run whose steps are measured."""
+    """Ends a run after enough steps have been measured."""
 
 
 def _seconds(
     engine: Engine, sampling: Sampling, count: int, prompt_tokens: int, *, share: float, alike: bool = False, own: bool = False
 ) -> tuple[float, float]:
-    """Seconds until the first token, and those of a later step in the mean.
+    """Measure the seconds until the first token, and the mean seconds of a later step.
 
-    Rows part at once, or are all ``alike``. They have one prompt, or each its ``own``.
+    Rows diverge at once, unless they are all ``alike``. They share one prompt, unless each has its ``own``.
     """
     settings = replace(sampling, max_new_tokens=_STEPS, stop=(), stop_at_eot=False, stop_token_ids=(), stop_on_repetition=())
     common = [place_ % engine.vocab_size for place_ in range(prompt_tokens)]
@@ -229,7 +229,7 @@ def _seconds(
         different = divmod(number % engine.vocab_size**2, engine.vocab_size)
         if own:
             return (*different, *common)[:prompt_tokens]
-        # Greedy rows part by their prompts alone.
+        # Greedy rows diverge only if their prompts differ.
         return (*common, *different)[2:] if sampling.temperature == 0 and not alike else tuple(common)
 
     rows = [Row(prompt_ids=prompt(number), sampling=settings, noise_key=0 if alike else number) for number in range(count)]
