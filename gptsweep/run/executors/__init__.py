@@ -1,4 +1,4 @@
-"""Where rows run: an `Executor` takes planned rows and yields samples. What crosses this seam is data, and pickles."""
+"""Executors decide where rows run: an `Executor` takes planned rows and yields samples, plain data that can be pickled."""
 
 from __future__ import annotations
 
@@ -11,47 +11,47 @@ from ...records import DeviceSettings, ModelSource, Prefix, Sample
 from ..rows import OpenModel, Plan, SampleKey
 
 InFlight = Callable[[], Iterator[tuple[SampleKey, Prefix]]]
-"""Gives, at any moment, what each unfinished sample has so far."""
+"""Iterates over the unfinished samples, each with what has been sampled of it so far."""
 
 OnStep = Callable[[BackendProgress, InFlight], None]
-"""Takes what was done so far; it may raise to end the run."""
+"""Called after each step with the progress so far. It may raise to end the run."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MadeElsewhere:
-    """A sample whose bits were decided by something else than what the model's provenance names."""
+    """A sample made with other hardware or software than the model's provenance names; ``made_by`` says which."""
 
     sample: Sample
     made_by: Mapping[str, object]
 
 
 Result = Sample | MadeElsewhere | Exception
-"""What becomes of a planned sample; an error is that sample's alone."""
+"""The result of a planned sample. An error concerns only that sample."""
 
 
 class Executor(Protocol):
-    """Decides where rows run. It knows no run directory; whoever reads from it knows no model."""
+    """Decides where rows run. It does not know run directories, and its caller does not handle models."""
 
     def resolve(self, settings: DeviceSettings) -> tuple[str, str]:
-        """The dtype and the type of device that ``auto`` stands for, without a model.
+        """Return the dtype and the device type that ``settings`` resolve to, without loading a model.
 
         Raises:
-            DeviceError: the device or dtype is not there.
+            DeviceError: the device or dtype is not available.
         """
 
     def open(self, source: ModelSource, settings: DeviceSettings) -> OpenModel:
-        """Make a model ready, or return the last one if it is the same.
+        """Load a model, or return the last one if it is the same.
 
         Raises:
-            GptsweepError: there is no such model or device.
-            MemoryError: it does not fit.
+            GptsweepError: the model or device is not available.
+            MemoryError: the model does not fit.
         """
 
     def run(self, model: OpenModel, plan: Plan, on_step: OnStep | None = None) -> Iterator[tuple[SampleKey, Result]]:
-        """Run the rows of ``plan``, and yield each sample as it finishes, or the error that it cannot be made for.
+        """Run the rows of ``plan``, and yield each sample, or the error that prevented it, as soon as it is known.
 
         Raises:
-            GptsweepError: what the user can mend.
+            GptsweepError: an error that the user can fix.
             MemoryError: not even one row fits.
-            RuntimeError: the backend ended and left rows out.
+            RuntimeError: the backend ended before all rows were finished.
         """

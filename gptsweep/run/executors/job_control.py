@@ -1,4 +1,4 @@
-"""Jobs from outside: which of them SLURM still has, how one of this machine is ended, and what a log says last."""
+"""Watch and end jobs: list those in SLURM's queue, kill one on this machine, and read the end of a log."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _LOG_BYTES = 4096
 
 
 def jobs_in_queue() -> set[str] | None:
-    """The user's jobs that wait or run, by id (``12``, or ``12_0`` in an array); None: SLURM does not answer.
+    """Return the ids of the user's pending and running jobs (``12``, or ``12_0`` in an array); None if SLURM does not answer.
 
-    ``squeue`` knows them on every cluster. ``sacct``, which submitit asks, knows none where accounting is off, and says so on
-    the terminal each time.
+    It asks ``squeue``, which works on every cluster. ``sacct``, which submitit asks, knows no jobs if accounting is off, and
+    complains on the terminal each time.
     """
     command = ["squeue", f"--user={os.getuid()}", "--array", "--noheader", "--format=%i"]
     try:
@@ -33,7 +33,7 @@ def jobs_in_queue() -> set[str] | None:
 
 
 def last_line(path: Path) -> str:
-    """The last line of a log that is not empty, shortened."""
+    """Return the last non-empty line of a log, shortened to 200 characters."""
     with contextlib.suppress(OSError), open_to_read(path) as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_BYTES))
         if lines := file.read().decode(errors="replace").split("\n"):
@@ -42,11 +42,11 @@ def last_line(path: Path) -> str:
 
 
 def end_process(job: submitit.Job[None]) -> None:
-    """End a job of this machine: submitit's own way lets it go on for a second."""
+    """Kill a job on this machine at once; submitit's own way lets it run for another second."""
     process: Any = job._process  # type: ignore[attr-defined]
     with contextlib.suppress(psutil.Error):
         controller = psutil.Process(process.pid)
-        controller.suspend()  # so that it starts nothing meanwhile
+        controller.suspend()  # so that it starts no further processes
         for each in (*controller.children(recursive=True), controller):
             with contextlib.suppress(psutil.Error):
                 each.kill()

@@ -1,10 +1,11 @@
-"""The files through which a driver and its jobs speak, on a file system that both see.
+"""The files through which a driver and its jobs exchange messages, on a file system that both can access.
 
-A file has one writer, which appends lines of JSON, each with a checksum, and closes the file after each: whoever opens it then
-sees them, on NFS, too. A line that is not whole yet is read later; one that is damaged is left out, and its rows begin again.
+A file has one writer, which appends lines of JSON, each with a checksum, and closes the file after each line, so that a reader
+that opens it later sees the line, even on NFS. An incomplete line is read later. A damaged line is skipped, and its rows start
+again.
 
-Finished rows are plain JSON: a driver that is started again reads those of its predecessor's jobs, in a directory that may be
-anybody's. Everything else is pickled, and read only from directories that the reader's own run made.
+Finished rows are plain JSON, because a restarted driver reads those of its predecessor's jobs from a directory that it cannot
+trust. Everything else is pickled, and read only from directories that the reader's own run created.
 """
 
 from __future__ import annotations
@@ -32,37 +33,37 @@ from ..rows import Finished
 from .worker import Facts
 
 ASKED, SAID, SNAPSHOT = "asked.jsonl", "said.jsonl", "unfinished.pickle"
-"""In the directory of a job: what the driver asks, what the job says, and what its unfinished rows have so far."""
+"""The files in a job's directory: the driver's requests, the job's messages, and the state of its unfinished rows."""
 
 _MEANS = ("logprob_mean", "sampler_logprob_mean", "entropy_mean")
 _READ_BYTES = 64 << 20
-"""So much of a file is read at once."""
+"""The number of bytes read from a file at a time."""
 
 
 def add_line(path: Path, fields: Mapping[str, Any]) -> None:
-    """Append a line to a file that is there.
+    """Append a line with a checksum to an existing file.
 
     Raises:
-        OSError: it is not, or the disk is full.
+        OSError: the file does not exist, or the disk is full.
     """
     body = orjson.dumps(fields)[:-1]
     with os.fdopen(open_file(path, os.O_WRONLY | os.O_APPEND), "ab", buffering=0) as file:
-        # The line before is torn where its writer was killed.
+        # Start with a newline, as the previous line is incomplete if its writer was killed.
         write_all(file, b"\n" + body + seal(body))
 
 
 class Lines:
-    """The lines of a file, as they come.
+    """Reads the lines of a growing file.
 
     Args:
-        path: of the file; it need not be there yet.
+        path: path of the file, which need not exist yet.
     """
 
     def __init__(self, path: Path) -> None:
         self._path, self._offset = path, 0
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """The whole lines since the last time."""
+        """Yield the complete, undamaged lines that were added since the last call."""
         while data := self._more():
             for line in data.splitlines(keepends=True):
                 self._offset += len(line)
@@ -90,17 +91,23 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def packed(value: object) -> str:
-    """Anything that pickles, as a field of a line."""
+    """Pickle a value into a string, for a field of a line."""
     return base64.b64encode(pickle.dumps(value)).decode()
 
 
 def unpacked(field: str) -> Any:
-    """What was `packed`. Whoever wrote the field can run anything here."""
+    """Unpickle a field that `packed` made. Use it only on trusted fields: unpickling can run any code."""
     return pickle.loads(base64.b64decode(field))
 
 
 def write_snapshot(directory: Path, turn: int, unfinished: tuple[tuple[int, Prefix], ...]) -> bool:
-    """Keep what rows of a job have so far; whether that could be done."""
+    """Store the state of a job's unfinished rows, and return whether that succeeded.
+
+    Args:
+        directory: the job's directory.
+        turn: the number of the work that the rows belong to.
+        unfinished: pairs of a row's number and its prefix.
+    """
     body = pickle.dumps((turn, unfinished))
     with suppress(OSError, ResultsError):
         atomic_write(directory / SNAPSHOT, hashlib.sha256(body).digest() + body)
@@ -109,7 +116,7 @@ def write_snapshot(directory: Path, turn: int, unfinished: tuple[tuple[int, Pref
 
 
 def read_snapshot(directory: Path, turn: int) -> tuple[tuple[int, Prefix], ...] | None:
-    """What was kept last, if that was in this turn."""
+    """Read what `write_snapshot` stored last; None if it is missing, damaged, or from another turn."""
     with suppress(OSError), os.fdopen(open_file(directory / SNAPSHOT, os.O_RDONLY), "rb") as file:
         data = file.read()
         digest, body = data[:32], data[32:]
@@ -120,21 +127,21 @@ def read_snapshot(directory: Path, turn: int) -> tuple[tuple[int, Prefix], ...] 
 
 
 def name_of(row: Row) -> str | None:
-    """Names all that decides a row's tokens but the model; None: rows before it do, too."""
+    """Hash everything but the model that determines a row's tokens. None if earlier rows of its random stream do, too."""
     if row.sampling.rng != "counter":
         return None
     return hashlib.sha256(repr(replace(row, prefix=None)).encode()).hexdigest()[:32]
 
 
 def maker_of(model: Facts, tokenizer: Tokenizer) -> str:
-    """Names the model, and what decides the bits of its samples."""
+    """Hash the model and everything else that determines the bits of its samples."""
     how = model.provenance
     decides = model.fingerprint, tokenizer.fingerprint, how.arithmetic, how.device, dict(how.made_by)
     return hashlib.sha256(orjson.dumps(decides, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
 
 
 def fields_of(finished: Finished) -> dict[str, Any]:
-    """A finished row as JSON."""
+    """Convert a finished row to JSON-compatible fields."""
     fields = {name: getattr(finished, name) for name in ("text", "token_ids", "finish_reason", *_MEANS)}
     if (own := finished.logprobs) is not None:
         tokens = list(map(tuple, own.tokens))
@@ -143,10 +150,10 @@ def fields_of(finished: Finished) -> dict[str, Any]:
 
 
 def finished_of(fields: Mapping[str, Any]) -> Finished:
-    """The finished row of `fields_of`.
+    """Convert the fields that `fields_of` returned back to a finished row.
 
     Raises:
-        ValueError, KeyError, TypeError: it is none.
+        ValueError, KeyError, TypeError: the fields do not describe one.
     """
     text, ids, reason, own = fields["text"], fields["token_ids"], fields["finish_reason"], fields.get("logprobs")
     means = {name: fields[name] for name in _MEANS}
@@ -167,7 +174,7 @@ def finished_of(fields: Mapping[str, Any]) -> Finished:
 
 
 def finished_rows(said: Lines) -> Iterator[tuple[str, str, Finished]]:
-    """The rows of an earlier run's job, each with its name and its maker's; what is none is left out."""
+    """Yield the finished rows in an earlier job's messages, each with its `name_of` and `maker_of`, skipping invalid ones."""
     for line in said.read():
         with suppress(ValueError, KeyError, TypeError):
             maker, rows = line["maker"], line["rows"]

@@ -1,4 +1,4 @@
-"""Rows run in this process, one after another group of points with the same model."""
+"""Run rows in this process, one group of points with the same model after another."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from . import OnStep
 
 
 class LocalExecutor:
-    """Runs rows here, and keeps the last model open for whoever wants it next.
+    """Runs rows in this process, and keeps the last model open for the next call.
 
     Args:
-        backends: opens models.
+        backends: loads models.
     """
 
     def __init__(self, backends: Backends) -> None:
         self.backends = backends
         self.last: OpenModel | None = None
-        """The model that is open."""
+        """The open model, if any."""
 
     def resolve(self, settings: DeviceSettings) -> tuple[str, str]:
-        """As `Executor.resolve`."""
+        """Implement `Executor.resolve`."""
         return self.backends.resolve(settings)
 
     def open(self, source: ModelSource, settings: DeviceSettings) -> OpenModel:
-        """As `Executor.open`."""
+        """Implement `Executor.open`."""
         if self.last is None or (self.last.source, self.last.device) != (source, settings):
-            self.last = None  # before the next is loaded: two need not fit
+            self.last = None  # free it first: the memory may not hold two models
             self.last = OpenModel(source, settings, *self.backends.open(source, settings))
         return self.last
 
     def run(self, model: OpenModel, plan: Plan, on_step: OnStep | None = None) -> Iterator[tuple[SampleKey, Sample]]:
-        """As `Executor.run`."""
+        """Implement `Executor.run`."""
         waiting: dict[int, tuple[Row, list[SampleKey]]] = {}
 
         def rows() -> Iterator[Row]:
@@ -44,7 +44,7 @@ class LocalExecutor:
 
         def in_flight(progress: BackendProgress) -> Iterator[tuple[SampleKey, Prefix]]:
             for row, prefix in progress.unfinished():
-                if id(row) in waiting:  # else it is being delivered
+                if id(row) in waiting:  # otherwise it has just finished
                     yield waiting[id(row)][1][0], prefix
 
         def step(progress: BackendProgress) -> None:

@@ -1,4 +1,4 @@
-"""Rows run in Ray actors: one a worker, which keeps its model open. Imported only where Ray is chosen."""
+"""Run rows in Ray actors. Each actor is a worker that keeps its model open. Imported only if Ray is chosen."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from .worker import Place, Report, Worker
 log = get_logger(__name__)
 
 _LOOK_SECONDS = 5.0
-"""So often the pool looks whether the cluster has grown or shrunk."""
+"""How often the pool checks the size of the cluster."""
 _REPORT_SECONDS = 0.5
 _STARTS = 3
 _PATIENCE_SECONDS = 10.0
 _LONGEST_WAIT_SECONDS = 60.0
-"""Where workers cannot even start, at most so long until the next is tried."""
+"""The longest wait before another attempt if workers fail to start."""
 
 
 class RayWorker(Worker):
-    """A worker that knows its node.
+    """A worker in a Ray actor.
 
     Args:
-        backends: opens models.
-        directory: relative paths begin there, as they do for the driver, where the node has such a directory.
+        backends: loads models.
+        directory: the driver's working directory. If the node has it, the actor changes to it, so relative paths mean the same.
     """
 
     def __init__(self, backends: Backends, directory: str) -> None:
@@ -50,11 +50,11 @@ class RayWorker(Worker):
         super().__init__(backends)
 
     def node(self) -> tuple[Place, str]:
-        """Where the worker is, and the id of its Ray node."""
+        """Return the worker's process and the id of its Ray node."""
         return Place.here(), ray.get_runtime_context().get_node_id()
 
     def open_shipped(self, source: ModelSource, settings: DeviceSettings, outline: object, *weights: object) -> None:
-        """As `open`, of a model whose weights come from the object store, which has them once a node."""
+        """Open a model as `open` does, with weights from Ray's object store, which holds one copy per node."""
         backends = self._executor.backends
         assert isinstance(backends, Ships)
         backends.receive(source, outline, weights)
@@ -63,7 +63,7 @@ class RayWorker(Worker):
 
 @dataclass(slots=True)
 class _Actor:
-    """An actor, the report that it was asked for, and where it is, once that is known."""
+    """An actor, its pending report, and its process and node once they are known."""
 
     handle: Any
     asked: Any
@@ -71,17 +71,21 @@ class _Actor:
 
 
 class RayPool:
-    """Keeps actors running: as many as there is room for, or as many as wanted.
+    """Keeps a number of actors running. Implements `Pool`.
 
-    A cluster that was started here ends with `close`; one that was joined loses the actors.
+    `close` ends the actors, and also the cluster if it was started here rather than joined.
 
     Args:
-        backends: opens models, in the actors.
-        workers: how many actors; None: as many as the cluster has room for.
-        address: as of `ray.init`; None starts Ray on this machine.
-        resources: what an actor takes: ``CPU``, ``GPU``, and custom ones; None: a CPU, and a GPU where the cluster has any.
-        runtime_env: as of `ray.init`.
-        ship_weights: whether this process reads a model, and actors have it from the object store.
+        backends: loads models in the actors.
+        workers: how many actors to run; None: as many as the cluster has room for.
+        address: see `ray.init`; None: start Ray on this machine.
+        resources: what an actor reserves: ``CPU``, ``GPU`` and custom resources; None: one CPU, and one GPU if the cluster has
+            any.
+        runtime_env: see `ray.init`.
+        ship_weights: whether this process reads the model and sends it to the actors through the object store.
+
+    Raises:
+        ConfigError: there is no cluster at the address, or Ray does not start.
     """
 
     def __init__(
@@ -117,7 +121,7 @@ class RayPool:
         self.waiting_for = f"one starts when the cluster has {needs} free"
 
     def wanted(self) -> int:
-        """As `Pool.wanted`."""
+        """Implement `Pool.wanted`."""
         if self._workers is not None:
             return self._workers - self._refused
         if time.monotonic() - self._looked >= _LOOK_SECONDS:
@@ -126,7 +130,7 @@ class RayPool:
         return max(self._room - self._refused, 0 if self._refused else 1)
 
     def resolve(self, settings: DeviceSettings) -> tuple[str, str]:
-        """As `Pool.resolve`."""
+        """Implement `Pool.resolve`."""
         while settings not in self._resolved:
             self._fill()
             asked = [actor.handle.resolve.remote(settings) for actor in self._actors.values()]
@@ -143,10 +147,10 @@ class RayPool:
         return self._resolved[settings]
 
     def open(self, source: ModelSource, settings: DeviceSettings) -> None:
-        """As `Pool.open`."""
+        """Implement `Pool.open`."""
         if self._ships is not None and self._shipped[0] != source:
             assert isinstance(self._ships, Ships)
-            self._shipped = None, []  # before the next: two need not fit
+            self._shipped = None, []  # free it first: the object store may not hold two models
             outline, weights = self._ships.pack(source)
             self._shipped = source, [ray.put(outline), *map(ray.put, weights)]
         self._model = source, settings
@@ -155,12 +159,12 @@ class RayPool:
         self._fill()
 
     def give(self, worker: str, work: Work) -> None:
-        """As `Pool.give`."""
+        """Implement `Pool.give`."""
         if worker in self._actors:
             self._actors[worker].handle.give.remote(work)
 
     def news(self, seconds: float) -> list[tuple[str, Report | Gone]]:
-        """As `Pool.news`."""
+        """Implement `Pool.news`."""
         self._fill()
         found, self._kept = self._kept, []
         seconds = 0.0 if found else seconds
@@ -169,14 +173,14 @@ class RayPool:
             time.sleep(seconds)
             return found
         ready, _ = ray.wait(list(asked), num_returns=1, timeout=seconds)
-        if ready:  # and whatever else is there
+        if ready:  # collect all others that are ready, too
             ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0)
         for ref in ready:
             name = asked[ref]
             actor = self._actors.pop(name)
             try:
                 said = ray.get(ref)
-            except Exception as error:  # Ray's, or what an actor's constructor raised
+            except Exception as error:  # an error of Ray's, or one that the actor's constructor raised
                 self._end(actor)
                 if actor.place is None:
                     self._unborn += 1
@@ -193,7 +197,7 @@ class RayPool:
         return found
 
     def stop(self, seconds: float) -> list[tuple[str, Report | Gone]]:
-        """As `Pool.stop`."""
+        """Implement `Pool.stop`."""
         stopping = {name: actor.handle.stop.remote(seconds) for name, actor in self._actors.items() if actor.place is not None}
         found: list[tuple[str, Report | Gone]] = []
         if stopping:
@@ -210,36 +214,36 @@ class RayPool:
                     continue
             except GetTimeoutError:
                 pass
-            except Exception as error:  # of an actor that has ended
+            except Exception as error:  # the actor has ended
                 why = _brief(error)
             self.kill(name)
             found.append((name, Gone(why, counts=False)))
         return found
 
     def kill(self, worker: str) -> None:
-        """As `Pool.kill`."""
+        """Implement `Pool.kill`."""
         if (actor := self._actors.pop(worker, None)) is not None:
             self._end(actor)
 
     def refuse(self, worker: str) -> None:
-        """As `Pool.refuse`."""
+        """Implement `Pool.refuse`."""
         self._refused += worker in self._actors
         self.kill(worker)
 
     def close(self) -> None:
-        """As `Pool.close`."""
+        """Implement `Pool.close`."""
         for name in list(self._actors):
             self.kill(name)
         if self._started:
             ray.shutdown()
 
     def _fits(self, node: Mapping[str, float]) -> int:
-        """How many actors a node has room for, nothing else running there."""
+        """Return how many actors fit on a node on which nothing else runs."""
         takes = {name: amount for name, amount in self._resources.items() if amount > 0}
         return min((int(node.get(name, 0) // amount) for name, amount in takes.items()), default=1)
 
     def _fill(self) -> None:
-        """Start actors where some are missing."""
+        """Start the actors that are missing."""
         worker: Any = ray.remote(RayWorker)
         custom = {name: amount for name, amount in self._resources.items() if name not in ("CPU", "GPU")}
         while len(self._actors) < self.wanted() and time.monotonic() >= self._not_before:
@@ -262,14 +266,14 @@ class RayPool:
     def _end(self, actor: _Actor) -> None:
         with suppress(Exception):
             ray.kill(actor.handle)
-        if actor.place is not None:  # Ray asks a process to end itself, which one that stands still does not
+        if actor.place is not None:  # Ray asks the process to end itself, which does not work if it hangs
             place, node = actor.place
             here = NodeAffinitySchedulingStrategy(node, soft=False)
             _kill.options(num_cpus=0, scheduling_strategy=here).remote(place.pid, place.started)
 
 
 def _brief(error: Exception) -> str:
-    """The line of an error that says most: Ray's have pages."""
+    """Return the most informative line of an error, as Ray's errors are pages long."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return one_line(lines[-1 if "creation task" in lines[0] else 0])[:300]
 
@@ -282,7 +286,7 @@ def _kill(pid: int, started: float) -> None:
 
 
 def _init(address: str | None, runtime_env: Mapping[str, Any] | None) -> None:
-    """`ray.init`, quiet, with the signal handlers left as they are: a run ends between two steps.
+    """Call `ray.init` quietly, and restore the signal handlers, so that an interrupt still ends a run between two steps.
 
     Raises:
         ConfigError: there is no cluster at the address, or Ray does not start here.
@@ -301,7 +305,7 @@ def _init(address: str | None, runtime_env: Mapping[str, Any] | None) -> None:
                 **here,
             )
             return
-        except Exception as error:  # of many kinds; on a busy machine Ray gives up on itself after 30 s
+        except Exception as error:  # of many kinds; on a busy machine Ray's start can time out after 30 s
             ray.shutdown()
             if not left:
                 what = "no cluster answers there" if address is not None else "Ray does not start here"

@@ -1,7 +1,8 @@
-"""Rows that run in other processes: the loop that hands shards to workers, takes their samples, and goes on when one is lost.
+"""Run rows in other processes: give shards to workers, collect their samples, and recover when a worker is lost.
 
-A `Pool` knows how workers are started, spoken to and ended; this module knows no Ray and no SLURM. Workers may come and go at
-any time. What has arrived here is done; what a lost worker had begun goes on from its last snapshot, elsewhere.
+A `Pool` starts workers, communicates with them and ends them; this module does not depend on Ray or SLURM. Workers may come and
+go at any time. Samples that have arrived here are done. The unfinished rows of a lost worker resume on another from the last
+snapshot.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ _NEWS_SECONDS = 0.25
 _STOP_SECONDS = 5.0
 _SPEED_SECONDS = 1.0
 _PATIENCE_SECONDS = 10.0
-"""Without a worker for so long, the log says what is being waited for."""
+"""After this time without a worker, the log says what the run is waiting for."""
 _EACH_SHOWN = 8
-"""So many workers are shown with a speed each, more with the least and the greatest."""
+"""Up to this many workers are displayed with their own speeds; for more, only the lowest and the highest are."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """A worker has ended, or cannot be reached any more.
+    """Says that a worker has ended, or can no longer be reached.
 
     Args:
-        why: for the log.
-        counts: whether the rows that it had count as begun in vain; not where they cannot have been the reason.
+        why: the reason, for the log.
+        counts: whether this counts as a failed attempt of its rows; not if they cannot be the cause.
     """
 
     why: str
@@ -48,38 +49,38 @@ class Gone:
 
 
 class Pool(Protocol):
-    """Starts workers, each known by a name that is used once, and speaks to them. None of its methods waits for a worker."""
+    """Starts workers, each with a unique name, and communicates with them. Only `resolve`, `news` and `stop` may wait."""
 
     several: bool
-    """Whether a worker takes several shards at once."""
+    """Whether a worker takes several shards at a time."""
     may_grow: bool
-    """Whether there may be more workers later than are wanted now."""
+    """Whether the number of workers may grow later."""
     waiting_for: str
-    """What has to be there before a worker can start, for the log."""
+    """What must happen before a worker can start, for the log."""
 
     def wanted(self) -> int:
-        """How many workers there are to be."""
+        """Return how many workers there should be."""
 
     def resolve(self, settings: DeviceSettings) -> tuple[str, str]:
-        """As `Executor.resolve`, where the workers are."""
+        """Resolve ``settings`` on a worker; see `Executor.resolve`."""
 
     def open(self, source: ModelSource, settings: DeviceSettings) -> None:
-        """Have every worker open a model, those included that start later."""
+        """Make every worker open a model, including those that start later. Reports say when it is open."""
 
     def give(self, worker: str, work: Work) -> None:
-        """Hand rows to a worker."""
+        """Send rows to a worker."""
 
     def news(self, seconds: float) -> list[tuple[str, Report | Gone]]:
-        """What workers say, within ``seconds``; in place of one that is gone another is started."""
+        """Wait up to ``seconds`` for messages, and return them by worker. Workers that are gone are replaced."""
 
     def stop(self, seconds: float) -> list[tuple[str, Report | Gone]]:
-        """End what all workers do, within ``seconds``; one that does not stop is ended itself, and gone."""
+        """Stop the batches of all workers and return their last messages. A worker that takes over ``seconds`` is killed."""
 
     def kill(self, worker: str) -> None:
-        """End a worker that may not listen."""
+        """Kill a worker, even if it does not respond."""
 
     def refuse(self, worker: str) -> None:
-        """End a worker, and start no other in its place."""
+        """Kill a worker, and do not replace it."""
 
     def close(self) -> None:
         """End all workers."""
@@ -87,7 +88,7 @@ class Pool(Protocol):
 
 @dataclass(slots=True)
 class _Worker:
-    """What is known of a worker that was heard of. ``same``: its samples have the bits that the model's provenance promises."""
+    """The state of a worker that has reported. ``same`` says whether its samples have the bits of the model's provenance."""
 
     model: Facts | None = None
     same: bool = True
@@ -98,9 +99,9 @@ class _Worker:
     measured: tuple[float, int] | None = None
 
     def hear(self, report: Report) -> tuple[int, int]:
-        """Take note of a report; how many tokens and windows it has more than the last."""
+        """Record a report, and return the numbers of tokens and windows since the last one."""
         now = time.monotonic()
-        # A worker that begins anew counts from nothing.
+        # The counts of a restarted worker begin at 0.
         tokens = max(0, report.tokens - self.report.tokens)
         windows = max(0, report.windows - self.report.windows)
         self.report, self.heard = report, now
@@ -117,10 +118,10 @@ class RemoteExecutor:
     """Runs rows in the workers of a pool.
 
     Args:
-        pool: starts them.
-        shards: how many shards to cut a plan into; None: several a worker.
-        heartbeat_s: a worker that gives no sign of life for so many seconds is ended, and what it had begins again.
-        strict: whether workers are refused whose samples may have other bits than those of the first.
+        pool: starts the workers.
+        shards: how many shards to cut a plan into; None: `SHARDS_PER_WORKER` per worker.
+        heartbeat_s: a worker that is silent or makes no progress for this many seconds is killed, and its rows are retried.
+        strict: whether to refuse workers whose samples may differ in bits from those of the first worker.
     """
 
     def __init__(self, pool: Pool, *, shards: int | None = None, heartbeat_s: float = 300.0, strict: bool = False) -> None:
@@ -133,7 +134,7 @@ class RemoteExecutor:
         self._looked = self._alone_since = time.monotonic()
 
     def resolve(self, settings: DeviceSettings) -> tuple[str, str]:
-        """As `Executor.resolve`."""
+        """Implement `Executor.resolve`."""
         return self.pool.resolve(settings)
 
     def close(self) -> None:
@@ -141,7 +142,11 @@ class RemoteExecutor:
         self.pool.close()
 
     def open(self, source: ModelSource, settings: DeviceSettings) -> OpenModel:
-        """As `Executor.open`. It waits until a worker has the model open."""
+        """Implement `Executor.open`, and wait until one worker has opened the model.
+
+        Raises:
+            WorkerError: several workers ended while they opened it.
+        """
         if self._model is not None and self._asked == (source, settings):
             return self._model
         self._asked, self._model = (source, settings), None
@@ -160,7 +165,7 @@ class RemoteExecutor:
         return self._model
 
     def run(self, model: OpenModel, plan: Plan, on_step: OnStep | None = None) -> Iterator[tuple[SampleKey, Result]]:
-        """As `Executor.run`."""
+        """Implement `Executor.run`."""
         workers = max(1, self.pool.wanted())
         batch = _Batch(plan, Ledger(plan, model.backend.block_size, self.shards or SHARDS_PER_WORKER * workers), model)
         tokens_before, windows_before = self._tokens, self._windows
@@ -186,7 +191,7 @@ class RemoteExecutor:
                     stopped = True
                     for name, news in self._stop():
                         yield from self._take(batch, name, news)
-                    step()  # so that what has just arrived is on disk, too
+                    step()  # to write what has just arrived to disk
                     raise
         finally:
             if not stopped:
@@ -195,7 +200,7 @@ class RemoteExecutor:
                         batch.note(news, self._workers[name])
 
     def _take(self, batch: _Batch, name: str, news: Report | Gone) -> Iterator[tuple[SampleKey, Result]]:
-        """What news of a worker mean for the rows of a batch."""
+        """Apply a worker's message to the rows of a batch, and yield the samples that it finishes."""
         worker = self._workers.get(name)
         if isinstance(news, Gone) and news.counts:
             yield from batch.lose(name, WorkerError(f"the worker {name} ended: {news.why}"))
@@ -212,7 +217,7 @@ class RemoteExecutor:
                 yield from batch.lose(name, error)
 
     def _hand_out(self, ledger: Ledger) -> None:
-        """Give shards to workers that have room for them."""
+        """Give shards to the idle workers."""
         workers = max(1, self.pool.wanted())
         for name, worker in self._workers.items():
             if worker.model is None or not ledger.waiting:
@@ -223,10 +228,10 @@ class RemoteExecutor:
                 self.pool.give(name, work)
 
     def _news(self) -> list[tuple[str, Report | Gone]]:
-        """What workers say. One that is silent for too long, or does not get on, is ended and counts as gone."""
+        """Collect the workers' messages. Kill workers that are silent or stuck for too long, and report them as gone."""
         news = self.pool.news(_NEWS_SECONDS)
         now = time.monotonic()
-        if now - self._looked > 2 * _NEWS_SECONDS + 1:  # this process stood still itself
+        if now - self._looked > 2 * _NEWS_SECONDS + 1:  # this process was suspended, not the workers
             for worker in self._workers.values():
                 worker.heard += now - self._looked
         self._looked = now
@@ -244,7 +249,11 @@ class RemoteExecutor:
         return news
 
     def _note_model(self, name: str, worker: _Worker, opened: Opened) -> None:
-        """Hold the model that a worker opened against that of the first."""
+        """Compare the model that a worker opened with that of the first worker.
+
+        Raises:
+            WorkerError: no worker is left.
+        """
         if isinstance(opened.model, Failure):
             if self._model is not None:
                 log.warning("the worker %s cannot open the model: %s", name, describe(opened.model.error))
@@ -275,13 +284,13 @@ class RemoteExecutor:
             raise WorkerError("no worker is left: all were refused, for reasons that the log has")
 
     def _stop(self) -> Iterator[tuple[str, Report | Gone]]:
-        """End what workers do, and hear from them a last time. Those that had to be ended get no more rows."""
+        """Stop the workers' batches, and yield their last messages."""
         for name, news in self.pool.stop(_STOP_SECONDS):
             self._note(name, news)
             yield name, news
 
     def _note(self, name: str, news: Report | Gone) -> None:
-        """Take note of what a worker says of itself."""
+        """Record a worker's message."""
         if isinstance(news, Gone):
             log.warning("the worker %s ended (%s)", name, news.why)
             self._restarted += self._workers.pop(name, None) is not None
@@ -297,11 +306,11 @@ class RemoteExecutor:
         if self._workers:
             self._alone_since = now
         elif now - self._alone_since > _PATIENCE_SECONDS:
-            self._alone_since = math.inf  # once
+            self._alone_since = math.inf  # log it only once
             log.info("waiting for a worker: %s", self.pool.waiting_for)
 
     def _display(self) -> str:
-        """``4 workers, 1 restarted, 31 + 30 + 33 + 29 tokens/s``."""
+        """Describe the workers, such as ``4 workers (1 restarted) of 31 + 30 + 33 + 29 tokens/s``."""
         speeds = [worker.speed for worker in self._workers.values() if worker.speed is not None]
         if len(speeds) > _EACH_SHOWN:
             each = f" of {min(speeds):,.0f} to {max(speeds):,.0f} tokens/s"
@@ -312,7 +321,7 @@ class RemoteExecutor:
 
 
 class _Batch:
-    """The rows of one plan: which are done, and what others have so far."""
+    """The progress of one plan: which rows are done, and the state of the others."""
 
     def __init__(self, plan: Plan, ledger: Ledger, model: OpenModel) -> None:
         self.plan, self.ledger = plan, ledger
@@ -321,7 +330,7 @@ class _Batch:
         self.progress = BackendProgress(tokens_total=self._tokens_left, windows_total=self._windows_left)
 
     def note(self, report: Report, worker: _Worker) -> None:
-        """Keep what a worker's unfinished rows have, if it can go on elsewhere: no sample is made by two kinds of machine."""
+        """Keep the state of a worker's unfinished rows, if others may resume them: no sample mixes two kinds of machine."""
         if worker.same:
             for number, prefix in report.unfinished or ():
                 self.ledger.note(number, prefix)
@@ -329,7 +338,7 @@ class _Batch:
             self.progress.window_seconds = report.window_seconds
 
     def finish(self, number: int, finished: Finished, worker: _Worker) -> Iterator[tuple[SampleKey, Result]]:
-        """The samples that a finished row makes, if it was not finished before."""
+        """Yield the samples of a finished row, unless it was finished before."""
         row = self.ledger.rows[number]
         worker.unfinished_tokens = max(0, worker.unfinished_tokens - len(finished.token_ids) + row.begun)
         if not self.ledger.finish(number):
@@ -341,19 +350,19 @@ class _Batch:
             yield (place, key), sample if worker.same else MadeElsewhere(sample, worker.model.provenance.made_by)
 
     def lose(self, name: str, error: Exception) -> Iterator[tuple[SampleKey, Result]]:
-        """The samples that fail as a worker lost their row for the last time."""
+        """Queue a lost worker's rows again, and yield ``error`` for the samples whose last attempt this was."""
         for number in self.ledger.lose(name):
             self._settle(number)
             for recipient in self.plan.recipients[number]:
                 yield recipient, error
 
     def unfinished(self) -> Iterator[tuple[SampleKey, Prefix]]:
-        """What rows have that were begun, as far as it was heard of."""
+        """Yield the last known state of the unfinished rows."""
         for number, prefix in self.ledger.prefixes.items():
             yield self.plan.recipients[number][0], prefix
 
     def expect(self, workers: Collection[_Worker]) -> None:
-        """Count what is in flight, and what is left to do."""
+        """Update the progress: the rows in flight, and the expected totals."""
         progress = self.progress
         progress.rows_in_flight = sum(worker.report.in_flight for worker in workers)
         begun = sum(worker.unfinished_tokens for worker in workers)
@@ -368,7 +377,7 @@ class _Batch:
 
 
 def _identity(model: Backend, tokenizer: Tokenizer) -> dict[str, object]:
-    """What `point_id` and a row's end take from a model: no two may differ in it."""
+    """Return what `point_id` and the end of a row depend on, which must be the same for all workers."""
     names = ("vocab_size", "block_size", "extends_to", "overflow", "end_tokens")
     how = model.provenance
     return {
@@ -382,6 +391,6 @@ def _identity(model: Backend, tokenizer: Tokenizer) -> dict[str, object]:
 
 
 def _differing(these: Mapping[str, object], those: Mapping[str, object]) -> str:
-    """``processor A / B; torch 1 / 2``; empty where nothing differs."""
+    """Describe the differences, such as ``processor A / B; torch 1 / 2``; empty if there are none."""
     names = dict.fromkeys([*those, *these])
     return "; ".join(f"{name} {those.get(name)} / {these.get(name)}" for name in names if those.get(name) != these.get(name))

@@ -1,8 +1,8 @@
-"""The rows of a plan as shards of equal expected cost, and which worker has which of them. Nothing here runs anything.
+"""Cut the rows of a plan into shards of equal expected cost, and keep track of which worker has which. Nothing runs here.
 
-A shard is a slice of the plan's own order, in which rows that share noise and prompt stand side by side, so what one batch
-would compute once is computed once still. A worker takes several shards at once, up to its share of what is left: a small sweep
-is decoded in few large batches, and the last rows of a large one go to whoever is idle.
+A shard is a slice of the plan in its own order, in which rows that share noise and prompt are adjacent, so work that one batch
+would share stays shared. A worker takes several shards at a time, up to its share of what is left. So a small sweep is decoded
+in a few large batches, and the last rows of a large sweep go to whichever worker is idle.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from ..rows import Plan
 from ..sample_identity import canonical_settings
 
 TRIES = 3
-"""So many times is a shard begun before its rows fail."""
+"""How many times a shard is attempted before its rows fail."""
 _LARGE_BATCH = 64
-"""A batch of so many rows is about as efficient as a greater one: from here on a worker leaves more for the others."""
+"""The batch size in rows beyond which efficiency hardly grows. A worker with more takes only half its share of the rest."""
 _READ = 0.25
-"""What a token costs that is only read, in sampled tokens: many are read at once."""
+"""The cost of a token of a prefill, in sampled tokens; it is lower, as many are processed at once."""
 _ATTENTION = 2048
-"""After so many ids, attention to them costs as much again as the rest of a token."""
+"""The context length in tokens at which attention costs as much as the rest of the model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Rows of a plan, by number, in the order in which they start. ``failures``: how often they were begun in vain."""
+    """Rows of a plan, by number, in the order in which they start. ``failures`` counts the attempts that failed."""
 
     rows: tuple[int, ...]
     failures: int = 0
@@ -38,16 +38,16 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Shards on their way to a worker: rows with their numbers, and bounds on them."""
+    """The rows of some shards, with their numbers, to send to a worker; ``workload`` bounds their size."""
 
     rows: tuple[tuple[int, Row], ...]
     workload: Workload
 
 
 def row_cost(row: Row, block_size: int | None) -> float:
-    """What a row is expected to cost, in sampled tokens after an empty context, the reading of its prompt left out.
+    """Estimate the cost of a row without the prefill of its prompt, in tokens sampled after an empty context.
 
-    A model's size multiplies the cost of all rows of a plan alike.
+    The size of the model does not enter, as it is a common factor of all rows of a plan.
     """
     prompt, most = len(row.prompt_ids), row.sampling.max_new_tokens
     context = math.inf if block_size is None else block_size
@@ -58,7 +58,10 @@ def row_cost(row: Row, block_size: int | None) -> float:
 
 
 def stream_of(row: Row) -> Hashable | None:
-    """Equal for rows that draw one after another from one random stream, and so have to stay together; None: from none."""
+    """Return a key that is equal for rows that draw from the same sequential random stream, and so must stay together.
+
+    None for rows whose random numbers come from a counter.
+    """
     if row.sampling.rng == "counter":
         return None
     return canonical_settings(row.sampling), row.noise_key, row.prompt_index, row.prompt_ids
@@ -67,7 +70,7 @@ def stream_of(row: Row) -> Hashable | None:
 def shards_of(rows: Sequence[Row], block_size: int | None, count: int) -> list[Shard]:
     """Cut rows into at most ``count`` shards of about equal cost.
 
-    Rows that share a stream stay together, and so do those that share noise and prompt, unless they are more than a shard.
+    Rows that share a random stream stay together. So do rows that share noise and prompt, unless they exceed a shard's cost.
     """
     costs = [row_cost(row, block_size) for row in rows]
     for number, (before, row) in enumerate(zip([None, *rows], rows, strict=False)):
@@ -92,21 +95,22 @@ def shards_of(rows: Sequence[Row], block_size: int | None, count: int) -> list[S
 
 
 def _kin(row: Row) -> tuple[Hashable, ...]:
-    """Equal for rows beside one another that share a stream, or noise and prompt."""
+    """Return a key that is equal for adjacent rows that share a random stream, or noise and prompt."""
     stream = stream_of(row)
     return (stream,) if stream is not None else (None, row.noise_key, row.prompt_index, row.sample_index, row.prompt_ids)
 
 
 class Ledger:
-    """Which rows of a plan wait, which worker has which, and which are done.
+    """Tracks which rows of a plan wait, which worker has which, and which are done.
 
-    A shard that a worker lost is begun again without the rows that are done, from what is known of the others, and by itself,
-    so that no other is lost with it again; the last time, the rows of each point by themselves.
+    When a worker is lost, each of its shards is retried without the rows that are done and from the last known state of the
+    others. A retried shard is given out alone, so that it cannot take others down with it; before the last attempt it is split
+    by points.
 
     Args:
         plan: the rows.
-        block_size: of the model.
-        shards: how many to cut them into.
+        block_size: context length of the model; None: unlimited.
+        shards: how many shards to cut the rows into.
     """
 
     def __init__(self, plan: Plan, block_size: int | None, shards: int) -> None:
@@ -125,25 +129,28 @@ class Ledger:
 
     @property
     def waiting(self) -> int:
-        """Shards that no worker has."""
+        """The number of shards that no worker has."""
         return len(self._waiting)
 
     def holds(self, worker: str) -> bool:
-        """Whether a worker has rows that are not done."""
+        """Return whether a worker has unfinished rows."""
         self._given[worker] = [shard for shard in self._given[worker] if not self.left.isdisjoint(shard.rows)]
         return bool(self._given[worker])
 
     def take(
         self, worker: str, workers: int, *, several: bool = True, alone: bool = False, resumes: bool = True
     ) -> Work | None:
-        """Give shards to a worker, once it has none; None: nothing waits, or it has some.
+        """Give waiting shards to a worker.
 
         Args:
-            worker: its name.
-            workers: how many share what is left.
-            several: whether it may take more than one.
-            alone: whether there never is another worker, so that it may take them all.
-            resumes: whether rows may go on from what others made of them.
+            worker: name of the worker.
+            workers: how many workers share what is left.
+            several: whether it may take more than one shard.
+            alone: whether there will never be another worker, so that it may take all shards.
+            resumes: whether rows may resume from the tokens that other workers sampled.
+
+        Returns:
+            The rows to run; None if nothing waits or the worker still has unfinished rows.
         """
         if self.holds(worker) or not self._waiting:
             return None
@@ -161,7 +168,7 @@ class Ledger:
         return Work(tuple((number, self._row(number, resumes)) for number in numbers), bounds)
 
     def finish(self, number: int) -> bool:
-        """Take note of a row that is done; False: it was done before."""
+        """Record that a row is done; return False if it already was."""
         if number not in self.left:
             return False
         self.left.discard(number)
@@ -170,12 +177,12 @@ class Ledger:
         return True
 
     def note(self, number: int, prefix: Prefix) -> None:
-        """Take note of what an unfinished row has so far."""
+        """Record the state of an unfinished row."""
         if number in self.left:
             self.prefixes[number] = prefix
 
     def lose(self, worker: str) -> list[int]:
-        """A worker is gone, or gave up: what it had is to be begun again. The rows that fail now, as they were begun enough."""
+        """Queue the rows of a lost worker again, and return those that fail because they have been attempted `TRIES` times."""
         failed: list[int] = []
         again: list[Shard] = []
         for shard in self._given.pop(worker, []):
@@ -192,7 +199,7 @@ class Ledger:
         return failed
 
     def withdraw(self, worker: str) -> None:
-        """A worker is not to be used: what it had waits again, and counts as not begun."""
+        """Queue the rows of a worker again without counting an attempt, as they are not the reason why it ended."""
         shards = [replace(shard, rows=self._resumable(shard.rows)) for shard in self._given.pop(worker, [])]
         self._waiting.extendleft(shard for shard in reversed(shards) if shard.rows)
 
@@ -204,7 +211,7 @@ class Ledger:
         return row if prefix is None else replace(row, prefix=prefix)
 
     def _resumable(self, rows: Iterable[int]) -> tuple[int, ...]:
-        """The rows that are left, and those that have to run again before them, as they draw from the same stream."""
+        """Return the unfinished rows, and the finished ones that must run again first as they share a random stream."""
         wanted: list[int] = []
         for stream, group in itertools.groupby(rows, lambda number: stream_of(self.rows[number])):
             numbers = list(group)
@@ -214,12 +221,12 @@ class Ledger:
             elif (prefix := self.prefixes.get(left[0])) is not None and prefix.stream is not None:
                 wanted += numbers[numbers.index(left[0]) :]
             else:
-                # Without a state of its own the stream begins at its first row, which makes those before the first left again.
+                # The state of the stream is not known, so it restarts at its first row, and earlier rows run again.
                 wanted += self._streams[stream]
         return tuple(wanted)
 
     def _by_point(self, shard: Shard) -> list[Shard]:
-        """A shard for each point that has rows in ``shard``."""
+        """Split ``shard`` into one shard for each point that it has rows of."""
         points: dict[Hashable, list[int]] = defaultdict(list)
         for number in shard.rows:
             points[stream_of(self.rows[number]) or self.plan.recipients[number][0][0]].append(number)

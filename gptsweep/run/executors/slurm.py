@@ -1,8 +1,8 @@
-"""Rows run in jobs that submitit submits: on SLURM, or as processes of this machine. Imported only where it is chosen.
+"""Run rows in jobs that submitit submits: on SLURM, or as processes on this machine. Imported only if it is chosen.
 
-A job is a worker that keeps its model open, and takes shards as long as there are any. Driver and jobs speak through files
-(`job_files`). A job that is preempted or out of time writes what it has and is requeued; in place of one that ends another is
-submitted. Jobs that a killed driver left behind are ended, and what they finished is not made again.
+A job is a worker that keeps its model open and takes shards as long as there are any. Driver and jobs communicate through files
+(`job_files`). A job that is preempted or reaches its time limit writes its state and is requeued; a job that ends is replaced.
+Jobs left behind by a killed driver are ended, and the rows that they finished are not run again.
 """
 
 from __future__ import annotations
@@ -52,30 +52,30 @@ from .worker import Failure, Report, WorkerError
 log = get_logger(__name__)
 
 FOLDER = ".submitit"
-"""In the directory of a sweep: each job's log, where submitit's users look, and ``workers`` with what driver and jobs say."""
+"""The folder in a sweep's directory with each job's log, where users of submitit look, and the message files in ``workers``."""
 _TOKEN = re.compile(r"[0-9a-f]{16}")
 _BEAT_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 _QUEUE_SECONDS = 30.0
-"""So often SLURM is asked which jobs it still has."""
+"""How often SLURM is asked which jobs are in its queue."""
 _LONGEST_WAIT_SECONDS = 60.0
 
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """A job, and the life of it that was heard of last.
+    """A job and its latest start. A requeued job starts several times; each start is a worker of its own.
 
     Args:
-        job: submitit's.
-        directory: with the files of `job_files`.
-        said: what it says.
-        worker: the name of a life that goes on; empty: none does.
-        life: the name in its files.
-        maker: what its samples are made by, once its model is open.
-        turn: how often it was given rows.
-        left: those of them that it has not finished.
-        stopped: the number of the last request to stop that it followed.
-        last: its last report, without what it finished.
+        job: submitit's job.
+        directory: the directory with its files (`job_files`).
+        said: reads its messages.
+        worker: name of the running worker; empty: none is running.
+        life: the id of its latest start, in its files.
+        maker: the `maker_of` its samples, once its model is open.
+        turn: how many times it was given rows.
+        left: the rows of the last time that are unfinished.
+        stopped: the number of the last stop request that it obeyed.
+        last: its last report, without finished rows.
     """
 
     job: submitit.Job[None]
@@ -94,19 +94,19 @@ class _Job:
 
 
 class SlurmPool:
-    """Keeps jobs running.
+    """Keeps a number of jobs running. Implements `Pool`.
 
     Args:
-        backends: opens models, in the jobs.
-        directory: of the sweep, where jobs and driver both see it.
-        workers: how many jobs.
-        cluster: ``slurm``, or ``local`` for processes of this machine.
-        threads: that a job computes with.
-        heartbeat_s: without a sign of life from this process for so many seconds, a job ends when its rows are finished.
-        parameters: as of `submitit.AutoExecutor.update_parameters`.
+        backends: loads models in the jobs.
+        directory: the sweep's directory, on a file system that driver and jobs share.
+        workers: how many jobs to run.
+        cluster: ``slurm``, or ``local`` for processes on this machine.
+        threads: how many threads a job computes with.
+        heartbeat_s: if this process is silent for this many seconds, a job ends once its rows are finished.
+        parameters: see `submitit.AutoExecutor.update_parameters`.
 
     Raises:
-        ConfigError: SLURM is not there.
+        ConfigError: SLURM is not available.
     """
 
     several = True
@@ -136,7 +136,7 @@ class SlurmPool:
         self._earlier = [path for path in self._run.parent.glob("*") if _TOKEN.fullmatch(path.name)]
         self._earlier_said = [Lines(said) for path in self._earlier for said in path.glob(f"*/{SAID}")]
         self._adopted: dict[tuple[str, str], Finished] = {}
-        """Rows that jobs of earlier drivers finished, by name and maker."""
+        """Rows that jobs of earlier drivers finished, by `name_of` and `maker_of`."""
         self._run.mkdir(parents=True)
         (self._run / DRIVER).touch()
         for asked in self._run.parent.glob(f"*/*/{ASKED}"):
@@ -158,11 +158,11 @@ class SlurmPool:
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
 
     def wanted(self) -> int:
-        """As `Pool.wanted`."""
+        """Implement `Pool.wanted`."""
         return self._workers
 
     def resolve(self, settings: DeviceSettings) -> tuple[str, str]:
-        """As `Pool.resolve`."""
+        """Implement `Pool.resolve`."""
         if settings not in self._resolved:
             self._resolving.append(settings)
             for job in self._alive():
@@ -183,14 +183,14 @@ class SlurmPool:
         return found
 
     def open(self, source: ModelSource, settings: DeviceSettings) -> None:
-        """As `Pool.open`."""
+        """Implement `Pool.open`."""
         self._model = source, settings
         for job in self._alive():
             job.ask("open", self._model)
         self._fill()
 
     def give(self, worker: str, work: Work) -> None:
-        """As `Pool.give`."""
+        """Implement `Pool.give`."""
         for job in self._alive():
             if job.worker == worker:
                 self._adopt()
@@ -205,7 +205,7 @@ class SlurmPool:
                     job.ask("give", (job.turn, Work(rows, replace(work.workload, rows=len(rows)))))
 
     def news(self, seconds: float) -> list[tuple[str, Report | Gone]]:
-        """As `Pool.news`."""
+        """Implement `Pool.news`."""
         self._fill()
         found, self._kept = self._kept, []
         until = time.monotonic() + seconds
@@ -218,7 +218,7 @@ class SlurmPool:
         return found
 
     def stop(self, seconds: float) -> list[tuple[str, Report | Gone]]:
-        """As `Pool.stop`."""
+        """Implement `Pool.stop`."""
         self._stops += 1
         asked = [job for job in self._alive() if job.left]
         for job in asked:
@@ -236,18 +236,18 @@ class SlurmPool:
         return found
 
     def kill(self, worker: str) -> None:
-        """As `Pool.kill`."""
+        """Implement `Pool.kill`."""
         for job in self._alive():
             if job.worker == worker:
                 self._drop(job)
 
     def refuse(self, worker: str) -> None:
-        """As `Pool.refuse`."""
+        """Implement `Pool.refuse`."""
         self._workers -= sum(job.worker == worker for job in self._alive())
         self.kill(worker)
 
     def close(self) -> None:
-        """As `Pool.close`."""
+        """Implement `Pool.close`."""
         self._closing.set()
         self._workers = 0
         for job in list(self._jobs):
@@ -256,7 +256,7 @@ class SlurmPool:
             shutil.rmtree(path, ignore_errors=True)
 
     def _adopt(self) -> None:
-        """Take what jobs of earlier drivers finished, those among it that end only now."""
+        """Collect the rows that jobs of earlier drivers have finished, including jobs that are still ending."""
         for said in self._earlier_said:
             new = {(name, maker): finished for name, maker, finished in finished_rows(said)}
             if new:
@@ -272,10 +272,10 @@ class SlurmPool:
         return [job for job in self._jobs if job.worker]
 
     def _fill(self) -> None:
-        """Submit jobs where some are missing, together.
+        """Submit the jobs that are missing, in one batch.
 
         Raises:
-            ConfigError: SLURM does not take the first ones.
+            ConfigError: SLURM rejects the first batch.
         """
         missing = self._workers - len(self._jobs)
         if missing <= 0 or time.monotonic() < self._not_before:
@@ -284,7 +284,7 @@ class SlurmPool:
         for directory in directories:
             directory.mkdir()
             for name in (ASKED, SAID):
-                (directory / name).touch()  # so that NFS does not remember that they are missing
+                (directory / name).touch()  # so that NFS does not cache their absence
         calls = [WorkerJob(self._backends, directory, self._threads, self._patience) for directory in directories]
         try:
             with _unheard_interrupts(self._local), self._executor.batch():
@@ -301,10 +301,10 @@ class SlurmPool:
         self._jobs += [_Job(job, directory, Lines(directory / SAID)) for job, directory in named]
 
     def _look(self) -> list[tuple[str, Report | Gone]]:
-        """What there is to read.
+        """Read the jobs' messages without waiting.
 
         Raises:
-            ConfigError: jobs end before they begin.
+            ConfigError: several jobs ended before they began.
         """
         found: list[tuple[str, Report | Gone]] = []
         ended = self._ended()
@@ -324,7 +324,7 @@ class SlurmPool:
         return found
 
     def _ended(self) -> list[_Job]:
-        """The jobs that have ended: before their lines are read, as none comes after it."""
+        """Return the jobs that have ended. Call it before reading their lines, so that no last line is missed."""
         if self._local:
             return [job for job in self._jobs if job.job.done()]
         if time.monotonic() - self._asked < _QUEUE_SECONDS or not self._jobs:
@@ -334,14 +334,18 @@ class SlurmPool:
         return [] if queued is None else [job for job in self._jobs if job.job.job_id not in queued]
 
     def _require_some(self, job: _Job) -> None:
-        """Give up where no job begins: their setup is wrong, say, and more of them would only burden the cluster."""
+        """Give up if `TRIES` jobs have ended before they began: their setup is wrong, and more would only burden the cluster.
+
+        Raises:
+            ConfigError: they have.
+        """
         if self._unheard >= TRIES and not self._alive():
             path = job.job.paths.stderr
             what = f"{counted(self._unheard, 'job')} ended before they began ({last_line(path)}); see {path}"
             raise ConfigError("hydra.launcher.cluster", self._cluster, what)
 
     def _hear(self, job: _Job, line: Mapping[str, Any]) -> Iterator[tuple[str, Report | Gone]]:
-        """What a line of a job means."""
+        """Handle a line of a job, and yield the messages in it."""
         if "began" in line:
             if job.worker:
                 yield job.worker, Gone("its job was started again", counts=False)
@@ -368,7 +372,7 @@ class SlurmPool:
     def _report(self, job: _Job, line: Mapping[str, Any]) -> Report:
         try:
             report: Report = unpacked(line["report"])
-        except Exception as error:  # of whatever kind an object raises that cannot be made here
+        except Exception as error:  # unpickling can raise anything
             report = replace(job.last, failure=Failure(WorkerError(f"its error cannot be read: {error!r}"), ""))
         own = line["turn"] == job.turn
         numbers = {number for number, *_ in line["rows"] if own} & job.left
@@ -389,7 +393,7 @@ class SlurmPool:
         return replace(report, finished=finished, unfinished=unfinished, failure=failure)
 
     def _drop(self, job: _Job) -> None:
-        """End a job, whether it listens or not."""
+        """End a job, even if it does not respond."""
         self._jobs.remove(job)
         job.worker = ""
         with contextlib.suppress(OSError):
@@ -402,7 +406,7 @@ class SlurmPool:
 
 @contextlib.contextmanager
 def _unheard_interrupts(wanted: bool) -> Iterator[None]:
-    """Processes that are started meanwhile do not hear the terminal's Ctrl-C, which is for the driver to answer."""
+    """Block SIGINT in the processes started within, so that only the driver receives the terminal's Ctrl-C."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT} if wanted else set())
     try:
         yield

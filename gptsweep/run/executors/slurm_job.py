@@ -1,4 +1,4 @@
-"""What a job of SLURM runs: a worker that is asked, and answers, through files. It begins again where it was preempted."""
+"""The program of a SLURM job: a worker that receives requests and answers through files. It restarts after a preemption."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from .shards import Work
 from .worker import Failure, Place, Report, Worker
 
 DRIVER = "driver"
-"""In the directory of a run: the driver touches it every few seconds."""
+"""The file in a run's directory that the driver touches every few seconds as a heartbeat."""
 _LOOK_SECONDS = 0.25
 _BEAT_SECONDS = 1.0
 _STOP_SECONDS = 20.0
-"""So long a job waits for its last step before it is requeued; submitit gives it 90 s."""
+"""How long a job waits for its last step before it is requeued; submitit allows 90 s."""
 
 
 @dataclass
 class WorkerJob:
-    """What submitit pickles, and calls in the job.
+    """The callable that submitit pickles and runs in the job.
 
     Args:
-        backends: a pickle of what opens models: they are unpickled after the number of threads is set.
-        directory: of the job, with the files of `job_files`; the run's is above it.
-        threads: to compute with, unless ``OMP_NUM_THREADS`` is set.
-        patience_s: where the driver gives no sign of life for so many seconds, the job ends when it has nothing more to do.
+        backends: pickled `Backends`, unpickled only after the number of threads is set.
+        directory: the job's directory with the files of `job_files`, inside the run's directory.
+        threads: how many threads to compute with, unless ``OMP_NUM_THREADS`` is set.
+        patience_s: if the driver is silent for this many seconds, the job ends once its rows are finished.
     """
 
     backends: bytes
@@ -49,7 +49,11 @@ class WorkerJob:
     _life: _Life | None = field(default=None, init=False)
 
     def __call__(self) -> None:
-        """Serve until there is nothing more to do."""
+        """Serve requests until the job is to end.
+
+        Raises:
+            Exception: what ended the worker.
+        """
         os.environ.setdefault("OMP_NUM_THREADS", str(self.threads))
         self._life = _Life(pickle.loads(self.backends), self.directory, self.patience_s)
         self._life.wait()
@@ -57,16 +61,16 @@ class WorkerJob:
             raise self._life.error
 
     def checkpoint(self) -> DelayedSubmission:
-        """Called by submitit on a signal before a preemption or a time-out: what it runs again when the job is requeued."""
+        """Stop, and return what to run when the job is requeued. submitit calls this before a preemption or a timeout."""
         if self._life is not None:
             self._life.end("its job was preempted, or its time is over")
         return DelayedSubmission(replace(self))
 
 
 class _Life:
-    """A job from one start to the next end: a requeued job has several.
+    """One start of a job; a requeued job has several.
 
-    It runs in a thread, so that a signal, which comes in the main one, finds no line half written.
+    It runs in its own thread, so that a signal, which Python handles in the main thread, cannot interrupt a write.
     """
 
     def __init__(self, backends: Backends, directory: Path, patience_s: float) -> None:
@@ -79,20 +83,20 @@ class _Life:
         self._over = False
         self._turn = 0
         self._rows: dict[int, Row] = {}
-        """The rows that it was given and has not finished, by number."""
+        """The unfinished rows, by number."""
         self._maker: str | None = None
         self._said = self._looked = self._driver_moved = time.monotonic()
         self._driver = 0
         threading.Thread(target=self._run, name="job", daemon=True).start()
 
     def wait(self, seconds: float | None = None) -> None:
-        """Wait until it is over. No lock is taken: a signal may come while another call waits."""
+        """Wait until it has ended, by polling: a lock could deadlock if a signal arrives while another call waits."""
         until = None if seconds is None else time.monotonic() + seconds
         while not self._over and (until is None or time.monotonic() < until):
             time.sleep(_LOOK_SECONDS / 4)
 
     def end(self, why: str) -> None:
-        """End it between two steps; everything that it has is written then."""
+        """End it between two steps, after writing its state."""
         self._ending = why
         self.wait(2 * _STOP_SECONDS)
 
@@ -114,7 +118,7 @@ class _Life:
             for asked in self._asked.read():
                 if asked.get("to") == self._name:
                     self._do(worker, asked)
-                elif asked.get("to") == "all":  # "end" is all that a driver says so
+                elif asked.get("to") == "all":  # the only request to all is "end"
                     self._ending = "it was not needed any more"
             if self._ending:
                 self._tell(worker.stop(_STOP_SECONDS), ended=self._ending, counts=False)
@@ -145,7 +149,7 @@ class _Life:
             self._rows.clear()
 
     def _tell(self, report: Report, **more: object) -> None:
-        """Write what there is to say, and a sign of life every second."""
+        """Write a report if it has news, and otherwise a heartbeat every second."""
         quiet = not (more or report.opened or report.finished or report.failure or report.unfinished is not None)
         if quiet and time.monotonic() - self._said < _BEAT_SECONDS:
             return

@@ -1,4 +1,4 @@
-"""What runs where the rows are: a model that stays open, rows in, finished rows out. Everything that crosses pickles."""
+"""The worker: it keeps a model open, takes rows and returns finished rows. Everything it exchanges can be pickled."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from .local import LocalExecutor
 from .shards import Work
 
 SNAPSHOT_SECONDS = 5.0
-"""So often a worker says what its unfinished rows have, which is what they go on from if it is lost."""
+"""How often a worker reports the state of its unfinished rows, from which they resume if it is lost."""
 _TOGETHER_SECONDS = 0.05
-"""Rows that finish within it are sent together."""
+"""Rows that finish within this time are sent together."""
 
 
 class WorkerError(Exception):
-    """What went wrong in a worker, where its own error cannot be had. ``trace`` is the text of a traceback, or empty."""
+    """An error in a worker whose original exception is not available. ``trace`` is the text of its traceback, or empty."""
 
     def __init__(self, what: str, trace: str = "") -> None:
         super().__init__(what, trace)
@@ -39,56 +39,56 @@ class WorkerError(Exception):
 
 
 class RemoteTracebackError(Exception):
-    """The text of a traceback in another process: as the cause of an error, the log shows it."""
+    """The text of a traceback from another process. As the cause of an error it appears in the log."""
 
     def __str__(self) -> str:
         return f"\n{self.args[0]}"
 
 
 class TorchInWorkers:
-    """In a worker, where it is unpickled, `TorchBackends`. The driver opens no model, and need not import torch."""
+    """Unpickles as `TorchBackends` in a worker. The driver opens no models, so it need not import torch."""
 
     def __reduce__(self) -> tuple[Callable[[], Backends], tuple[()]]:
         return _torch_backends, ()
 
     def resolve(self, settings: DeviceSettings) -> tuple[str, str]:
-        """Not here."""
+        """Raise `NotImplementedError`: only workers resolve devices."""
         raise NotImplementedError("workers resolve devices")
 
     def open(self, source: ModelSource, settings: DeviceSettings) -> tuple[Backend, Tokenizer]:
-        """Not here."""
+        """Raise `NotImplementedError`: only workers open models."""
         raise NotImplementedError("workers open models")
 
 
 def _torch_backends() -> Backends:
-    from ...engine.torch_backend import TorchBackends  # late: torch, which the driver does not import
+    from ...engine.torch_backend import TorchBackends  # imported late: it imports torch, which the driver does not need
 
     return TorchBackends()
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An error on its way from a worker, and its traceback as text."""
+    """An error of a worker in a form that can be pickled, with its traceback as text."""
 
     error: Exception
     trace: str
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """``error``, or what can be said of it if it does not pickle."""
+        """Wrap ``error``; one that cannot be pickled is replaced by a `WorkerError` with its message."""
         trace = "".join(traceback.format_exception(error))
         bare: Exception | None = None
         if isinstance(error, Exception):
             try:
                 bare = pickle.loads(pickle.dumps(error))
-            except Exception:  # whatever its own methods raise
+            except Exception:  # its own methods can raise anything
                 bare = None
         if bare is None or type(bare) is not type(error):
             bare = WorkerError(f"{type(error).__name__}: {_text(error)}")
         return cls(bare, trace)
 
     def raised(self) -> Exception:
-        """The error, with the worker's traceback in its cause."""
+        """Return the error with the worker's traceback as its cause."""
         self.error.__cause__ = RemoteTracebackError(self.trace)
         return self.error
 
@@ -96,13 +96,13 @@ class Failure:
 def _text(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # an error that cannot even say what it is
+    except Exception:  # even its __str__ can fail
         return "an error without words"
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the session knows of a model that is open elsewhere: a `Backend` that runs nothing."""
+    """The properties of a model that is open in a worker: a `Backend` that cannot run rows."""
 
     vocab_size: int
     block_size: int | None
@@ -116,15 +116,15 @@ class Facts:
 
     @classmethod
     def of(cls, backend: Backend) -> Facts:
-        """The facts of an open model."""
+        """Collect the properties of an open model."""
         names = ("vocab_size", "block_size", "extends_to", "overflow", "end_tokens", "fingerprint", "promise", "max_rows")
         return cls(**{name: getattr(backend, name) for name in names}, provenance=backend.provenance)
 
     def resumes(self, prefix: Prefix) -> bool:
-        """As `Backend.resumes`."""
+        """Implement `Backend.resumes`."""
         if prefix.stream is None:
             return True
-        from ...engine.sampler import stream_at  # late: torch, which few sweeps need here
+        from ...engine.sampler import stream_at  # imported late: it imports torch, which few sweeps need here
 
         try:
             stream_at(prefix.stream)
@@ -133,13 +133,13 @@ class Facts:
         return True
 
     def run(self, rows: Iterable[Row], workload: Workload, on_step: OnStep | None) -> Iterator[Completion]:
-        """Not here."""
+        """Raise `NotImplementedError`: rows run only in workers."""
         raise NotImplementedError("its rows run in workers")
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A model that a worker has open, or why it has not."""
+    """The result of opening a model: its properties and tokenizer, or the failure."""
 
     source: ModelSource
     settings: DeviceSettings
@@ -148,7 +148,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a worker is: its process, and when that was started, so that no other is taken for it."""
+    """A worker's host and process id. The process's start time tells it from a later process with the same id."""
 
     host: str
     pid: int
@@ -156,7 +156,7 @@ class Place:
 
     @classmethod
     def here(cls) -> Place:
-        """This process."""
+        """Return the place of this process."""
         return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time())
 
     def __str__(self) -> str:
@@ -165,19 +165,19 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What a worker says of itself.
+    """A worker's report.
 
     Args:
-        opened: the model that it opened since the last report.
-        finished: rows, by number, that it finished since then.
-        unfinished: what others have so far, now and then; None: as before.
-        failure: what ended its batch; the rows of it that are not finished it has forgotten.
+        opened: the model that it opened since the last report, or its failure.
+        finished: the rows that it finished since the last report, with their numbers.
+        unfinished: a snapshot of the unfinished rows, sent only now and then; None: no new snapshot.
+        failure: the error that ended its batch; it has dropped the batch's unfinished rows.
         busy: whether it runs a batch.
-        in_flight: rows that it decodes.
-        tokens: that it sampled, all in all.
-        windows: that it read again, all in all.
-        window_seconds: what one takes; None: not known.
-        idle_seconds: how long ago its last step ended, where it has something to do; else 0.
+        in_flight: number of rows being decoded.
+        tokens: number of tokens sampled since the worker started.
+        windows: number of context windows read again since the worker started.
+        window_seconds: seconds per window; None: not known.
+        idle_seconds: seconds since its last step, if it is busy; else 0.
     """
 
     opened: Opened | None = None
@@ -194,7 +194,7 @@ class Report:
 
 @dataclass(slots=True)
 class _Unsent:
-    """What the next report is to say."""
+    """The contents of the next report."""
 
     opened: Opened | None = None
     finished: list[tuple[int, Finished]] = field(default_factory=list)
@@ -206,10 +206,10 @@ class _Stopped(BaseException):
 
 
 class Worker:
-    """Opens models and runs rows in a thread of its own, so that whoever asks for a report gets one at once.
+    """Opens models and runs rows in a thread of its own, so that it can report at any time.
 
     Args:
-        backends: opens models.
+        backends: loads models.
     """
 
     def __init__(self, backends: Backends) -> None:
@@ -219,7 +219,7 @@ class Worker:
         self._given: Work | None = None
         self._unsent = _Unsent()
         self._begun: dict[int, int] = {}
-        """The number of each row that was begun, by the identity of the row."""
+        """The number of each row that has been started, by the ``id()`` of the row."""
         self._progress = BackendProgress()
         self._snapshot: tuple[tuple[int, Prefix], ...] | None = None
         self._before = self._windows_before = 0
@@ -228,27 +228,30 @@ class Worker:
         threading.Thread(target=self._work, name="engine", daemon=True).start()
 
     def place(self) -> Place:
-        """Where the worker is."""
+        """Return the worker's host and process."""
         return Place.here()
 
     def resolve(self, settings: DeviceSettings) -> tuple[str, str]:
-        """As `Executor.resolve`."""
+        """Implement `Executor.resolve`."""
         return self._executor.resolve(settings)
 
     def open(self, source: ModelSource, settings: DeviceSettings) -> None:
-        """Begin to open a model; a report says when it is open."""
+        """Start opening a model. A report says when it is open."""
         with self._changed:
             self._to_open.append((source, settings))
             self._changed.notify_all()
 
     def give(self, work: Work) -> None:
-        """Begin to decode rows, all that there are now being done."""
+        """Start decoding rows. The rows given before must be done."""
         with self._changed:
             self._given = work
             self._changed.notify_all()
 
     def report(self, seconds: float) -> Report:
-        """What there is to say: at once if it is urgent, soon if rows are finished, else after ``seconds``."""
+        """Wait for news and report it: at once if a model was opened or a batch failed, soon after rows finish.
+
+        Without news, report after ``seconds``.
+        """
         until = time.monotonic() + seconds
         with self._changed:
             while not (self._unsent.opened or self._unsent.failure):
@@ -262,7 +265,7 @@ class Worker:
             return self._report()
 
     def stop(self, seconds: float) -> Report:
-        """End the batch between two steps, forget its rows, and say what they have so far."""
+        """End the batch between two steps, drop its rows, and report their state. Wait at most ``seconds`` for the step."""
         with self._changed:
             self._stopping = self._busy
             self._given = None
@@ -287,7 +290,7 @@ class Worker:
         )
 
     def _work(self) -> None:
-        """The life of the thread."""
+        """Run the thread's loop."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._to_open or self._given)
@@ -319,7 +322,7 @@ class Worker:
             self._changed.notify_all()
 
     def _decode(self, work: Work) -> Failure | None:
-        """Run rows; why that ended early."""
+        """Run rows; return the failure if an error ends the run."""
         self._begun = {}
         model = self._executor.last
         try:
