@@ -1,1 +1,1 @@
-"""Hydra's side of a sweep: launcher, composition, the private API of Hydra in one place."""
+"""Hydra's side of a sweep: launchers, sweepers, composition of points, and all use of Hydra's private API."""

@@ -1,6 +1,6 @@
-"""``hydra/launcher=fused_ray`` and ``fused_slurm``: fused launchers whose rows run in other processes, here or elsewhere.
+"""``hydra/launcher=fused_ray`` and ``fused_slurm``: fused launchers that run rows in other processes, here or elsewhere.
 
-Ray and submitit are imported only where they are chosen, and when a sweep's config is known to be right.
+Ray and submitit are imported only if they are chosen, and only after the sweep's config has been checked.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
 HEARTBEAT_SECONDS = 300.0
 _MAPPINGS = {"resources": "{CPU:4}", "runtime_env": "{pip:[gptsweep]}", "additional_parameters": "{constraint:epyc}"}
-"""Settings that are mappings, or null, and an example of each."""
+"""The settings that must be mappings or null, with an example of each."""
 _NEEDED = {"RayFusedLauncher": ("fused_ray", "ray", "ray"), "SlurmFusedLauncher": ("fused_slurm", "submitit", "slurm")}
-"""By the class of a launcher: its name, the module that it takes, and the extra that brings it."""
+"""The name, the required module and the pip extra of each launcher, by its class."""
 _CLUSTERS = ("slurm", "local")
 _JOBS = 8
-"""Of a cluster, where the config does not say how many."""
+"""The number of jobs on a cluster if the config does not set it."""
 
 
 def require_launcher(config: DictConfig) -> None:
-    """See, without importing it, that what the chosen launcher runs on is installed, and that its settings are in range.
+    """Check that the module of the chosen launcher is installed, without importing it, and that its settings are in range.
 
     Raises:
-        ConfigError: it is not, or one is not.
+        ConfigError: the module is missing, or a setting is out of range.
     """
     settings = config.hydra.launcher
     needed = _NEEDED.get(settings._target_.rpartition(".")[2])
@@ -70,14 +70,14 @@ class RayFusedLauncher(FusedLauncher):
     """Runs the rows of a sweep in Ray actors.
 
     Args:
-        shards: how many shards a batch of points is cut into; None: several a worker.
-        workers: how many actors; None: as many as the cluster has room for.
-        address: of a cluster to join, as of `ray.init`; None starts Ray on this machine.
-        resources: what an actor takes, by Ray's names; None: a CPU, and a GPU where the cluster has any.
-        runtime_env: as of `ray.init`.
-        ship_weights: whether this process reads the model, and actors have it from Ray's object store.
-        heartbeat_s: a worker that gives no sign of life for so many seconds is ended.
-        strict: whether workers, and unfinished points, of another kind of machine are refused.
+        shards: how many shards to cut a batch of points into; None: several per worker.
+        workers: how many actors to run; None: as many as the cluster has room for.
+        address: the cluster to join, see `ray.init`; None: start Ray on this machine.
+        resources: what an actor reserves, by Ray's names; None: one CPU, and one GPU if the cluster has any.
+        runtime_env: see `ray.init`.
+        ship_weights: whether this process reads the model and sends it to the actors through Ray's object store.
+        heartbeat_s: a worker that is silent for this many seconds is killed.
+        strict: whether to refuse workers on another kind of machine, and unfinished points from one.
     """
 
     def __init__(
@@ -103,8 +103,8 @@ class RayFusedLauncher(FusedLauncher):
         }
 
     def executor(self) -> Executor:
-        """As `FusedLauncher.executor`."""
-        # Late: Ray, and torch where this process reads a model.
+        """Override `FusedLauncher.executor`."""
+        # Imported late: Ray, and torch if this process reads a model.
         from ..run.executors.ray import RayPool
         from ..run.executors.remote import RemoteExecutor
         from ..run.executors.worker import TorchInWorkers
@@ -120,21 +120,21 @@ class RayFusedLauncher(FusedLauncher):
 
 
 class SlurmFusedLauncher(FusedLauncher):
-    """Runs the rows of a sweep in jobs of SLURM, or in processes of this machine, through submitit.
+    """Runs the rows of a sweep in SLURM jobs, or in processes on this machine, through submitit.
 
     Args:
-        shards: how many shards a batch of points is cut into; None: several a job.
-        workers: how many jobs; None: as many as shards, or 8, and on this machine as many as it has CPUs for.
+        shards: how many shards to cut a batch of points into; None: several per job.
+        workers: how many jobs to run; None: as many as shards, or 8. On this machine, never more than its CPUs allow.
         cluster: ``slurm`` or ``local``; None: ``slurm``.
-        partition: of the cluster.
-        timeout_min: a job's time limit; then it is requeued, and what it had goes on.
-        cpus_per_task: that a job takes, and threads that it computes with.
-        gpus_per_node: that a job takes.
-        mem_gb: that a job takes.
-        setup: lines of shell before a job's command.
-        additional_parameters: of ``sbatch``, by name.
-        heartbeat_s: as of `RayFusedLauncher`.
-        strict: as of `RayFusedLauncher`.
+        partition: the partition of the cluster.
+        timeout_min: time limit of a job in minutes. After it the job is requeued and resumes.
+        cpus_per_task: how many CPUs a job reserves, and how many threads it computes with.
+        gpus_per_node: how many GPUs a job reserves.
+        mem_gb: how much memory a job reserves, in GB.
+        setup: shell commands to run before a job's own.
+        additional_parameters: further parameters of ``sbatch``, by name.
+        heartbeat_s: see `RayFusedLauncher`.
+        strict: see `RayFusedLauncher`.
     """
 
     def __init__(
@@ -171,8 +171,8 @@ class SlurmFusedLauncher(FusedLauncher):
         self._parameters = {name: value for name, value in parameters.items() if value is not None}
 
     def executor(self) -> Executor:
-        """As `FusedLauncher.executor`."""
-        # Late: submitit.
+        """Override `FusedLauncher.executor`."""
+        # Imported late: submitit.
         from ..run.executors.remote import RemoteExecutor
         from ..run.executors.slurm import SlurmPool
         from ..run.executors.worker import TorchInWorkers
@@ -192,5 +192,5 @@ class SlurmFusedLauncher(FusedLauncher):
 
 
 def plain(settings: Any) -> Any:
-    """Settings as Python's own containers."""
+    """Convert settings from OmegaConf to plain Python containers."""
     return OmegaConf.to_container(settings, resolve=True) if OmegaConf.is_config(settings) else settings

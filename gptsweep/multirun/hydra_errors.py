@@ -1,4 +1,4 @@
-"""Hydra's errors, and those of the disk, as one line that says what would work."""
+"""Turn errors of Hydra and of the disk into one line that says what would work."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _PLUGINS = {
     "submitit_local": "hydra-submitit-launcher",
     "submitit_slurm": "hydra-submitit-launcher",
 }
-"""Choices of sweepers and launchers that come in packages of their own."""
+"""The packages of sweepers and launchers that do not come with Hydra."""
 
 _TOO_LONG = re.compile(r"[\d_]{4300}")
-"""A number that Python refuses to read."""
+"""Matches an integer with more digits than Python converts."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -37,7 +37,7 @@ _IN_THE_WAY = {errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 
 def explain(error: BaseException, arguments: list[str]) -> str | None:
-    """``error`` in one line that names the key, the value and what would work; None where it is no mistake of the user's."""
+    """Explain ``error`` in one line that names the key, the value and what would work; None if it is not the user's mistake."""
     message = str(error)
     if isinstance(error, GptsweepError):
         return message
@@ -92,11 +92,11 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
 
 
 def is_sweep(arguments: list[str]) -> bool:
-    """Whether the command line itself asks for a sweep."""
+    """Return whether the command line asks for a sweep."""
     return bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments))
 
 
 def from_here(path: str) -> Path:
-    """``path`` as it is shortest to type in the working directory: relative where it lies below, else absolute."""
+    """Return ``path`` relative to the working directory if it lies below that, else absolute."""
     whole = Path(path).absolute()
     return whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else whole

@@ -1,8 +1,8 @@
-"""Hydra's private API, and OmegaConf's: all of it that gptsweep uses.
+"""All use that gptsweep makes of the private APIs of Hydra and OmegaConf.
 
-It saves time: Hydra composes the config of a command twice and so each point of a sweep, copies its config five times and
-composes once more after a mistake, and OmegaConf parses the interpolations of each point's config anew.
-A Hydra whose internals are not as known here is used as it comes, by the plain way, which is slower and does the same.
+It saves time. Hydra composes the config of a command twice, and that of each point of a sweep, too; it copies a config five
+times and composes again after a mistake; and OmegaConf parses the interpolations in each point's config again. If the
+internals differ from those known here, gptsweep does without these shortcuts, which is slower but gives the same results.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _KNOWN: dict[str, tuple[Any, str, tuple[str, ...]]] = {
 
 @cache
 def differing() -> frozenset[str]:
-    """The internals, by name, that take other arguments than the ones known here; if there are any, the log says so."""
+    """Return the names of the internals whose arguments differ from those known here, and log them if there are any."""
     names = {name for name, (owner, attribute, known) in _KNOWN.items() if _parameters(owner, attribute) != known}
     if "_save_config" not in getattr(getattr(utils.run_job, "__code__", None), "co_names", ()):
         names.add("hydra.core.utils.run_job")
@@ -75,7 +75,7 @@ def differing() -> frozenset[str]:
 
 
 def quick_loading() -> bool:
-    """Whether points of a sweep may share a composed config."""
+    """Return whether the points of a sweep may share a composed config."""
     return not differing() & {"ConfigLoaderImpl.load_sweep_config", "ConfigLoaderImpl._apply_overrides_to_config"}
 
 
@@ -85,16 +85,16 @@ def _parameters(owner: Any, attribute: str) -> tuple[str, ...]:
 
 
 def apply_values(overrides: list[Override], cfg: DictConfig) -> None:
-    """Set plain values in a composed config, as composing it anew would."""
+    """Set plain values in a composed config, as composing it again would."""
     ConfigLoaderImpl._apply_overrides_to_config(overrides, cfg)
 
 
 @contextmanager
 def parsing_once() -> Iterator[None]:
-    """Within it, OmegaConf parses an interpolation once, however many configs have it.
+    """Make OmegaConf parse each interpolation only once, however many configs contain it.
 
-    All points of a sweep have those of their directory and log, and parsing them took a fifth of what a point costs apart from
-    decoding. A parse tree is only read.
+    All points of a sweep contain those of their directory and log. Parsing them took a fifth of a point's time apart from
+    decoding. Sharing is safe, as parse trees are only read.
     """
     parse = _omegaconf.parse
     if "omegaconf.base.parse" not in differing():
@@ -106,25 +106,25 @@ def parsing_once() -> Iterator[None]:
 
 
 def points_of(overrides: list[Override]) -> list[list[str]]:
-    """The points of a sweep, each as its overrides, in the order of Hydra's own sweeper."""
+    """Return the points of a sweep, each as its overrides, in the order of Hydra's own sweeper."""
     return basic_sweeper.BasicSweeper.split_arguments(overrides, None)[0]
 
 
 def sweeper_over(
     points: Callable[[list[Override]], list[list[str]]], max_batch_size: int | None, params: dict[str, str] | None
 ) -> Sweeper:
-    """Hydra's own sweeper, over other points than the product of the values: those that ``points`` makes of the overrides."""
+    """Make Hydra's own sweeper run over the points that ``points`` makes of the overrides, instead of their product."""
 
     def split(overrides: list[Override], size: int | None) -> list[list[list[str]]]:
         return list(sweeper.split_overrides_to_chunks(points(overrides), size))
 
-    sweeper = basic_sweeper.BasicSweeper(max_batch_size, params)  # by the module's name: Hydra runs the module a second time
+    sweeper = basic_sweeper.BasicSweeper(max_batch_size, params)  # looked up in the module, which Hydra executes a second time
     sweeper.split_arguments = split  # type: ignore[method-assign,assignment]
     return sweeper
 
 
 def settings_in(arguments: Sequence[str]) -> list[str]:
-    """What of a command line is no flag of Hydra's; an unknown flag ends the program with one line and status 2."""
+    """Return the overrides in a command line, without Hydra's flags. An unknown flag exits with one line and status 2."""
     parser = get_args_parser()
     parser.prog = "gptsweep"
     parser.error = partial(Parser.error, cast(Parser, parser))  # type: ignore[method-assign]
@@ -132,11 +132,11 @@ def settings_in(arguments: Sequence[str]) -> list[str]:
 
 
 class _ComposedOnce(ConfigLoaderImpl):
-    """Hydra's config loader, which gives the config that `get_mode` composed to the one that asks for it next.
+    """Hydra's config loader, which returns a config that `get_mode` has composed the first time it is asked for.
 
     Args:
-        loader: Hydra's.
-        composed: by `get_mode`, by their overrides.
+        loader: Hydra's own loader.
+        composed: the configs that `get_mode` composed, by their overrides.
     """
 
     def __init__(self, loader: ConfigLoader, composed: Mapping[tuple[str, ...], DictConfig]) -> None:
@@ -151,7 +151,7 @@ class _ComposedOnce(ConfigLoaderImpl):
         from_shell: bool = True,
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
-        """As Hydra composes it; what `get_mode` composed is given once, for whoever gets it may change it."""
+        """Compose as Hydra does. A config that `get_mode` composed is returned only once, as the caller may change it."""
         added = [f"hydra.mode={run_mode.name}"]  # by Hydra, where the config names no mode
         asked = overrides[:-1] if overrides[-1:] == added else overrides
         config = self._composed.pop(tuple(asked), None)
@@ -164,20 +164,20 @@ class _ComposedOnce(ConfigLoaderImpl):
 
 
 def _may_be_refused(config: DictConfig, overrides: list[str], run_mode: RunMode) -> bool:
-    """Whether Hydra may refuse in ``run_mode`` what `get_mode` lets pass: a group without a choice, or a misplaced sweep."""
+    """Return whether Hydra may refuse in ``run_mode`` what `get_mode` accepts: an open choice, or a misplaced sweep."""
     run = run_mode is RunMode.RUN
     swept = any("," in line or "(" in line for line in overrides if run or line.lstrip("+~").startswith("hydra"))
     return swept or (run and "???" in config.hydra.runtime.choices.values())
 
 
 def replace_get_mode(mode_of: Callable[[Compose, list[str]], RunMode | None]) -> None:
-    """Let ``mode_of`` say in which mode Hydra runs; an error in it ends the command.
+    """Make ``mode_of`` decide in which mode Hydra runs; an error in it ends the command.
 
-    Hydra's own `get_mode` swallows the error, composes a second time and meets it again: 0.1 s in which the user waits for one
-    line. Without an error it composes a second time too, for as long. The plain way leaves it so.
+    Hydra's own `get_mode` swallows an error, composes again and meets it again, so the user waits 0.1 s longer for one line.
+    Without an error it also composes a second time. If Hydra's internals are not known, its `get_mode` stays.
 
     Args:
-        mode_of: called with a function that composes, and the overrides, which it may change in place.
+        mode_of: called with a function that composes, and with the overrides, which it may change in place.
     """
 
     def get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> RunMode | None:
@@ -198,9 +198,9 @@ def replace_get_mode(mode_of: Callable[[Compose, list[str]], RunMode | None]) ->
 
 
 def run_job_with(save_config: Callable[[Any, str, Path], None]) -> Callable[..., JobReturn]:
-    """`hydra.core.utils.run_job`, the same code, with another ``_save_config``; Hydra's own is left as it is.
+    """Return a copy of `hydra.core.utils.run_job` that calls ``save_config`` in place of ``_save_config``.
 
-    The plain way is Hydra's own function, and Hydra's own ``_save_config``.
+    If Hydra's internals are not known, return Hydra's own function.
     """
     run_job = utils.run_job
     if differing() & {"hydra.core.utils.run_job", "hydra.core.utils._save_config"}:

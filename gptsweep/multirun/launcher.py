@@ -1,7 +1,7 @@
-"""``hydra/launcher=fused``: all points of a sweep are run together, then Hydra's own `run_job` finds each one done.
+"""``hydra/launcher=fused``: run all points of a sweep together, and then each job through Hydra's own `run_job`.
 
-Run directories, ``.hydra/``, logs, callbacks, job numbers and return values are Hydra's. Other applications' sweeps, which have
-nothing to fuse, run as with Hydra's basic launcher.
+Each job finds its results ready. Run directories, ``.hydra/``, logs, callbacks, job numbers and return values are Hydra's. The
+sweeps of other applications run as with Hydra's basic launcher.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ log = get_logger(__name__)
 
 
 class FusedLauncher(BasicLauncher):
-    """Hydra's launcher interface.
+    """Implements Hydra's launcher interface.
 
-    A launcher whose rows run elsewhere is a subclass with an `executor` of its own; the rest of a sweep stays the same.
+    A subclass can override `executor` to run rows elsewhere; the rest of a sweep stays the same.
 
     Args:
-        strict: whether a point fails that another kind of machine, or another version, left unfinished.
+        strict: whether a point fails if another kind of machine, or another version, left it unfinished.
     """
 
     _sweep: FusedSweep | None = None
@@ -53,23 +53,23 @@ class FusedLauncher(BasicLauncher):
         self._strict = strict
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra before the sweep."""
+        """Prepare the sweep. Hydra calls this before the sweep."""
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         ours = OmegaConf.get_type(config) is Config
         self._sweep = FusedSweep(hydra_context, task_function, config, self.executor, strict=self._strict) if ours else None
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Called by Hydra's sweeper with a batch of points, once or several times."""
+        """Run a batch of points. Hydra's sweeper calls this once or several times."""
         if self._sweep is None:
             return super().launch(job_overrides, initial_job_idx)
         try:
             return self._sweep.run(job_overrides, initial_job_idx)
         finally:
-            gc.unfreeze()  # what a sweep freezes
+            gc.unfreeze()  # undoes the freezes of a sweep
 
     def executor(self) -> Executor:
-        """Where rows run: called once, before the first batch."""
-        # Late: numpy and torch, which --help and a mistake in the config need not wait for.
+        """Make the executor that runs the rows. It is called once, before the first batch."""
+        # Imported late: numpy and torch, which --help and errors in the config need not wait for.
         from ..engine.torch_backend import TorchBackends
         from ..run.executors.local import LocalExecutor
 
@@ -77,7 +77,7 @@ class FusedLauncher(BasicLauncher):
 
 
 class FusedSweep:
-    """A sweep whose config is gptsweep's: its batches, one after another, over the models and the files they share."""
+    """A sweep with gptsweep's config. It runs the batches one after another; they share open models and files."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class FusedSweep:
         strict: bool = False,
     ) -> None:
         if not isinstance(context.config_loader, PointLoader):
-            context.config_loader = PointLoader(context.config_loader)  # the sweeper's, too, from here on
+            context.config_loader = PointLoader(context.config_loader)  # the sweeper uses it, too, from here on
         self.context, self.task_function, self.config = context, task_function, config
         self.loader = context.config_loader
         self._run_job = run_job_with(Yaml().save)
@@ -105,25 +105,25 @@ class FusedSweep:
 
         Raises:
             ConfigError, HydraException: a point cannot be composed; nothing has run.
-            SweepError: after the last batch, if points failed. Hydra's own sweeper would stop at the first of them, so it
-                learns of them only then; a sweeper that tunes finds them in what this returns.
-            Interrupted: Ctrl-C or SIGTERM; everything finished is on disk.
+            SweepError: points failed. It is raised only after the last batch, as Hydra's own sweeper would stop at the first
+                failure. Sweepers that tune find failures in the return value instead.
+            Interrupted: on Ctrl-C or SIGTERM; everything finished is on disk.
         """
         setup_globals()
         planned = self.loader.plan(self.config, batch, first_number)
         self._configure_log()
         self.directory.mkdir(parents=True, exist_ok=True)
-        # A sweeper that tunes does not say which batch is the last.
+        # A sweeper that tunes does not tell which batch is the last.
         last = is_planned(self.config) and first_number + len(planned) >= self.loader.points
         compare, open_model = self.config.compare_samplers, partial(self._open, planned[0].point)
         try:
             returns = self._run(planned)
             if self.config.reference:
-                from ..run.reference import score_own  # late: pandas
+                from ..run.reference import score_own  # imported late: pandas
 
                 score_own(self.directory, self.config.reference, open_model)
         except Interrupted as stopped:
-            compare = None  # its metrics may take long
+            compare = None  # comparisons can take long
             raise Interrupted(stopped.signal_number, self.config.name, stopped.unfinished) from None
         finally:
             self._configure_log()
@@ -141,8 +141,8 @@ class FusedSweep:
         return [done for done in returns if done.status is not JobStatus.FAILED]
 
     def _open(self, point: Point) -> OpenModel:
-        """The model of ``point``, to score text with; opened here, where rows run elsewhere."""
-        # Late: numpy and torch, which --help and a mistake in the config need not wait for.
+        """Open the model of ``point`` for scoring text, in this process even if rows run elsewhere."""
+        # Imported late: numpy and torch, which --help and errors in the config need not wait for.
         from ..engine.torch_backend import TorchBackends
         from ..run.executors.local import LocalExecutor
         from ..run.executors.remote import RemoteExecutor
@@ -153,7 +153,7 @@ class FusedSweep:
         return (self._scorer or self._executor).open(point.model, point.device)
 
     def _run(self, planned: Sequence[Planned]) -> list[JobReturn]:
-        # Late: numpy and torch, which --help and a mistake in the config need not wait for.
+        # Imported late: numpy and torch, which --help and errors in the config need not wait for.
         from ..run.interruption import Interruption
         from ..run.jobs import Job, Outcome
         from ..run.manifest import wanted_settings
@@ -163,7 +163,7 @@ class FusedSweep:
         point.require_objective(self.config.objective)
         self._executor = self._executor or self._new_executor()
         self._table = self._table or SweepTable(self.directory)
-        gc.freeze()  # each config is a cycle; collecting them must not mean looking through all of torch
+        gc.freeze()  # each config is a reference cycle; collecting them must not traverse all objects of torch
         jobs = {job.directory: Job(job.point, job.directory, job.overwrite) for job in planned}
         for job in planned:
             self._table.expect(job.directory, job.overrides, wanted_settings(self._executor, job.point))
@@ -200,9 +200,9 @@ class FusedSweep:
                 job_dir_key="hydra.sweep.dir",
                 job_subdir_key="hydra.sweep.subdir",
             )
-        except OSError as error:  # Hydra's own files of the point: the disk is full, say
+        except OSError as error:  # from writing Hydra's own files of the point, for example on a full disk
             done = JobReturn(overrides=list(job.overrides), status=JobStatus.FAILED, _return_value=error)
-        done.cfg = done.hydra_cfg = None  # 140 KB a point, which no sweeper reads: they are in .hydra/
+        done.cfg = done.hydra_cfg = None  # they take 140 KB per point; no sweeper reads them, and .hydra/ has them
         return done
 
     def _configure_log(self) -> None:

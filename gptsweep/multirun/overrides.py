@@ -1,8 +1,8 @@
-"""Overrides as a user types them: for a key that holds text, the characters typed are the value.
+"""Quote overrides so that, for a key that holds text, the value is exactly what the user typed.
 
-Hydra's grammar reads ``start=1e3`` as a number, ``start=true`` as a truth value and ``start=str(x)`` as a call: the prompt
-would be ``1000.0``, ``True`` or ``x``. Here such values are put in quotes before Hydra sees them. A value that Hydra reads as
-it was typed is left alone, so that the directories of a sweep keep their names.
+Hydra's grammar reads ``start=1e3`` as a number, ``start=true`` as a boolean and ``start=str(x)`` as a call, so the prompt would
+be ``1000.0``, ``True`` or ``x``. This module puts such values in quotes before Hydra sees them. A value that Hydra reads as
+typed stays unquoted, so that the directories of a sweep keep their names.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _LONGEST_HINT = 160
 
 
 def as_typed(argument: str, *, sweeping: bool) -> str:
-    """``argument``, a ``key=value``, so written that Hydra takes the characters typed for the value of a key that holds text.
+    """Rewrite ``argument``, a ``key=value``, so that for a key that holds text Hydra reads exactly the typed characters.
 
-    In a sweep, and in lists, commas separate values, quotes hold them together and ``\\,`` is a comma, as in Hydra's grammar.
-    In one run all characters count, but for quotes around the whole that Hydra needs.
+    In a sweep and in lists, commas separate values, quotes group them, and ``\\,`` is a literal comma, as in Hydra's grammar.
+    In a single run every character counts, except for quotes around the whole value that Hydra needs.
 
     Raises:
-        ConfigError: quotes around ``start`` that Hydra does not need: they may be meant or not.
+        ConfigError: ``start`` has quotes that Hydra does not need, so they may or may not belong to the prompt.
     """
     prefix, equals, value = argument.partition("=")
     key = prefix.lstrip("+")
@@ -60,7 +60,7 @@ def as_typed(argument: str, *, sweeping: bool) -> str:
 
 
 def how_to_quote(key: str, value: str) -> str:
-    """How to type ``value``, which Hydra cannot read, as text: for an error message."""
+    """Say, for an error message, how to type ``value``, which Hydra cannot parse, as text."""
     if list_of_text(key) and (items := re.fullmatch(r"\s*\[(.*)\]\s*", value, re.DOTALL)):
         line = f"{key}=[{','.join(quoted(item.strip()) for item in items[1].split(','))}]"
         what = "put each string in quotes"
@@ -74,17 +74,17 @@ def how_to_quote(key: str, value: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """``text`` in quotes that Hydra takes away again. Single ones do not count in the names of directories: see `point_dir`."""
+    """Put ``text`` in quotes that Hydra removes. Single quotes do not appear in the names of directories; see `point_dir`."""
     return str(QuotedString(text, Quote.single if is_plain_number(text) else Quote.double).with_quotes())
 
 
 def written(text: str) -> str:
-    """``text`` written so that Hydra reads these characters: as it is where possible, else in quotes."""
+    """Write ``text`` so that Hydra reads exactly these characters: unquoted if possible, else in quotes."""
     return text if _reading(text) == text else quoted(text)
 
 
 def _swept(key: str, value: str) -> str:
-    """The values of a sweep, each of which that Hydra would read as something else in quotes."""
+    """Quote those values of a sweep that Hydra would not read as typed."""
     sweep = _each(value, partial(_element, optional=is_optional(key)))
     if sweep is None:  # Hydra cannot tell where a value ends
         return value if "," in value else quoted(value)
@@ -98,14 +98,14 @@ def _element(raw: str, *, optional: bool = False) -> str:
     if call and call[1] == "choice" and raw.rstrip().endswith(")"):
         inside = raw[call.end() : raw.rindex(")")]
         changed = _each(inside, partial(_element, optional=optional))
-        return raw if changed in (None, inside) else changed or raw  # Hydra's functions take no note of quotes
+        return raw if changed in (None, inside) else changed or raw  # Hydra's functions ignore quotes
     if call and call[1] in _SWEEPS:
         return raw
     return raw if optional and raw.lower() == "null" else _in_grammar(raw)
 
 
 def _range(raw: str) -> list[object]:
-    """The numbers of Hydra's ``range(…)``; none where it is not one."""
+    """Return the numbers of Hydra's ``range(…)``; an empty list if it is not a valid one."""
     try:
         override = _parser().parse_override(f"key={raw}")
     except HydraException:
@@ -122,7 +122,7 @@ def _list(raw: str) -> str:
 
 
 def _in_grammar(raw: str) -> str:
-    """One value of several: a backslash in front of a character of the grammar takes away what that means."""
+    """Write one of several values. A backslash before a special character of the grammar makes it literal."""
     raw = raw.strip(" \t")
     if _inside_quotes(raw) is not None:
         return raw
@@ -131,7 +131,7 @@ def _in_grammar(raw: str) -> str:
 
 
 def _each(value: str, change: Callable[[str], str]) -> str | None:
-    """``value`` with its parts, between the commas that stand in no bracket, changed; None where Hydra reads no parts."""
+    """Apply ``change`` to the parts of ``value`` between top-level commas; return None if Hydra cannot split it."""
     try:
         commas = list(_commas(value))
     except HydraException:
@@ -145,7 +145,7 @@ def _each(value: str, change: Callable[[str], str]) -> str | None:
 
 
 def _commas(value: str) -> Iterator[tuple[int, int]]:
-    # What stands in no grammar of Hydra's parts nothing: a letter in its place keeps the places of the commas.
+    # Characters outside Hydra's grammar separate nothing; replacing each by a letter keeps the positions of the commas.
     lexer = OverrideLexer(InputStream(_NOT_IN_GRAMMAR.sub("x", value)))
     lexer.removeErrorListeners()
     lexer.addErrorListener(_Strict())
@@ -167,7 +167,7 @@ class _Strict(ErrorListener):  # type: ignore[misc]  # antlr4 has no types
 
 
 def _inside_quotes(value: str) -> str | None:
-    """The text of a value that is one string in quotes, None for any other."""
+    """Return the text of a value that is a single quoted string, else None."""
     if value[:1] not in ("'", '"') or value[:1] != value[-1:]:
         return None
     read = _parsed(value)
@@ -175,7 +175,7 @@ def _inside_quotes(value: str) -> str | None:
 
 
 def _reading(value: str) -> object:
-    """What Hydra reads an unquoted value as, None where it cannot."""
+    """Return what Hydra parses an unquoted value as, None if it is quoted or cannot be parsed."""
     read = _parsed(value)
     return None if isinstance(read, QuotedString) else read
 

@@ -1,4 +1,4 @@
-"""One job of the command: what Hydra calls for a run and for every point of a sweep."""
+"""Run one job of the command. Hydra calls this for a single run and for every point of a sweep."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from ..store.schema import SAMPLE_KEY
 from ..store.unfinished import Unfinished
 
 prepared: ContextVar[Mapping[Path, Outcome]] = ContextVar("prepared")
-"""Outcomes, by run directory, of points that a launcher has run together before it runs Hydra's jobs one by one."""
+"""The outcomes of points that a launcher has already run together before Hydra's jobs, by run directory."""
 
 
 def run_point(cfg: DictConfig, directory: Path) -> float | None:
-    """One point of the command: its results into ``directory``; the value of ``objective``, if one is named.
+    """Run one point, write its results to ``directory``, and return the value of ``objective``, None if it is not set.
 
     Raises:
-        GptsweepError: anything the user can mend.
-        Interrupted: Ctrl-C or SIGTERM; finished samples are on disk.
+        GptsweepError: an error that the user can fix.
+        Interrupted: on Ctrl-C or SIGTERM; finished samples are on disk.
     """
     require_objective(cfg.objective)
     outcome = prepared.get({}).get(directory)
@@ -65,7 +65,7 @@ def run_point(cfg: DictConfig, directory: Path) -> float | None:
 
 
 def stored_texts(directory: Path) -> Iterator[tuple[tuple[int, int], str, str]]:
-    """Place, text and label of the samples in a run directory, in their order."""
+    """Yield the indices, the text and the label of each sample in a run directory, in order."""
     samples = read_samples(directory)[0]
     several = any(sample["prompt_index"] for sample in samples)
     for sample in samples:
@@ -75,7 +75,7 @@ def stored_texts(directory: Path) -> Iterator[tuple[tuple[int, int], str, str]]:
 
 @contextlib.contextmanager
 def in_directory(path: str) -> Iterator[None]:
-    """Where the command was given: ``hydra.job.chdir`` leads a job elsewhere, and relative paths mean the same in every run."""
+    """Change to ``path``, where the command was started, so that relative paths do not depend on ``hydra.job.chdir``."""
     before = os.getcwd()
     os.chdir(path)
     try:
@@ -85,10 +85,10 @@ def in_directory(path: str) -> Iterator[None]:
 
 
 def require_objective(name: str | None) -> None:
-    """See that ``objective`` is a measured column of ``summary.csv``, or a metric ``module:function``, before any work.
+    """Check before any work that ``objective`` is a measured column of ``summary.csv`` or a metric ``module:function``.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it is neither.
     """
     if name is None:
         return
@@ -104,10 +104,10 @@ def require_objective(name: str | None) -> None:
 
 
 def objective_of(summary: Mapping[str, Any], name: str) -> float:
-    """The value of a column of ``summary.csv``.
+    """Return the value of a column of ``summary.csv``.
 
     Raises:
-        ConfigError: the column is empty, as too few samples leave some.
+        ConfigError: the column is empty, which happens to some columns with too few samples.
     """
     if summary[name] is None:
         raise ConfigError("objective", name, "has no value for this point; more samples, or longer ones, may give it one")

@@ -1,7 +1,7 @@
-"""Read a file of points: CSV, JSON lines or YAML, a point a line, a key of the config a column.
+"""Read a file of points: CSV, JSON lines or YAML, with one point per line and one config key per column.
 
-A value means what it means behind ``key=`` on the command line, but that nothing in it is Hydra's grammar or an interpolation:
-for a key that holds text the characters are the value.
+A value means the same as after ``key=`` on the command line, except that Hydra's sweep syntax and interpolations are not
+interpreted: for a key that holds text, the characters are the value.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..records import coerce
 from .overrides import as_typed, written
 
 MAX_POINTS = 100_000
-"""A sweep of more points takes longer to plan than to think about."""
+"""The most points of a sweep; more would take too long to plan."""
 
 _KEY = "hydra.sweeper.file"
 _CHOICE = re.compile(r"[\w-]+")
@@ -37,15 +37,15 @@ _Line = tuple[int, dict[str, Any]]
 
 
 def read_points(file: str | None) -> dict[tuple[str, ...], int]:
-    """The points of a file, each as overrides, in their order, with the numbers of their lines.
+    """Read the points of a file, each as overrides, in their order, with the numbers of their lines.
 
     Args:
-        file: a path that ends in ``.csv`` (the first line names the keys), ``.jsonl`` (an object a line) or ``.yaml`` (a list
-            of mappings). Blank lines are skipped. An empty cell is null.
+        file: a path that ends in ``.csv`` (the first line names the keys), ``.jsonl`` (an object per line) or ``.yaml`` (a
+            list of mappings). Blank lines are skipped. An empty cell means null.
 
     Raises:
-        ConfigError: the file cannot be read, or holds no point, one twice, or more than `MAX_POINTS`; or a line is ragged,
-            names a key that the config does not have, or gives one a value that is not of its type.
+        ConfigError: the file cannot be read, or contains no point, the same point twice, or more than `MAX_POINTS`; or a line
+            has the wrong number of cells, an unknown key, or a value of the wrong type.
     """
     if not file:
         raise ConfigError(_KEY, file, "must name a CSV, JSONL or YAML file with a point a line")
@@ -75,12 +75,12 @@ def read_points(file: str | None) -> dict[tuple[str, ...], int]:
 
 
 def in_its_line(error: ConfigError, file: str | None, point: Sequence[str]) -> ConfigError:
-    """An error of a point with the line that its value stands in, if it is from a file; else as it is.
+    """Add to an error the line of the file in which the wrong value occurs; return other errors unchanged.
 
     Args:
         error: says what is wrong with a key of ``point``.
-        file: of points.
-        point: overrides, of which the first may be those of a line.
+        file: the file of points.
+        point: overrides, which may begin with those of a line.
     """
     for columns, number in read_points(file).items():
         if tuple(point[: len(columns)]) == columns and error.key in {column.partition("=")[0] for column in columns}:
@@ -89,7 +89,7 @@ def in_its_line(error: ConfigError, file: str | None, point: Sequence[str]) -> C
 
 
 class _FileError(ValueError):
-    """What is wrong with a file or with one of its lines, whose ``number`` counts from 1."""
+    """Raised for a fault in a file or in one of its lines; ``number`` counts lines from 1, 0 means none."""
 
     def __init__(self, what: str, number: int = 0) -> None:
         super().__init__(what)
@@ -142,18 +142,18 @@ def _jsonl(text: str) -> Iterator[_Line]:
 
 
 class _Pairs(list[tuple[Any, Any]]):
-    """A mapping as it was written: a key may stand there twice."""
+    """The items of a mapping as written, in which a key may occur twice."""
 
 
 def _yaml(text: str) -> Iterator[_Line]:
     wanted = "is not a list of mappings, such as - {sampling.top_k: 50}"
     try:
         depth = 0
-        for event in yaml.parse(text, Loader=YAML_LOADER):  # what follows would go as deep as a file is nested
+        for event in yaml.parse(text, Loader=YAML_LOADER):  # checks the depth first, as composing recurses
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent) or depth > _YAML_DEPTH:
                 what = "holds an alias; write each value out" if depth <= _YAML_DEPTH else "is nested too deeply"
-                raise _FileError(what, event.start_mark.line + 1)  # type: ignore[union-attr]  # it is there
+                raise _FileError(what, event.start_mark.line + 1)  # type: ignore[union-attr]  # the mark is always set
         rows = yaml.compose(text, Loader=YAML_LOADER)
     except yaml.YAMLError as error:
         raise _FileError(f"is not YAML ({' '.join(str(error).split())})") from error
@@ -190,7 +190,7 @@ def _check_keys(names: list[Any], number: int) -> None:
 
 
 def _override(key: str, value: Any, point: dict[str, Any]) -> str | None:
-    """``key=value`` as Hydra reads it; None where the value is empty and the point's model has no such key."""
+    """Write ``key=value`` for Hydra; None if the value is empty and the point's model does not take the key."""
     holds_text = key in GROUPS or is_text(key)
     if value == "" or (isinstance(value, str) and not value.strip() and not holds_text):
         value = None
@@ -212,7 +212,7 @@ def _override(key: str, value: Any, point: dict[str, Any]) -> str | None:
 
 
 def _cell(key: str, cell: str) -> Any:
-    """The value of a key that holds no text, from its characters."""
+    """Parse a cell for a key that does not hold text."""
     try:
         override = _parser().parse_override(as_typed(f"{key}={cell.strip()}", sweeping=False))
     except (HydraException, ValueError) as error:
@@ -221,8 +221,8 @@ def _cell(key: str, cell: str) -> Any:
 
 
 def _written(key: str, value: Any) -> str:
-    """A value that is not null as it stands behind ``key=``."""
-    hint = keys()[key]  # Any is that of sampling.order, a text or a list of them
+    """Write a value other than null as it appears after ``key=``."""
+    hint = keys()[key]  # only sampling.order has the type Any: a text or a list of texts
     if (is_text(key) or hint is Any) and isinstance(value, str):
         return _text_as_value(value)
     if (list_of_text(key) or hint is Any) and isinstance(value, list) and all(isinstance(text, str) for text in value):
@@ -244,7 +244,7 @@ def _checked(key: str, value: Any, kind: type) -> Any:
         number = coerce(key, value, kind)
     except ConfigError as error:
         raise _wrong(key, value, wanted(key)) from error
-    return value if kind is float else number  # 1 and 1.0 name other directories, here and in a sweep of commas
+    return value if kind is float else number  # 1 and 1.0 name different directories, as in a sweep on the command line
 
 
 def _whole(token: Any) -> Any:
@@ -252,7 +252,7 @@ def _whole(token: Any) -> Any:
 
 
 def _text_as_value(text: str) -> str:
-    """``text`` as Hydra and OmegaConf read it back: with ``${`` in it, too, which is no interpolation in a file of points."""
+    """Write ``text`` so that Hydra and OmegaConf read it back unchanged, with ``${`` escaped."""
     return written(re.sub(r"(\\*)\$\{", r"\1\1\\${", text))
 
 
@@ -261,7 +261,7 @@ def _wrong(key: str, value: object, what: str | None) -> _FileError:
 
 
 def _as_swept(line: str) -> str:
-    """An override as Hydra's own sweeper writes it, so that a point has the same directory wherever it comes from."""
+    """Write an override as Hydra's own sweeper does, so that a point's directory does not depend on where it comes from."""
     override = _parser().parse_override(line)
     return f"{override.key_or_group}={override.get_value_element_as_str()}"
 

@@ -1,7 +1,7 @@
-"""Points drawn at random, evenly: a scrambled Sobol sequence over intervals and lists.
+"""Draw random points that are spread evenly: a scrambled Sobol sequence over intervals and lists.
 
-A Sobol sequence fills a space more evenly than independent draws, and its first points are themselves such a design: more
-points are added to a sweep, and none is drawn anew.
+A Sobol sequence covers a space more evenly than independent draws do, and so does each of its prefixes. So a sweep can be
+extended by more points without changing the first ones.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from ..records import require
 from .points_file import MAX_POINTS
 
 _STEPS = 10_000
-"""Numbers are rounded to the decimal place that has so many steps over an interval, as directories are named after them."""
+"""Numbers are rounded to a decimal place with at least this many steps over the interval, to keep directory names short."""
 
 Axis = Callable[[float], str]
-"""The override that a number in [0, 1) draws."""
+"""Maps a number in [0, 1) to an override."""
 
 
 def axes_of(overrides: Sequence[Override]) -> dict[str, Axis]:
-    """What is drawn, by key: values that are written as ``interval(…)``, ``choice(…)``, ``range(…)`` or ``glob(…)``.
+    """Return the axes to draw from, by key: values written as ``interval(…)``, ``choice(…)``, ``range(…)`` or ``glob(…)``.
 
-    Values that commas alone part are none of these.
+    Plain values separated by commas are not drawn.
 
     Raises:
-        ConfigError: an interval is empty, or its key takes no number, or a list is to be shuffled.
+        ConfigError: an interval is empty or invalid, its key takes no number, or a list is empty, shuffled or tagged.
     """
     last = {override.get_key_element(): override for override in overrides}
     return {
@@ -40,12 +40,12 @@ def axes_of(overrides: Sequence[Override]) -> dict[str, Axis]:
 
 
 def draw(n: int, seed: int, axes: Iterable[Axis]) -> list[list[str]]:
-    """``n`` points, each an override an axis; points that come out the same stand there once.
+    """Draw ``n`` points, each with one override per axis. Equal points are returned only once, so there may be fewer.
 
     Args:
-        n: how many; a greater one keeps the first.
-        seed: of the scrambling; another one gives other points.
-        axes: of `axes_of`.
+        n: how many points to draw. A larger ``n`` adds points and keeps the first ones.
+        seed: seed of the scrambling.
+        axes: the axes from `axes_of`.
 
     Raises:
         ConfigError: ``n`` or ``seed`` is out of its range, or there is no axis.
@@ -54,7 +54,7 @@ def draw(n: int, seed: int, axes: Iterable[Axis]) -> list[list[str]]:
     require(1 <= n <= MAX_POINTS, "hydra.sweeper.n", n, f"must be from 1 to {MAX_POINTS:,}")
     require(0 <= seed < 2**64, "hydra.sweeper.seed", seed, "must be from 0 to 2**64 - 1")
     require(bool(axes), "hydra.sweeper.n", n, "draws from nothing; give a key interval(…), choice(…) or range(…)")
-    from scipy.stats import qmc  # late: a second, which other sweeps and mistakes need not wait for
+    from scipy.stats import qmc  # imported late: it takes a second, which other sweeps and errors need not wait for
 
     sequence = qmc.Sobol(len(axes), rng=seed).random_base2((n - 1).bit_length())[:n]
     points = ((axis(float(u)) for axis, u in zip(axes, row, strict=True)) for row in sequence)
@@ -62,7 +62,7 @@ def draw(n: int, seed: int, axes: Iterable[Axis]) -> list[list[str]]:
 
 
 def ends(axis: Axis) -> list[str]:
-    """The first and the last override that an axis draws."""
+    """Return the first and the last override that an axis can draw."""
     return [axis(0.0), axis(math.nextafter(1, 0))]
 
 

@@ -1,7 +1,7 @@
-"""Hydra's own `run_job` with the same results for less work: how it copies configs, and how it writes them.
+"""Speed up Hydra's `run_job` without changing its results, by copying configs and writing YAML faster.
 
-For each job Hydra copies its ``hydra`` node five times, the rest of the config once, and dumps them as YAML with an emitter in
-Python: three quarters of what a point of a sweep would cost apart from decoding, though between two jobs little changes.
+For each job Hydra copies the config's ``hydra`` node five times and the rest once, and dumps them as YAML with an emitter
+written in Python. That would be three quarters of a point's time apart from decoding, though little changes between jobs.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from omegaconf.base import Node
 
 
 class JobConfig(DictConfig):
-    """A config like any other, but quick to copy, where OmegaConf makes and checks each node anew."""
+    """A config that is quick to copy. OmegaConf's own copy creates and checks each node again."""
 
     @classmethod
     def of(cls, cfg: DictConfig) -> JobConfig:
-        """A copy of ``cfg``, quick to copy itself; so is its ``hydra`` node, which Hydra copies without the rest."""
+        """Copy ``cfg`` to a `JobConfig`. Its ``hydra`` node becomes one, too, as Hydra copies it separately."""
         job: JobConfig = _copied(cfg, cls, None)
         job.__dict__["_content"]["hydra"] = _copied(cfg._get_node("hydra"), cls, job)
         return job
@@ -34,13 +34,13 @@ class JobConfig(DictConfig):
 
 
 def _copied(node: Any, kind: type[Any], parent: Any) -> Any:
-    """What ``copy.deepcopy(node)`` gives, as a ``kind``, below ``parent``: new nodes and metadata, the same values in them."""
+    """Copy ``node`` as ``copy.deepcopy`` does, as a ``kind`` below ``parent``: new nodes and metadata with the same values."""
     copy, metadata = _new(kind), _new(type(node._metadata))
     metadata.__dict__.update(node._metadata.__dict__)
     metadata.flags = {**metadata.flags}
     state = copy.__dict__
     state.update(node.__dict__, _metadata=metadata, _parent=parent, _flags_cache=None)
-    if "_content" not in state:  # a value: it is as good as a copy, and has no use for the cache of resolvers
+    if "_content" not in state:  # a value node: sharing its value is safe, and it does not use the resolver cache
         return copy
     cache = metadata.resolver_cache
     metadata.resolver_cache = deepcopy(cache) if cache else defaultdict(dict)
@@ -49,22 +49,22 @@ def _copied(node: Any, kind: type[Any], parent: Any) -> Any:
         state["_content"] = {key: _copied(child, type(child), copy) for key, child in content.items()}
     elif isinstance(content, list):
         state["_content"] = [_copied(child, type(child), copy) for child in content]
-    elif isinstance(content, Node):  # of a union
+    elif isinstance(content, Node):  # a union node
         state["_content"] = _copied(content, type(content), copy)
-    return copy  # any other content, that of a container that is None or missing, is as good as a copy
+    return copy  # other content is that of a None or missing container, and sharing it is safe
 
 
 _new = object.__new__
 
 
 class Yaml:
-    """`OmegaConf.to_yaml`, which dumps only what has changed since it was last called; it keeps one text an item."""
+    """An `OmegaConf.to_yaml` that caches the text of each item, and dumps only items that changed since the last call."""
 
     def __init__(self) -> None:
         self._last: dict[tuple[Any, ...], tuple[str, str]] = {}
 
     def text(self, cfg: Any) -> str:
-        """The text that ``OmegaConf.to_yaml(cfg)`` returns."""
+        """Return the same text as ``OmegaConf.to_yaml(cfg)``."""
         container = _plain(cfg)
         return self._items(container, ()) if container and isinstance(container, (dict, list)) else OmegaConf.to_yaml(cfg)
 
@@ -74,7 +74,7 @@ class Yaml:
         return "".join(self._item([value], (*place, index)) for index, value in enumerate(container))
 
     def _item(self, item: dict[Any, Any] | list[Any], place: tuple[Any, ...]) -> str:
-        """The lines of one item of a container. In block style they depend on nothing but the item and its depth."""
+        """Return the lines of one item of a container. In block style they depend only on the item and its depth."""
         last, seen = self._last.get(place), repr(item)
         if last is not None and last[0] == seen:
             return last[1]
@@ -89,13 +89,13 @@ class Yaml:
         return text
 
     def save(self, cfg: Any, filename: str, output_dir: Path) -> None:
-        """Hydra's ``_save_config``."""
+        """Write the config as Hydra's ``_save_config`` does."""
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / filename).write_text(self.text(cfg), encoding="utf-8")
 
 
 def _plain(node: Any) -> Any:
-    """What ``OmegaConf.to_container(node, enum_to_str=True)`` returns."""
+    """Return the same as ``OmegaConf.to_container(node, enum_to_str=True)``."""
     value = node._value()
     if isinstance(value, dict):
         return {key.name if isinstance(key, Enum) else key: _plain(child) for key, child in value.items()}
@@ -105,7 +105,7 @@ def _plain(node: Any) -> Any:
 
 
 def _dumped(item: dict[Any, Any] | list[Any], depth: int) -> str:
-    """An item of a container that lies in ``depth`` mappings, as OmegaConf dumps it."""
+    """Dump an item of a container inside ``depth`` nested mappings as OmegaConf does."""
     for _ in range(depth):
         item = {"in": item}
     text: str = yaml.dump(item, default_flow_style=False, allow_unicode=True, sort_keys=False, Dumper=get_omega_conf_dumper())

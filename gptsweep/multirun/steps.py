@@ -1,4 +1,4 @@
-"""A sweep over the steps of a training: ``model.step=glob(*)`` as the list of those that the checkpoint directory holds."""
+"""Sweep over training steps: expand ``model.step=glob(*)`` to the steps in the checkpoint directory."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _DIRECTORY = "model.out_dir"
 
 
 def with_steps(arguments: Sequence[str], out_dir: str) -> list[str]:
-    """The arguments of a sweep, with the steps in place of a ``model.step=glob(…)``, in ascending order.
+    """Replace ``model.step=glob(…)`` in the arguments of a sweep by the matching steps, in ascending order.
 
     Args:
-        arguments: overrides, of which a later one replaces an earlier one.
-        out_dir: the directory where no argument names one.
+        arguments: overrides; a later one replaces an earlier one of the same key.
+        out_dir: the checkpoint directory if no argument names one.
 
     Raises:
-        ConfigError: no step matches, or the directories of the sweep hold different ones.
+        ConfigError: no step matches, or the directories of the sweep hold different steps.
         ModelError: a directory holds no checkpoint of nanochat.
     """
     found = [_parsed(argument) for argument in arguments]
@@ -43,7 +43,7 @@ def _parsed(argument: str) -> Override | None:
         return None
     try:
         return OverridesParser.create().parse_override(argument)
-    except HydraException:  # it is said when the config is composed
+    except HydraException:  # composing the config reports it
         return None
 
 

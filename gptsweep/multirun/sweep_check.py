@@ -1,4 +1,4 @@
-"""What is wrong with a sweep, found before anything is made for it; and its overrides as points are composed from them."""
+"""Prepare the overrides of a sweep, and check them before anything is written or computed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _TUNERS = ("Optuna", "Ax", "Nevergrad")
 
 
 def ready_params(config: DictConfig) -> None:
-    """Let ``hydra.sweeper.params`` be read as the command line is: text as it was written, and keys of some models alone."""
+    """Treat ``hydra.sweeper.params`` like the command line: quote text, mark keys of only some models, and expand steps.
+
+    It changes ``config`` in place.
+    """
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
     lines = [as_typed(f"{key}={value}", sweeping=True) for key, value in params.items()]
     task = config.hydra.overrides.task
@@ -26,29 +29,29 @@ def ready_params(config: DictConfig) -> None:
     with flag_override(config, ["readonly", "struct"], False), flag_override(config.hydra, ["readonly", "struct"], False):
         for (key, value), line in zip(list(params.items()), marked, strict=False):
             name, _, text = line.partition("=")
-            del params[key]  # so that the order stays
+            del params[key]  # to keep the order
             params[name] = text if isinstance(value, str) else value
         task[:] = marked[len(lines) :]
 
 
 def out_dir_of(config: DictConfig) -> str:
-    """The checkpoint directory of the model, where it has one; else the default's."""
+    """Return the model's checkpoint directory, or the default one if it has none."""
     return str(OmegaConf.select(config, "model.out_dir") or ModelSource().out_dir)
 
 
 def sweep_params(config: DictConfig) -> list[str]:
-    """``hydra.sweeper.params`` as overrides."""
+    """Return ``hydra.sweeper.params`` as overrides."""
     return [f"{key}={value}" for key, value in (OmegaConf.select(config, "hydra.sweeper.params") or {}).items()]
 
 
 def check_sweep(config: DictConfig, loader: PointLoader) -> list[Point]:
-    """Refuse a sweep with a wrong value before anything is made for it; its points as far as they are known, one at least.
+    """Check a sweep before anything is written or computed, and return the points that are known, at least one.
 
-    Every point is composed, if the sweeper knows them. If it chooses points as it goes, the first is, and then every other
-    value of a swept key in its place.
+    If all points are known, each is composed. If the sweeper chooses them as it goes, the first one is composed, and then every
+    other value of each swept key in its place.
 
     Raises:
-        ConfigError: a value is wrong, stands twice, or would not show in the names of the points' directories.
+        ConfigError: a value is wrong, occurs twice, or would not appear in the names of the points' directories.
         HydraException: an override cannot be composed.
     """
     sweeper = sweeper_of(config)
@@ -83,7 +86,11 @@ def check_sweep(config: DictConfig, loader: PointLoader) -> list[Point]:
 
 
 def _check_directories(config: DictConfig, key: str, lines: list[str], value: str) -> None:
-    """Refuse a swept key that holds no value or one twice, or that does not show in the names of the points' directories."""
+    """Refuse a swept key with no value or a repeated one, or one that the names of the points' directories do not contain.
+
+    Raises:
+        ConfigError: there is one.
+    """
     if not lines or len(set(lines)) < len(lines):
         raise ConfigError(key, value, "must contain at least one value, and each only once")
     named_after_overrides = "gptsweep.point_dir" in OmegaConf.to_yaml(config.hydra.sweep)

@@ -1,4 +1,4 @@
-"""Hydra's side of a sweep's files: the lock while a command runs, and ``sweep.csv`` and ``report.html`` at its end."""
+"""The files of a sweep: its lock while a command runs, and ``sweep.csv`` and ``report.html`` when it ends."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 _sweeps: ContextVar[contextlib.ExitStack] = ContextVar("sweeps")
-"""What is to be done when the command's sweep ends."""
+"""The callbacks to run when the command's sweep ends."""
 
 
 @contextlib.contextmanager
 def ending_sweep() -> Iterator[None]:
-    """Around a command: a sweep that `begin_sweep` begins ends with it, however it ends."""
+    """End the sweep that `begin_sweep` begins inside this context when the context exits, however it exits."""
     with contextlib.ExitStack() as stack:
         token = _sweeps.set(stack)
         try:
@@ -42,16 +42,16 @@ def ending_sweep() -> Iterator[None]:
 
 
 def begin_sweep(directory: Path, at_end: Callable[[], None] | None, unless_stopped: Callable[[], None] | None) -> None:
-    """Take the lock of a sweep until the command ends.
+    """Lock the directory of a sweep until the command ends. Outside `ending_sweep` this does nothing.
 
     Args:
-        directory: of the sweep; made where it is missing.
-        at_end: called then, however it ends.
-        unless_stopped: called before that, unless the user stops the sweep.
+        directory: the sweep's directory, created if it is missing.
+        at_end: called when the command ends, however it ends.
+        unless_stopped: called before ``at_end``, unless the user stops the sweep.
 
     Raises:
         ResultsError: another process runs a sweep in the directory.
-        OSError: it cannot be made.
+        OSError: the directory cannot be created.
     """
     if (stack := _sweeps.get(None)) is not None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def begin_sweep(directory: Path, at_end: Callable[[], None] | None, unless_stopp
 
 
 def end_with_sweep(do: Callable[[], None]) -> None:
-    """Have something done when the command ends, before what `begin_sweep` has done then, or when the process ends."""
+    """Register a callback for the end of the command, before those of `begin_sweep`, or else for the end of the process."""
     if (stack := _sweeps.get(None)) is not None:
         stack.callback(do)
     else:
@@ -76,7 +76,7 @@ def _unless_stopped(do: Callable[[], None], kind: type[BaseException] | None, *_
 
 
 def note_failure(sweep: Path, point: Path, error: Exception) -> None:
-    """Keep, for the end of the sweep, why a point failed; callable from any process."""
+    """Record why a point failed, for the end of the sweep. Any process may call this."""
     line = json.dumps({"directory": str(point), "error": describe(error)}) + "\n"
     fd = open_file(sweep / FAILURES, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
@@ -93,14 +93,14 @@ def finish_sweep(
     compare: str | None,
     open_model: Callable[[], OpenModel],
 ) -> None:
-    """Write ``sweep.csv`` and ``report.html`` where the launcher does not.
+    """Write ``sweep.csv`` and ``report.html`` after a sweep whose launcher does not do so.
 
     Args:
-        directory: of the sweep.
-        planned: its points, as far as they are known.
-        show_rows, compare, open_model: as `write_report` takes them.
+        directory: the sweep's directory.
+        planned: the points that are known.
+        show_rows, compare, open_model: see `write_report`.
     """
-    # Late: torch.
+    # Imported late: torch.
     from ..engine.torch_backend import TorchBackends
     from ..run.executors.local import LocalExecutor
     from ..run.manifest import wanted_settings
@@ -118,7 +118,7 @@ def finish_sweep(
 
 
 def require_no_sweep(directory: Path) -> None:
-    """See that no process runs a sweep in ``directory``.
+    """Check that no process runs a sweep in ``directory``.
 
     Raises:
         ResultsError: one does.
@@ -129,23 +129,23 @@ def require_no_sweep(directory: Path) -> None:
 
 
 def refresh_sweep(directory: Path) -> None:
-    """After a single run in a sweep's directory: let ``sweep.csv`` say so, unless a sweep is going on, which will say it."""
+    """Update ``sweep.csv`` after a single run in a sweep's directory. A sweep that is still running will update it itself."""
     if os.path.isfile(directory / SWEEP):
         with contextlib.suppress(ResultsError, OSError), DirectoryLock(directory, SWEEP_LOCK):
             SweepTable(directory).close()
 
 
 def write_report(directory: Path, *, show_rows: bool, compare: str | None, open_model: Callable[[], OpenModel]) -> None:
-    """Write ``report.html``; a sweep without a single sample has none, and a page that cannot be made fails no sweep.
+    """Write ``report.html``, unless the sweep has no samples. If that fails, log a warning and let the sweep succeed.
 
     Args:
-        directory: of the sweep.
-        show_rows: whether the first rows of the review are shown, too, and the command that shows the rest.
-        compare: the setting ``compare_samplers``: comparisons of samplers for the page, and to be shown where rows are. Without
-            it the page has those that were asked for before.
-        open_model: loads the model that gives MAUVE its features, if a comparison is by that.
+        directory: the sweep's directory.
+        show_rows: whether to print the first rows of the review, and the command that shows the rest.
+        compare: the setting ``compare_samplers``: the comparison to add to the report, and to print with the rows. None: the
+            report has the comparisons that were asked for before.
+        open_model: loads the model for MAUVE's features, if the comparison uses it.
     """
-    from ..analysis.asked import Asked, kept, metric_of, named_metrics  # late: pandas
+    from ..analysis.asked import Asked, kept, metric_of, named_metrics  # imported late: pandas
     from ..analysis.frames import read_sweep
     from ..analysis.metrics import MAUVE
     from ..analysis.reference import kept_reference, with_own

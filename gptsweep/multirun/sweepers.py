@@ -1,7 +1,7 @@
-"""Which points a sweep has: the product of lists, the lines of a file, or draws; Hydra's own sweeper runs all three.
+"""The points of a sweep: the product of lists, the lines of a file, or random draws. Hydra's own sweeper runs all three.
 
-``hydra/sweeper=points`` and ``=random`` differ from it in nothing but the points. So batches, job numbers, failures and
-``multirun.yaml`` are Hydra's, and the points are known before the first one runs.
+``hydra/sweeper=points`` and ``=random`` differ from it only in the points. So batches, job numbers, failures and
+``multirun.yaml`` are Hydra's, and all points are known before the first one runs.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
 
 
 def sweeper_of(config: DictConfig) -> str:
-    """The name of the class of the sweep's sweeper."""
+    """Return the class name of the sweep's sweeper."""
     return str(config.hydra.sweeper._target_).rpartition(".")[2]
 
 
 def is_planned(config: DictConfig) -> bool:
-    """Whether all points of the sweep are known before it begins; a sweeper that tunes chooses them as it goes."""
+    """Return whether all points are known before the sweep begins. A sweeper that tunes chooses them as it goes."""
     return sweeper_of(config) in ("BasicSweeper", "PointsSweeper", "RandomSweeper")
 
 
 def all_points(config: DictConfig, overrides: Sequence[Override]) -> list[list[str]]:
-    """The points of a sweep that `is_planned`, each as its overrides, in the sweeper's order.
+    """Return the points of a sweep that `is_planned`, each as its overrides, in the sweeper's order.
 
     Args:
-        config: of the sweep.
-        overrides: of ``hydra.sweeper.params`` and of the command line.
+        config: the config of the sweep.
+        overrides: the overrides in ``hydra.sweeper.params`` and on the command line.
 
     Raises:
-        ConfigError: the file of points cannot be read, or nothing is to be drawn.
-        HydraException: the sweeper cannot take one of ``overrides``.
+        ConfigError: the file of points cannot be read, or there is nothing to draw from.
+        HydraException: the sweeper does not accept one of ``overrides``.
     """
     settings = config.hydra.sweeper
     if sweeper_of(config) == "PointsSweeper":
@@ -53,10 +53,10 @@ def all_points(config: DictConfig, overrides: Sequence[Override]) -> list[list[s
 
 
 def points_in_file(file: str | None, overrides: Sequence[Override]) -> list[list[str]]:
-    """Every point of a file with every combination of ``overrides``, which vary fastest.
+    """Combine every point of a file with every combination of ``overrides``, which vary fastest.
 
     Raises:
-        ConfigError: see `read_points`; or a column is on the command line, too.
+        ConfigError: see `read_points`; or a column is also on the command line.
         HydraException: there is an interval among ``overrides``.
     """
     points, rest = read_points(file), points_of(list(overrides))
@@ -70,10 +70,10 @@ def points_in_file(file: str | None, overrides: Sequence[Override]) -> list[list
 
 
 def plan(config: DictConfig, loader: PointLoader, points: Sequence[Sequence[str]]) -> list[Planned]:
-    """`PointLoader.plan` of `all_points`, whose errors name the line of a file of points.
+    """Call `PointLoader.plan` with all points; an error about a point from a file names its line.
 
     Raises:
-        ConfigError, HydraException: as there.
+        ConfigError, HydraException: see `PointLoader.plan`.
     """
     try:
         return loader.plan(config, points)
@@ -84,7 +84,7 @@ def plan(config: DictConfig, loader: PointLoader, points: Sequence[Sequence[str]
 
 
 def random_points(n: int, seed: int, overrides: Sequence[Override]) -> list[list[str]]:
-    """Every draw with every combination of the values that commas alone part, which vary fastest.
+    """Combine every draw with every combination of the values separated only by commas, which vary fastest.
 
     Raises:
         ConfigError: see `axes_of` and `draw`.
@@ -95,16 +95,16 @@ def random_points(n: int, seed: int, overrides: Sequence[Override]) -> list[list
 
 
 class DesignSweeper(Sweeper):
-    """Hydra's own sweeper over `all_points`; the settings of a design are read from the config, ``hydra.sweeper``."""
+    """Hydra's own sweeper over `all_points`. The settings of the design are read from ``hydra.sweeper`` in the config."""
 
     def __init__(self, max_batch_size: int | None, params: dict[str, str] | None, **design: object) -> None:
         self._sweeper = sweeper_over(lambda overrides: all_points(self._config, overrides), max_batch_size, params)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra before the sweep."""
+        """Prepare the sweep. Hydra calls this before the sweep."""
         self._config = config
         self._sweeper.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Called by Hydra with the overrides of the command line."""
+        """Run the sweep. Hydra calls this with the overrides on the command line."""
         return self._sweeper.sweep(arguments)
