@@ -156,7 +156,7 @@ class BytePairTokenizer(LibraryTokenizer):
 
 def library_tokens(added: Mapping[str, Added]) -> list[AddedToken]:
     """Convert added tokens to the library's type."""
-    from tokenizers import AddedToken  # late, as above
+    from tokenizers import AddedToken  # imported late, as above
 
     return [
         AddedToken(
