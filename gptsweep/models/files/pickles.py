@@ -149,7 +149,7 @@ class _Machine:
         self._copied = 0
 
     def run(self) -> Any:
-        operations = pickletools.genops(self._file)  # type: ignore[arg-type]  # it calls read and readline alone
+        operations = pickletools.genops(self._file)  # type: ignore[arg-type]  # it only calls read and readline
         for count, (operation, argument, _) in enumerate(operations):
             if count == OPERATIONS:
                 raise PickleError(f"the pickle in it has more than {OPERATIONS:,} operations")
