@@ -1,10 +1,10 @@
 /* ---------- charts ---------- */
 
-/** A choice of one of several. With `offer` the list is completed when it is wanted: of thousands of points it takes its time. */
+/** A select box. `offer` completes its list only when the reader opens it, because thousands of points take a while. */
 const picker = (text, options, now, change, offer = null) => el("label", { class: "pick" }, text + " ",
   el("select", { onchange: (event) => change(event.target.value), onpointerdown: offer, onfocus: offer },
     options.map(([value, name]) => el("option", { value, selected: String(value) === String(now) }, name))));
-/** Add the points that a choice does not have yet. */
+/** Add the points that a select box does not list yet. */
 function offerPoints(event) {
   const list = event.target, there = new Set([...list.options].map((option) => option.value));
   if (there.size < count) list.append(...every.filter((g) => !there.has(String(g))).map((g) => el("option", { value: g }, groupName(g))));
@@ -30,7 +30,7 @@ function drawAxes() {
   fill($("axes"), controls);
 }
 
-/** What is under the pointer or the focus, in words below the charts. */
+/** Describe what is under the pointer or the focus, in words below the charts. */
 function read(text) { fill($("read"), text); }
 
 function heatColour(share) {
@@ -73,7 +73,7 @@ function drawHeat(rows) {
       el("span", {}, "Press a cell to read its samples.", ys.some((y) => xs.some((x) => groupsAt(x, y).includes(state.base))) && " Dashed: the baseline.")));
 }
 
-function drawCurve(rows, scattered, W) { // the height grows with the names of the lines
+function drawCurve(rows, scattered, W) { // the height grows with the number of line names
   const kx = keys[state.x], ky = keys.length > 1 ? keys[state.y] : { labels: [""] }, two = keys.length > 1 && !scattered;
   const pointOf = (x, y, inside) => {
     const found = meanOf(state.metric, x, y);
@@ -120,7 +120,7 @@ function drawCurve(rows, scattered, W) { // the height grows with the names of t
         () => lines.map(({ y: i, points }) => { const there = new Map(points.map((p) => [p.x, p])); return [two ? brief(state.y, i) : settingName(state.metric), ...kx.labels.map((_, at) => (there.has(at) ? spoken(state.metric, there.get(at)) : "–"))]; })));
 }
 
-/** The names of what a curve is held against, each at an end of its line, above or below it: where it hides the least. */
+/** Name the reference lines of a curve: each name at an end of its line, above or below it, wherever it hides the least. */
 function goalNames(held, lines, y, box) {
   const along = lines.flatMap((line) => line.flatMap(([x, v], i) => {
     const [left, above] = i ? line[i - 1] : [x, v];
@@ -191,7 +191,7 @@ function drawCharts() {
   $("heat").hidden = keys.length < 2 || scattered;
   $("curve").classList.toggle("wide", keys.length < 2 || scattered);
   $("scatter").className = "wide";
-  const [curve, scatter] = [width("curve"), width("scatter")]; // measured together: each drawing in between would be laid out for it
+  const [curve, scatter] = [width("curve"), width("scatter")]; // measured together, because measuring after a drawing would force a layout
   drawAxes();
   if (!$("heat").hidden) drawHeat(rows);
   drawCurve(rows, scattered, curve);

@@ -1,11 +1,11 @@
-/* ---------- two points compared ---------- */
+/* ---------- comparison of two points ---------- */
 
-/* `paired_samples` and `paired_points` of analysis/stats.py: any two points can be chosen here, too many to be computed
-   beforehand. A test holds both equal. */
+/* `paired_samples` and `paired_points` of analysis/stats.py. The reader can choose any two points, which are too many pairs to
+   compute in advance. A test checks that both agree. */
 
 const RESAMPLES = 2000, MAX_BLOCKS = 4000;
 const drawsOf = new Map();
-/** Which of n are drawn in each of the resamples, with replacement: RESAMPLES rows of n, by mulberry32. */
+/** Draw bootstrap resamples of n with replacement, by mulberry32: RESAMPLES rows of n indices. */
 function draws(n) {
   if (drawsOf.has(n)) return drawsOf.get(n);
   const found = new Uint16Array(RESAMPLES * n);
@@ -19,14 +19,15 @@ function draws(n) {
   drawsOf.set(n, found);
   return found;
 }
-/** The value of a metric in sample i as a numerator and a weight; weight 0 where it has none. */
+/** Return the value of a metric in sample i as a numerator and a weight; the weight is 0 where there is no value. */
 function measured(name, i) {
   const { column, pooled } = byName[name], value = samples[column][i], tokens = samples.completion_tokens[i];
   if (value === null) return [0, 0];
   return pooled ? [value * tokens, tokens] : [value, 1];
 }
-/** Pairs of some points and the base that share prompt, seed and number (of a metric per point, the seed), those of one draw
-    summed: numerator and weight of both sides, and how many pairs they are; all 0 where one side has no value. */
+/** Pair the samples of some points with those of the base that share prompt, seed and number (for a metric per point: the
+    seed). Return, for each of these, the sums of numerator and weight on both sides and the number of pairs; all are 0 where one
+    side has no value. */
 function pairsOf(name, inside, base) {
   const add = (sums, mine, theirs) => { if (mine[1] && theirs[1]) [...mine, ...theirs, 1].forEach((part, k) => { sums[k] += part; }); };
   if (values[name].seeds) {
@@ -48,10 +49,10 @@ function pairsOf(name, inside, base) {
   }
   return found;
 }
-/** The difference of a metric between some points and the base: its value, its 95 % interval, whether that leaves out 0 (null
-    where there are too few pairs to say), and the number of pairs. */
+/** Return the difference of a metric between some points and the base: its value, its 95 % interval, whether the interval
+    excludes 0 (null where there are too few pairs to say), and the number of pairs. */
 function compare(name, inside, base) {
-  if (byName[name].per === "pair") { // by a model of all settings together, computed before
+  if (byName[name].per === "pair") { // from a model of all settings together, computed in advance
     const [difference, low, high, pairs, differs] = (inside.length === 1 && (data.contrasts || {})[`${base}/${inside[0]}`]) || [null, null, null, 0, null];
     return { difference, low, high, pairs, differs };
   }
@@ -72,19 +73,19 @@ function compare(name, inside, base) {
   const [low, high] = [quantile(0.025), quantile(0.975)];
   return { difference: difference(all), low, high, pairs: all[4], differs: independent < data.min_pairs ? null : low > 0 || high < 0 };
 }
-/** How many of the comparisons in the table to expect to differ where nothing does. */
+/** Say how many of the table's comparisons would be expected to differ if no setting had an effect. */
 function byChance(names, shown) {
   const compared = shown.flatMap((g) => (g === state.base ? [] : names.filter((name) => (against(name, g, state.base).differs ?? null) !== null))).length;
   return `of ${plural(compared, "comparison")} ${show(compared * data.by_chance)} would differ by chance alone`;
 }
 const verdicts = new Map();
-/** `compare` of one point or some. */
+/** Call `compare` for one point or several, and remember the result. */
 function against(name, points, base) {
   const inside = [points].flat(), id = `${name}/${inside}/${base}`;
   if (!verdicts.has(id)) verdicts.set(id, compare(name, inside, base));
   return verdicts.get(id);
 }
-/** How far a mark of the charts lies from the baseline. */
+/** Say how far a mark of the charts lies from the baseline. */
 function fromBaseline(name, inside) {
   if (typeof state.base !== "number" || String(inside) === String(state.base)) return "";
   const { difference, low, high, pairs, differs } = against(name, inside, state.base);

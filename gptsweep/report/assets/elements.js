@@ -1,15 +1,15 @@
 /* ---------- small tools ---------- */
 
-/** Characters that cannot be seen, or that would reorder the text. */
+/** Characters that are invisible or would reorder the text. */
 const ODD = new RegExp(`[${data.unsafe}]`, "gu");
-/** Text as it may be shown: names, labels and problems come from strangers. Samples alone go through `write` instead. */
+/** Return text that is safe to show: names, labels and problems are not trusted. Samples go through `write` instead. */
 const visible = (text) => text.replace(ODD, (odd) => {
   const code = odd.codePointAt(0).toString(16);
   return code.length > 4 ? `\\u{${code}}` : "\\u" + code.padStart(4, "0");
 });
 const safe = (child) => (typeof child === "string" ? visible(child) : child);
 
-/** An element: tag, attributes (on… are listeners, true means present), children (text is always text, and visible). */
+/** Create an element: tag, attributes (on… are listeners, true means present) and children (strings are never markup). */
 function el(tag, attributes = {}, ...children) {
   const svg = ["svg", "g", "path", "line", "circle", "text", "rect", "title"].includes(tag);
   const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);

@@ -1,19 +1,19 @@
-/* ---------- which places are read, and in what order: by what was measured of the samples there ---------- */
+/* ---------- filters: which places to show, and in which order, by the metrics of their samples ---------- */
 
 const perSample = metrics.filter((metric) => metric.per === "sample" && samples[metric.column]);
-/** A metric of sample i alone; null where it has none. */
+/** Return a metric of a single sample i, or null where it has none. */
 function ownOf(name, i) {
   const { column, exponential } = byName[name] || {}, value = column && samples[column] ? samples[column][i] : null;
   return value === null || value === undefined ? null : exponential ? Math.exp(-value) : value;
 }
-/** What the columns are held against: the baseline if it is a point, else the first column. */
+/** Return the point that the columns are compared with: the baseline if it is a point, else the first column. */
 const heldAgainst = () => (typeof state.base === "number" ? state.base : state.columns[0]);
 const KINDS = {
   "": ["all", () => true],
   parted: ["parted only", (at) => { const texts = [...new Set([heldAgainst(), ...state.columns])].map((g) => sampleAt(g, places[at])).filter((i) => i !== undefined).map((i) => samples.text[i]); return new Set(texts).size > 1; }],
   repeating: ["ends repeating only", (at) => state.columns.some((g) => { const i = sampleAt(g, places[at]); return i !== undefined && ownOf("ends_repeating", i) > 0; })],
 };
-/** The numbers of the places that are read, in the order in which they are. */
+/** Return the indices of the places to show, in the order to show them. */
 function matching() {
   const find = state.find.toLowerCase(), kind = KINDS[state.kind][1];
   const holds = (at) => !find || state.columns.some((g) => {
@@ -29,7 +29,7 @@ function matching() {
     return a === null || b === null ? (a === null) - (b === null) || p - q : (down ? b - a : a - b) || p - q;
   });
 }
-/** Another choice of places: the one that is shown stays if it is among them. */
+/** Change the choice of places. The current place stays if the new choice includes it. */
 function choose(change) {
   Object.assign(state, change);
   const found = matching();

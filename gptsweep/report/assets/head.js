@@ -30,13 +30,13 @@ function drawHead() {
   for (const link of document.querySelectorAll("[data-goto]"))
     link.addEventListener("click", (event) => { event.preventDefault(); go(link.dataset.goto); });
 }
-/** Show a section, and let the keyboard go on there. */
+/** Scroll to a section and move the keyboard focus there. */
 function go(section) {
   $(section).scrollIntoView();
   $(section).focus({ preventScroll: true });
 }
 
-/** The metrics shown before all are asked for. */
+/** The metrics shown until the reader asks for all. */
 const TABLE = metrics.filter((metric) => metric.default).map((metric) => metric.name);
 const shownMetrics = () => (state.every ? metrics : metrics.filter((metric) => TABLE.includes(metric.name) || metric.name === state.metric));
 const allMetrics = () => el("button", { type: "button", class: "all-metrics", onclick: () => update({ every: !state.every }, drawEffects, drawPoints) },

@@ -1,7 +1,7 @@
 /* ---------- matrix: prompts, seeds and numbers as rows, settings as columns ---------- */
 
 const MATRIX_COLUMNS = 8, MATRIX_ROWS = 10, MATRIX_TEXT = 360;
-/** The columns: pinned ones first, then those that are not hidden, as many as there is room for. */
+/** Return the columns to show: pinned ones first, then as many of the rest as fit, without hidden ones. */
 function matrixColumns() {
   const pinned = state.pin.filter((g) => withText.has(g)), rest = readable.filter((g) => !pinned.includes(g) && !state.hide.includes(g));
   const middle = rest.length > MATRIX_COLUMNS - pinned.length && !state.wide ? spreadOver(rest, Math.max(1, MATRIX_COLUMNS - pinned.length)) : rest.slice(0, 60);
@@ -30,7 +30,7 @@ function drawMatrix() {
     if (i === undefined) return el("td", { class: "unsure" }, "–");
     const other = heldAgainst(), j = other === g ? undefined : sampleAt(other, places[at]), text = samples.text[i];
     const fork = j === undefined ? 0 : shared(text, samples.text[j]), body = el("span", { class: "excerpt" });
-    const from = Math.max(0, Math.min(fork - 60, text.length - MATRIX_TEXT)); // the text from shortly before it parts
+    const from = Math.max(0, Math.min(fork - 60, text.length - MATRIX_TEXT)); // start shortly before the texts diverge
     if (from) body.append("…");
     if (fork > from) { const before = el("span", { class: "before" }); write(before, text.slice(from, fork)); body.append(before); }
     write(body, text.slice(Math.max(from, fork), from + MATRIX_TEXT));

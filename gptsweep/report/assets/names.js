@@ -1,6 +1,6 @@
-/* ---------- numbers, values and settings as people read them ---------- */
+/* ---------- numbers, values and settings in readable form ---------- */
 
-/** A number as people read it: three digits that matter, a real minus sign. */
+/** Format a number for reading: three significant digits and a true minus sign. */
 function show(value, digits = 3) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   if (value === 0) return "0";
@@ -10,9 +10,9 @@ function show(value, digits = 3) {
     : value.toFixed(Math.max(0, Math.min(6, digits - 1 - Math.floor(Math.log10(size)))));
   return text.replace("-", "\u2212");
 }
-/** A value of a metric: shares to three decimals, everything else to three digits. */
+/** Format a value of a metric: shares to three decimals, everything else to three significant digits. */
 const showOf = (name, value) => (byName[name].unit !== "share" || value === null || value === undefined ? show(value) : value.toFixed(3).replace(/^-(?!0.000$)/, "\u2212").replace("-", ""));
-/** An error or the end of a range beside its value: as many decimals as the value has. */
+/** Format an error, or an end of an interval, with as many decimals as its value. */
 function showLike(name, value, like) {
   if (value === null || value === undefined) return "–";
   const decimals = (showOf(name, like).split(".")[1] || "").length;
@@ -20,13 +20,13 @@ function showLike(name, value, like) {
 }
 const signed = (name, value) => (value > 0 ? "+" : "") + showOf(name, value);
 const short = (text, most = 28) => (text = JSON.stringify(text).slice(1, -1)).length > most ? text.slice(0, most - 1) + "…" : text;
-/** The values of a setting in at most so many characters each, and still all different: what all begin and end with is left out. */
+/** Shorten the values of a setting but keep them distinct: leave out what all of them begin and end with. */
 const briefs = new Map();
 function brief(k, place, most = 28) {
   const id = k + "/" + most;
   if (!briefs.has(id)) {
     const texts = keys[k].labels.map((text) => JSON.stringify(text).slice(1, -1)), long = texts.filter((text) => text.length > most);
-    const edge = (at) => { // what all long ones share, up to the last mark between words
+    const edge = (at) => { // what all long values share, up to the last separator of words
       let n = 0;
       while (long.length > 1 && n < at(long[0]).length && long.every((text) => at(text)[n] === at(long[0])[n])) n++;
       while (n > 0 && /[\p{L}\p{N}]/u.test(at(long[0])[n - 1])) n--;
@@ -38,7 +38,7 @@ function brief(k, place, most = 28) {
       const from = start > 3 ? start : 0, to = end > 3 && start + end < text.length ? text.length - end : text.length, room = most - 1 - (to < text.length);
       const rest = text.slice(from, to);
       if (rest.length > room) return rest.slice(0, Math.ceil(most / 2) - 1) + "…" + rest.slice(-Math.floor(most / 2));
-      const wider = Math.max(0, to - room); // as much of what comes before as there is room for
+      const wider = Math.max(0, to - room); // keep as much of the text before it as fits
       return (wider ? "…" : "") + text.slice(wider, to) + (to < text.length ? "…" : "");
     });
     const times = new Map();
@@ -49,7 +49,7 @@ function brief(k, place, most = 28) {
 }
 const nameBy = (g, chosen) => chosen.map((k) => `${keys[k].name} ${brief(k, groups.at[g][k])}`).join(" · ");
 const groupName = (g) => nameBy(g, keys.map((_, k) => k)) || "this run";
-/** The settings in which the points in the columns differ; all of them where there is nothing to tell apart. */
+/** Return the settings in which the points in the columns differ, or all settings if none differs. */
 function differing() {
   const found = keys.map((_, k) => k).filter((k) => new Set(state.columns.map((g) => groups.at[g][k])).size > 1);
   return found.length ? found : keys.map((_, k) => k);

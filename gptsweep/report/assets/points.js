@@ -1,8 +1,8 @@
 /* ---------- points ---------- */
 
-/** So many rows at first; so many at most, beyond which the table is read page by page. */
+/** Rows shown at first or per page, and the most rows that a table without pages has. */
 const ROWS = 200, MAX_ROWS = 1000;
-/** Another page of the table. */
+/** Turn to another page of the table. */
 function turn(row) {
   update({ row }, drawPoints);
   go("points");

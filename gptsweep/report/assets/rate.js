@@ -1,6 +1,6 @@
-/* ---------- rating: two samples of one place, their settings hidden ---------- */
+/* ---------- rating: two samples of one place, with their settings hidden ---------- */
 
-/* The choice of pairs and the tally are those of preference.py and docs/rating.md; a test holds them equal. */
+/* The choice of pairs and the tally follow preference.py and docs/rating.md; a test checks that they agree. */
 
 const VERDICTS = ["left", "right", "tie", "both_bad", "skip"], SCORES = { left: 1, right: 0, tie: 0.5, both_bad: 0.5 };
 const MAX_RATED = 24, SHARED_EVERY = 4, NEAR = 2, RATED_UNDER = `gptsweep ratings: ${data.title}`;
@@ -10,7 +10,7 @@ const sampleWith = new Map();
 const idsOf = (i, j) => [sampleId(i), sampleId(j)].sort().join(" ");
 const mine = () => rating.all.filter((one) => one.rater === rating.rater);
 
-/** FNV-1a: which side, and in what order pairs come that all raters share. */
+/** Compute FNV-1a, which decides the sides of a pair and the order of the pairs that all raters share. */
 function hash(text) {
   let found = 0x811c9dc5;
   for (let at = 0; at < text.length; at++) found = Math.imul(found ^ text.charCodeAt(at), 0x01000193);
@@ -32,11 +32,11 @@ function keepRatings() {
   } catch { rating.kept = false; }
 }
 
-/** The settings that take part. */
+/** The settings that take part in the rating. */
 const amongAll = () => readable.length <= MAX_RATED && state.among !== "shown";
 const contenders = () => (amongAll() ? readable : state.columns.filter((g) => withText.has(g))).slice().sort((p, q) => p - q);
 
-/** Pairs of samples of these settings that can be shown: one prompt, seed and number, different texts; by pair of settings. */
+/** Return, for each pair of these settings, the pairs of samples to rate: same prompt, seed and number, but different texts. */
 function offered(settings) {
   const found = [];
   settings.forEach((g, a) => settings.slice(a + 1).forEach((h, more) => {
@@ -51,7 +51,7 @@ function offered(settings) {
   return found;
 }
 
-/** x where matrix x = right side, by elimination; the matrix is positive definite. */
+/** Solve matrix x = right for x by Gauss-Jordan elimination; the matrix is positive definite. */
 function solved(matrix, right) {
   const n = matrix.length, rows = matrix.map((row, i) => [...row, ...right[i]]);
   for (let k = 0; k < n; k++)
@@ -63,7 +63,8 @@ function solved(matrix, right) {
   return rows.map((row, i) => row.slice(n).map((v) => v / row[i]));
 }
 const chance = (gap) => 1 / (1 + Math.exp(-gap));
-/** Strengths of n settings by the penalised Bradley-Terry model, the inverse of its information, and which settings were compared. */
+/** Fit the penalised Bradley-Terry model by Newton's method: return the strengths of n settings, the inverse of the information
+    matrix, and which settings were compared. */
 function strengths(compared, n) {
   let strength = new Array(n).fill(0), information;
   const met = new Array(n).fill(false);
@@ -91,7 +92,7 @@ function strengths(compared, n) {
   slopes(strength);
   return { strength, met, spread: solved(information, information.map((_, i) => information.map((__, j) => +(i === j)))) };
 }
-/** The ratings of this rater that compare two of these settings. */
+/** Return this rater's ratings that compare two of these settings. */
 function comparisons(settings) {
   const at = new Map(settings.map((g, place) => [g, place])), found = [];
   for (const { left, right, verdict } of mine()) {
@@ -101,7 +102,7 @@ function comparisons(settings) {
   return found;
 }
 
-/** The pair that comes next: null where there is none left. */
+/** Return the next pair to rate, or null where none is left. */
 function nextPair() {
   const settings = contenders(), judged = mine(), done = new Set(judged.map(({ left, right }) => [left, right].sort().join(" ")));
   const open = offered(settings).map((each) => ({ ...each, pairs: each.pairs.filter(({ ids }) => !done.has(ids)) })).filter((each) => each.pairs.length);
@@ -141,7 +142,7 @@ function takeBack() {
   drawRate();
 }
 
-/** Hand a text to the reader as a file. */
+/** Offer a text to the reader as a download. */
 function saveAs(name, text) {
   const link = el("a", { href: URL.createObjectURL(new Blob([text], { type: "application/jsonl" })), download: name });
   link.click();
@@ -149,7 +150,7 @@ function saveAs(name, text) {
 }
 const asLines = (rows) => rows.map((row) => JSON.stringify(row) + "\n").join("");
 const fileName = (what) => `${data.title}-${what}.jsonl`.replace(/[^\p{L}\p{N}._-]+/gu, "-");
-/** Ratings with a winner as prompt, chosen and rejected. */
+/** Return the ratings that have a winner as prompt, chosen and rejected text. */
 function preferencePairs() {
   return rating.all.filter(({ verdict }) => verdict === "left" || verdict === "right").flatMap(({ left, right, verdict }) => {
     const [chosen, rejected] = (verdict === "left" ? [left, right] : [right, left]).map((id) => sampleWith.get(id));
@@ -174,7 +175,7 @@ function drawTally() {
     el("p", { class: "note" }, "Preference: the share of wins that a setting would have if it met every other one equally often, by the Bradley-Terry model. How sure that is, the review says: python -m gptsweep.review … --ratings FILE. The tally hides again with the next verdict."));
 }
 
-/** One of the two texts: what both share at their beginning is grey. */
+/** Draw one of the two texts, with the beginning that both share in grey. */
 function sideOf(i, name, narrow, fork) {
   const text = samples.text[i], body = el("div", { class: "text" });
   if (fork) {
@@ -237,7 +238,7 @@ function drawRateMore(settings) {
     el("button", { type: "button", id: "save-pairs", disabled: !pairs, onclick: () => saveAs(fileName("pairs"), asLines(preferencePairs())) }, "Save pairs (prompt, chosen, rejected)"),
     el("span", { class: rating.kept ? "note" : "problem" }, rating.kept ? "Ratings are kept in this browser." : "This browser keeps nothing for this page: save your ratings before you leave it."));
 }
-/** Unnamed ratings take the first name that is given; another name is another rater. */
+/** Give unnamed ratings the first name that is entered; any other name is another rater. */
 function rename(name) {
   if (!rating.rater) for (const one of mine()) one.rater = name;
   rating.rater = name;
@@ -257,7 +258,7 @@ function beginRating() {
   $("rate-open").hidden = readable.length < 2 || !samples.text.length;
   $("rate-open").addEventListener("click", () => openRate(true));
   $("rate-close").addEventListener("click", () => openRate(false));
-  document.addEventListener("visibilitychange", () => { // time away is no time spent
+  document.addEventListener("visibilitychange", () => { // time with the page hidden does not count
     if (document.hidden) rating.hidden = performance.now(); else rating.since += performance.now() - rating.hidden;
   });
   document.addEventListener("keydown", (event) => {

@@ -1,11 +1,11 @@
-/* ---------- samplers: computed before, drawn here ---------- */
+/* ---------- samplers: drawn from precomputed curves ---------- */
 
 function drawSamplers() {
   $("samplers").hidden = !data.samplers.length;
   fill($("samplers-body"), data.samplers.map((found) => el("figure", { class: "wide" }, samplerFigure(found))));
   if (!$("samplers-read").textContent) $("samplers-read").textContent = "Point at a mark to read it here.";
 }
-/** The sentence, the curves of the families with their intervals, their names, and the same as a table. */
+/** Return the verdict, the families' curves with their intervals, the legend, and the same numbers as a table. */
 function samplerFigure({ metric, aim, distance, lower, sentence, notes, halved, families }) {
   const longest = Math.max(...families.map((family) => family.best.length)), budgets = Array.from({ length: longest }, (_, i) => i + 1);
   const W = width("samplers-body"), H = W < 600 ? 320 : 400, box = { left: 56, right: W - 16, top: 28, bottom: H - 44 };

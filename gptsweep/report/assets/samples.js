@@ -1,10 +1,10 @@
 /* ---------- samples ---------- */
 
-/** What odd characters are called in samples; others by their number. */
+/** The names of special characters in samples; others appear by their code point. */
 const NAMES = { "\0": "NUL", "\u001b": "ESC", "\r": "CR", "\u2028": "LS", "\u2029": "PS", "\u200e": "LRM", "\u200f": "RLM", "\u202a": "LRE", "\u202b": "RLE",
   "\u202c": "PDF", "\u202d": "LRO", "\u202e": "RLO", "\u2066": "LRI", "\u2067": "RLI", "\u2068": "FSI", "\u2069": "PDI", "\ufeff": "BOM", "\u200b": "ZWSP" };
 
-/** Append text as text: odd characters named, what is searched for marked. */
+/** Append text, never as markup: name special characters, and mark the matches of the search. */
 function write(node, text, find = state.find.toLowerCase()) {
   const plain = (part) => {
     let from = 0;
@@ -27,17 +27,17 @@ function write(node, text, find = state.find.toLowerCase()) {
 
 const inside = tokenView(data.tokens, { el, write, show, text: (i) => samples.text[i] });
 
-/** Runs of a phrase of at most 120 characters said at least three times on end, over at least 24 characters. */
+/** Find runs of a phrase of at most 120 characters repeated at least three times in a row, over at least 24 characters. */
 function repeats(text) {
   const found = [];
   for (const match of text.slice(0, 50000).matchAll(/([^]{1,120}?)\1{2,}/g)) {
     if (match[0].length < 24 || !match[1].trim()) continue;
     const size = match[1].length, start = match.index;
-    let shift = 0; // begin the phrase where a word begins, and end it where one ends
+    let shift = 0; // start and end the phrase at word boundaries
     for (let s = 0; s < size && /\s/.test(match[1]); s++)
       if ((start + s === 0 || /\s/.test(text[start + s - 1])) && /\s/.test(text[start + s + size - 1])) { shift = s; break; }
     let end = start + match[0].length;
-    while (end < text.length && text[end] === text[end - size]) end++; // a last phrase that shifting made whole
+    while (end < text.length && text[end] === text[end - size]) end++; // include a last phrase that the shift completes
     const from = start + shift, times = Math.floor((end - from) / size);
     found.push({ from, unit: text.slice(from, from + size), length: times * size });
   }
@@ -45,7 +45,7 @@ function repeats(text) {
 }
 const unfolded = new Set();
 
-/** Append text with its repetitions folded to one and a count. */
+/** Append text, with each run of repetitions folded to one phrase and a count. */
 function writeFolded(node, text, id) {
   let from = 0;
   for (const run of repeats(text)) {
@@ -62,7 +62,7 @@ function writeFolded(node, text, id) {
   write(node, text.slice(from));
 }
 
-/** Length of what two texts share at their start, never cutting a character in two. */
+/** Return the length of the common beginning of two texts; never split a surrogate pair. */
 function shared(a, b) {
   const most = Math.min(a.length, b.length);
   let at = 0;
@@ -80,7 +80,7 @@ function move(step) {
   update({ at: found[to] }, drawMatrix, drawSamples);
 }
 
-/** Which samples of each point the page holds, the first of them by name. */
+/** Say which samples of each point the page holds, naming the first few. */
 function heldPlaces() {
   const named = places.slice(0, 3).map(({ prompt, seed, index }) => `prompt ${prompt}, seed ${seed}, sample ${index}`);
   return named.join("; ") + (places.length > 3 ? `; and ${plural(places.length - 3, "more", "more")}` : "");
@@ -132,7 +132,7 @@ function drawSamples() {
   $("columns").style.setProperty("--columns", Math.max(1, rows.length));
   fill($("columns"), rows.map((i, at) => {
     const g = state.columns[at];
-    const offer = (event) => { // thousands of points: the list is made when it is wanted
+    const offer = (event) => { // the list is built only when opened, because there may be thousands of points
       if (event.target.options.length === 1) event.target.replaceChildren(...every.map((one) => el("option", { value: one, selected: one === g }, groupName(one))));
     };
     const head = el("header", { class: nameBy(g, unlike).length > 16 ? "long" : "" }, el("span", { class: `badge t${at}` }, LETTERS[at]),

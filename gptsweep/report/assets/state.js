@@ -1,11 +1,11 @@
-/* ---------- state, kept in the address ---------- */
+/* ---------- state, stored in the page's address ---------- */
 
 const all = "all", TEXT = "reference";
 const first = metrics.length ? metrics[0].name : null;
 const onAxis = (axis) => metrics.find((metric) => metric.axis === axis)?.name ?? first;
 const numeric = keys.map((_, k) => k).sort((p, q) => isNumeric(q) - isNumeric(p) || p - q); // settings with an order come first
 function isNumeric(k) { return keys[k].labels.every((text) => text === "null" || !Number.isNaN(Number(text))); }
-const open = keys.map(() => (data.cells ? all : 0)); // a page that holds no means over settings shows one value of each
+const open = keys.map(() => (data.cells ? all : 0)); // a page without means over settings shows one value of each
 const state = {
   metric: first, x: numeric[0] ?? 0, y: numeric[1] ?? 0, fixed: open.slice(),
   mx: onAxis("x"), my: onAxis("y"),
@@ -13,7 +13,7 @@ const state = {
   every: false, less: [], kind: "", order: "", pin: [], hide: [], wide: false,
 };
 
-/** The points that the sample browser opens with: along the first setting its ends and its middle, of the others the middle. */
+/** Return the points shown at first in the sample browser: ends and middle of the first setting, the middle of the others. */
 function spread() {
   if (readable.length <= 3) return readable.slice();
   const x = numeric[0], n = keys[x].labels.length, middle = keys.map((key) => Math.floor((key.labels.length - 1) / 2));
@@ -30,7 +30,7 @@ function nearest(at, x) {
 }
 
 function readAddress() {
-  const given = new URLSearchParams(location.hash.slice(1)); // anyone can write an address: what is not known here is passed over
+  const given = new URLSearchParams(location.hash.slice(1)); // anyone can write an address: ignore what is unknown
   const metric = (name, now) => (byName[given.get(name)] ? given.get(name) : now);
   const key = (name, now) => { const k = keys.findIndex((one) => one.name === given.get(name)); return k < 0 ? now : k; };
   const group = (text) => (/^\d+$/.test(text) && Number(text) < count ? Number(text) : null);
@@ -91,7 +91,7 @@ function update(change, ...draw) {
   for (const one of draw.length ? draw : [drawEffects, drawCharts, drawPoints, drawMatrix, drawSamples]) one();
 }
 
-/** Show point g among the samples, or take it away. */
+/** Add point g to the samples shown, or remove it. */
 function toggle(g) {
   const now = state.columns.includes(g) ? state.columns.filter((one) => one !== g) : [...state.columns, g].slice(-MAX_COLUMNS);
   update({ columns: now }, drawCharts, drawPoints, drawMatrix, drawSamples);

@@ -1,13 +1,13 @@
-/* Inside a sample: its tokens shaded by surprise, and what else was likely at each, by mouse and by key. */
+/* Inside a sample: its tokens shaded by surprise, and the likely alternatives at each, by mouse and by keyboard. */
 
-/** A view of the tokens of samples.
-    tokens: the page's data of them, or null; tools: `el`, `write` and `show` of the page, and `text(i)`, the completion of sample i. */
+/** Create a view of the tokens of samples.
+    tokens: the page's token data, or null; tools: the page's `el`, `write` and `show`, and `text(i)`, the text of sample i. */
 function tokenView(tokens, { el, write, show, text }) {
-  const LEVELS = 8, NATS = 8; // a surprise of this many nats, one in 3,000, has the full shade
+  const LEVELS = 8, NATS = 8; // a surprise of this many nats, a probability of 1 in 3,000, has the full shade
   const percent = (logprob) => { const p = 100 * Math.exp(logprob); return `${p >= 99.95 ? "100" : p >= 10 ? p.toFixed(1) : p >= 0.001 ? p.toPrecision(2) : "< 0.001"}\u00a0%`; };
   const named = (piece) => (piece === "" ? "nothing" : /^\s+$/.test(piece) ? JSON.stringify(piece).slice(1, -1).replaceAll(" ", "␣") : piece.replace(/^ | $/g, "␣").replaceAll("\n", "⏎"));
 
-  /** What was measured at token t of sample i. */
+  /** Describe what was measured at token t of sample i. */
   function details(i, t) {
     const own = tokens.of[i], piece = tokens.texts[own.text[t]];
     const name = (content) => { const node = el("bdi", { class: "piece" }); write(node, named(content), ""); return node; };
@@ -23,7 +23,7 @@ function tokenView(tokens, { el, write, show, text }) {
     ];
   }
 
-  /** The text of sample i as tokens; the one that holds character `fork` is marked, and those before it are greyed. */
+  /** Draw the text of sample i as tokens; mark the one that holds character `fork`, and grey those before it. */
   function body(i, fork, title) {
     const own = tokens.of[i], all = text(i);
     const panel = el("div", { class: "inspect", role: "status" }, el("p", { class: "note" }, "Point at a token, or press Tab and then ← or →, to see what else was likely there."));
@@ -50,7 +50,7 @@ function tokenView(tokens, { el, write, show, text }) {
       const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: nodes.length - 1 }[event.key];
       if (at < 0 || to === undefined || event.altKey || event.ctrlKey || event.metaKey) return;
       event.preventDefault();
-      event.stopPropagation(); // the page's own arrows go from sample to sample
+      event.stopPropagation(); // the page's own arrow keys move between samples
       if (!nodes[to]) return;
       nodes[at].tabIndex = -1;
       nodes[to].tabIndex = 0;
