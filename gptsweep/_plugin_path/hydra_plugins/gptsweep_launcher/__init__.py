@@ -1,6 +1,6 @@
-"""Makes ``hydra/launcher=fused``, ``fused_ray`` and ``fused_slurm`` known: Hydra takes launchers from ``hydra_plugins`` alone.
+"""Register ``hydra/launcher=fused``, ``fused_ray`` and ``fused_slurm``: Hydra looks for launchers only in ``hydra_plugins``.
 
-Every Hydra start imports this, so it imports neither torch nor Ray nor submitit.
+Every start of Hydra imports this module, so it imports neither torch nor Ray nor submitit.
 """
 
 from dataclasses import dataclass
@@ -13,20 +13,20 @@ from gptsweep.multirun import elsewhere, launcher
 
 @dataclass
 class FusedLauncherConf:
-    """``hydra.launcher`` with ``hydra/launcher=fused``."""
+    """The config ``hydra.launcher`` of ``hydra/launcher=fused``."""
 
     _target_: str = "hydra_plugins.gptsweep_launcher.FusedLauncher"
 
 
 @dataclass
 class RayFusedLauncherConf:
-    """``hydra.launcher`` with ``hydra/launcher=fused_ray``."""
+    """The config ``hydra.launcher`` of ``hydra/launcher=fused_ray``."""
 
     _target_: str = "hydra_plugins.gptsweep_launcher.RayFusedLauncher"
     shards: int | None = None
     workers: int | None = None
     address: str | None = None
-    resources: Any = None  # a mapping: an optional one that is None takes no value from the command line
+    resources: Any = None  # a mapping; typed Any, as OmegaConf lets no command line fill an optional dict that is None
     runtime_env: Any = None
     ship_weights: bool = False
     heartbeat_s: float = elsewhere.HEARTBEAT_SECONDS
@@ -35,7 +35,7 @@ class RayFusedLauncherConf:
 
 @dataclass
 class SlurmFusedLauncherConf:
-    """``hydra.launcher`` with ``hydra/launcher=fused_slurm``."""
+    """The config ``hydra.launcher`` of ``hydra/launcher=fused_slurm``."""
 
     _target_: str = "hydra_plugins.gptsweep_launcher.SlurmFusedLauncher"
     shards: int | None = None
@@ -53,15 +53,15 @@ class SlurmFusedLauncherConf:
 
 
 class FusedLauncher(launcher.FusedLauncher):
-    """`gptsweep.multirun.launcher.FusedLauncher` under the name that Hydra wants."""
+    """`gptsweep.multirun.launcher.FusedLauncher` under the name that Hydra requires."""
 
 
 class RayFusedLauncher(elsewhere.RayFusedLauncher):
-    """`gptsweep.multirun.elsewhere.RayFusedLauncher` under the name that Hydra wants."""
+    """`gptsweep.multirun.elsewhere.RayFusedLauncher` under the name that Hydra requires."""
 
 
 class SlurmFusedLauncher(elsewhere.SlurmFusedLauncher):
-    """`gptsweep.multirun.elsewhere.SlurmFusedLauncher` under the name that Hydra wants."""
+    """`gptsweep.multirun.elsewhere.SlurmFusedLauncher` under the name that Hydra requires."""
 
 
 ConfigStore.instance().store(group="hydra/launcher", name="fused", node=FusedLauncherConf, provider="gptsweep")

@@ -1,4 +1,7 @@
-"""Makes ``hydra/sweeper=points`` and ``=random`` known: Hydra takes sweepers from ``hydra_plugins`` alone. Imports no torch."""
+"""Register ``hydra/sweeper=points`` and ``=random``: Hydra looks for sweepers only in ``hydra_plugins``.
+
+Every start of Hydra imports this module, so it does not import torch.
+"""
 
 from dataclasses import dataclass
 
@@ -9,7 +12,7 @@ from gptsweep.multirun import sweepers
 
 @dataclass
 class PointsSweeperConf:
-    """``hydra.sweeper`` with ``hydra/sweeper=points``."""
+    """The config ``hydra.sweeper`` of ``hydra/sweeper=points``."""
 
     _target_: str = "hydra_plugins.gptsweep_sweepers.PointsSweeper"
     file: str | None = None
@@ -19,7 +22,7 @@ class PointsSweeperConf:
 
 @dataclass
 class RandomSweeperConf:
-    """``hydra.sweeper`` with ``hydra/sweeper=random``."""
+    """The config ``hydra.sweeper`` of ``hydra/sweeper=random``."""
 
     _target_: str = "hydra_plugins.gptsweep_sweepers.RandomSweeper"
     n: int = 64
@@ -33,7 +36,7 @@ class PointsSweeper(sweepers.DesignSweeper):
 
 
 class RandomSweeper(sweepers.DesignSweeper):
-    """`gptsweep.multirun.sweepers.DesignSweeper` over points that are drawn."""
+    """`gptsweep.multirun.sweepers.DesignSweeper` over randomly drawn points."""
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="points", node=PointsSweeperConf, provider="gptsweep")
