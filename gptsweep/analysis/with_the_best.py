@@ -1,16 +1,16 @@
-"""Which of many settings may be the best one: multiple comparisons with the best, by the bootstrap of `stats`.
+"""Which of many settings may be the best: multiple comparisons with the best, by the bootstrap of `stats`.
 
 Finding which of many settings may be the best is a multiple comparison with the best (Edwards and Hsu 1983, Multiple
 Comparisons with the Best Treatment; Hsu 1996, Multiple Comparisons). For setting i, divide its difference from each other
 setting j by the standard deviation s_ij. The critical value d_i is the 95 % quantile, over bootstrap resamples without true
-differences, of the largest of these (max-T, Westfall and Young 1993, Resampling-Based Multiple Testing), widened for few
-clusters by the ratio of Student's t to the normal quantile. With 95 % simultaneous confidence
+differences, of the largest of these (max-T, Westfall and Young 1993, Resampling-Based Multiple Testing). For few clusters, it
+is widened by the ratio of Student's t quantile to the normal one. With 95 % simultaneous confidence
 
-    the best is among S = {i: no j has score_j - score_i > d_i s_ij}, and the best setting but i is ahead of i by at most
-    max over j in S of score_j - score_i + d_j s_ij, at least by min(0, max over j of score_j - score_i - d_i s_ij)
+    the best is among S = {i: no j has score_j - score_i > d_i s_ij}, and the best of the other settings leads i by at most
+    max over j in S of score_j - score_i + d_j s_ij, and by at least min(0, max over j of score_j - score_i - d_i s_ij)
 
-The critical value of a setting takes only its own differences, so settings are compared block by block. Time grows with the
-square of their number, memory only with their number.
+The critical value of a setting depends only on its own differences, so settings are compared block by block. Time grows with
+the square of their number, memory only with their number.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from .stats import MAX_BLOCKS, MIN_PAIRS, RESAMPLES, Floats, Ints, Mask, critica
 TOGETHER = 32
 """Settings whose resampled scores are compared at a time: about as many as fit into a core's cache."""
 ROUNDING = 1e-12
-"""The part of a score's standard deviation below which that of a difference is nothing but rounding."""
+"""The fraction of a score's standard deviation below which the standard deviation of a difference is nothing but rounding."""
 
 
 class WithTheBest(NamedTuple):
     """How settings compare with the best one, simultaneously for all of them; each array is [settings].
 
-    ``low`` and ``high`` bound how far the best of the others is ahead, in scores; NaN if there are too few pairs.
-    ``independent`` is the number of independent pairs with the setting that was asked about.
+    ``low`` and ``high`` bound the lead of the best of the other settings, in units of the score; they are NaN if there are too
+    few pairs. ``independent`` is the number of independent pairs with the setting that was asked about.
     """
 
     may_be_best: Mask
@@ -43,7 +43,7 @@ class WithTheBest(NamedTuple):
 
 
 def with_the_best(num: Floats, den: Floats, clusters: Ints, score: Callable[[Floats], Floats], asked: int = 0) -> WithTheBest:
-    """Multiple comparisons with the best; see the docstring of this module. Two settings are compared where both have a value.
+    """Compute multiple comparisons with the best, as in this module's docstring. Pairs count where both settings have a value.
 
     Args:
         num, den: [settings, pairs]; two settings form a pair in each column; ``den`` is 0 where a setting has no value.
@@ -54,13 +54,13 @@ def with_the_best(num: Floats, den: Floats, clusters: Ints, score: Callable[[Flo
     size = len(num)
     kinds, kind = np.unique(den > 0, axis=0, return_inverse=True)
     kind = kind.reshape(-1)
-    order = np.argsort(kind, kind="stable")  # settings that have the same pairs beside one another
+    order = np.argsort(kind, kind="stable")  # settings with the same pairs are adjacent
     drawn = resampled(min(len(np.unique(clusters)), MAX_BLOCKS)).T
 
     def scored(rows: Ints, masks: Mask) -> tuple[Floats, Floats, Ints, Ints]:
-        """Scores over these pairs [n], how far the resamples move them [n, RESAMPLES], and how many clusters and resamples [n].
+        """Return scores [n], their shifts in the resamples [n, RESAMPLES], and the numbers of clusters and of resamples [n].
 
-        A resample that has none of these pairs moves nothing.
+        Only these pairs count; a resample that has none of them has a shift of 0.
         """
         parts = summed(np.stack([num[rows], den[rows]]) * masks, clusters)
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
@@ -72,9 +72,9 @@ def with_the_best(num: Floats, den: Floats, clusters: Ints, score: Callable[[Flo
         return whole, np.where(there, again, 0.0), (parts[1] > 0).sum(axis=-1), there.sum(axis=1)
 
     def compared(rows: Ints, others: Ints, most: Floats | None = None) -> tuple[Floats, Floats, Ints]:
-        """[rows, others] each: by how much the others are ahead, the standard deviation of that, and the clusters of both.
+        """Return the leads of the others and their standard deviations [rows, others], and the clusters of both [others].
 
-        ``rows`` have the same pairs. ``most`` [rows, RESAMPLES] is raised to the largest of the standardised differences.
+        All ``rows`` have the same pairs. ``most`` [rows, RESAMPLES] is raised to the largest of the standardised differences.
         """
         ahead, spread = np.full((len(rows), len(others)), np.nan), np.full((len(rows), len(others)), np.nan)
         independent = np.zeros(len(others), dtype=np.int64)
@@ -115,7 +115,7 @@ def with_the_best(num: Floats, den: Floats, clusters: Ints, score: Callable[[Flo
     ]
 
     def critical_values(rows: Ints) -> float:
-        """Find the critical values of these settings, and by how much another one is surely ahead; the largest difference."""
+        """Find these settings' critical values and the largest sure lead of another one; return the largest difference."""
         most = np.zeros((len(rows), RESAMPLES))
         ahead, spread, shared = compared(rows, order, most)
         some = ~np.isnan(ahead)
@@ -126,10 +126,11 @@ def with_the_best(num: Floats, den: Floats, clusters: Ints, score: Callable[[Flo
         return float(np.abs(ahead[some]).max(initial=0.0))
 
     def furthest_behind(rows: Ints) -> None:
+        """Find how far the best of the other candidates may lead each of these settings."""
         ahead, spread, _ = compared(rows, candidates)
         behind[rows] = greatest(ahead + limit[candidates] * spread, 0.0)
 
-    with ThreadPoolExecutor() as threads:  # numpy's loops run beside each other
+    with ThreadPoolExecutor() as threads:  # numpy's loops run in parallel
         largest = max(threads.map(critical_values, blocks))
         may = may_be_best(lead, known, largest)
         candidates = order[may[order]]
@@ -138,10 +139,10 @@ def with_the_best(num: Floats, den: Floats, clusters: Ints, score: Callable[[Flo
 
 
 def among_the_best(ahead: Floats, spread: Floats, limit: Floats, independent: Ints) -> WithTheBest:
-    """Compute the intervals of the docstring of this module from tables of every two settings.
+    """Compute the intervals of this module's docstring from tables of all pairs of settings.
 
     Args:
-        ahead, spread: [settings, settings], how far j is ahead of i, and the standard deviation of that; NaN where unknown.
+        ahead, spread: [settings, settings], the lead of j over i, and its standard deviation; NaN where unknown.
         limit: [settings], the critical values.
         independent: as in `WithTheBest`.
     """
@@ -154,15 +155,15 @@ def among_the_best(ahead: Floats, spread: Floats, limit: Floats, independent: In
 
 
 def greatest(table: Floats, least: float) -> Floats:
-    """The greatest number of each row, ``least`` at least; NaN is none."""
+    """Return the greatest number of each row, at least ``least``; NaN is ignored."""
     return np.asarray(np.where(np.isnan(table), -np.inf, table).max(axis=1, initial=least))
 
 
 def may_be_best(lead: Floats, known: Mask, furthest: float) -> Mask:
-    """Whether no other setting is surely ahead; what is within rounding of the largest difference is none."""
+    """Return whether no other setting is surely ahead; a lead within rounding of the largest difference does not count."""
     return known & (lead <= 1e-9 * furthest)
 
 
 def intervals(may: Mask, known: Mask, lead: Floats, behind: Floats, independent: Ints) -> WithTheBest:
-    """What follows from the bounds; NaN where nothing is known."""
+    """Return the comparison that follows from the bounds; NaN where nothing is known."""
     return WithTheBest(may, np.where(known, np.minimum(0.0, lead), np.nan), np.where(known, behind, np.nan), independent)

@@ -1,4 +1,4 @@
-"""What was measured on this machine, kept in ``$XDG_CACHE_HOME/gptsweep/plan``: a file each, named by a hash of its name."""
+"""Measurements of this machine, cached in ``$XDG_CACHE_HOME/gptsweep/plan``: one file each, named by a hash of its name."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ log = get_logger(__name__)
 
 
 def overhead_here() -> Overhead:
-    """What a command and a point cost here."""
+    """Return what a command and a point cost on this machine, measured now or earlier."""
     return Overhead(
         **_kept({"of": "overhead"}, lambda: asdict(measured()), lasts=lambda found: not Overhead(**found).is_borrowed)
     )
 
 
 def speed_here(checkpoint: Checkpoint, *, device: torch.device, dtype: str, sampling: Sampling, threads: int) -> Speed:
-    """The speed of a model's shape here, with these steps of sampling."""
+    """Return the speed of a model of this shape on this machine with these steps of sampling, measured now or earlier."""
     name = {
         "of": "speed",
         "as": "mean step of a usual round",
@@ -62,9 +62,9 @@ def _kept(
     measure: Callable[[], dict[str, Any]],
     lasts: Callable[[dict[str, Any]], bool] = lambda _found: True,
 ) -> dict[str, Any]:
-    """What was measured before under this name, on this machine and with these versions; else it is measured now.
+    """Return what was measured under this name, on this machine and with these versions; if nothing was, measure it now.
 
-    It is kept if ``lasts`` says so.
+    A new measurement is cached if ``lasts`` says so.
     """
     machine = {
         "processor": platform.processor() or platform.machine(),
@@ -80,7 +80,7 @@ def _kept(
         if kept["of"] == text and all(is_number(leaf, 0, math.inf) for leaf in _leaves(kept["measured"])):
             return dict(kept["measured"])
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # there is none, or it is damaged
+        pass  # the file is missing or damaged
     found = measure()
     if not lasts(found):
         return found
@@ -93,6 +93,7 @@ def _kept(
 
 
 def _leaves(value: Any) -> list[Any]:
+    """Return the values in nested dicts, lists and tuples."""
     if isinstance(value, dict):
         return [leaf for each in value.values() for leaf in _leaves(each)]
     return [leaf for each in value for leaf in _leaves(each)] if isinstance(value, (list, tuple)) else [value]

@@ -1,4 +1,4 @@
-"""What a sweep costs apart from decoding, on this machine: measured with two tiny sweeps of the package's own model."""
+"""The cost of a sweep on this machine apart from decoding, measured with two tiny sweeps of the package's own model."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from ..store.schema import SAMPLES, SWEEP
 log = get_logger(__name__)
 
 SECONDS = 12.0
-"""Both sweeps together take no longer than this; what is not known then is taken from a machine of two cores."""
+"""The time limit of both sweeps together; what is not known by then is taken from a machine with two cores."""
 _FEW, _MANY = 2, 66
 _SAMPLES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overhead:
-    """Seconds of a whole command and of each point in it, and what a point leaves: files, their bytes, bytes of ``sweep.csv``.
+    """Seconds per command and per point, and what a point leaves: files, their bytes, and bytes of ``sweep.csv``.
 
-    ``samples.jsonl`` and the checksums of its lines are not among the bytes.
+    The bytes include neither ``samples.jsonl`` nor the checksums of its lines.
     """
 
     command: float
@@ -42,16 +42,16 @@ class Overhead:
 
     @property
     def is_borrowed(self) -> bool:
-        """Whether what a point costs is that of another machine, as this one was too busy to measure it."""
+        """Whether the cost of a point is that of another machine, because this one was too busy to measure it."""
         return {name: getattr(self, name) for name in _ELSEWHERE} == _ELSEWHERE
 
 
 _ELSEWHERE = {"point": 0.02, "files": 9.0, "file_bytes": 7300.0, "row_bytes": 345.0}
-"""`Overhead` of a point on a virtual machine of two cores."""
+"""The `Overhead` of a point on a virtual machine with two cores."""
 
 
 def measured(limit: float = SECONDS) -> Overhead:
-    """Run both sweeps, each in a process and a directory of its own, for ``limit`` seconds at most.
+    """Run both sweeps, each in a process and a directory of its own, for at most ``limit`` seconds.
 
     Raises:
         ResultsError: the command does not work here.
@@ -79,7 +79,7 @@ def measured(limit: float = SECONDS) -> Overhead:
 
 
 def _timed(place: Path, points: int, limit: float) -> float | None:
-    """Seconds that a sweep takes, None where it does not end within ``limit``."""
+    """Return the seconds that a sweep takes, or None where it does not end within ``limit``."""
     place.mkdir()
     command = [sys.executable, "-m", "gptsweep", "-m", f"seed=range(0,{points})", "name=calibration", "quiet=true",
                "sampling.num_samples=1", "sampling.max_new_tokens=1"]  # fmt: skip
@@ -104,7 +104,7 @@ def _timed(place: Path, points: int, limit: float) -> float | None:
 
 
 def sample_seconds(samples: Sequence[Sample], clock: Callable[[], float] = time.process_time) -> float:
-    """Seconds that the driver takes for each of these: its line, and its share of the metrics of its point."""
+    """Measure the driver's seconds per sample, by ``clock``: for its line, and its share of the metrics of its point."""
     samples = list(samples)[:_SAMPLES]
     began = clock()
     lines = [sample.line().encode() for sample in samples]
