@@ -1,1 +1,1 @@
-"""CPU kernels: numba loops, and how they become machine code."""
+"""CPU kernels: numba loops, and their compilation to machine code."""

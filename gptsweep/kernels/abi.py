@@ -1,8 +1,8 @@
-"""The ABI of the CPU kernels: the records that they read and write, and the sizes that both sides of a call go by.
+"""The ABI of the CPU kernels: the records that they read and write, and the sizes that both sides of a call share.
 
-Fields of a kernel's own record, in `TASKS`, are int64; those from ``next_unit`` on are addresses. Threads take ``chunk`` units
-at a time from the counter at ``next_unit``, and ``scratch`` bytes for themselves from the one at ``next_scratch``. An
-``epsilon`` and a ``cap`` are the bits of a float64 (`float64_bits`).
+All fields of a kernel's own record, in `TASKS`, are int64; those from ``next_unit`` on are addresses. Threads take ``chunk``
+units of work at a time from the counter at ``next_unit``, and ``scratch`` bytes of memory of their own from the counter at
+``next_scratch``. ``epsilon`` and ``cap`` hold the bits of a float64 (`float64_bits`).
 """
 
 from __future__ import annotations
@@ -12,38 +12,39 @@ import numpy as np
 from ..records import SAMPLERS
 
 PAGE = 16
-"""Positions of a sequence whose keys and values lie together: as many as a vector register has float32."""
+"""Positions of a sequence whose keys and values share a page: as many as a vector register holds float32 numbers."""
 TILE = 8
-"""Tokens whose attention reads a page together, where they see the same: as many as have two sums each in vector registers."""
+"""Tokens that read a shared page together in attention: as many as can keep two sums each in vector registers."""
 HEADS = 4
-"""Heads of a token that are attended to together: a sum has to wait for its own last addition, so many go on at once."""
+"""Heads of a token that attend together: an addition to a sum waits for the one before it, so several sums run side by side."""
 MOST_HEADS = 8
-"""Heads that share keys and values, of more than `HEADS` that do, and are attended to together, so that these are read once."""
+"""The most query heads that attend together where more than `HEADS` share keys and values, which are then read only once."""
 COLUMNS = 64
-"""Outputs that lie together in oneDNN's packed bfloat16 weights."""
+"""Outputs in one block of oneDNN's packed bfloat16 weights."""
 TILE_ROWS = 12
-"""Rows that go through a layer together: as many as have their sums over half of `COLUMNS` in vector registers."""
+"""Rows that go through a layer together: as many as can keep their sums over half of `COLUMNS` in AVX-512's registers."""
 TILES_TOGETHER = 6
-"""Tiles of rows that a thread widens at once, and takes through one block of weights after another."""
+"""Tiles of rows that a thread widens to float32 at once, then multiplies by one block of weights after another."""
 INT8_TILE_ROWS = 6
-"""Rows that go through an int8 layer together: as many as have `PAGE` sums each in the 16 vector registers of AVX2."""
+"""Rows that go through an int8 layer together: as many as can keep `PAGE` sums each in the 16 vector registers of AVX2."""
 INT8_TILES_TOGETHER = 6
-"""Tiles of rows that a thread takes through one block of int8 weights: fewer read weights more often, more wait longer."""
+"""Tiles of rows that a thread multiplies by one block of int8 weights. Fewer would read the weights more often; more would make
+larger units of work, for which the other threads wait longer at the end."""
 ZERO = 128
-"""What stands for 0 in a row for oneDNN, which is fast for unsigned int8."""
+"""The zero point of rows quantised for oneDNN, which is fast for unsigned int8 inputs."""
 SEGMENT = 4096
-"""Numbers that ``rescale`` and ``activate`` work on at a time, so that a single long row keeps all threads busy."""
+"""Numbers that ``rescale`` and ``activate`` process at a time, so that even a single long row keeps all threads busy."""
 NO_ACTIVATION, GELU, GELU_TANH, RELU_SQUARED, SILU, SOFT_CAP = range(6)
-"""What ``rescale`` and ``multiply`` do last, ``activate`` alone, and ``gate`` to what it multiplies by; `SOFT_CAP` only
-``activate``."""
+"""Activations. ``rescale`` and ``multiply`` apply one to their results, ``activate`` applies one alone, and ``gate`` applies
+one to the gate. Only ``activate`` knows `SOFT_CAP`."""
 NO_NORM, NORM_BEFORE, NORM_AFTER = range(3)
-"""Whether and when ``turn`` normalises heads: before or after it turns them."""
+"""Whether ``turn`` normalises heads, and whether it does so before or after it rotates them."""
 BLOCK = 64
-"""Logits are scanned in blocks of this many: a block whose greatest logit cannot win is skipped whole."""
+"""Logits are scanned in blocks of this many; a block whose greatest logit cannot win is skipped whole."""
 
 
 def float64_bits(number: float) -> int:
-    """The int64 with the bits of a float64: how a record holds one."""
+    """Return the bits of a float64 as an int64, as a record holds them."""
     return int(np.float64(number).view(np.int64))
 
 
@@ -87,14 +88,14 @@ TASKS = {
 """The record of each kernel."""
 
 ADJUSTMENT = np.dtype([("id", "i8"), ("bias", "f8"), ("seen", "i8"), ("count", "i8"), ("banned_until", "i8")])
-"""A token whose logit logit_bias or a penalty changes: ``seen`` in the prompt or completion, ``count`` in the completion. It is
-not sampled at positions below ``banned_until``."""
+"""A token whose logit is changed by logit_bias, a penalty or a ban. ``seen`` says whether the token occurs in the prompt or the
+completion, ``count`` how often it occurs in the completion. It is not sampled at positions below ``banned_until``."""
 
 STEPS = (
     *("temperature", "top_n_sigma", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "xtc"),
     "mirostat",
 )
-"""The steps that the kernel has, by their number in ``steps``, from 1 on; adjustments come before them."""
+"""The steps that the kernel implements, numbered from 1 in a row's ``steps``; adjustments come before all of them."""
 
 ROW = np.dtype(
     [
@@ -119,10 +120,13 @@ ROW = np.dtype(
         ("entropy", "f8"),
     ]
 )
-"""One row's settings and, from ``token`` on, what was chosen. A setting that is null has the number that its declaration
-gives as ``off``; ``adjustments`` is the address of an `ADJUSTMENT` array; ``position`` counts the tokens of the completion;
-``steps`` are `STEPS` in the row's order, the first in its lowest four bits, or 0: temperature, top_k, top_p and min_p in this
-order. ``mirostat_mu`` is the greatest surprise, in bits, of a token that Mirostat leaves. ``text`` is the address of the ids of
-prompt and completion where DRY or n-grams look at them, ``breaks`` that of a truth value for each token, and ``dry_most`` the
-length up to which DRY tells repetitions apart. ``survivors`` is how many tokens could be sampled: those that no step dropped;
-1 of a greedy row."""
+"""One row's settings and, from ``token`` on, its result.
+
+A setting that is null holds the number that its declaration gives as ``off``. ``adjustments`` is the address of an array of
+`ADJUSTMENT`. ``position`` counts the tokens of the completion so far. ``steps`` packs the numbers of the row's `STEPS` in their
+order, four bits each, the first in the lowest four bits; 0 means temperature, top_k, top_p and min_p in this order.
+``mirostat_mu`` is the greatest surprise, in bits, of a token that Mirostat keeps. ``text`` is the address of the ids of prompt
+and completion, where DRY or n-gram bans need them. ``breaks`` is the address of a truth value for each token of the vocabulary,
+and ``dry_most`` the length from which on DRY treats all repetitions alike. ``survivors`` counts the tokens that no step
+dropped; it is 1 for a greedy row.
+"""

@@ -1,6 +1,7 @@
 """The kernels ``activate`` and ``gate``, and the activations that they share with ``rescale``.
 
-oneDNN's own GELU takes three times as long. These are approximations that vectorise, exact to about float32.
+oneDNN's own GELU takes three times as long. The functions here are approximations that vectorise and are accurate to about
+float32's precision.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from .intrinsics import FAST, compiled, exp, store_narrow, take, widen
 
 @compiled(fastmath=FAST)
 def _gelu_tanh(x):
-    """GELU's tanh form, ``x * sigmoid(sqrt(8 / pi) * (x + 0.044715 * x**3))`` (Hendrycks and Gimpel, 2016)."""
+    """Compute GELU's tanh form, ``x * sigmoid(sqrt(8 / pi) * (x + 0.044715 * x**3))`` (Hendrycks and Gimpel, 2016)."""
     u = np.float32(1.5957691216) * x * (np.float32(1) + np.float32(0.044715) * x * x)
     e = exp(-abs(u))
     return x * (np.float32(1) if u >= 0 else e) / (np.float32(1) + e)
@@ -22,7 +23,7 @@ def _gelu_tanh(x):
 
 @compiled(fastmath=FAST)
 def _gelu(x):
-    """GELU, ``x * (1 + erf(x / sqrt(2))) / 2``; erf to 1.5e-7 (Abramowitz and Stegun, 7.1.26)."""
+    """Compute GELU, ``x * (1 + erf(x / sqrt(2))) / 2``, with erf to within 1.5e-7 (Abramowitz and Stegun, 7.1.26)."""
     z = abs(x) * np.float32(0.7071067812)
     t = np.float32(1) / (np.float32(1) + np.float32(0.3275911) * z)
     p = np.float32(1.061405429)
@@ -30,27 +31,27 @@ def _gelu(x):
     p = p * t + np.float32(1.421413741)
     p = p * t + np.float32(-0.284496736)
     p = p * t + np.float32(0.254829592)
-    # Of a normal variable beyond |x|, both sides; 0 before it is so small that a processor takes its time.
+    # The probability of a standard normal variable above |x|; 0 before it becomes subnormal, which is slow to compute.
     half_beyond = np.float32(0.5) * p * t * exp(-z * z) if z < np.float32(9) else np.float32(0)
     return x * (np.float32(1) - half_beyond if x >= 0 else half_beyond)
 
 
 @compiled(fastmath=FAST)
 def _relu_squared(x):
-    """``max(x, 0) ** 2`` (So et al., 2021)."""
+    """Compute ``max(x, 0) ** 2`` (So et al., 2021)."""
     return x * max(x, np.float32(0))
 
 
 @compiled(fastmath=FAST)
 def _silu(x):
-    """``x * sigmoid(x)``."""
+    """Compute ``x * sigmoid(x)``."""
     e = exp(-abs(x))
     return x * (np.float32(1) if x >= 0 else e) / (np.float32(1) + e)
 
 
 @compiled(fastmath=FAST)
 def activate(y, begin, end, activation):
-    """``y = activation(y)`` in place, from ``begin`` to ``end``."""
+    """Set ``y = activation(y)`` in place, from ``begin`` to ``end``."""
     if activation == GELU_TANH:
         for i in range(begin, end):
             store_narrow(y, i, _gelu_tanh(widen(y[i])))
@@ -64,7 +65,7 @@ def activate(y, begin, end, activation):
 
 @compiled(fastmath=FAST)
 def _soft_cap(y, begin, end, cap):
-    """``y = cap * tanh(y / cap)`` in place, from ``begin`` to ``end``."""
+    """Set ``y = cap * tanh(y / cap)`` in place, from ``begin`` to ``end``."""
     for i in range(begin, end):
         x = widen(y[i])
         e = exp(np.float32(-2) * abs(x) / cap)
@@ -74,7 +75,7 @@ def _soft_cap(y, begin, end, cap):
 
 @compiled()
 def _activate(task, y):
-    """The activation of what a linear layer made, in place."""
+    """Apply the activation to the output of a linear layer, in place."""
     segments = (task.n_numbers + SEGMENT - 1) // SEGMENT
     cap = np.float32(np.int64(task.cap).view(np.float64))
     while True:
@@ -91,7 +92,7 @@ def _activate(task, y):
 
 @compiled(fastmath=FAST)
 def _gate_row(x, gate, up, y, to, count, activation):
-    """``y[to:] = activation(x[gate:]) * x[up:]``, ``count`` of them."""
+    """Set ``y[to + i] = activation(x[gate + i]) * x[up + i]`` for ``i`` below ``count``."""
     if activation == SILU:
         for i in range(count):
             store_narrow(y, to + i, _silu(widen(x[gate + i])) * widen(x[up + i]))
@@ -105,7 +106,7 @@ def _gate_row(x, gate, up, y, to, count, activation):
 
 @compiled()
 def _gate(task, x, y):
-    """Rows ``[n_rows, 2 * width]``, the gate first, to ``[n_rows, width]``: SwiGLU where the activation is SiLU."""
+    """Map rows ``[n_rows, 2 * width]``, the gate first, to ``[n_rows, width]``: SwiGLU where the activation is SiLU."""
     while True:
         begin = take(task.next_unit, task.chunk)
         if begin >= task.n_rows:
@@ -116,6 +117,8 @@ def _gate(task, x, y):
 
 
 def activate_by(at):
+    """Return the kernel ``activate`` for the dtype of ``at``'s pointers."""
+
     def activate(tasks):
         task = carray(tasks, 1)[0]
         _activate(task, at(task.y))
@@ -124,6 +127,8 @@ def activate_by(at):
 
 
 def gate_by(at):
+    """Return the kernel ``gate`` for the dtype of ``at``'s pointers."""
+
     def gate(tasks):
         task = carray(tasks, 1)[0]
         _gate(task, at(task.x), at(task.y))

@@ -1,6 +1,7 @@
-"""The kernels ``store`` and ``attend``: keys and values into their pages, and attention over them. `pages` says how these lie.
+"""The kernels ``store`` and ``attend``: write keys and values into their pages, and attend over them.
 
-Queries, keys and values come as they are: in float32, or as the pages hold them; heads of a token lie together.
+`pages` describes the layout of a page. Queries, keys and values are in float32 or in the dtype of the pages; the heads of a
+token are contiguous.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from .intrinsics import FAST, compiled, exp, float32_at, greatest_of, int32_at, 
 from .pages import mix, mix_tile, per_word_of, score, score_tile
 
 _FEWEST = 3
-"""For fewer tokens than this, reading the pages for each of them takes less time than reading for a whole tile."""
+"""For fewer tokens than this, reading the pages once per token takes less time than reading them for a whole tile."""
 
 
 @compiled()
 def _copy_head(k, k_at, v, v_at, keys, k_to, values, v_to, head_size):
-    """Write the keys and values of one head of a token to where they begin in their page."""
+    """Write the keys and values of one head of a token to its position in their page."""
     per_word = per_word_of(keys)
     for d in range(head_size):
         store_narrow(keys, k_to + d // per_word * per_word * PAGE + d % per_word, widen(k[k_at + d]))
@@ -42,7 +43,7 @@ def _store_head(task, k, v, keys, values, token, head):
 
 @compiled()
 def _store(task, k, v, keys, values):
-    """Write the keys and values of every token into its place in its page."""
+    """Write the keys and values of every token into their page."""
     while True:
         begin = take(task.next_unit, task.chunk)
         if begin >= task.n_tokens:
@@ -54,7 +55,7 @@ def _store(task, k, v, keys, values):
 
 @compiled()
 def _read_queries(task, q, at, keys, scale, to, begin):
-    """``to[begin:] = scale * q[at:]``, one head of a token's queries, rounded as ``keys`` are."""
+    """Set ``to[begin:] = scale * q[at:]`` for one head of a token's queries, rounded to the dtype of ``keys``."""
     if task.wide:
         wide = float32_at(task.q)
         for d in range(task.head_size):
@@ -66,7 +67,7 @@ def _read_queries(task, q, at, keys, scale, to, begin):
 
 @compiled()
 def _write(task, out, to, mixed, begin, total):
-    """``out[to:] = mixed[begin:] / total``, one head of a token's, rounded as ``out`` is."""
+    """Set ``out[to:] = mixed[begin:] / total`` for one head of a token, rounded to the dtype of ``out``."""
     if task.wide:
         wide = float32_at(task.out)
         for d in range(task.head_size):
@@ -78,19 +79,19 @@ def _write(task, out, to, mixed, begin, total):
 
 @compiled()
 def _begin(task, token):
-    """The first position that a kept token sees: as many as the window has, itself the last of them."""
+    """Return the first position that a kept token sees; the token itself is the last position of its window."""
     return max(0, int64_at(task.lengths)[token] - task.window)
 
 
 @compiled()
 def _end_place(task, token):
-    """The place of its block table at which the pages of a kept token end."""
+    """Return the place in a kept token's block table at which its pages end."""
     return (int64_at(task.lengths)[token] + PAGE - 1) // PAGE
 
 
 @compiled()
 def _page(task, token, place):
-    """The page that a kept token sees at ``place`` of its block table, or -1 where it sees none."""
+    """Return the page at ``place`` of a kept token's block table, or -1 where its pages end before that."""
     if int64_at(task.lengths)[token] <= place * PAGE:
         return -1
     return np.int64(int32_at(task.block_tables)[int64_at(task.table_rows)[token] * task.max_pages + place])
@@ -98,9 +99,9 @@ def _page(task, token, place):
 
 @compiled()
 def _end_of_shared(task, tile, count, place):
-    """The first place, from ``place`` on, whose page not all ``count`` tokens of a tile share.
+    """Return the first place, from ``place`` on, whose page the ``count`` tokens of a tile do not all share.
 
-    Sequences that differ in one page share no later one.
+    Sequences that differ in one page share no later page.
     """
     while True:
         page = _page(task, tile, place)
@@ -114,9 +115,9 @@ def _end_of_shared(task, tile, count, place):
 
 @compiled(fastmath=FAST)
 def _softmax(scores, at, begin, end):
-    """Make ``scores[at + begin : at + end]`` weights of a softmax, all but the division by their sum, which is returned.
+    """Turn ``scores[at + begin : at + end]`` into softmax weights that are not yet divided by their sum, and return the sum.
 
-    What else is in their pages becomes 0.
+    The other scores of their pages become 0.
     """
     greatest = greatest_of(scores, at + begin, end - begin)
     total = np.float32(0)
@@ -133,7 +134,7 @@ def _softmax(scores, at, begin, end):
 
 @compiled()
 def _score_places(task, token, begin, end, first_kv, n_pages, group, queries, q_at, keys, scores, at):
-    """The scores of one token's pages from place ``begin`` to ``end``, those of ``begin`` at ``scores[at]``."""
+    """Compute the scores of one token's pages from place ``begin`` to ``end``; those of ``begin`` go to ``scores[at]``."""
     size = task.head_lanes
     for place in range(begin, end):
         page = (_page(task, token, place) * task.n_kv_heads + first_kv) * PAGE * size
@@ -143,7 +144,7 @@ def _score_places(task, token, begin, end, first_kv, n_pages, group, queries, q_
 
 @compiled()
 def _mix_places(task, token, begin, end, first_kv, n_pages, group, weights, at, values, mixed, to):
-    """What one token mixes of its pages from place ``begin`` to ``end``, whose weights begin at ``weights[at]``."""
+    """Add one token's weighted values from place ``begin`` to ``end`` to ``mixed``; the weights begin at ``weights[at]``."""
     size = task.head_lanes
     for place in range(begin, end):
         page = (_page(task, token, place) * task.n_kv_heads + first_kv) * PAGE * size
@@ -152,16 +153,16 @@ def _mix_places(task, token, begin, end, first_kv, n_pages, group, weights, at, 
 
 @compiled()
 def _attend(task, q, k, v, keys, values, out):
-    """Softmax attention of every kept token over its own past, some heads of a tile of tokens at a time.
+    """Compute softmax attention of every kept token over its own past, a few heads of a tile of tokens at a time.
 
-    Heads of a page lie together, and are read in one go, each once for all heads of queries that share it. Tokens of a tile
-    that see the same page read it together; what is computed for each is the same as alone.
+    The heads of a page are contiguous. They are read in one go, each once for all query heads that share it. Tokens of a tile
+    that see the same page read it together; the result of each has the same bits as if it were computed alone.
     """
     n_kv_heads, head_size, size = task.n_kv_heads, task.head_size, task.head_lanes
     kept, lengths = int64_at(task.kept), int64_at(task.lengths)
     scale = np.float32(1 / np.sqrt(head_size))
     page_size, stride = PAGE * size, task.most_scores
-    # A unit has ``together`` heads of keys, and for each the ``sharing`` heads of queries, ``most`` of them at a time.
+    # A unit covers ``together`` heads of keys and, for each, up to ``most`` of the ``sharing`` query heads that read it.
     sharing = task.n_head // n_kv_heads
     together, most, parts = max(1, HEADS // sharing), min(sharing, MOST_HEADS), (sharing + MOST_HEADS - 1) // MOST_HEADS
     tiles, groups = (task.n_kept + TILE - 1) // TILE, (n_kv_heads + together - 1) // together * parts
@@ -190,8 +191,9 @@ def _attend(task, q, k, v, keys, values, out):
                         _store_head(task, k, v, keys, values, kept[tile + t], first_kv + i)
                 place = _begin(task, tile + t) // PAGE
                 lowest, highest = min(lowest, place), max(highest, place)
-            # Tokens that begin in one page, or in two that follow each other, share their pages from ``shared`` to ``end``, and
-            # their rows of scores all begin with the same page. Else each token's scores begin with its own first page.
+            # Tokens whose windows begin in the same page, or in two consecutive pages, share the pages from ``shared`` to
+            # ``end``, and their rows of scores all begin with the same page. Otherwise each token's row of scores begins with
+            # its own first page.
             alike = count >= _FEWEST and highest <= lowest + 1
             shared = highest if alike else 0
             end = _end_of_shared(task, tile, count, shared) if alike else 0
@@ -235,6 +237,8 @@ def _attend(task, q, k, v, keys, values, out):
 
 
 def store_by(at):
+    """Return the kernel ``store`` for pages of the dtype of ``at``'s pointers."""
+
     def store(tasks):
         task = carray(tasks, 1)[0]
         _store(task, at(task.k), at(task.v), at(task.keys), at(task.values))
@@ -243,6 +247,8 @@ def store_by(at):
 
 
 def attend_by(at):
+    """Return the kernel ``attend`` for pages of the dtype of ``at``'s pointers."""
+
     def attend(tasks):
         task = carray(tasks, 1)[0]
         _attend(task, at(task.q), at(task.k), at(task.v), at(task.keys), at(task.values), at(task.out))

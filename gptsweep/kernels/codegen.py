@@ -1,7 +1,8 @@
-"""Every kernel's loop by name and dtype, and LLVM's code of each: what numba makes of the loops, for `runtime`.
+"""The loop of every kernel by name and dtype, and the LLVM code that numba generates from each, for `runtime`.
 
-Each loop works on one unit (some heads of a tile of tokens, a block of outputs of some rows, a row) at a time. It sums what
-belongs to a row in an order that depends on that row alone, so its bits depend neither on the batch nor on the threads.
+Each loop works on one unit at a time: some heads of a tile of tokens, a block of outputs of some rows, or a row. It sums what
+belongs to a row in an order that depends on that row alone, so the bits depend neither on the batch nor on the number of
+threads.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .linear import linear_bfloat16
 from .norm import rms_norm_by, turn_by
 from .sampler import sample_by
 
-binding.initialize_native_asmparser()  # the kernel ``linear`` has a block of assembly, which numba alone does not compile
+binding.initialize_native_asmparser()  # for the inline assembly of the kernel ``linear``; numba loads no parser itself
 
 LOOPS = {
     **{
@@ -44,7 +45,7 @@ LOOPS = {
 
 
 def module_of(name: str, dtype: str, symbol: str) -> binding.ModuleRef:
-    """LLVM's code, hardly optimised, of a kernel ``void symbol(void *task)`` that needs nothing but the C library."""
+    """Return LLVM code, barely optimised, of a kernel ``void symbol(void *task)`` that needs nothing but the C library."""
     task = from_dtype(TASKS[name])
     level, config.OPT = config.OPT, config._OptLevel("0")  # type: ignore[attr-defined]
     try:
@@ -52,7 +53,7 @@ def module_of(name: str, dtype: str, symbol: str) -> binding.ModuleRef:
         module = binding.parse_assembly(made._library.get_llvm_str())  # type: ignore[attr-defined]
     finally:
         config.OPT = level  # type: ignore[attr-defined]
-    # numba's own way in from C goes through Python, for errors that these loops do not have.
+    # numba's own entry point for C calls Python to report errors, which these loops never raise.
     pointer = ir.IntType(8).as_pointer()
     entry = ir.Module()
     entry.triple = module.triple
@@ -65,7 +66,7 @@ def module_of(name: str, dtype: str, symbol: str) -> binding.ModuleRef:
     for place, value in enumerate([*module.functions, *module.global_variables]):
         if not value.is_declaration and value.name != symbol:
             value.linkage, value.name = "internal", f"_{place}"
-    # This leaves a quarter of the code. Nothing in it depends on a processor yet: `runtime` optimises for the user's own.
+    # This shrinks the code to a quarter. It targets no specific processor: `runtime` optimises for the user's own.
     options = binding.create_pipeline_tuning_options(speed_level=1)
     options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
     any_processor = binding.Target.from_triple(binding.get_process_triple()).create_target_machine()

@@ -1,4 +1,4 @@
-"""The draw: counter-based noise of tokens, and the token that wins with it."""
+"""The draw of a token: counter-based Gumbel noise, and the token that wins with it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from .intrinsics import compiled, exp
 from .scan import blocks, is_left
 
 GUMBEL_MAX = 22.9
-"""No noise is greater: -log(-log(u)) at the greatest u, 1 - 2**-33, is 22.87."""
+"""An upper bound of the noise: -log(-log(u)) at the greatest u, 1 - 2**-33, is 22.87."""
 
 
 @compiled()
 def philox(c0, c1, c2, c3, k0, k1):
-    """Philox4x32-10 (Salmon et al., SC'11): four uint32 words for a uint32 counter and key."""
+    """Compute Philox4x32-10 (Salmon et al., SC'11): four uint32 words from a counter of four uint32 and a key of two."""
     for _ in range(10):
         p0 = np.uint64(c0) * np.uint64(0xD2511F53)
         p1 = np.uint64(c2) * np.uint64(0xCD9E8D57)
@@ -29,12 +29,13 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 @compiled()
 def _gumbel(word):
+    """Return the Gumbel noise of a uint32 word: -log(-log(u)) with u = (word + 0.5) / 2**32."""
     return -np.log(-np.log((np.float64(word) + 0.5) / 4294967296.0))
 
 
 @compiled()
 def gumbel_of(row, token):
-    """The noise of one token in one row."""
+    """Return the noise of one token in one row."""
     key = np.uint64(row.noise_key)
     words = philox(np.uint32(token // 4), np.uint32(row.position), np.uint32(row.sample_index), np.uint32(row.prompt_index),
                     np.uint32(key & np.uint64(0xFFFFFFFF)), np.uint32(key >> np.uint64(32)))  # fmt: skip
@@ -44,7 +45,7 @@ def gumbel_of(row, token):
 
 @compiled()
 def _block_words(row, block, words):
-    """The noise words of all tokens of a block; `gumbel_of`'s, a block at a time so that it vectorises."""
+    """Fill ``words`` with the words of `gumbel_of` for all tokens of a block: a whole block at a time vectorises."""
     key = np.uint64(row.noise_key)
     k0, k1 = np.uint32(key & np.uint64(0xFFFFFFFF)), np.uint32(key >> np.uint64(32))
     position, sample, prompt = np.uint32(row.position), np.uint32(row.sample_index), np.uint32(row.prompt_index)
@@ -59,9 +60,9 @@ def _block_words(row, block, words):
 
 @compiled()
 def _least_word(needed):
-    """A word such that all words below it make less noise than ``needed``.
+    """Return a word such that all words below it give less noise than ``needed``.
 
-    Noise g is made of u = exp(-exp(-g)), which is at least 1 - exp(-g).
+    Noise g comes from u = exp(-exp(-g)), which is at least 1 - exp(-g).
     """
     if not needed > 0:
         return np.uint32(0)
@@ -71,9 +72,9 @@ def _least_word(needed):
 
 @compiled()
 def gumbel_argmax(row, x, tops, vocab_size, window, temperature, start, words):
-    """argmax(x / temperature + noise) over a window, the lowest id of equals; -1 where there is nothing to choose from.
+    """Return argmax(x / temperature + noise) over a window: the lowest id among equals, or -1 where the window is empty.
 
-    Only blocks that can still win have their noise made; ``start``, the block with the greatest logit, is the first.
+    Noise is computed only for blocks that can still win. ``start``, the block with the greatest logit, comes first.
     """
     n_blocks, quads = blocks(vocab_size), BLOCK // 4
     winner, best = -1, -np.inf

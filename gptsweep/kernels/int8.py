@@ -1,10 +1,10 @@
-"""The kernels of int8 layers: ``quantise`` and ``rescale`` around oneDNN's multiplication, and ``multiply`` in its place.
+"""The kernels of int8 layers: ``quantise`` and ``rescale`` around oneDNN's multiplication, and ``multiply`` in place of it.
 
-oneDNN adds pairs of products in 16 bits where a CPU has no VNNI, and cuts off what they do not hold. ``multiply`` widens both
-factors to 16 bits and adds pairs of products in 32, an instruction that vector units have had since SSE2 (``pmaddwd``). On AVX2
-that is 16 products an instruction and a second one to add them, which makes twice as many as float32's multiplications.
+On a CPU without VNNI, oneDNN adds pairs of products in 16 bits and clips sums that do not fit. ``multiply`` widens both factors
+to 16 bits and adds pairs of products in 32 bits, with an instruction that vector units have had since SSE2 (``pmaddwd``). On
+AVX2 that is 16 products per instruction, plus a second instruction to add them: twice the multiplications of float32.
 
-Its weights lie ``[ceil(n_out / 16), ceil(n_in / 2), 16, 2]``, with zeros behind the last: see `models.linear.Int8Gemm`.
+The weights are laid out as ``[ceil(n_out / 16), ceil(n_in / 2), 16, 2]``, padded with zeros: see `models.linear.Int8Gemm`.
 """
 
 from __future__ import annotations
@@ -20,20 +20,23 @@ from .activation import activate
 from .intrinsics import FAST, INT64, WORDS, compiled, float32_at, int8_at, int16_at, int32_at, take
 
 _ROUNDED, _ROUNDED_BITS = np.float32(12582912.0), np.int32(0x4B400000)
-"""1.5 * 2**23: a float32 near it has no place for a fraction, so adding it rounds to nearest even."""
+"""1.5 * 2**23: a float32 near it has no bits for a fraction, so adding it rounds to the nearest integer, ties to even."""
 _INT16S, _INT8S = (ir.VectorType(ir.IntType(bits), 2 * PAGE) for bits in (16, 8))
-"""Pairs of inputs of `PAGE` outputs."""
+"""Vectors with a pair of inputs for each of `PAGE` outputs."""
 
 
 def quantise_by(at, zero):
-    """The kernel that writes rows of float32 as integers around ``zero``, with a scale for each, at what ``at`` points to."""
+    """Return the kernel that quantises rows of float32 to integers around ``zero``, with one scale per row.
+
+    ``at`` makes pointers to these integers.
+    """
 
     @compiled()
     def quantise_row(x, begin, width, quantised, to):
-        """Write a row as ``round(127 * x / greatest) + zero``; what 1 stands for."""
+        """Write a row as ``round(127 * x / max(abs(x))) + zero``, and return its scale, ``max(abs(x)) / 127``."""
         bits = np.int32(0)
         for i in range(begin, begin + width):
-            bits = max(bits, np.int32(np.float32(x[i]).view(np.int32) & np.int32(0x7FFFFFFF)))  # ordered as the floats are
+            bits = max(bits, np.int32(np.float32(x[i]).view(np.int32) & np.int32(0x7FFFFFFF)))  # bits order as the floats do
         greatest = np.int32(bits).view(np.float32)
         inverse = np.float32(127) / greatest if greatest > np.float32(1e-30) else np.float32(0)
         for i in range(width):
@@ -56,7 +59,7 @@ def quantise_by(at, zero):
 
 @compiled(fastmath=FAST)
 def _rescale(y, begin, end, scale, bias, column, has_bias, activation):
-    """``y = activation(scale * y + bias)`` in place, from ``begin`` to ``end``."""
+    """Set ``y = activation(scale * y + bias)`` in place, from ``begin`` to ``end``."""
     if has_bias:
         for i in range(end - begin):
             y[begin + i] = y[begin + i] * scale + bias[column + i]
@@ -67,7 +70,7 @@ def _rescale(y, begin, end, scale, bias, column, has_bias, activation):
 
 
 def rescale_float32(tasks):
-    """What an int8 layer made of rows, times the scale of each, with bias and activation."""
+    """Multiply each row of an int8 layer's result by the row's scale, and apply bias and activation, in place."""
     task = carray(tasks, 1)[0]
     y, scales, bias = float32_at(task.y), float32_at(task.scales), float32_at(task.bias)
     segments = (task.width + SEGMENT - 1) // SEGMENT
@@ -83,9 +86,10 @@ def rescale_float32(tasks):
 
 @intrinsic
 def _sum_products(_typing, rows, x, stride, weight, to, n_pairs):
-    """``_sum_products(rows, x, stride, weight, to, n_pairs)``: sums over ``n_pairs`` of inputs, ``to[rows, PAGE]``.
+    """``_sum_products(rows, x, stride, weight, to, n_pairs)``: write sums over ``n_pairs`` pairs to ``to[rows, PAGE]``.
 
-    ``rows``, at most `INT8_TILE_ROWS`, of ``x`` begin ``stride`` apart.
+    The ``rows`` rows of ``x``, at most `INT8_TILE_ROWS`, begin ``stride`` apart. A pair is two inputs of each of `PAGE`
+    outputs.
     """
 
     def codegen(_context, builder, _signature, args):
@@ -104,7 +108,10 @@ def _sum_products(_typing, rows, x, stride, weight, to, n_pairs):
 
 
 def _sum_products_of(builder, rows, x, stride, weight, to, n_pairs):
-    """The code of `_sum_products` for so many rows. LLVM makes one instruction of a pair's products and their sum."""
+    """Emit the code of `_sum_products` for a fixed number of rows.
+
+    LLVM turns the two products of a pair and their sum into one instruction.
+    """
     first, second = (ir.Constant(WORDS, [2 * i + odd for i in range(PAGE)]) for odd in (0, 1))
     wide = ir.VectorType(WORDS.element, 2 * PAGE)
     unset = ir.Constant(WORDS, ir.Undefined)
@@ -129,14 +136,14 @@ def _sum_products_of(builder, rows, x, stride, weight, to, n_pairs):
 
 @compiled()
 def _scale(sums, begin, out, to, count, scales, column):
-    """``out[to:] = scales[column:] * sums[begin:]``, ``count`` of them."""
+    """Set ``out[to + i] = scales[column + i] * sums[begin + i]`` for ``i`` below ``count``."""
     for i in range(count):
         out[to + i] = np.float32(sums[begin + i]) * scales[column + i]
 
 
 @compiled()
 def _multiply_tile(task, sums, row, rows, block):
-    """``rows`` of them from ``row`` on through a block of `COLUMNS` outputs."""
+    """Multiply ``rows`` rows, from ``row`` on, by a block of `COLUMNS` outputs; apply scales, bias and activation."""
     out, weight_scales, row_scales = float32_at(task.out), float32_at(task.weight_scales), float32_at(task.scales)
     first, end = block * COLUMNS, min((block + 1) * COLUMNS, task.n_out)
     pairs = (task.n_in + 1) // 2
@@ -153,7 +160,10 @@ def _multiply_tile(task, sums, row, rows, block):
 
 
 def multiply_int8(tasks):
-    """Rows of int8 in 16 bits through a layer of packed int8 weights, to float32: some tiles of rows, a block of outputs."""
+    """Multiply int8 rows, stored in 16 bits, by packed int8 weights, to float32.
+
+    A unit of work is some tiles of rows and a block of outputs.
+    """
     task = carray(tasks, 1)[0]
     sums = int32_at(take(task.next_scratch, task.scratch))
     n_blocks = (task.n_out + COLUMNS - 1) // COLUMNS
@@ -166,6 +176,6 @@ def multiply_int8(tasks):
         for unit in range(begin, min(begin + task.chunk, n_blocks * groups)):
             block, group = unit // groups, unit % groups
             for tile in range(group * tiles // groups, (group + 1) * tiles // groups):
-                # Tiles are as equal as can be: a short last one would take as long for few rows.
+                # Tiles are as equal as possible: a short last one would take as long as a full one.
                 row, end = tile * task.n_rows // tiles, (tile + 1) * task.n_rows // tiles
                 _multiply_tile(task, sums, row, end - row, block)

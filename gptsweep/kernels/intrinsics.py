@@ -1,7 +1,7 @@
-"""numba intrinsics: what the loops of all kernels share, and numba does not have.
+"""numba intrinsics: what the loops of all kernels share and numba lacks.
 
-Names without an underscore are for the other modules of this folder. Long loops go over pointers, not arrays: numba tests
-whether an array's index counts from the end, and that test keeps loops from vectorising.
+Names without an underscore are for the other modules of this package. Long loops run over pointers, not arrays: numba checks
+whether an array's index is negative, and that check keeps loops from vectorising.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 INT64 = ir.IntType(64)
 FLOATS, WORDS = ir.VectorType(ir.FloatType(), PAGE), ir.VectorType(ir.IntType(32), PAGE)
-"""A vector register of float32, and of 32-bit words."""
+"""Vectors of float32 numbers, and of 32-bit words."""
 
 compiled = functools.partial(njit, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-"""For functions that only other kernels call: without the entry points for Python and C, numba takes half the time."""
+"""The decorator of functions that only kernels call: without entry points for Python and C, numba takes half the time."""
 
 
 def pointer_to(pointed):
-    """An intrinsic that makes an int64 a pointer to ``pointed``, for `carray`."""
+    """Return an intrinsic that turns an int64 address into a pointer to ``pointed``."""
 
     @intrinsic
     def pointer(_typing, _address):
@@ -47,7 +47,7 @@ float32_at, bfloat16_at = pointer_to(types.float32), pointer_to(types.uint16)
 
 @intrinsic
 def take(_typing, _address, _count):
-    """``take(address, count)``: atomically add ``count`` to the int64 there, and return what it was before."""
+    """``take(address, count)``: atomically add ``count`` to the int64 at ``address``, and return its previous value."""
 
     def codegen(_context, builder, _signature, args):
         counter = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
@@ -57,7 +57,7 @@ def take(_typing, _address, _count):
 
 
 def widen(x):
-    """A stored number as float32. bfloat16 is stored as its 16 bits, float32 as itself."""
+    """Return a stored number as float32. bfloat16 is stored as its 16 bits, float32 as itself."""
     raise NotImplementedError
 
 
@@ -69,7 +69,7 @@ def _widen_overload(x):
 
 
 def narrowed(x, to):
-    """float32 ``x`` as it is stored behind the pointer ``to``, rounded to nearest even where that is bfloat16."""
+    """Return float32 ``x`` as the pointer ``to`` stores it: bfloat16 is rounded to nearest, ties to even."""
     raise NotImplementedError
 
 
@@ -88,26 +88,26 @@ def _narrowed_overload(x, to):
 
 @compiled()
 def store_narrow(to, at, x):
-    """``to[at] = x``, as `narrowed`."""
+    """Set ``to[at] = x``, rounded as by `narrowed`."""
     to[at] = narrowed(x, to)
 
 
 @compiled()
 def ordered(x):
-    """An int32 for a float32, ordered as they are: LLVM makes vectors of a maximum of integers, of one with NaN it does not."""
+    """Map a float32 to an int32 of the same order: LLVM vectorises a maximum of integers, but not of floats that may be NaN."""
     bits = np.float32(x).view(np.int32)
     return np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
 @compiled()
 def from_ordered(number):
-    """The float32 that `ordered` made ``number`` of."""
+    """Return the float32 that `ordered` maps to ``number``."""
     return np.int32(number ^ np.int32(np.int32(number >> np.int32(31)) & np.int32(0x7FFFFFFF))).view(np.float32)
 
 
 @compiled()
 def greatest_of(x, begin, count):
-    """The greatest of ``x[begin : begin + count]``; with NaN among them one of them or NaN."""
+    """Return the greatest of ``x[begin : begin + count]``; where some are NaN, any one of them or NaN."""
     top = ordered(np.float32(-np.inf))
     for i in range(begin, begin + count):
         top = max(top, ordered(x[i]))
@@ -116,7 +116,7 @@ def greatest_of(x, begin, count):
 
 @compiled(fastmath=FAST)
 def exp(x):
-    """exp of a float32 at most 0, to about 1 ulp (Cephes' expf); never below 1.6e-38. Unlike libm's, it vectorises."""
+    """Compute exp of a float32 of at most 0, to about 1 ulp (Cephes' expf), at least 1.6e-38. Unlike libm's, it vectorises."""
     x = max(x, np.float32(-87.0))
     n = np.int32(x * np.float32(1.44269504) - np.float32(0.5))
     r = x - np.float32(n) * np.float32(0.693359375) + np.float32(n) * np.float32(2.12194440e-4)
@@ -131,4 +131,5 @@ def exp(x):
 
 
 def floats_at(builder, pointer, at):
+    """Emit the address of ``pointer[at]`` as a pointer to a vector of float32."""
     return builder.bitcast(builder.gep(pointer, [at]), FLOATS.as_pointer())

@@ -1,7 +1,7 @@
-"""The kernel ``linear``: rows through a layer of packed bfloat16 weights. `onednn` knows how those lie and reads them.
+"""The kernel ``linear``: multiplies rows by packed bfloat16 weights. `onednn` describes their layout and reads them.
 
-A tile of rows goes through a block of outputs with all its sums in vector registers. A thread widens some tiles of rows once,
-and takes them through one block of weights after another.
+A tile of rows is multiplied by a block of outputs with all its sums in vector registers. A thread widens some tiles of rows
+once, and multiplies them by one block of weights after another.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from .onednn import multiply_tile
 
 _I = types.int64
 _ROWS_OF_WIDE_TILES = 5
-"""As many rows have all of `COLUMNS` in vector registers; more have half of them at a time."""
+"""Up to this many rows keep their sums over all of `COLUMNS` in vector registers; more rows take one half at a time."""
 
 
 @intrinsic
 def _multiply(_typing, rows, x, stride, weight, to, n_words):
-    """``_multiply(rows, x, stride, weight, to, n_words)``: adds a run of products of a tile's rows to ``to[rows, COLUMNS]``.
+    """``_multiply(rows, x, stride, weight, to, n_words)``: add a run of products of a tile's rows to ``to[rows, COLUMNS]``.
 
-    ``rows``, at most `TILE_ROWS`, of ``x`` begin ``stride`` apart; ``weight`` has ``n_words`` pairs of inputs of each output.
+    The ``rows`` rows of ``x``, at most `TILE_ROWS`, begin ``stride`` apart; ``weight`` has ``n_words`` pairs of inputs for each
+    output.
     """
 
     def codegen(_context, builder, _signature, args):
@@ -46,7 +47,7 @@ def _multiply(_typing, rows, x, stride, weight, to, n_words):
 
 @compiled()
 def _widen_rows(x, begin, count, width, wide, stride):
-    """``wide[i * stride :][:width] = x[begin + i * width :][:width]`` for ``count`` rows."""
+    """Set ``wide[i * stride :][:width] = x[begin + i * width :][:width]`` for ``count`` rows."""
     for row in range(count):
         for i in range(width):
             wide[row * stride + i] = widen(x[begin + row * width + i])
@@ -54,7 +55,7 @@ def _widen_rows(x, begin, count, width, wide, stride):
 
 @compiled()
 def _linear_tile(task, wide, stride, made, first, rows, block):
-    """``rows`` of them from ``first`` on, at ``wide``, through a block of `COLUMNS` outputs, to bfloat16."""
+    """Multiply ``rows`` rows, from ``first`` on and widened at ``wide``, by a block of `COLUMNS` outputs, to bfloat16."""
     out, bias = bfloat16_at(task.out), bfloat16_at(task.bias)
     weight = task.weight + block * COLUMNS * task.n_in * 2
     for i in range(rows * COLUMNS):
@@ -74,11 +75,14 @@ def _linear_tile(task, wide, stride, made, first, rows, block):
 
 
 def linear_bfloat16(tasks):
-    """Rows through a layer of packed bfloat16 weights, to bfloat16: some tiles of rows, a block of outputs at a time."""
+    """Multiply rows by packed bfloat16 weights, to bfloat16.
+
+    A unit of work is some tiles of rows and a block of outputs.
+    """
     task = carray(tasks, 1)[0]
     scratch = take(task.next_scratch, task.scratch)
     made, wide = float32_at(scratch), scratch + 4 * TILE_ROWS * COLUMNS
-    stride = task.n_in + PAGE  # rows a power of two apart would all want the same lines of the nearest cache
+    stride = task.n_in + PAGE  # rows a power of two apart would compete for the same lines of the L1 cache
     n_blocks = (task.n_out + COLUMNS - 1) // COLUMNS
     tiles = (task.n_rows + TILE_ROWS - 1) // TILE_ROWS
     groups = (tiles + TILES_TOGETHER - 1) // TILES_TOGETHER
@@ -90,7 +94,7 @@ def linear_bfloat16(tasks):
         for unit in range(begin, min(begin + task.chunk, n_blocks * groups)):
             group, block = unit // n_blocks, unit % n_blocks
             first, last = group * TILES_TOGETHER, min((group + 1) * TILES_TOGETHER, tiles)
-            # Tiles are as equal as can be: a short last one would make its weights wide for few rows.
+            # Tiles are as equal as possible: a short last one would widen its weights for few rows.
             start, end = first * task.n_rows // tiles, last * task.n_rows // tiles
             if group != opened:
                 _widen_rows(bfloat16_at(task.x), start * task.n_in, end - start, task.n_in, float32_at(wide), stride)

@@ -1,6 +1,6 @@
-"""The kernels ``rms_norm`` and ``turn``: rows over their root mean square, and rotary positions with or without that for heads.
+"""The kernels ``rms_norm`` and ``turn``: RMS normalisation of rows, and rotary positions of heads with or without it.
 
-What is summed is one row, or one head of a token, in float32 and in an order that depends on its length alone.
+Each sum runs over one row, or one head of a token, in float32 and in an order that depends on its length alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .intrinsics import FAST, compiled, float32_at, store_narrow, take, widen
 
 @compiled(fastmath=FAST)
 def _inverse_rms(x, at, width, epsilon):
-    """``1 / sqrt(mean(x ** 2) + epsilon)`` of ``x[at : at + width]``."""
+    """Compute ``1 / sqrt(mean(x ** 2) + epsilon)`` of ``x[at : at + width]``."""
     total = np.float32(0)
     for i in range(at, at + width):
         total += widen(x[i]) * widen(x[i])
@@ -23,7 +23,7 @@ def _inverse_rms(x, at, width, epsilon):
 
 @compiled(fastmath=FAST)
 def _norm_row(x, at, weight, has_weight, y, to, width, epsilon):
-    """``y[to:] = weight * x[at:] / rms(x[at:])``; ``x`` and ``y`` may be one."""
+    """Set ``y[to:] = weight * x[at:] / rms(x[at:])`` (Zhang and Sennrich, 2019); ``x`` and ``y`` may be the same."""
     scale = _inverse_rms(x, at, width, epsilon)
     if has_weight:
         for i in range(width):
@@ -35,7 +35,7 @@ def _norm_row(x, at, weight, has_weight, y, to, width, epsilon):
 
 @compiled()
 def _norm_rows(task, x, y):
-    """Rows ``stride`` apart to rows that lie together, each over its root mean square."""
+    """Divide each row by its root mean square; the rows of ``x`` begin ``stride`` apart, those of ``y`` are contiguous."""
     while True:
         begin = take(task.next_unit, task.chunk)
         if begin >= task.n_rows:
@@ -47,9 +47,9 @@ def _norm_rows(task, x, y):
 
 @compiled(fastmath=FAST)
 def _turn_row(x, cos, sin, at, turned, pairs):
-    """Turn the first ``turned`` numbers of ``x`` in place, two by two, by angles whose cosines begin at ``cos[at]``.
+    """Rotate the first ``turned`` numbers of ``x`` in place, pair by pair, by angles whose cosines begin at ``cos[at]``.
 
-    The two are beside one another with ``pairs``, or else ``turned // 2`` apart.
+    The numbers of a pair are adjacent if ``pairs`` is set, else ``turned // 2`` apart (rotary positions: Su et al., 2021).
     """
     half = turned // 2
     if pairs:
@@ -64,7 +64,7 @@ def _turn_row(x, cos, sin, at, turned, pairs):
 
 @compiled()
 def _turn_heads(task, x, begin, heads, weights, token, scratch):
-    """Normalise and turn, in place, the heads of one token that begin at ``x[begin]``."""
+    """Normalise and rotate, in place, the heads of one token that begin at ``x[begin]``."""
     size, weight = task.head_size, float32_at(weights)
     for head in range(heads):
         at = begin + head * size
@@ -83,7 +83,7 @@ def _turn_heads(task, x, begin, heads, weights, token, scratch):
 
 @compiled()
 def _turn(task, q, k):
-    """Normalise and turn the queries and keys of all tokens, in place."""
+    """Normalise and rotate the queries and keys of all tokens, in place."""
     scratch = float32_at(take(task.next_scratch, task.scratch))
     while True:
         begin = take(task.next_unit, task.chunk)
@@ -95,6 +95,8 @@ def _turn(task, q, k):
 
 
 def rms_norm_by(at):
+    """Return the kernel ``rms_norm`` for rows of float32 or of the dtype of ``at``'s pointers."""
+
     def rms_norm(tasks):
         task = carray(tasks, 1)[0]
         if task.wide_x and task.wide_y:
@@ -110,6 +112,8 @@ def rms_norm_by(at):
 
 
 def turn_by(at):
+    """Return the kernel ``turn`` for the dtype of ``at``'s pointers."""
+
     def turn(tasks):
         task = carray(tasks, 1)[0]
         _turn(task, at(task.q), at(task.k))

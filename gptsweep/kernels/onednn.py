@@ -1,19 +1,19 @@
-"""bfloat16 weights as oneDNN packs them: how they lie, the code that reads them, and the checks that this is so.
+"""bfloat16 weights as oneDNN packs them: their layout, the code that reads them, and the checks that both are right.
 
-oneDNN multiplies a row with the same bits in any batch, but at a fraction of what memory delivers where there is one row, and
-on some processors at half the speed of float32's multiplications. `Bf16Gemm` reads the same packed weights, adds in the same
-order, and so gives the same bits at another speed.
+oneDNN gives a row the same bits in any batch. But it reaches only a fraction of the memory bandwidth where there is one row,
+and on some processors it runs at half the speed of float32 multiplications. `Bf16Gemm` reads the same packed weights, adds in
+the same order, and so gives the same bits at another speed.
 
-oneDNN documents neither the layout nor the order. On processors with AVX-512 the weights lie ``[ceil(n_out / 64), n_in / 2, 64,
-2]``. Of each pair of products oneDNN adds the second and then the first, in runs of so many inputs, and adds the runs up.
-Nothing here trusts that. `Bf16Gemm.of` gives None, and oneDNN multiplies, where
+oneDNN documents neither the layout nor the order. On processors with AVX-512 the layout is ``[ceil(n_out / 64), n_in / 2, 64,
+2]``. oneDNN adds the second product of each pair before the first, sums runs of a fixed number of inputs, and adds up the runs.
+The code here takes none of this for granted. `Bf16Gemm.of` returns None, and oneDNN multiplies, where
 
-- the packed buffer is smaller than that layout, or its size is not known: nothing is read beyond it;
-- products in which great numbers cancel, so that every rounding shows, differ in one bit from oneDNN's (`_summed_together`);
-- or a few rows through the layer itself do.
+- the packed buffer is smaller than that layout or of unknown size, so that nothing is read beyond it;
+- any bit differs from oneDNN's on products in which large numbers cancel, so that every rounding shows (`_summed_together`);
+- or any bit differs for a few rows through the layer itself.
 
-The multiplications are float32's, of bfloat16 made wide. No bit differs, unless a whole sum is below 1e-38: oneDNN's
-instruction for pairs of bfloat16 makes it 0.
+The multiplications are those of float32, on widened bfloat16. No bit differs unless a whole sum is below 1e-38, which oneDNN's
+instruction for pairs of bfloat16 flushes to 0.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ except ImportError:  # numba has no wheel for this platform
     Kernel = None  # type: ignore[assignment, misc]
 
 ROWS_PACKED_FOR = 64
-"""Rows that oneDNN is told to expect; it multiplies any number."""
+"""Rows that oneDNN is told to expect; it multiplies any number of them."""
 _RUNS = (512, 1024, 2048, 4096)
-"""Inputs that oneDNN may add up before it adds them to the rest."""
+"""Numbers of inputs that oneDNN may add up before it adds them to the rest."""
 _AHEAD = 1024
-"""Words by which weights are asked for before they are needed: what an idle memory channel delivers meanwhile. A prefetch that
+"""How many words ahead weights are prefetched: as many as an otherwise idle memory channel delivers meanwhile. A prefetch that
 reaches beyond the weights reads nothing and does not fault."""
 
 
 def has_layers(dtype: torch.dtype) -> bool:
-    """Whether oneDNN has packed layers of this floating-point dtype for this CPU."""
+    """Return whether oneDNN has packed layers of this floating-point dtype for this CPU."""
     if not torch.backends.mkldnn.is_available():
         return False
     if dtype == torch.bfloat16:
@@ -56,21 +56,21 @@ def has_layers(dtype: torch.dtype) -> bool:
 
 
 def pack(weight: Tensor) -> Tensor:
-    """``weight [n_out, n_in]`` in oneDNN's layout."""
+    """Return ``weight [n_out, n_in]`` in oneDNN's packed layout."""
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_PACKED_FOR)
     return packed
 
 
 def linear(rows: Tensor, packed: Tensor, bias: Tensor | None = None, activation: str = "none", approximate: str = "") -> Tensor:
-    """``[rows, n_in] -> [rows, n_out]`` by oneDNN in the dtype of both, each row with the bits it has among any others."""
-    # One row alone would take a matrix-vector product, which sums in another order.
+    """Map ``[rows, n_in] -> [rows, n_out]`` with oneDNN, in the dtype of both; a row has the same bits in any batch."""
+    # For a single row oneDNN would take a matrix-vector product, which sums in another order.
     padded = rows.expand(2, -1).contiguous() if len(rows) == 1 else rows
     y: Tensor = torch.ops.mkldnn._linear_pointwise(padded, packed, bias, activation, [], approximate)
     return y[: len(rows)]
 
 
 def packed_bytes(packed: Tensor) -> int | None:
-    """The size of a packed weight's buffer, or None where torch does not say."""
+    """Return the size of a packed weight's buffer in bytes, or None where torch does not report it."""
     if not packed.is_mkldnn:
         return None
     try:
@@ -80,16 +80,16 @@ def packed_bytes(packed: Tensor) -> int | None:
 
 
 class Bf16Gemm:
-    """Rows through packed bfloat16 weights by the kernel ``linear``, with oneDNN's bits.
+    """Multiplication of rows by packed bfloat16 weights with the kernel ``linear``, which gives the same bits as oneDNN.
 
-    A row alone goes at the speed of memory, which oneDNN does not reach, and many go at that of float32's multiplications,
-    which is twice that of oneDNN's on processors that have instructions for pairs of bfloat16 but half as many of them.
+    A single row runs at memory bandwidth, which oneDNN does not reach. Many rows run at the speed of float32 multiplications.
+    That is twice oneDNN's speed on processors that have instructions for pairs of bfloat16 but execute half as many of them.
 
     Args:
         shape: ``(n_out, n_in)`` of the weight.
-        packed: the weight, packed.
+        packed: the packed weight.
         bias: ``bfloat16 [n_out]``.
-        summed: inputs that are added up before they are added to the rest.
+        summed: how many inputs are added up before they are added to the rest.
 
     Raises:
         ValueError: the packed buffer is smaller than what would be read, or of unknown size.
@@ -112,7 +112,7 @@ class Bf16Gemm:
 
     @classmethod
     def of(cls, weight: Tensor, packed: Tensor, bias: Tensor | None) -> Bf16Gemm | None:
-        """For a packed layer, or None where the weights cannot be read or oneDNN's sums cannot be repeated."""
+        """Return the multiplication for a packed layer, or None where its weights cannot be read or oneDNN's sums differ."""
         if packed.dtype != torch.bfloat16 or Kernel is None or not has_wide_vectors():
             return None
         summed = _summed_together(weight.shape[1])
@@ -126,7 +126,7 @@ class Bf16Gemm:
         return gemm if torch.equal(gemm(rows), linear(rows, packed, bias)) else None
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """``bfloat16 [rows, n_in] -> [rows, n_out]``."""
+        """Map ``bfloat16 [rows, n_in] -> bfloat16 [rows, n_out]``."""
         n_rows = rows.shape[0]
         out = torch.empty(n_rows, self.n_out, dtype=torch.bfloat16)
         units = -(-self.n_out // COLUMNS) * -(-n_rows // (TILE_ROWS * TILES_TOGETHER))
@@ -137,9 +137,9 @@ class Bf16Gemm:
 @functools.cache
 @torch.inference_mode()
 def _summed_together(n_in: int) -> int | None:
-    """How many products oneDNN adds up before it adds them to the rest, or None where that is not found.
+    """Find how many products oneDNN adds up before it adds them to the rest; return None where that cannot be found.
 
-    Tried on products in which great numbers cancel, so that every rounding on the way shows in the results.
+    The test products contain large numbers that cancel, so that every rounding on the way shows in the results.
     """
     if n_in % 2:
         return None
@@ -166,9 +166,9 @@ def _summed_together(n_in: int) -> int | None:
 @functools.cache
 @torch.inference_mode()
 def gemm_is_faster() -> bool:
-    """Whether `Bf16Gemm` takes many rows through a layer in less time than oneDNN on this machine; a few ms, once.
+    """Measure whether `Bf16Gemm` takes many rows through a layer in less time than oneDNN on this machine; a few ms, once.
 
-    The bits are the same, so only the time depends on how this measurement goes.
+    The bits are the same, so only the speed depends on the outcome.
     """
     weight, rows = torch.ones(1024, 768, dtype=torch.bfloat16), torch.ones(64, 768, dtype=torch.bfloat16)
     packed = pack(weight)
@@ -186,16 +186,16 @@ def gemm_is_faster() -> bool:
 
 
 def multiply_tile(builder: Any, rows: int, vectors: int, x: Any, stride: Any, weight: Any, to: Any, n_words: Any) -> None:
-    """Code that adds a run of ``2 * n_words`` products to ``to[row * COLUMNS :][: vectors * PAGE]``, for each of ``rows``.
+    """Emit code that adds a run of ``2 * n_words`` products to ``to[row * COLUMNS :][: vectors * PAGE]``, for each of ``rows``.
 
     Args:
-        builder: of LLVM's code, in numba's hands; the rest are its values, but for the two counts.
-        rows: of the tile.
-        vectors: registers of outputs; with all rows' they fill the 32 of AVX-512 but for what is multiplied.
+        builder: numba's builder of LLVM code; the other arguments, except the two counts, are its values.
+        rows: number of rows in the tile.
+        vectors: registers of outputs per row; those of all rows nearly fill the 32 of AVX-512 and leave room for the factors.
         x: the rows, in float32, ``stride`` apart.
         weight: packed weights of the outputs, ``COLUMNS`` words for a pair of inputs.
     """
-    # Only who compiles the loops needs numba, and it takes a second to import.
+    # Imported here because only the compilation of the loops needs numba, which takes a second to import.
     from llvmlite import ir
     from numba.core import cgutils
 
@@ -205,9 +205,9 @@ def multiply_tile(builder: Any, rows: int, vectors: int, x: Any, stride: Any, we
     zero = ir.Constant(FLOATS, [0.0] * PAGE)
     prefetch = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
     prefetch = cgutils.get_or_insert_function(builder.module, prefetch, "llvm.prefetch.p0")
-    # One block of assembly for a row and an input: it broadcasts the input and multiplies it with each register of weights.
-    # LLVM on its own would load all of a tile's inputs first, and be out of registers. The sums are read and written in place
-    # (tied), and the broadcast input has a register of its own before they are ("&": early).
+    # One block of assembly for a row and an input: it broadcasts the input and multiplies it by each register of weights.
+    # LLVM on its own would load all of a tile's inputs first and run out of registers. The sums are read and written in place
+    # (tied). The broadcast input is written before they are read, so it needs a register of its own ("&": early clobber).
     made = ir.LiteralStructType([FLOATS] * (vectors + 1))
     taken = ir.FunctionType(made, [FLOATS] * vectors + [x.type, INT64] + [FLOATS] * vectors)
     ties = [str(i) for i in range(vectors)]
@@ -229,8 +229,8 @@ def multiply_tile(builder: Any, rows: int, vectors: int, x: Any, stride: Any, we
             halves.append([builder.bitcast(low, FLOATS), builder.bitcast(high, FLOATS)])
         for half in (1, 0):  # oneDNN's order
             for row, sums in enumerate(totals):
-                # Every third row has an address of its own, and the two after it are at one and two strides from that: there
-                # are not general registers for more.
+                # Every third row has an address of its own; the next two rows are one and two strides from it. There are not
+                # enough general-purpose registers for more addresses.
                 offset = builder.add(builder.mul(word, INT64(2)), builder.mul(stride, INT64(row // 3 * 3)))
                 base = builder.gep(x, [offset])
                 address = f"{4 * half}(${2 * vectors + 1}" + (f",${2 * vectors + 2},{row % 3})" if row % 3 else ")")

@@ -1,10 +1,11 @@
-"""What a page of keys or values is, and the products with one: scores of queries, and sums of values.
+"""The layout of a page of keys or values, and the products with one: scores of queries, and weighted sums of values.
 
-A word is what fills 32 bits: one float32, or two bfloat16. A page of keys is ``[head_size / per_word, PAGE, per_word]``, a page
-of values ``[PAGE / per_word, head_size, per_word]``: a vector of words then lies across what is not summed over, and one
-instruction widens it. Pages and vectors are equally wide. ``head_lanes``, a multiple of that width, stands for head_size.
+A word is 32 bits: one float32 or two bfloat16. A page of keys is ``[head_size / per_word, PAGE, per_word]``, a page of values
+``[PAGE / per_word, head_size, per_word]``. A vector of words thus runs along the dimension that is not summed over, and one
+instruction widens it. A vector has as many lanes as a page has positions. ``head_lanes``, a multiple of that number, takes the
+place of head_size.
 
-Every sum is over one token's own positions, in an order that depends on that token alone.
+Every sum runs over one token's own positions, in an order that depends on that token alone.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _I = types.int64
 
 
 def per_word_of(pointer):
-    """How many numbers behind ``pointer`` fill 32 bits."""
+    """Return how many numbers behind ``pointer`` fill 32 bits."""
     raise NotImplementedError
 
 
@@ -38,7 +39,7 @@ def _numbers_in_a_word(number):
 
 
 def _load(builder, pointer, at):
-    """The vector of words at ``pointer[at]``, widened: a float32 vector for each number of a word."""
+    """Emit a load of the vector of words at ``pointer[at]``, widened: one float32 vector for each number of a word."""
     place = builder.bitcast(builder.gep(pointer, [at]), WORDS.as_pointer())
     bits = builder.load(place, align=2)
     if _numbers_in_a_word(pointer.type.pointee) == 1:
@@ -49,26 +50,29 @@ def _load(builder, pointer, at):
 
 
 def _in_all_lanes(builder, pointer, at):
-    """A float32 vector with ``pointer[at]`` in every lane."""
+    """Emit a float32 vector with ``pointer[at]`` in every lane."""
     undefined = ir.Constant(FLOATS, ir.Undefined)
     single = builder.insert_element(undefined, builder.load(builder.gep(pointer, [at])), ir.IntType(32)(0))
     return builder.shuffle_vector(single, undefined, ir.Constant(WORDS, [0] * PAGE))
 
 
 def _add_product(builder, total, pointer, at, vector):
-    """``total += pointer[at] * vector``, rounded once (fma): its bits do not depend on the sums that are made beside it."""
+    """Emit ``total += pointer[at] * vector``, rounded once (fma): its bits do not depend on the sums computed beside it."""
     factors = _in_all_lanes(builder, pointer, at)
     fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(FLOATS, [FLOATS] * 3), f"llvm.fma.v{PAGE}f32")
     builder.store(builder.call(fma, [factors, vector, builder.load(total)]), total)
 
 
 def _score_by(tokens, heads, group):
-    """``score(q, q_at, keys, page, scores, at, stride, size)``: scores of the pages from ``keys[page]`` on.
+    """Return ``score(q, q_at, keys, page, scores, at, stride, size)``: the scores of the pages from ``keys[page]`` on.
 
-    For each of ``tokens``, whose queries lie behind one another, and of ``heads``, each a tile of queries further, of which
-    each ``group`` reads a page: ``scores[at + (h * TILE + t) * stride + i] = q[q_at + (h * TILE + t) * size :][:size] @
-    page[h // group, :, i]``; even and odd places are summed apart first. Many sums go on beside one another, as each has to
-    wait for its own last addition.
+    It serves ``tokens`` tokens, whose queries are contiguous, and ``heads`` heads, whose queries lie a tile apart. Each
+    ``group`` of heads reads one page. For head h, token t and position i, it sets
+
+        scores[at + (h * TILE + t) * stride + i] = q[q_at + (h * TILE + t) * size :][:size] @ page[h // group, :, i]
+
+    Even and odd dimensions are summed separately first. Many sums run side by side, as each addition has to wait for the one
+    before it in its sum.
     """
 
     @intrinsic
@@ -103,10 +107,11 @@ def _score_by(tokens, heads, group):
 
 
 def _mix_by(tokens, heads, group):
-    """``mix(weights, at, stride, values, page, mixed, to, size)``: adds the pages from ``values[page]`` on to what is mixed.
+    """Return ``mix(weights, at, stride, values, page, mixed, to, size)``: adds the weighted pages from ``values[page]`` on.
 
-    For each of ``tokens`` and ``heads``, as in `_score_by`: ``mixed[to + (h * TILE + t) * size :][:size] +=
-    weights[at + (h * TILE + t) * stride :][:PAGE] @ page[h // group]``, one position after another.
+    For each of ``tokens`` and ``heads``, as in `_score_by`, it adds, one position after another,
+
+        mixed[to + (h * TILE + t) * size :][:size] += weights[at + (h * TILE + t) * stride :][:PAGE] @ page[h // group]
     """
 
     @intrinsic
@@ -148,7 +153,7 @@ _mix_1, _mix_2, _mix_3, _mix_4 = (_mix_by(1, heads, heads) for heads in range(1,
 
 @compiled()
 def score(q, q_at, keys, page, scores, at, stride, size, n_pages, group):
-    """The scores of one token, as in `_score_by`, for ``n_pages`` that lie together and ``group`` heads for each."""
+    """Compute one token's scores, as in `_score_by`, for ``n_pages`` contiguous pages with ``group`` heads for each."""
     if n_pages * group == HEADS and n_pages == HEADS:
         _score_pages(q, q_at, keys, page, scores, at, stride, size)
         return
@@ -171,7 +176,7 @@ def score(q, q_at, keys, page, scores, at, stride, size, n_pages, group):
 
 @compiled()
 def mix(weights, at, stride, values, page, mixed, to, size, n_pages, group):
-    """What one token mixes, as in `_mix_by`, of ``n_pages`` that lie together, for ``group`` heads each."""
+    """Add one token's weighted values, as in `_mix_by`, of ``n_pages`` contiguous pages with ``group`` heads for each."""
     if n_pages * group == HEADS and n_pages == HEADS:
         _mix_pages(weights, at, stride, values, page, mixed, to, size)
         return

@@ -1,4 +1,4 @@
-"""What a row's own text does to its logits before any truncation: logit_bias, penalties, DRY, and bans."""
+"""Changes to a row's logits before any truncation: logit_bias, penalties, DRY, and bans."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _adjustment_at = pointer_to(from_dtype(ADJUSTMENT))
 
 @compiled()
 def _repetitions(text, n, lengths):
-    """``lengths[k]``, for k from 1 to n: how many of the last ids of ``text[:n]`` stand before its k-th last (Z-algorithm)."""
+    """Set ``lengths[k]``, for k from 1 to n, to how many of the last ids of ``text[:n]`` also precede its k-th last id.
+
+    This is the Z-algorithm, on the reversed text.
+    """
     left = right = 0
     for k in range(1, n):
         length = min(lengths[k - left], right - k) if k < right else 0
@@ -28,11 +31,13 @@ def _repetitions(text, n, lengths):
 
 @compiled()
 def _dry_loss(row, length):
+    """Return what DRY subtracts from the logit of a token that would continue a repetition of ``length`` tokens."""
     return min(row.dry_multiplier * row.dry_base ** np.float64(length - row.dry_allowed_length), 1e30)
 
 
 @compiled()
 def _change(x, tops, token, value):
+    """Set the logit of a token, and update the greatest logit of its block."""
     x[token] = np.float32(value)
     block = token // BLOCK
     tops[block] = greatest_of(x, block * BLOCK, BLOCK)
@@ -40,9 +45,10 @@ def _change(x, tops, token, value):
 
 @compiled()
 def _adjust(row, x, tops, marks, lengths, suppresses):
-    """Apply logit_bias, the penalties, DRY and, if ``suppresses``, bans to the few tokens they touch.
+    """Apply logit_bias, the penalties, DRY and, if ``suppresses``, bans to the few tokens that they affect.
 
-    For DRY, ``marks`` holds the longest repetition that a token would go on with, of the tokens that are looked at alone.
+    For DRY, ``marks`` holds the longest repetition that a token would continue. It is valid only for the tokens that occur
+    here.
     """
     adjustments = carray(_adjustment_at(row.adjustments), row.n_adjustments)
     text, breaks = int64_at(row.text), uint8_at(row.breaks)
@@ -79,7 +85,7 @@ def _adjust(row, x, tops, marks, lengths, suppresses):
 
 @compiled()
 def _ban_repetitions(row, x, tops, lengths):
-    """Ban the tokens that would make ``no_repeat_ngram`` tokens come twice."""
+    """Ban the tokens that would repeat a sequence of ``no_repeat_ngram`` tokens."""
     text = int64_at(row.text)
     _repetitions(text, row.n_text, lengths)
     for k in range(1, row.n_text + 1):
@@ -89,7 +95,7 @@ def _ban_repetitions(row, x, tops, lengths):
 
 @compiled()
 def adjust_and_ban(row, logits, begin, vocab_size, x, tops, marks, lengths):
-    """`_adjust`, and bans; those of n-grams, and those of tokens, are left out where they leave no token."""
+    """Apply `_adjust` and n-gram bans; drop the bans of tokens, of n-grams, or both where they would leave no token."""
     for attempt in range(4):
         if attempt:
             open_row(logits, begin, vocab_size, x, tops)

@@ -1,6 +1,7 @@
-"""The kernel ``sample``: the next token of each row, from its logits, its settings and its counter-based noise.
+"""The kernel ``sample``: draws the next token of each row from its logits, its settings and its counter-based noise.
 
-The tokens are those of the plain sampler. `penalties` changes logits, `truncation` says which are left, `draw` chooses one.
+The tokens are those of the plain sampler. `penalties` changes logits, `truncation` finds which tokens are left, `draw` picks
+one.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from .truncation import survivors, window_of
 
 _row_at = pointer_to(from_dtype(ROW))
 _WHOLE = (np.float32(-np.inf), LAST, np.float32(np.inf), 0)
-"""The window of all logits."""
+"""The window that contains all logits."""
 
 
 @compiled()
 def _sample_in_window(row, x, tops, ids, weights, marks, words, keys, e, vocab_size):
-    """As `_sample_one`, for a row with ``steps``."""
+    """Do the same as `_sample_one` for a row with ``steps``."""
     n_blocks = blocks(vocab_size)
     window, temperature = window_of(row, x, tops, vocab_size, ids, weights, marks, keys, e)
     greatest, first = left_greatest(x, tops, n_blocks, window)
@@ -36,8 +37,11 @@ def _sample_in_window(row, x, tops, ids, weights, marks, words, keys, e, vocab_s
 
 @compiled()
 def _sample_one(row, x, tops, ids, weights, marks, words, vocab_size):
-    """The next token of a row from its adjusted logits, its log-probability under the distribution sampled from, and how many
-    tokens that has; -1 for all that no adjustment bans."""
+    """Sample a row's next token from its adjusted logits.
+
+    Return the token, its log-probability under the distribution that it was sampled from, and the number of tokens left in that
+    distribution, or -1 for all that no adjustment bans.
+    """
     n_blocks = blocks(vocab_size)
     greatest = greatest_of(tops, 0, n_blocks)
     if row.temperature == 0:
@@ -62,7 +66,7 @@ def _sample_one(row, x, tops, ids, weights, marks, words, vocab_size):
 
 @compiled(fastmath=FAST)
 def _possible(x, vocab_size):
-    """How many logits are not -inf."""
+    """Count the logits that are not -inf."""
     count = np.int32(0)
     for i in range(vocab_size):
         count += np.int32(x[i] >= LEAST)
@@ -82,7 +86,7 @@ def _sample(task, logits):
     keys = float64_at(scratch + 28 * places + 4 * BLOCK)
     lengths = int64_at(scratch + 36 * places + 4 * BLOCK)
     x, marks = float32_at(scratch + 16 * places), uint32_at(scratch + 20 * places)
-    e = float32_at(scratch + 20 * places)  # no step needs both
+    e = float32_at(scratch + 20 * places)  # shares the memory of ``marks``: no step needs both
     tops, words = float32_at(scratch + 24 * places), uint32_at(scratch + 24 * places + 4 * n_blocks)
     opened = -1
     greatest = np.float32(0)
@@ -113,6 +117,8 @@ def _sample(task, logits):
 
 
 def sample_by(at):
+    """Return the kernel ``sample`` for logits of the dtype of ``at``'s pointers."""
+
     def sample(tasks):
         task = carray(tasks, 1)[0]
         _sample(task, at(task.logits))

@@ -1,7 +1,8 @@
-"""Logits scanned in blocks, each with its greatest, and windows of them: what every step of the kernel ``sample`` stands on.
+"""Scans of logits in blocks, each with its greatest logit, and windows of logits: what all steps of ``sample`` build on.
 
-A window is what the steps before left: logits of at least ``low`` and at most ``high``; of those equal to ``low`` the ids up
-to ``low_last``, of those equal to ``high`` the ids from ``high_first`` on. A block whose greatest is below ``low`` is skipped.
+A window holds the tokens that previous steps left: those with logits of at least ``low`` and at most ``high``. Of tokens whose
+logit equals ``low``, it holds ids up to ``low_last``; of those whose logit equals ``high``, ids from ``high_first`` on. A block
+whose greatest logit is below ``low`` is skipped.
 """
 
 from __future__ import annotations
@@ -13,21 +14,22 @@ from .intrinsics import FAST, compiled, exp, from_ordered, greatest_of, ordered,
 
 LEAST = np.float32(-3e38)
 LAST = 2**62
-"""Above every token id."""
+"""Greater than every token id."""
 FEW = 16
-"""With so few blocks left, float64 costs nothing."""
+"""With this few blocks left, computing in float64 costs nothing."""
 LONG = 16 * BLOCK
-"""Logits that are summed in float32 together."""
+"""Logits that are summed in float32 before their sum is added in float64."""
 
 
 @compiled()
 def blocks(vocab_size):
+    """Return the number of blocks of ``vocab_size`` logits."""
     return (vocab_size + BLOCK - 1) // BLOCK
 
 
 @compiled()
 def first_block_with(tops, n_blocks, value):
-    """The first block whose greatest is ``value``, or the last where none is, which NaN brings about."""
+    """Return the first block whose greatest logit is ``value``, or the last block where none is, as happens with NaN."""
     block = 0
     while block < n_blocks - 1 and tops[block] != value:
         block += 1
@@ -36,7 +38,7 @@ def first_block_with(tops, n_blocks, value):
 
 @compiled(fastmath=FAST)
 def open_row(logits, begin, vocab_size, x, tops):
-    """Widen a row's logits into ``x``, padded with -inf to whole blocks, and find each block's greatest; return the greatest"""
+    """Widen a row's logits into ``x``, padded with -inf to whole blocks; find each block's greatest; return the greatest."""
     n_blocks = blocks(vocab_size)
     for i in range(vocab_size):
         x[i] = widen(logits[begin + i])
@@ -49,7 +51,7 @@ def open_row(logits, begin, vocab_size, x, tops):
 
 @compiled(fastmath=FAST)
 def masses(x, vocab_size, greatest, inverse):
-    """With ``e = exp((x - greatest) * inverse)``: the sums over the vocabulary of ``e``, and of ``e`` times that exponent."""
+    """Return the sums over the vocabulary of ``e = exp((x - greatest) * inverse)``, and of ``e`` times that exponent."""
     mass = moment = 0.0
     for begin in range(0, vocab_size, 1024):
         part = part_moment = np.float32(0)
@@ -65,7 +67,7 @@ def masses(x, vocab_size, greatest, inverse):
 
 @compiled()
 def gather(x, tops, n_blocks, threshold, ids):
-    """Put the ids of all logits of at least ``threshold`` into ``ids``, ascending; how many."""
+    """Put the ids of all logits of at least ``threshold`` into ``ids``, ascending, and return their number."""
     count = 0
     for block in range(n_blocks):
         if tops[block] >= threshold:
@@ -77,27 +79,28 @@ def gather(x, tops, n_blocks, threshold, ids):
 
 @compiled()
 def up(value):
-    """The least float32 that is not below ``value``."""
+    """Return the least float32 that is not below ``value``."""
     near = np.float32(value)
     return from_ordered(np.int32(ordered(near) + 1)) if np.float64(near) < value else near
 
 
 @compiled()
 def down(value):
-    """The greatest float32 that is not above ``value``."""
+    """Return the greatest float32 that is not above ``value``."""
     near = np.float32(value)
     return from_ordered(np.int32(ordered(near) - 1)) if np.float64(near) > value else near
 
 
 @compiled()
 def is_left(value, token, window):
+    """Return whether the window holds a token with this logit, ``value``."""
     low, low_last, high, high_first = window
     return (value > low or (value == low and token <= low_last)) and (value < high or (value == high and token >= high_first))
 
 
 @compiled()
 def live_blocks(tops, n_blocks, low):
-    """How many blocks have a logit of ``low`` or more."""
+    """Count the blocks that have a logit of at least ``low``."""
     live = 0
     for block in range(n_blocks):
         live += tops[block] >= low
@@ -106,12 +109,12 @@ def live_blocks(tops, n_blocks, low):
 
 @compiled(fastmath=FAST)
 def _mass_between(x, begin, end, low, high, greatest, inverse):
-    """`masses` of the logits ``x[begin:end]`` from ``low`` to ``high``, and how many they are."""
+    """Return `masses` of those logits of ``x[begin:end]`` that lie from ``low`` to ``high``, and their number."""
     part = part_moment = part_count = np.float32(0)
     for i in range(begin, end):
         value = x[i] if x[i] >= low else np.float32(-np.inf)
         value = value if value <= high else np.float32(-np.inf)
-        shifted = max((value - greatest) * inverse, np.float32(-87))  # which is as good as nothing
+        shifted = max((value - greatest) * inverse, np.float32(-87))  # exp(-87) is as good as 0
         e = exp(shifted)
         part += e
         part_moment += e * shifted
@@ -121,7 +124,7 @@ def _mass_between(x, begin, end, low, high, greatest, inverse):
 
 @compiled()
 def left_masses(x, tops, n_blocks, window, greatest, temperature):
-    """`masses` of what is left, and how many tokens that is."""
+    """Return `masses` of the tokens that the window holds, and their number."""
     low, low_last, high, high_first = window
     mass = moment = 0.0
     count = 0
@@ -138,7 +141,7 @@ def left_masses(x, tops, n_blocks, window, greatest, temperature):
                     moment += e * shifted
                     count += 1
         return mass, moment, count
-    step = LONG if 2 * live > n_blocks else BLOCK  # where most blocks are live, looking for those that are not costs more
+    step = LONG if 2 * live > n_blocks else BLOCK  # where most blocks are live, skipping the others costs more
     for begin in range(0, n_blocks * BLOCK, step):
         if step == BLOCK and tops[begin // BLOCK] < low:
             continue
@@ -152,6 +155,7 @@ def left_masses(x, tops, n_blocks, window, greatest, temperature):
 
 @compiled(fastmath=FAST)
 def _greatest_between(x, size, low, high):
+    """Return the greatest of ``x[:size]`` that lies from ``low`` to ``high``, or -inf."""
     top = ordered(np.float32(-np.inf))
     for i in range(size):
         value = x[i] if x[i] >= low else np.float32(-np.inf)
@@ -162,10 +166,10 @@ def _greatest_between(x, size, low, high):
 
 @compiled()
 def left_greatest(x, tops, n_blocks, window):
-    """The greatest logit that is left, and the first id that has it."""
+    """Return the greatest logit of the tokens that the window holds, and the first id that has it, or -inf and -1."""
     best, first = np.float32(-np.inf), -1
     if window[2] < np.inf and window[3] == 0 and 2 * live_blocks(tops, n_blocks, window[0]) > n_blocks:
-        # The greatest of a block says nothing, as it may be above the window: in most of the blocks one has to look.
+        # A block's greatest logit says nothing, as it may lie above the window: most blocks have to be scanned.
         top = _greatest_between(x, n_blocks * BLOCK, window[0], window[2])
         for i in range(n_blocks * BLOCK):
             if x[i] == top and is_left(x[i], i, window):
@@ -181,6 +185,7 @@ def left_greatest(x, tops, n_blocks, window):
 
 @compiled(fastmath=FAST)
 def _block_squares(x, begin, low, high, greatest):
+    """Return the sums of ``x - greatest`` and its square over a block's logits from ``low`` to ``high``, and their number."""
     total = squares = count = np.float32(0)
     for i in range(begin, begin + BLOCK):
         value = x[i]
@@ -195,7 +200,10 @@ def _block_squares(x, begin, low, high, greatest):
 
 @compiled()
 def left_deviation(x, tops, n_blocks, window, greatest):
-    """The standard deviation of the logits that are left, which are a whole window."""
+    """Return the standard deviation of the logits that the window holds.
+
+    Where many blocks are left, tokens whose logit equals ``low`` or ``high`` all count.
+    """
     total = squares = 0.0
     count = 0
     few = live_blocks(tops, n_blocks, window[0]) <= FEW
@@ -220,6 +228,7 @@ def left_deviation(x, tops, n_blocks, window, greatest):
 
 @compiled()
 def gather_left(x, tops, n_blocks, window, ids):
+    """Put the ids of the tokens that the window holds into ``ids``, ascending, and return their number."""
     count = 0
     for block in range(n_blocks):
         if tops[block] >= window[0]:

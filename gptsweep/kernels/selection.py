@@ -1,6 +1,6 @@
 """Selections among listed tokens: the k-th greatest, the likeliest that weigh enough, the nearest that weigh enough.
 
-Each takes time in proportion to what is listed: nothing is sorted.
+Each takes time in proportion to the number of listed tokens: nothing is sorted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .scan import LEAST, gather
 
 @compiled()
 def keep(x, ids, count, threshold):
-    """Keep those of ``ids`` whose logits are at least ``threshold``; how many."""
+    """Keep those of ``ids`` whose logits are at least ``threshold``, and return their number."""
     kept = 0
     for i in range(count):
         ids[kept] = ids[i]
@@ -23,10 +23,10 @@ def keep(x, ids, count, threshold):
 
 @compiled()
 def split(x, ids, weights, count, target):
-    """Put the likeliest of ``ids`` first, as few as weigh ``target`` together; how many those are.
+    """Move the fewest likeliest of ``ids`` that weigh ``target`` together to the front, and return their number.
 
-    A quickselect by weight. The likelier is the one with the greater ``x``, and among equals the lower id. ``weights[i]``,
-    above 0, belongs to ``ids[i]`` and moves with it.
+    This is a quickselect by weight. The likelier token is the one with the greater ``x``, and among equals the one with the
+    lower id. ``weights[i]``, above 0, belongs to ``ids[i]`` and moves with it.
     """
     low, high = 0, count
     reached = 0.0
@@ -60,7 +60,7 @@ def split(x, ids, weights, count, target):
 
 @compiled()
 def _kth(marks, count, k):
-    """The k-th greatest of the float32 whose `_mark` are in ``marks``: its bits, found from the highest on."""
+    """Return the k-th greatest of the float32 numbers whose `_mark` are in ``marks``, found bit by bit from the highest bit."""
     found = np.uint32(0)
     for place in range(32):
         tried = np.uint32(found | np.uint32(np.uint32(0x80000000) >> np.uint32(place)))
@@ -74,14 +74,14 @@ def _kth(marks, count, k):
 
 @compiled()
 def _mark(x):
-    """A uint32 for a float32, ordered as they are."""
+    """Map a float32 to a uint32 of the same order."""
     return np.uint32(np.uint32(ordered(x)) ^ np.uint32(0x80000000))
 
 
 @compiled()
 def kth_greatest(x, tops, n_blocks, k, ids, marks):
-    """The k-th greatest logit of a row; and how many ids, of those that may reach it, are in ``ids`` now, ascending."""
-    # The k-th greatest of the blocks' greatest is at most the k-th greatest logit: few are left to select among.
+    """Return the k-th greatest logit of a row, and how many ids that may reach it are now in ``ids``, ascending."""
+    # The k-th greatest of the blocks' maxima is at most the k-th greatest logit, so few logits are left to select from.
     bound = LEAST
     if k <= n_blocks:
         for block in range(n_blocks):
@@ -95,7 +95,7 @@ def kth_greatest(x, tops, n_blocks, k, ids, marks):
 
 @compiled()
 def weigh(x, ids, weights, count, greatest, temperature):
-    """``weights = exp((x[ids] - greatest) / temperature)``; their sum."""
+    """Set ``weights = exp((x[ids] - greatest) / temperature)``, and return their sum."""
     mass = 0.0
     for i in range(count):
         weights[i] = np.exp((np.float64(x[ids[i]]) - greatest) / temperature)
@@ -105,7 +105,7 @@ def weigh(x, ids, weights, count, greatest, temperature):
 
 @compiled()
 def quantile(keys, weights, count, target):
-    """The least of ``keys`` up to which the weights reach ``target``; the greatest where they do not."""
+    """Return the least of ``keys`` up to which the weights sum to at least ``target``; the greatest where they do not."""
     low, high = 0, count
     reached = 0.0
     while high - low > 1:

@@ -1,6 +1,6 @@
-"""The truncations: which window of a row's logits its steps leave, in their order.
+"""The truncations: find which window of a row's logits its steps leave, in their order.
 
-`survivors` is for rows with top_k, top_p and min_p alone, in transformers' order: it lists the few tokens that are left.
+`survivors` is for rows with only top_k, top_p and min_p, in transformers' order: it lists the few tokens that are left.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from .scan import (
 from .selection import keep, kth_greatest, quantile, split, weigh
 
 _LISTED = 128
-"""Typical sampling lists no more tokens than this, if it can help it."""
+"""Typical sampling tries to list no more tokens than this."""
 _PASSES = 24
-"""Nor does it look for longer, for where many tokens have one logit there are no fewer to list."""
+"""The most passes that it makes for that: where many tokens have the same logit, the list does not get shorter."""
 (
     _TEMPERATURE, _TOP_N_SIGMA, _TOP_K, _TOP_P, _MIN_P, _TYPICAL_P, _EPSILON_CUTOFF, _ETA_CUTOFF, _XTC, _MIROSTAT
 ) = range(1, len(STEPS) + 1)  # fmt: skip
@@ -39,7 +39,7 @@ _PASSES = 24
 
 @compiled()
 def survivors(row, x, tops, vocab_size, greatest, ids, weights, marks):
-    """Put the ids that top_k, top_p and min_p leave into ``ids``; how many, or -1 for the whole vocabulary."""
+    """Put the ids that top_k, top_p and min_p leave into ``ids``; return their number, or -1 for the whole vocabulary."""
     temperature, n_blocks = row.temperature, blocks(vocab_size)
     count = -1
     if 0 < row.top_k < vocab_size:
@@ -51,8 +51,8 @@ def survivors(row, x, tops, vocab_size, greatest, ids, weights, marks):
         else:
             target = row.top_p * masses(x, vocab_size, np.float32(greatest), np.float32(1 / temperature))[0]
             if not target < np.inf:
-                return 0  # logits that are not numbers, of which no cut holds enough
-            # A cut that holds enough mass spares looking at the whole vocabulary; which cut it is does not change the outcome.
+                return 0  # NaN among the logits: no cut holds enough mass
+            # A cut that holds enough mass saves looking at the whole vocabulary; the choice of cut does not change the result.
             depth = 4.0
             while True:
                 cut = max(np.float32(greatest - depth * temperature), LEAST)
@@ -71,9 +71,9 @@ def survivors(row, x, tops, vocab_size, greatest, ids, weights, marks):
 
 @compiled(fastmath=FAST)
 def _weights(x, size, low, high, greatest, inverse, into):
-    """Put ``e = exp((x - greatest) * inverse)`` of logits from ``low`` to ``high`` into ``into``, and next to 0 for others.
+    """Set ``into`` to ``e = exp((x - greatest) * inverse)`` for logits from ``low`` to ``high``, and almost to 0 for others.
 
-    The sums of ``e`` and of ``e`` times that exponent, and how many they are.
+    Return the sums of ``e`` and of ``e`` times that exponent, and the number of logits from ``low`` to ``high``.
     """
     mass = moment = 0.0
     count = 0
@@ -82,7 +82,7 @@ def _weights(x, size, low, high, greatest, inverse, into):
         for i in range(begin, min(begin + LONG, size)):
             value = x[i] if x[i] >= low else np.float32(-np.inf)
             value = value if value <= high else np.float32(-np.inf)
-            shifted = max((value - greatest) * inverse, np.float32(-87))  # which is as good as nothing
+            shifted = max((value - greatest) * inverse, np.float32(-87))  # exp(-87) is as good as 0
             e = exp(shifted)
             into[i] = e
             part += e
@@ -96,7 +96,7 @@ def _weights(x, size, low, high, greatest, inverse, into):
 
 @compiled(fastmath=FAST)
 def _within(x, e, size, low, high):
-    """The sum of ``e`` over the logits from ``low`` to ``high``, and how many they are."""
+    """Return the sum of ``e`` over the logits from ``low`` to ``high``, and their number."""
     mass = 0.0
     total = 0
     for begin in range(0, size, LONG):
@@ -114,7 +114,7 @@ def _within(x, e, size, low, high):
 
 @compiled(fastmath=FAST)
 def _reaches(x, begin, outer_low, outer_high, inner_low, inner_high):
-    """Whether a block has logits from ``outer_low`` to ``outer_high`` that are not from ``inner_low`` to ``inner_high``."""
+    """Return whether a block has logits from ``outer_low`` to ``outer_high`` outside ``inner_low`` to ``inner_high``."""
     count = np.float32(0)
     for i in range(begin, begin + BLOCK):
         value = x[i]
@@ -128,7 +128,7 @@ def _reaches(x, begin, outer_low, outer_high, inner_low, inner_high):
 
 @compiled()
 def _gather_ring(x, tops, n_blocks, window, outer, inner, ids):
-    """Put into ``ids`` what is left of the logits within ``outer``, but not within ``inner``; how many."""
+    """Put the ids of the window's tokens with logits within ``outer`` but not ``inner`` into ``ids``; return their number."""
     count = 0
     for block in range(n_blocks):
         begin = block * BLOCK
@@ -143,10 +143,10 @@ def _gather_ring(x, tops, n_blocks, window, outer, inner, ids):
 
 @compiled()
 def _typical(p, x, tops, n_blocks, window, greatest, temperature, ids, keys, weights, e):
-    """The window of the tokens whose surprise is nearest to the entropy, as many as weigh ``p`` of all together.
+    """Return the window of the tokens whose surprise is nearest to the entropy, as few as hold ``p`` of the mass.
 
-    Of many tokens, two distances from the entropy are found that the sought one lies between, with few tokens between them.
-    Those alone are listed. ``e`` is for a float32 a token.
+    Where many tokens are left, first find two distances from the entropy that enclose the cut-off with few tokens between them,
+    and list only those. ``e`` is scratch memory of one float32 per token. Locally typical sampling: Meister et al., 2023.
     """
     low, low_last, high, high_first = window
     top, nothing = np.float64(greatest), (np.float32(np.inf), np.float32(-np.inf))
@@ -156,12 +156,12 @@ def _typical(p, x, tops, n_blocks, window, greatest, temperature, ids, keys, wei
         mass, moment, count = _weights(x, size, low, high, greatest, np.float32(1 / temperature), e)
     else:
         mass, moment, count = left_masses(x, tops, n_blocks, window, greatest, temperature)
-    # Of x, the surprise is off by |(x - greatest) / temperature - center|.
+    # The surprise of x differs from the entropy by |(x - greatest) / temperature - center|.
     center = moment / mass
     target = p * mass
     near, within, n_near, inner = 0.0, 0.0, 0, nothing
     far, n_far, outer = np.inf, count, (low, high)
-    # Regula falsi by the Illinois rule (Dowell and Jarratt 1971), on what the mass at either end lacks or has too much.
+    # Regula falsi by the Illinois rule (Dowell and Jarratt 1971), on the mass that either end lacks or has in excess.
     lacks, exceeds, tried, side = target, 0.0, 1.0, 0
     for _ in range(_PASSES):
         if not narrows or n_far - n_near <= _LISTED:
@@ -193,7 +193,7 @@ def _typical(p, x, tops, n_blocks, window, greatest, temperature, ids, keys, wei
 
 @compiled()
 def _nucleus(p, x, tops, n_blocks, window, greatest, temperature, ids, weights):
-    """The window of the fewest likeliest tokens that weigh ``p`` of all together."""
+    """Return the window of the fewest likeliest tokens that hold ``p`` of the mass (Holtzman et al., 2020)."""
     low, low_last, high, high_first = window
     mass = left_masses(x, tops, n_blocks, window, greatest, temperature)[0]
     target = p * mass
@@ -218,7 +218,11 @@ def _nucleus(p, x, tops, n_blocks, window, greatest, temperature, ids, weights):
 
 @compiled()
 def _exclude_top(row, x, tops, n_blocks, window, greatest, temperature, mass):
-    """XTC's window."""
+    """Return XTC's window.
+
+    With probability ``xtc_probability``, it lacks the tokens of at least probability ``xtc_threshold``, except the least likely
+    of them.
+    """
     key = np.uint64(row.noise_key)
     word = philox(np.uint32(0), np.uint32(row.position), np.uint32(row.sample_index),
                    np.uint32(np.uint32(row.prompt_index) | np.uint32(0x80000000)),
@@ -242,14 +246,14 @@ def _exclude_top(row, x, tops, n_blocks, window, greatest, temperature, mass):
 
 @compiled()
 def _raised(window, floor):
-    """A window without what is below ``floor``."""
+    """Return a window without the logits below ``floor``."""
     low, _, high, high_first = window
     return (floor, LAST, high, high_first) if floor > low else window
 
 
 @compiled()
 def window_of(row, x, tops, vocab_size, ids, weights, marks, keys, e):
-    """What the steps of a row leave, in their order, and the temperature."""
+    """Return the window that the steps of a row leave, in their order, and the temperature."""
     n_blocks = blocks(vocab_size)
     window = (LEAST, LAST, np.float32(np.inf), 0)
     temperature = 1.0
@@ -260,7 +264,7 @@ def window_of(row, x, tops, vocab_size, ids, weights, marks, keys, e):
         greatest, first = left_greatest(x, tops, n_blocks, window)
         top = np.float64(greatest)
         if first < 0:
-            break  # logits that are not numbers
+            break  # the logits are NaN
         if step == _TEMPERATURE:
             temperature = row.temperature
             if row.dynatemp_range > 0:
