@@ -3,6 +3,8 @@
 A job is a worker that keeps its model open and takes shards as long as there are any. Driver and jobs communicate through files
 (`job_files`). A job that is preempted or reaches its time limit writes its state and is requeued; a job that ends is replaced.
 Jobs left behind by a killed driver are ended, and the rows that they finished are not run again.
+
+The module is long because the driver's whole view of its jobs is one state: what was submitted, runs, stopped, or was lost.
 """
 
 from __future__ import annotations
