@@ -51,8 +51,7 @@ GPT2_SIZED = dataclasses.replace(TINY, vocab_size=50257, n_embd=2, n_layer=1)
 
 
 def loaded(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> GPT:
-    with torch.device("meta"):
-        model = checkpoint.architecture(checkpoint.config)
+    model = checkpoint.laid_out()
     load_weights(checkpoint, model, dtype)
     return model
 
@@ -764,8 +763,7 @@ def status(name):
 
 def load(directory):
     checkpoint = open_embedded(Path(directory))
-    with torch.device("meta"):
-        model = checkpoint.architecture(checkpoint.config)
+    model = checkpoint.laid_out()
     load_weights(checkpoint, model, getattr(torch, sys.argv[3]))
     return model
 

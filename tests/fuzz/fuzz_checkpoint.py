@@ -15,7 +15,7 @@ with instrumented():
     from gptsweep.errors import GptsweepError
     from gptsweep.models.checkpoint import load_weights
     from gptsweep.models.files.nanogpt import open_nanogpt
-    from gptsweep.models.gpt2 import GPT, GPTConfig
+    from gptsweep.models.gpt2 import GPTConfig
 from model_files import random_gpt, save_meta
 
 OUT_DIR = Path(tempfile.mkdtemp())
@@ -26,9 +26,7 @@ def target(data: bytes) -> None:
     (OUT_DIR / "ckpt.pt").write_bytes(data)
     try:
         checkpoint = open_nanogpt(str(OUT_DIR))
-        with torch.device("meta"):
-            model = GPT(checkpoint.config)
-        load_weights(checkpoint, model, torch.float32)
+        load_weights(checkpoint, checkpoint.laid_out(), torch.float32)
     except GptsweepError as error:
         tell(error)
 

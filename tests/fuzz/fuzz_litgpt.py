@@ -27,9 +27,7 @@ def target(data: bytes) -> None:
     lay_out(data, FILES)
     try:
         checkpoint = open_litgpt(str(DIRECTORY))
-        with torch.device("meta"):
-            model = LitGPT(checkpoint.config)
-        load_weights(checkpoint, model, torch.float32)
+        load_weights(checkpoint, checkpoint.laid_out(), torch.float32)
     except GptsweepError as error:
         tell(error)
 

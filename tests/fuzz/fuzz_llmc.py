@@ -17,7 +17,6 @@ with instrumented():
     from gptsweep.errors import GptsweepError
     from gptsweep.models.checkpoint import load_weights
     from gptsweep.models.files.llmc import open_llmc
-    from gptsweep.models.gpt2 import GPT
 
 PATH = Path(tempfile.mkdtemp()) / "model.bin"
 NUMBERS = struct.Struct("<8i")
@@ -32,9 +31,7 @@ def target(data: bytes) -> None:
         file.truncate(LENGTH.unpack(length)[0] % MOST)
     try:
         checkpoint = open_llmc(str(PATH))
-        with torch.device("meta"):
-            model = GPT(checkpoint.config)
-        load_weights(checkpoint, model, torch.float32)
+        load_weights(checkpoint, checkpoint.laid_out(), torch.float32)
     except GptsweepError as error:
         tell(error)
 

@@ -18,7 +18,7 @@ with instrumented():
     from gptsweep.models.checkpoint import load_weights
     from gptsweep.models.files.hf import open_hf
     from gptsweep.models.files.places import LocalFiles
-    from gptsweep.models.gpt2 import GPT, GPTConfig
+    from gptsweep.models.gpt2 import GPTConfig
 from model_files import hf_settings, random_gpt, save_hf
 
 DIRECTORY = Path(tempfile.mkdtemp())
@@ -31,9 +31,7 @@ def target(data: bytes) -> None:
     lay_out(data, FILES)
     try:
         checkpoint = open_hf(LocalFiles(DIRECTORY, "model.path", "model"))
-        with torch.device("meta"):
-            model = GPT(checkpoint.config)
-        load_weights(checkpoint, model, torch.float32)
+        load_weights(checkpoint, checkpoint.laid_out(), torch.float32)
         checkpoint.tokenizer.decode(range(checkpoint.tokenizer.vocab_size))
     except GptsweepError as error:
         tell(error)

@@ -16,7 +16,6 @@ with instrumented():
     from gptsweep.errors import GptsweepError
     from gptsweep.models.checkpoint import load_weights
     from gptsweep.models.files.nanochat import open_nanochat
-    from gptsweep.models.nanochat import Nanochat
 from nanochat_twin import random_weights, save_nanochat
 from test_nanochat_files import SMALL
 
@@ -29,9 +28,7 @@ def target(data: bytes) -> None:
     lay_out(data, FILES)
     try:
         checkpoint = open_nanochat(str(OUT_DIR))
-        with torch.device("meta"):
-            model = Nanochat(checkpoint.config)
-        load_weights(checkpoint, model, torch.float32)
+        load_weights(checkpoint, checkpoint.laid_out(), torch.float32)
         ids = checkpoint.tokenizer.encode("the rain <|bos|>")
         assert all(0 <= token < checkpoint.tokenizer.vocab_size for token in ids)
         checkpoint.tokenizer.decode(range(checkpoint.tokenizer.vocab_size))
