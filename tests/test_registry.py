@@ -142,8 +142,8 @@ def open_toy(source: ModelSource) -> Checkpoint:
 
 def save_toy(directory: Path, **left_out: Any) -> Path:
     generator = torch.Generator().manual_seed(0)
-    with torch.device("meta"):
-        shapes = {name: parameter.shape for name, parameter in Toy(ToyConfig(vocab_size=len(LETTERS))).named_parameters()}
+    outline = Toy.laid_out(ToyConfig(vocab_size=len(LETTERS)))
+    shapes = {name: parameter.shape for name, parameter in outline.named_parameters()}
     weights = {name: torch.randn(shape, generator=generator) * 0.4 for name, shape in shapes.items() if name not in left_out}
     directory.mkdir()
     save_file(weights, directory / "model.safetensors")

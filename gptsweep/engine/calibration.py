@@ -83,13 +83,13 @@ def calibrated(
     """
     began = time.perf_counter()
     layers = config.n_layer
-    size = sum(parameter.numel() for parameter in _laid_out(architecture, config).parameters())
+    size = sum(parameter.numel() for parameter in architecture.laid_out(config).parameters())
     measured = [layers]
     if size * stored_dtype(dtype).itemsize > min(_MOST_BYTES, host_memory() // 4) and layers > 4:
         measured = [1, 3]
     speeds = []
     for place_, count in enumerate(measured, start=1):
-        model = _laid_out(architecture, replace(config, n_layer=count))
+        model = architecture.laid_out(replace(config, n_layer=count))
         _fill(model, stored_dtype(dtype))
         place(model, device, dtype)
         until = began + SECONDS * place_ / len(measured)
@@ -129,11 +129,6 @@ def attended(positions: float, windows: Sequence[int | None]) -> float:
 def shape_of(architecture: type[Architecture], config: Config) -> dict[str, Any]:
     """Return what determines a model's speed, as JSON-compatible data."""
     return {"architecture": architecture.TITLE, **asdict(config)}
-
-
-def _laid_out(architecture: type[Architecture], config: Config) -> Architecture:
-    with torch.device("meta"):
-        return architecture(config)
 
 
 def _fill(model: Architecture, dtype: torch.dtype) -> None:

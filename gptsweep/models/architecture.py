@@ -157,6 +157,12 @@ class Architecture(nn.Module, ABC):
         """Build the modules. On the meta device this must not draw random numbers."""
         super().__init__()
 
+    @classmethod
+    def laid_out(cls, config: Any) -> Architecture:
+        """Build the model without weights, its parameters on the meta device."""
+        with torch.device("meta"):
+            return cls(config)
+
     @abstractmethod
     def hidden(self, ids: Tensor, positions: Tensor, attend: Attend, keep: Tensor | None = None) -> Tensor: ...
     @abstractmethod

@@ -47,8 +47,7 @@ class Checkpoint:
 
     def laid_out(self) -> Architecture:
         """Build the model without weights, its parameters on the meta device."""
-        with torch.device("meta"):
-            return self.architecture(self.config)
+        return self.architecture.laid_out(self.config)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -158,8 +157,7 @@ def fit(
     if (absent := next((name for name in architecture.layer_weights(config) if name not in weights), None)) is not None:
         raise wrong(f"the weights {absent} are missing")
     require(architecture.outline(config))
-    with torch.device("meta"):
-        parameters = architecture(replace(config, tied_head=False)).named_parameters()
+    parameters = architecture.laid_out(replace(config, tied_head=False)).named_parameters()
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters}
     require(shapes)
     others = [name for name in stored if name not in shapes and not architecture.is_buffer(name)]
