@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 
 from .abi import COLUMNS, INT8_TILE_ROWS, INT8_TILES_TOGETHER, PAGE, SEGMENT
 from .activation import activate
-from .intrinsics import FAST, INT64, WORDS, compiled, float32_at, int8_at, int16_at, int32_at, take
+from .intrinsics import FAST, INT64, WORDS, compiled, float32_at, for_each_count, int8_at, int16_at, int32_at, take
 
 _ROUNDED, _ROUNDED_BITS = np.float32(12582912.0), np.int32(0x4B400000)
 """1.5 * 2**23: a float32 near it has no bits for a fraction, so adding it rounds to the nearest integer, ties to even."""
@@ -94,15 +94,7 @@ def _sum_products(_typing, rows, x, stride, weight, to, n_pairs):
 
     def codegen(_context, builder, _signature, args):
         rows, *others = args
-        done = builder.append_basic_block()
-        switch = builder.switch(rows, done)
-        for count in range(1, INT8_TILE_ROWS + 1):
-            block = builder.append_basic_block()
-            switch.add_case(rows.type(count), block)
-            builder.position_at_end(block)
-            _sum_products_of(builder, count, *others)
-            builder.branch(done)
-        builder.position_at_end(done)
+        for_each_count(builder, rows, INT8_TILE_ROWS, lambda count: _sum_products_of(builder, count, *others))
 
     return types.void(types.int64, x, types.int64, weight, to, types.int64), codegen
 

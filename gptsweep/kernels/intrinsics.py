@@ -130,6 +130,19 @@ def exp(x):
     return p * np.int32(np.int32(n + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
+def for_each_count(builder, count, most, emit):
+    """Emit code that depends on ``count``, from 1 to ``most``: ``emit(n)`` emits that of n."""
+    done = builder.append_basic_block()
+    switch = builder.switch(count, done)
+    for n in range(1, most + 1):
+        block = builder.append_basic_block()
+        switch.add_case(count.type(n), block)
+        builder.position_at_end(block)
+        emit(n)
+        builder.branch(done)
+    builder.position_at_end(done)
+
+
 def floats_at(builder, pointer, at):
     """Emit the address of ``pointer[at]`` as a pointer to a vector of float32."""
     return builder.bitcast(builder.gep(pointer, [at]), FLOATS.as_pointer())

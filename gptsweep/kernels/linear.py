@@ -11,7 +11,7 @@ from numba import carray, types
 from numba.extending import intrinsic
 
 from .abi import COLUMNS, PAGE, TILE_ROWS, TILES_TOGETHER
-from .intrinsics import INT64, bfloat16_at, compiled, float32_at, int32_at, store_narrow, take, widen
+from .intrinsics import INT64, bfloat16_at, compiled, float32_at, for_each_count, int32_at, store_narrow, take, widen
 from .onednn import multiply_tile
 
 _I = types.int64
@@ -29,18 +29,14 @@ def _multiply(_typing, rows, x, stride, weight, to, n_words):
 
     def codegen(_context, builder, _signature, args):
         rows, x, stride, weight, to, n_words = args
-        done = builder.append_basic_block()
-        switch = builder.switch(rows, done)
-        for count in range(1, TILE_ROWS + 1):
-            block = builder.append_basic_block()
-            switch.add_case(rows.type(count), block)
-            builder.position_at_end(block)
+
+        def emit(count):
             vectors = COLUMNS // PAGE if count <= _ROWS_OF_WIDE_TILES else COLUMNS // PAGE // 2
             for column in range(0, COLUMNS, vectors * PAGE):
                 places = (builder.gep(pointer, [INT64(column)]) for pointer in (weight, to))
                 multiply_tile(builder, count, vectors, x, stride, *places, n_words)
-            builder.branch(done)
-        builder.position_at_end(done)
+
+        for_each_count(builder, rows, TILE_ROWS, emit)
 
     return types.void(_I, x, _I, weight, to, _I), codegen
 
