@@ -42,6 +42,7 @@ from .records import (
     Point,
     Prompt,
     Sample,
+    Samples,
     Sampling,
     coerce,
     neutral_settings,
@@ -84,9 +85,7 @@ class LM(OpenModel):
         """The engine that decodes rows."""
         return self.backend.engine
 
-    def generate(
-        self, prompts: str | Sequence[str], *, num_samples: int = 1, seed: int = 1337, **sampling: Any
-    ) -> list[Sample]:
+    def generate(self, prompts: str | Sequence[str], *, num_samples: int = 1, seed: int = 1337, **sampling: Any) -> Samples:
         """Continue one prompt or several.
 
         Args:
@@ -96,7 +95,8 @@ class LM(OpenModel):
             **sampling: any key of the config group ``sampling`` (``temperature=0.8, top_k=200, max_new_tokens=500, …``).
 
         Returns:
-            `Sample` records ordered by prompt and sample: ``.completion`` is the text, ``.token_ids`` are the sampled tokens.
+            A list of `Sample` records ordered by prompt and sample: ``.completion`` is the text, ``.token_ids`` are the sampled
+            tokens.
 
         Raises:
             ConfigError: a setting is out of range.
@@ -104,7 +104,7 @@ class LM(OpenModel):
         """
         texts = [prompts] if isinstance(prompts, str) else _listed("prompts", prompts)
         task = self._task(texts, seed, num_samples=num_samples, **sampling)
-        return [sample for _, sample in _made(self, [task])]
+        return Samples(sample for _, sample in _made(self, [task]))
 
     def stream(self, prompt: str, *, seed: int = 1337, **sampling: Any) -> Iterator[str]:
         """Continue a prompt and yield the text piece by piece; joined, the pieces are the ``completion`` of `generate`.

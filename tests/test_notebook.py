@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,9 @@ from model_files import save_llama
 
 import gptsweep
 from gptsweep.api import LM
+from gptsweep.display import one_line
 from gptsweep.errors import ConfigError, PromptError
+from gptsweep.records import Sample, Samples, sample_display
 from gptsweep.run import notebook
 
 
@@ -76,6 +80,43 @@ def test_a_sample_shows_its_text_as_text(lm: LM) -> None:
     shaded = sample._repr_html_()
     assert shaded.count("rank ") == 5
     assert "SampleLogprobs" not in repr(sample)
+
+
+def test_a_list_of_samples_shows_each_prompt_once_and_every_text(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = lm.generate(["<b>&\x1b", "other"], num_samples=3, max_new_tokens=5, logprobs=1)
+    shown = samples._repr_html_()
+    assert shown is not None
+    assert shown.count("&lt;b&gt;&amp;\\x1b") == shown.count("other") == 1
+    assert shown.count("rank ") == 30
+    assert shown.count("ended by length") == 6
+    assert "<small>6 samples</small>" in shown
+    lines = repr(samples).splitlines()
+    assert [lines[0], lines[4], lines[8]] == ["<b>&\\x1b", "other", "6 samples"]
+    assert one_line(samples[1].completion[:70]) in lines[2]
+    assert "6 samples, the first 2 shown" in repr(Samples([replace(sample, token_ids=(0,) * 10_000) for sample in samples]))
+    monkeypatch.setattr(sample_display, "MAX_SAMPLES", 4)
+    assert "6 samples, the first 4 shown" in repr(samples)
+    assert repr(samples[4:]).endswith("\n2 samples")
+    assert repr(Samples()) == "0 samples"
+
+
+def test_a_list_of_samples_is_a_list_to_all_other_code(lm: LM) -> None:
+    samples = lm.generate("Once", num_samples=3, max_new_tokens=2)
+    plain = list(samples)
+    assert samples == plain
+    assert isinstance(samples[1:], list)
+    assert (samples[1:], samples[0], [*samples], sorted(samples, key=lambda sample: sample.key)) == (
+        plain[1:],
+        plain[0],
+        plain,
+        plain,
+    )
+    assert pickle.loads(pickle.dumps(samples)) == plain
+    assert json.dumps(samples, default=Sample.as_json) == json.dumps(plain, default=Sample.as_json)
+    pd.testing.assert_frame_equal(pd.DataFrame(samples), pd.DataFrame(plain))
+    samples.append(None)  # type: ignore[arg-type]
+    assert repr(samples) == repr([*plain, None])
+    assert samples._repr_html_() is None
 
 
 def test_a_sweep_shows_the_table_of_the_review(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from .rows import (
     Prompt,
     Row,
     Sample,
+    Samples,
 )
 from .samplers import neutral_settings, sampler, samplers_of, steps_of
 from .sampling import (
@@ -66,6 +67,7 @@ __all__ = [
     "Row",
     "Sample",
     "SampleLogprobs",
+    "Samples",
     "Sampling",
     "TokenLogprobs",
     "active_steps",

@@ -6,11 +6,11 @@ import json
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii as _string
 from math import isfinite
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex, overload
 
 from ..errors import PromptError
 from .logprobs import SampleLogprobs, TokenLogprobs
-from .sample_html import sample_html
+from .sample_display import sample_html, samples_html, samples_text
 from .sampling import Sampling
 
 SCHEMA_VERSION = 1
@@ -157,6 +157,27 @@ class Sample:
     def line(self) -> str:
         """One line of JSON, newline included; lone surrogates and control characters are escaped."""
         return _JSON.encode(self.as_json()) + "\n"
+
+
+class Samples(list[Sample]):
+    """A list of samples that displays their texts: in a notebook as HTML, elsewhere a line each."""
+
+    @overload
+    def __getitem__(self, at: SupportsIndex) -> Sample: ...
+    @overload
+    def __getitem__(self, at: slice) -> Samples: ...
+    def __getitem__(self, at: SupportsIndex | slice) -> Sample | Samples:
+        return Samples(super().__getitem__(at)) if isinstance(at, slice) else super().__getitem__(at)
+
+    def __repr__(self) -> str:
+        return samples_text(self) if self._pure() else super().__repr__()
+
+    def _repr_html_(self) -> str | None:
+        return samples_html(self) if self._pure() else None
+
+    def _pure(self) -> bool:
+        """Whether nothing else was put into the list."""
+        return all(isinstance(each, Sample) for each in self)
 
 
 class LineEncoder:
