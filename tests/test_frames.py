@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from made_sweep import made_samples, write_point, write_sweep
 
 from gptsweep.analysis import stats as compare
@@ -325,6 +327,22 @@ def test_seeds_are_what_is_independent_of_a_metric_of_whole_points() -> None:
     assert pairs["reason"].startswith("6 pairs share the noise of 2")
     alone = drawn_sweep(np.random.default_rng(1), "independent")
     assert alone.compare({"temperature": 0.5}, {"temperature": 1.0}).loc["self_bleu_4", "reason"] == ""
+    one_with_three = alone.compare({"temperature": 0.5, "top_k": 1}, {"temperature": 1.0}).loc["self_bleu_4"]
+    assert one_with_three["reason"].startswith("6 pairs share the noise of 2")
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(-1, 3), st.integers(-1, 3)), max_size=12))
+def test_pairs_with_a_sample_or_noise_in_common_are_one_cluster(rows: list[tuple[int, int, int]]) -> None:
+    pairs = pd.DataFrame(rows, columns=["seed", "noise_of_a", "noise_of_b"], dtype=np.int64)
+    clusters: list[set[int]] = []
+    for number, (seed, *noises) in enumerate(rows):
+        mine = {number} | {other for other in range(number) if rows[other][0] == seed and {*rows[other][1:]} & {*noises}}
+        meets = [cluster for cluster in clusters if cluster & mine]
+        clusters = [cluster for cluster in clusters if cluster not in meets] + [mine.union(*meets)]
+    found = compare.linked(pairs, ["seed"])
+    assert sorted(map(sorted, clusters)) == sorted(np.flatnonzero(found == each).tolist() for each in set(found.tolist()))
+    seeds = pairs["seed"].to_numpy()
+    assert seeds[np.argsort(found, kind="stable")].tolist() == sorted(seeds.tolist())
 
 
 def test_default_groups_are_the_swept_settings_without_the_seed(sweep_dir: Path) -> None:

@@ -339,10 +339,12 @@ def test_the_page_and_the_review_say_the_same_of_two_points(browser: Any, tmp_pa
     assert {"?", "≈", ""} == set(marks)
 
 
-def test_the_page_has_the_means_of_the_review_whatever_is_left_open(browser: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("noise", ["common", "independent"])
+def test_the_page_has_the_means_of_the_review_whatever_is_left_open(browser: Any, tmp_path: Path, noise: str) -> None:
     root = tmp_path / "s"
     for temperature, top_k, words, seed in itertools.product((0.2, 0.9), (5, 50), (10, 60), (1, 2)):
         samples = made_samples(temperature=temperature, top_k=top_k, seed=seed, words=words, num_samples=3)
+        samples = [replace(sample, sampling=replace(sample.sampling, noise=noise)) for sample in samples]
         write_point(root / f"{temperature} {top_k} {words} {seed}", samples)
     sweep = read_sweep(root)
     table, base = sweep.group(["temperature", "top_k"]), {"temperature": 0.2, "top_k": 5, "max_new_tokens": 10}

@@ -87,7 +87,7 @@ def paired(sweep: Sweep, rows: pd.DataFrame, aim: Aim) -> tuple[Floats, Floats, 
     first = ~at.duplicated().to_numpy(bool)  # keep one of several copies, and of points that fall into the same pair
     row, pair, table = at["row"].to_numpy(np.int64)[first], at["pair"].to_numpy(np.int64)[first], table[first]
     shared = [each for each in place if each not in left_open]
-    own_noise = bool((table["noise_of"] >= 0).any())  # pairs that share no noise are independent
+    own_noise = bool((table["noise_of"] >= 0).all())  # pairs that share no noise are independent
     cluster = pair if own_noise or not shared else places_of(table[shared])
     clusters = np.zeros(pair.max(initial=-1) + 1, dtype=np.int64)
     clusters[pair] = cluster

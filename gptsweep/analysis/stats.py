@@ -2,8 +2,8 @@
 
 The independent unit is a *cluster*. Points of a sweep share their noise, so their samples of one (prompt, seed, sample_index)
 are one draw and form one cluster, however many points they come from. With ``noise=independent`` each sample is its own
-cluster. A metric per point is a property of all samples of a point, so its clusters are seeds. A sample found in several
-directories (the same point_id, prompt and sample_index) counts once.
+cluster, and so are all differences from one sample. A metric per point is a property of all samples of a point, so its clusters
+are seeds. A sample found in several directories (the same point_id, prompt and sample_index) counts once.
 
 Every metric per sample is a ratio of two sums, R = sum(num) / sum(den): a mean has den = 1, a perplexity is
 exp(-sum(log-probability) / sum(tokens)). Its standard error is the linearised one for a ratio of cluster totals (Cochran 1977,
@@ -148,6 +148,28 @@ def seeds_of(points: pd.DataFrame) -> Ints:
 def places_of(table: pd.DataFrame) -> Ints:
     """Number the distinct rows of ``table`` in sorted order; equal rows get equal numbers."""
     return np.asarray(table.groupby(list(table.columns), sort=True, dropna=False).ngroup(), dtype=np.int64)
+
+
+def linked(pairs: pd.DataFrame, place: list[str]) -> Ints:
+    """Number the clusters of pairs: those that share noise on either side, directly or through other pairs.
+
+    With common noise these are the pairs of one place. With independent noise they are pairs with a sample (or point) in
+    common, as when several points are compared with one.
+
+    Args:
+        pairs: the columns ``place`` and, for each side, ``noise_of_a`` and ``noise_of_b`` (`noises`).
+        place: what samples from one noise stream must agree in to share their noise.
+    """
+    if not (pairs[["noise_of_a", "noise_of_b"]] >= 0).any(axis=None):
+        return places_of(pairs[place]) if place else np.zeros(len(pairs), dtype=np.int64)
+    from scipy.sparse import coo_array  # late: a third of a second that few sweeps need
+    from scipy.sparse.csgraph import connected_components
+
+    ends = pd.concat([pairs[place].assign(noise=pairs[f"noise_of_{side}"]) for side in "ab"])
+    a, b = places_of(ends).reshape(2, -1)
+    _, found = connected_components(coo_array((np.ones(len(a)), (a, b)), shape=(2 * len(a), 2 * len(a))), directed=False)
+    _, first, numbers = np.unique(found[a], return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(a[first]))[numbers].astype(np.int64)  # in the order of their places
 
 
 def shares(points: pd.DataFrame, codes: Ints) -> bool:

@@ -176,8 +176,8 @@ class Sweep:
 
         Samples are paired by prompt, seed, sample_index and every swept setting that ``a`` and ``b`` leave open. With common
         noise, a pair shares its random numbers, so its difference is much less noisy than that of two means. Intervals are 95 %
-        percentile bootstrap intervals (2,000 resamples, always the same), which draw pairs of one prompt, seed and sample_index
-        together since they share their noise. Metrics per point are paired by point; points of one seed are drawn together.
+        percentile bootstrap intervals (2,000 resamples, always the same), which draw pairs that share noise, or a sample,
+        together. Metrics per point are paired by point; points of one seed are drawn together.
 
         Returns:
             One row per metric: ``a``, ``b`` (means over the pairs), ``difference`` (b - a), ``low``, ``high``, ``pairs``,
@@ -189,13 +189,13 @@ class Sweep:
         place = ["prompt_index", "sample_index", "seed"]
         sides = [self.measured(points).drop_duplicates(["copy_of", *place]) for points in (first, second)]
         pairs = sides[0].merge(sides[1], on=[*left_open, *place], suffixes=("_a", "_b"))
-        pairs["cluster"] = compare.places_of(pairs[[*place, "noise_of_a", "noise_of_b"]])
+        pairs["cluster"] = compare.linked(pairs, place)
         rows = compare.paired_samples(pairs, self.declared)
         shared = [key for key in (*left_open, "seed") if key in self.settings]
         points = [each.assign(copy_of=compare.identities(each), noise_of=compare.noises(each)) for each in (first, second)]
         points = [each.sort_values("num_samples", ascending=False, kind="stable").drop_duplicates("copy_of") for each in points]
         both = points[0].merge(points[1], how="inner" if shared else "cross", on=shared or None, suffixes=("_a", "_b"))
-        both["cluster"] = compare.places_of(both[[*({"seed"} & set(shared)), "noise_of_a", "noise_of_b"]])
+        both["cluster"] = compare.linked(both, [*({"seed"} & set(shared))])
         rows |= {name: compare.paired_points(both, name) for name in self.metrics if self.declared[name].per == "point"}
         if self.ratings:
             by = list(a) if isinstance(a, Mapping) and isinstance(b, Mapping) and set(a) == set(b) else None
