@@ -20,7 +20,7 @@ from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from scipy import stats
 
 from gptsweep import review
-from gptsweep.analysis import metrics, self_bleu, word_runs
+from gptsweep.analysis import metrics, ngrams, self_bleu
 from gptsweep.analysis.frames import read_sweep
 from gptsweep.analysis.metrics import METRICS, Metric
 from gptsweep.analysis.summary import metric_reasons, text_metrics, token_mean
@@ -128,17 +128,27 @@ def test_closing_end_of_text_token_hides_no_repetition() -> None:
     assert text_metrics(rows)["ends_repeating"] == 1
 
 
-@pytest.mark.parametrize("bound", [1 << 62, 9], ids=["numbers fit", "numbers are given anew"])
-@given(group=st.lists(st.lists(st.sampled_from(WORDS), max_size=12), max_size=5))
+@pytest.mark.parametrize("bound", [1 << 62, 9], ids=["codes fit", "codes are given anew"])
+@given(group=st.lists(st.lists(st.sampled_from(WORDS), max_size=12), max_size=5), far=st.sampled_from([1, 1 << 20]))
 @settings(max_examples=60, deadline=None)
-def test_word_runs_are_counted_as_sets_of_tuples_count_them(bound: int, group: list[list[str]]) -> None:
+def test_ngrams_are_counted_as_sets_of_tuples_count_them(bound: int, group: list[list[str]], far: int) -> None:
+    tokens = [[WORDS.index(word) * far for word in words] for words in group]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(word_runs, "_BOUND", bound)
-        runs = word_runs.WordRuns(group)
-        for n in (1, 2, 3, 4):
-            sets = [set(metrics.ngrams(words, n)) for words in group]
-            assert runs.distinct(n) == list(map(len, sets))
-            assert runs.distinct_together(n) == len(set().union(*sets))
+        patch.setattr(ngrams, "_BOUND", bound)
+        for fast in (ngrams.Ngrams.of_words(group), ngrams.Ngrams.of_tokens(tokens)):
+            assert sorted(np.bincount(fast.items)) == sorted(Counter(word for words in group for word in words).values())
+            for n in (1, 2, 3, 4):
+                sets = [set(ngrams.ngrams(words, n)) for words in group]
+                assert fast.distinct(n) == list(map(len, sets))
+                assert fast.distinct_together(n) == len(set().union(*sets))
+        rows = [
+            sample(" ".join(words), number, token_ids=ids)
+            for number, (words, ids) in enumerate(zip(group, tokens, strict=True))
+        ]
+        together = metrics.Texts(map(metrics.Text, rows))
+        together.count_ngrams()
+        for text, alone in zip(together, map(metrics.Text, rows), strict=True):
+            assert (text.distinct_words, text.distinct_tokens) == (alone.distinct_words, alone.distinct_tokens)
 
 
 @given(st.lists(st.lists(st.sampled_from(WORDS), min_size=4, max_size=30).map(" ".join), min_size=5, max_size=5))
@@ -155,6 +165,29 @@ def test_self_bleu_agrees_with_nltk_and_sacrebleu(group: list[str]) -> None:
     assert mine == pytest.approx(np.mean(theirs))
     if all(set(text.split()) & set(" ".join(group[:i] + group[i + 1 :]).split()) for i, text in enumerate(group)):
         assert mine == pytest.approx(np.mean(also))  # sacrebleu gives text without one common word some credit too
+
+
+def plain_matches(texts: list[list[str]], number: int, n: int) -> int:
+    """The n-grams of one text, each clipped to how often another text has it."""
+    counts = [Counter(ngrams.ngrams(text, n)) for text in texts]
+    own = counts.pop(number)
+    return sum(min(times, max(other[gram] for other in counts)) for gram, times in own.items())
+
+
+@given(st.lists(st.lists(st.sampled_from(WORDS[:5]), min_size=4, max_size=12), min_size=5, max_size=7))
+@settings(max_examples=60, deadline=None)
+def test_self_bleu_is_that_of_counted_tuples_to_the_bit(texts: list[list[str]]) -> None:
+    groups = [list(range(5)), list(range(len(texts) - 5, len(texts)))]
+    scores = []
+    for group in groups:
+        for number, text in enumerate(chosen := [texts[each] for each in group]):
+            found = [plain_matches(chosen, number, n) for n in (1, 2, 3, 4)]
+            logs = [math.log((same or 0.1) / (len(text) - n)) if same or n else -math.inf for n, same in enumerate(found)]
+            others = sorted(map(len, chosen[:number] + chosen[number + 1 :]))
+            nearest = min(others, key=lambda other: abs(other - len(text)))
+            scores.append(math.exp(sum(logs) / 4 + min(0.0, 1 - nearest / len(text))))
+    fast = self_bleu.group_bleu(ngrams.Ngrams.of_words(texts), np.array(groups))
+    assert [score for group in fast for score in group] == scores
 
 
 def test_self_bleu_does_not_depend_on_how_many_samples_there_are() -> None:
@@ -180,7 +213,7 @@ def test_every_sample_is_a_hypothesis_once_when_groups_do_not_come_out_even() ->
 @settings(max_examples=60, deadline=None)
 def test_zipf_agrees_with_scipy(tokens: list[list[int]]) -> None:
     counts = sorted(Counter(token for each in tokens for token in each).values(), reverse=True)
-    mine = metrics.zipf(tokens)
+    mine = metrics.zipf(ngrams.Ngrams.of_tokens(tokens))
     if len(counts) < metrics.ZIPF_MIN_TYPES:
         assert isinstance(mine, str)
     else:
@@ -189,7 +222,7 @@ def test_zipf_agrees_with_scipy(tokens: list[list[int]]) -> None:
 
 def test_zipf_of_a_zipfian_text_is_one() -> None:
     tokens = [token for rank in range(1, 200) for token in [rank] * round(20_000 / rank)]
-    assert metrics.zipf([tokens]) == pytest.approx(1, abs=0.01)
+    assert metrics.zipf(ngrams.Ngrams.of_tokens([tokens])) == pytest.approx(1, abs=0.01)
 
 
 def test_compression_ratio_is_bytes_over_gzip_bytes() -> None:
@@ -231,7 +264,7 @@ def test_order_of_samples_changes_nothing(group: list[str], rng: random.Random) 
 @settings(max_examples=40, deadline=None)
 def test_a_sample_and_its_copy_match_each_other_perfectly(group: list[str]) -> None:
     rows = numbered(*group, group[0])
-    copied = self_bleu.group_bleu([[metrics.ngrams(row["completion"].split(), n) for n in (1, 2, 3, 4)] for row in rows])
+    (copied,) = self_bleu.group_bleu(ngrams.Ngrams.of_words([row["completion"].split() for row in rows]), np.array([range(5)]))
     assert copied[0] == copied[4] == pytest.approx(1)
 
 

@@ -22,18 +22,15 @@ Measurement of Text Diversity.
 from __future__ import annotations
 
 import gzip
-import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
 
-from .self_bleu import SELF_BLEU_REFERENCES, ngrams, self_bleu
-from .word_runs import WordRuns
+from .ngrams import Ngrams, ngrams
+from .self_bleu import SELF_BLEU_REFERENCES, self_bleu
 
 ZIPF_RANKS = 5_000
 ZIPF_MIN_TYPES = 10
@@ -67,23 +64,37 @@ class Text:
         return str(self.record["completion"]).split()
 
     @cached_property
-    def distinct_words(self) -> list[int]:
-        """Numbers of distinct word 2-, 3- and 4-grams; `Texts.count_words` sets them for all samples of a point at once."""
-        return [len(set(ngrams(self.words, n))) for n in (2, 3, 4)]
+    def distinct_words(self) -> tuple[int, int, int]:
+        """Numbers of distinct word 2-, 3- and 4-grams; `Texts.count_ngrams` sets them for all samples of a point at once."""
+        two, three, four = (len(set(ngrams(self.words, n))) for n in (2, 3, 4))
+        return two, three, four
+
+    @cached_property
+    def distinct_tokens(self) -> int:
+        """The number of distinct token 4-grams; `Texts.count_ngrams` sets it for all samples of a point at once."""
+        return len(set(ngrams(self.tokens, 4)))
 
 
 class Texts(list[Text]):
-    """The samples of a point; their word n-grams are counted together."""
+    """The samples of a point; their n-grams are counted together."""
 
     @cached_property
-    def runs(self) -> WordRuns:
+    def words(self) -> Ngrams:
         """The word n-grams of all samples."""
-        return WordRuns([text.words for text in self])
+        return Ngrams.of_words([text.words for text in self])
 
-    def count_words(self) -> None:
-        """Set ``distinct_words`` of every sample."""
-        for text, counts in zip(self, zip(*(self.runs.distinct(n) for n in (2, 3, 4)), strict=True), strict=True):
-            text.distinct_words = list(counts)
+    @cached_property
+    def tokens(self) -> Ngrams:
+        """The token n-grams of all samples."""
+        return Ngrams.of_tokens([text.tokens for text in self])
+
+    def count_ngrams(self) -> None:
+        """Set ``distinct_words`` and ``distinct_tokens`` of every sample."""
+        for text, tokens, *words in zip(
+            self, self.tokens.distinct(4), *(self.words.distinct(n) for n in (2, 3, 4)), strict=True
+        ):
+            text.distinct_tokens = tokens
+            text.distinct_words = words[0], words[1], words[2]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,18 +152,19 @@ class Metric:
         return found
 
 
-def seq_rep(tokens: Sequence[int], n: int = 4) -> float | None:
-    """seq-rep-n (Welleck et al. 2019): 1 - (distinct n-grams) / (n-grams) of one sequence of model tokens."""
-    every = ngrams(tokens, n)
-    return 1 - len(set(every)) / len(every) if every else None
+def seq_rep_4(text: Text) -> float | None:
+    """seq-rep-4 (Welleck et al. 2019): 1 - (distinct 4-grams) / (4-grams) of one sequence of model tokens."""
+    every = len(text.tokens) - 3
+    return 1 - text.distinct_tokens / every if every > 0 else None
 
 
 def word_diversity(text: Text) -> float | None:
     """Diversity (Su et al. 2022): the product over n = 2, 3, 4 of 1 - rep-n, where rep-n = 1 - (distinct word n-grams) /
     (word n-grams) of one text. All n-grams count; the published code omits the last."""
-    if len(text.words) < 4:
+    if (words := len(text.words)) < 4:
         return None
-    return math.prod(count / (len(text.words) - n + 1) for n, count in zip((2, 3, 4), text.distinct_words, strict=True))
+    two, three, four = text.distinct_words
+    return two / (words - 1) * (three / (words - 2)) * (four / (words - 3))
 
 
 def ends_repeating(tokens: Sequence[int]) -> bool:
@@ -166,7 +178,7 @@ def ends_repeating(tokens: Sequence[int]) -> bool:
     longest = min(REPEAT_MAX_PHRASE, end // 2)
     if not longest or (last := tokens[-1]) not in (before := tokens[end - 1 - longest : end - 1]):
         return False
-    for length in (longest - place for place in range(longest - 1, -1, -1) if before[place] == last):
+    for length in [length for length, token in enumerate(reversed(before), start=1) if token == last]:
         if end < length * (best_times + 1):
             continue
         phrase, times = tokens[end - length :], 1
@@ -179,8 +191,8 @@ def ends_repeating(tokens: Sequence[int]) -> bool:
 
 def distinct(texts: Texts, n: int) -> Outcome:
     """distinct-n (Li et al. 2016): distinct n-grams of all texts together, divided by the number of *words* of all texts."""
-    total = sum(len(text.words) for text in texts)
-    return texts.runs.distinct_together(n) / total if total else "needs a sample of at least 1 word"
+    total = len(texts.words.items)
+    return texts.words.distinct_together(n) / total if total else "needs a sample of at least 1 word"
 
 
 def unique_share(texts: Sequence[Text]) -> Outcome:
@@ -189,14 +201,14 @@ def unique_share(texts: Sequence[Text]) -> Outcome:
     return len(different) / len(texts) if texts else "needs a sample"
 
 
-def zipf(tokens: Iterable[Sequence[int]]) -> Outcome:
+def zipf(tokens: Ngrams) -> Outcome:
     """Zipf coefficient (Holtzman et al. 2020): the negative slope of the least-squares line of log frequency against log rank,
     over the 5,000 most frequent model tokens of all samples together."""
-    counts = sorted(Counter(chain.from_iterable(tokens)).values(), reverse=True)[:ZIPF_RANKS]
+    counts = -np.sort(-np.bincount(tokens.items))[:ZIPF_RANKS]
     if len(counts) < ZIPF_MIN_TYPES:
         return f"needs {ZIPF_MIN_TYPES} different tokens"
     rank = np.log(np.arange(1, len(counts) + 1))
-    frequency = np.log(np.asarray(counts, dtype=np.float64))
+    frequency = np.log(counts.astype(np.float64))
     rank -= rank.mean()
     return max(0.0, -float(rank @ (frequency - frequency.mean()) / (rank @ rank)))
 
@@ -260,7 +272,7 @@ METRICS: dict[str, Metric] = {
             label="Repetition (seq-rep-4)",
             meaning="share of a sample's token 4-grams that it contains earlier",
             unit="share",
-            of_sample=lambda text: seq_rep(text.tokens),
+            of_sample=seq_rep_4,
             needs="a sample of at least 4 tokens",
             direction="lower",
             default=True,
@@ -301,7 +313,7 @@ METRICS: dict[str, Metric] = {
             label="Self-BLEU-4",
             meaning=f"BLEU-4 of a sample against {SELF_BLEU_REFERENCES} others of its prompt; high means alike",
             unit="share",
-            of_point=lambda texts: self_bleu([text.record["prompt_index"] for text in texts], [text.words for text in texts]),
+            of_point=lambda texts: self_bleu([text.record["prompt_index"] for text in texts], texts.words),
             direction="lower",
             default=True,
         ),
@@ -317,7 +329,7 @@ METRICS: dict[str, Metric] = {
             name="zipf",
             label="Zipf coefficient",
             meaning="slope of log frequency against log rank of tokens; human text is near 1",
-            of_point=lambda texts: zipf([text.tokens for text in texts]),
+            of_point=lambda texts: zipf(texts.tokens),
         ),
         Metric(
             name="compression_ratio",

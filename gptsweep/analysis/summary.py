@@ -71,7 +71,7 @@ def metric_reasons(samples: Sequence[Record]) -> dict[str, str]:
 def outcomes(samples: Sequence[Record]) -> dict[str, Outcome]:
     """The value or reason of every metric of `text_metrics` and of its standard error: metrics per sample, then per point."""
     texts = Texts(Text(sample) for sample in sorted(samples, key=place))
-    texts.count_words()
+    texts.count_ngrams()
     found: dict[str, Outcome] = {}
     for metric in METRICS.values():
         if metric.per == "sample" and not metric.deviation:
