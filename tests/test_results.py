@@ -87,7 +87,7 @@ any_samples = st.builds(
     Sample, point_id=short, prompt_id=short, prompt_index=st.integers(0), sample_index=st.integers(0), seed=st.integers(0),
     sampling=st.sampled_from([Sampling(), Sampling(stop=("\n",), xtc_probability=0.5)]), model=short, prompt=short,
     completion=short, finish_reason=st.sampled_from(["length", "stop"]), prompt_tokens=st.integers(0),
-    token_ids=st.lists(st.integers(0), max_size=4).map(tuple), logprob_mean=means, sampler_logprob_mean=means,
+    token_ids=st.lists(st.integers(0, 2**31 - 1), max_size=4).map(tuple), logprob_mean=means, sampler_logprob_mean=means,
     entropy_mean=means,
 )  # fmt: skip
 

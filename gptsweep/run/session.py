@@ -269,8 +269,9 @@ class _Batch:
                     self.fresh[task].append(result)
                     self.pace.add()
                     self.done.rows += 1
-                    sample = sample_of(result)
-                    self.progress.show_sample(sample.prompt + sample.completion, key, self._label(task, sample))
+                    if not self.progress.quiet:
+                        sample = sample_of(result)
+                        self.progress.show_sample(sample.prompt + sample.completion, key, self._label(task, sample))
                 if not missing:
                     failure = self.failing.pop(task, None)
                     yield self._finished(task) if failure is None else self._failed(task, failure)
