@@ -37,10 +37,16 @@ class Shape:
 
 
 class Sequences:
-    """Sequences that share a beginning, in one layer, and the queries, keys and values of each of their tokens."""
+    """Sequences that share a beginning, in one layer, and the queries, keys and values of each of their tokens.
 
-    def __init__(self, shared: int, own: list[int], shape: Shape, dtype: torch.dtype, inputs: torch.dtype) -> None:
+    ``wide_tiles``: read shared pages as kernels do on processors with AVX-512.
+    """
+
+    def __init__(
+        self, shared: int, own: list[int], shape: Shape, dtype: torch.dtype, inputs: torch.dtype, *, wide_tiles: bool = False
+    ) -> None:
         self.shared, self.own, self.shape, self.dtype, self.inputs = shared, own, shape, dtype, inputs
+        self.wide_tiles = wide_tiles
         self.heads = (shape.n_head, shape.n_kv_heads, shape.n_kv_heads)
         width = sum(self.heads) * shape.head_size
         generator = torch.Generator().manual_seed(shared + sum(own))
@@ -57,6 +63,7 @@ class Sequences:
         )
         random.Random(len(own)).shuffle(self.cache._free)  # in a cache with others a sequence's pages lie anywhere
         self.store, self.kernel = (kernels.Kernel(name, dtype) for name in ("store", "attend"))
+        self.kernel.set(wide_tiles=wide_tiles)
 
     def read(self) -> list[Tensor]:
         """What attention gives the last token of each sequence: the beginning read once, then token by token, all together."""
@@ -84,8 +91,9 @@ class Sequences:
         return attend(0, *(part.unflatten(-1, (-1, self.shape.head_size)) for part in parts))
 
     def alone(self, table: int) -> Sequences:
-        """The same sequence in a cache of its own, not yet read."""
-        return Sequences(0, [self.shared + self.own[table]], self.shape, self.dtype, self.inputs)
+        """The same sequence in a cache of its own, not yet read, and the other kind of tiles."""
+        own = [self.shared + self.own[table]]
+        return Sequences(0, own, self.shape, self.dtype, self.inputs, wide_tiles=not self.wide_tiles)
 
     def read_alone(self, table: int) -> Tensor:
         """What its last token is given there, where all its tokens are read in one go."""
@@ -124,11 +132,12 @@ def shapes(draw: st.DrawFn) -> Shape:
     shared=st.sampled_from([0, 1, PAGE - 1, PAGE, 2 * PAGE, 2 * PAGE + 3, 5 * PAGE + 1]),
     own=st.lists(st.integers(1, PAGE + 2), min_size=1, max_size=2 * TILE + 3),
     shape=shapes(),
+    wide_tiles=st.booleans(),
 )
 def test_a_token_sees_its_own_past_with_the_same_bits_in_any_company(
-    dtype: torch.dtype, inputs: torch.dtype, shared: int, own: list[int], shape: Shape
+    dtype: torch.dtype, inputs: torch.dtype, shared: int, own: list[int], shape: Shape, wide_tiles: bool
 ) -> None:
-    sequences = Sequences(shared, own, shape, dtype, inputs)
+    sequences = Sequences(shared, own, shape, dtype, inputs, wide_tiles=wide_tiles)
     together = sequences.read()
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     for table, made in enumerate(together):

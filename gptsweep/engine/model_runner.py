@@ -60,6 +60,7 @@ class ModelRunner:
         if use_kernels:
             dtype = cache.keys.dtype
             self.store, self.attend = kernels.Kernel("store", dtype), kernels.Kernel("attend", dtype)
+            self.attend.set(wide_tiles=kernels.has_wide_vectors())
             self.sampler = kernels.Kernel("sample", logits_dtype)
         self.decode = DecodeSteps(model, cache) if use_graphs else None
 

@@ -15,6 +15,9 @@ PAGE = 16
 """Positions of a sequence whose keys and values share a page: as many as a vector register holds float32 numbers."""
 TILE = 8
 """Tokens that read a shared page together in attention: as many as can keep two sums each in vector registers."""
+NARROW_ROWS = 6
+"""Rows that read a shared page together where vectors are narrower than AVX-512's: as many as can keep `PAGE` sums each in the
+16 vector registers of AVX2."""
 HEADS = 4
 """Heads of a token that attend together: an addition to a sum waits for the one before it, so several sums run side by side."""
 MOST_HEADS = 8
@@ -51,7 +54,7 @@ def float64_bits(number: float) -> int:
 _COUNTS = ("chunk", "scratch", "next_unit", "next_scratch")
 _ATTEND = (
     *("n_tokens", "n_kept", "n_head", "n_kv_heads", "head_size", "head_lanes", "max_pages", "window", "most_scores"),
-    *("stores", "wide", "q_stride", "k_stride", "v_stride", *_COUNTS),
+    *("stores", "wide", "wide_tiles", "q_stride", "k_stride", "v_stride", *_COUNTS),
     *("q", "k", "v", "keys", "values", "out", "pages", "offsets", "kept", "block_tables", "table_rows", "lengths"),
 )
 _LINEAR = ("n_rows", "n_in", "n_out", "summed", *_COUNTS, "x", "weight", "bias", "out")

@@ -11,7 +11,7 @@ from numba import carray
 
 from .abi import HEADS, MOST_HEADS, PAGE, TILE
 from .intrinsics import FAST, compiled, exp, float32_at, greatest_of, int32_at, int64_at, narrowed, store_narrow, take, widen
-from .pages import mix, mix_tile, per_word_of, score, score_tile
+from .pages import mix, mix_rows, mix_tile, per_word_of, score, score_rows, score_tile
 
 _FEWEST = 3
 """For fewer tokens than this, reading the pages once per token takes less time than reading them for a whole tile."""
@@ -152,6 +152,41 @@ def _mix_places(task, token, begin, end, first_kv, n_pages, group, weights, at, 
 
 
 @compiled()
+def _heads_together(task, count, group):
+    """Return how many of the ``group`` heads that share a page read it together, in a tile of ``count`` tokens.
+
+    Their rows have to be consecutive, which those of several heads are in a full tile only.
+    """
+    return 1 if task.wide_tiles or count < TILE else group
+
+
+@compiled()
+def _score_shared(task, count, n_pages, group, queries, keys, page, scores, at):
+    """Compute the scores of the contiguous pages from ``keys[page]`` on for all heads of a tile of ``count`` tokens."""
+    size, stride, together = task.head_lanes, task.most_scores, _heads_together(task, count, group)
+    rows = (together - 1) * TILE + count
+    for h in range(0, n_pages * group, together):
+        begin, q_at, to = page + h // group * PAGE * size, h * TILE * size, h * TILE * stride + at
+        if task.wide_tiles:
+            score_tile(queries, q_at, keys, begin, scores, to, stride, size)
+        else:
+            score_rows(rows, queries, q_at, keys, begin, scores, to, stride, size)
+
+
+@compiled()
+def _mix_shared(task, count, n_pages, group, weights, at, values, page, mixed):
+    """Add the weighted values of the contiguous pages from ``values[page]`` on for all heads of a tile of ``count`` tokens."""
+    size, stride, together = task.head_lanes, task.most_scores, _heads_together(task, count, group)
+    rows = (together - 1) * TILE + count
+    for h in range(0, n_pages * group, together):
+        begin, row_at, to = page + h // group * PAGE * size, h * TILE * stride + at, h * TILE * size
+        if task.wide_tiles:
+            mix_tile(weights, row_at, stride, values, begin, mixed, to, size)
+        else:
+            mix_rows(rows, weights, row_at, stride, values, begin, mixed, to, size)
+
+
+@compiled()
 def _attend(task, q, k, v, keys, values, out):
     """Compute softmax attention of every kept token over its own past, a few heads of a tile of tokens at a time.
 
@@ -199,9 +234,7 @@ def _attend(task, q, k, v, keys, values, out):
             end = _end_of_shared(task, tile, count, shared) if alike else 0
             for place in range(shared, end):
                 page, at = (_page(task, tile, place) * n_kv_heads + first_kv) * page_size, (place - lowest) * PAGE
-                for h in range(heads):
-                    begin_q, to = h * TILE * size, h * TILE * stride + at
-                    score_tile(scaled, begin_q, keys, page + h // group * page_size, scores, to, stride, size)
+                _score_shared(task, count, n_pages, group, scaled, keys, page, scores, at)
             for t in range(count):
                 token, at = tile + t, t * stride
                 opening, ends = _begin(task, token) // PAGE, _end_place(task, token)
@@ -221,9 +254,7 @@ def _attend(task, q, k, v, keys, values, out):
                 _mix_places(task, token, opening, ends, first_kv, n_pages, group, scores, at, values, mixed, t * size)
             for place in range(shared, end):
                 page, at = (_page(task, tile, place) * n_kv_heads + first_kv) * page_size, (place - lowest) * PAGE
-                for h in range(heads):
-                    begin_row, to = h * TILE * stride + at, h * TILE * size
-                    mix_tile(scores, begin_row, stride, values, page + h // group * page_size, mixed, to, size)
+                _mix_shared(task, count, n_pages, group, scores, at, values, page, mixed)
             for t in range(count):
                 token, opening = tile + t, _begin(task, tile + t) // PAGE
                 origin, after = lowest if alike else opening, max(opening, end)

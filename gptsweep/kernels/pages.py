@@ -17,8 +17,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from .abi import HEADS, PAGE, TILE
-from .intrinsics import FLOATS, INT64, WORDS, compiled, floats_at
+from .abi import HEADS, NARROW_ROWS, PAGE, TILE
+from .intrinsics import FLOATS, INT64, WORDS, compiled, floats_at, for_each_count
 
 _I = types.int64
 
@@ -144,6 +144,81 @@ def _mix_by(tokens, heads, group):
     return mix
 
 
+@intrinsic
+def _score_rows(_typing, rows, q, q_at, keys, page, scores, at, stride, size):
+    """``_score_rows(rows, q, q_at, keys, page, scores, at, stride, size)``: scores of one page for consecutive rows.
+
+    For each row r of ``rows``, at most `NARROW_ROWS`, it sets
+
+        scores[at + r * stride + i] = q[q_at + r * size :][:size] @ page[:, i]
+
+    in the order of `_score_by`. All even dimensions are summed before the odd ones, so that only half of the sums are in
+    registers at a time.
+    """
+
+    def codegen(_context, builder, _signature, args):
+        rows, q, q_at, keys, page, scores, at, stride, size = args
+        places = builder.gep(q, [q_at]), builder.gep(keys, [page]), builder.gep(scores, [at])
+        for_each_count(builder, rows, NARROW_ROWS, lambda count: _score_rows_of(builder, count, *places, stride, size))
+
+    return types.void(_I, q, _I, keys, _I, scores, _I, _I, _I), codegen
+
+
+def _score_rows_of(builder, rows, q, page, scores, stride, size):
+    """Emit the code of `_score_rows` for a fixed number of rows."""
+    totals = [[cgutils.alloca_once(builder, FLOATS) for _ in range(2)] for _ in range(rows)]
+    begins = [builder.gep(q, [builder.mul(size, INT64(row))]) for row in range(rows)]
+    for odd in range(2):
+        for sums in totals:
+            builder.store(ir.Constant(FLOATS, [0.0] * PAGE), sums[odd])
+        with cgutils.for_range_slice(builder, INT64(0), size, INT64(2), INT64) as (even, _):
+            d = builder.add(even, INT64(odd))
+            if _numbers_in_a_word(page.type.pointee) == 1:
+                (vector,) = _load(builder, page, builder.mul(d, INT64(PAGE)))
+            else:
+                vector = _load(builder, page, builder.mul(even, INT64(PAGE)))[odd]
+            for begin, sums in zip(begins, totals, strict=True):
+                _add_product(builder, sums[odd], begin, d, vector)
+    for row, sums in enumerate(totals):
+        place = floats_at(builder, scores, builder.mul(stride, INT64(row)))
+        builder.store(builder.fadd(*map(builder.load, sums)), place, align=4)
+
+
+@intrinsic
+def _mix_rows(_typing, rows, weights, at, stride, values, page, mixed, to, size):
+    """``_mix_rows(rows, weights, at, stride, values, page, mixed, to, size)``: add one weighted page to consecutive rows.
+
+    For each row r of ``rows``, at most `NARROW_ROWS`, it adds, in the order of `_mix_by`,
+
+        mixed[to + r * size :][:size] += weights[at + r * stride :][:PAGE] @ page
+    """
+
+    def codegen(_context, builder, _signature, args):
+        rows, weights, at, stride, values, page, mixed, to, size = args
+        places = builder.gep(weights, [at]), builder.gep(values, [page]), builder.gep(mixed, [to])
+        for_each_count(builder, rows, NARROW_ROWS, lambda count: _mix_rows_of(builder, count, *places, stride, size))
+
+    return types.void(_I, weights, _I, _I, values, _I, mixed, _I, _I), codegen
+
+
+def _mix_rows_of(builder, rows, weights, page, mixed, stride, size):
+    """Emit the code of `_mix_rows` for a fixed number of rows."""
+    totals = [cgutils.alloca_once(builder, FLOATS) for _ in range(rows)]
+    begins = [builder.gep(weights, [builder.mul(stride, INT64(row))]) for row in range(rows)]
+    per_word = _numbers_in_a_word(page.type.pointee)
+    with cgutils.for_range_slice(builder, INT64(0), size, INT64(PAGE), INT64) as (d, _):
+        places = [floats_at(builder, mixed, builder.add(builder.mul(size, INT64(row)), d)) for row in range(rows)]
+        for place, total in zip(places, totals, strict=True):
+            builder.store(builder.load(place, align=4), total)
+        column = builder.gep(page, [builder.mul(d, INT64(per_word))])
+        with cgutils.for_range_slice(builder, INT64(0), INT64(PAGE), INT64(per_word), INT64) as (position, _):
+            for i, vector in enumerate(_load(builder, column, builder.mul(size, position))):
+                for begin, total in zip(begins, totals, strict=True):
+                    _add_product(builder, total, begin, builder.add(position, INT64(i)), vector)
+        for place, total in zip(places, totals, strict=True):
+            builder.store(builder.load(total), place, align=4)
+
+
 score_tile, mix_tile = _score_by(TILE, 1, 1), _mix_by(TILE, 1, 1)
 _score_pages, _score_pairs = _score_by(1, HEADS, 1), _score_by(1, HEADS, 2)
 _score_1, _score_2, _score_3, _score_4 = (_score_by(1, heads, heads) for heads in range(1, 5))
@@ -195,3 +270,23 @@ def mix(weights, at, stride, values, page, mixed, to, size, n_pages, group):
                 _mix_2(weights, begin, stride, values, page + i * PAGE * size, mixed, target, size)
             else:
                 _mix_1(weights, begin, stride, values, page + i * PAGE * size, mixed, target, size)
+
+
+@compiled()
+def score_rows(rows, q, q_at, keys, page, scores, at, stride, size):
+    """Compute the scores of one page for any number of consecutive rows, as in `_score_rows`."""
+    tiles = (rows + NARROW_ROWS - 1) // NARROW_ROWS
+    for tile in range(tiles):
+        row = tile * rows // tiles
+        count = (tile + 1) * rows // tiles - row
+        _score_rows(count, q, q_at + row * size, keys, page, scores, at + row * stride, stride, size)
+
+
+@compiled()
+def mix_rows(rows, weights, at, stride, values, page, mixed, to, size):
+    """Add one weighted page to any number of consecutive rows, as in `_mix_rows`."""
+    tiles = (rows + NARROW_ROWS - 1) // NARROW_ROWS
+    for tile in range(tiles):
+        row = tile * rows // tiles
+        count = (tile + 1) * rows // tiles - row
+        _mix_rows(count, weights, at + row * stride, stride, values, page, mixed, to + row * size, size)

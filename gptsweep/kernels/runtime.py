@@ -154,7 +154,7 @@ def _loaded(name: str, dtype: str) -> tuple[int, Any]:
 
 @functools.cache
 def has_wide_vectors() -> bool:
-    """Return whether this CPU has AVX-512, for whose registers and instructions the kernel ``linear`` is written."""
+    """Return whether this CPU has AVX-512, for which the kernel ``linear`` and some tiles of attention are written."""
     return bool(binding.get_host_cpu_features().get("avx512f", False))
 
 
