@@ -30,6 +30,7 @@ from gptsweep.models import linear, loading
 from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.models.linear import can_pack
 from gptsweep.models.loading import resolve_device, resolve_dtype
+from gptsweep.models.registry import open_checkpoint
 from gptsweep.multirun.point import objective_of, require_objective
 from gptsweep.records import DeviceSettings, ModelSource, Point, Prompt, Row, Sampling, point_id
 from gptsweep.run.executors.local import LocalExecutor
@@ -269,8 +270,14 @@ def test_a_model_that_is_none_is_one_clear_line() -> None:
     for name in ("a" * 5000, "b" * 300 + "/c", "~nobody-there/model"):
         with pytest.raises(ModelError, match=re.escape(name[:150])):
             gptsweep.load(name)
-    with pytest.raises(ModelError, match=r"model\.out_dir=.*: cannot be read: File name too long"):
-        gptsweep.load(str(Path(gptsweep.__file__).parent), file="a" * 300)
+    package = str(Path(gptsweep.__file__).parent)
+    with pytest.raises(ModelError, match=r"model\.file=aaa.*: cannot be read: File name too long; give a file in "):
+        gptsweep.load(package, file="a" * 300)
+    for name in (os.devnull, "report"):
+        with pytest.raises(ModelError, match=rf"model\.file={name}: cannot be read: Not a regular file; give a file in "):
+            gptsweep.load(package, file=name)
+    with pytest.raises(ModelError, match=r"model\.out_dir=aaa.*: cannot be read: File name too long"):
+        open_checkpoint(ModelSource(name="resume", out_dir="a" * 300))
     with pytest.raises(ModelError, match="lm=shakespeare: must be a loaded model"):
         gptsweep.sweep("shakespeare")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"device\.threads=two: must be a whole number, or null"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ...errors import ModelError
+from ...files import open_to_read
 from ...records import NANOGPT_FILE, ModelSource
 from .hub import HUB_OWNER, HubFiles, cached_name
 
@@ -172,12 +173,21 @@ def nanogpt_file(out_dir: str, name: str = NANOGPT_FILE) -> Path:
     """Return the path of the checkpoint ``name`` in nanoGPT's ``out_dir``.
 
     Raises:
-        ModelError: there is no such file.
+        ModelError: there is no such file, or ``name`` is not the default and cannot be read.
     """
     directory = Path(out_dir).expanduser()
-    if not (directory / name).exists():
-        raise _no_checkpoint(directory, out_dir, name)
-    return directory / name
+    path = directory / name
+    if name == NANOGPT_FILE or not directory.is_dir():
+        if not path.exists():
+            raise _no_checkpoint(directory, out_dir, name)
+        return path
+    try:
+        open_to_read(path).close()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _no_checkpoint(directory, out_dir, name) from error
+    except OSError as error:  # the directory is there, so the name is at fault
+        raise ModelError("model.file", name, f"cannot be read: {error.strerror}; give a file in {out_dir}") from error
+    return path
 
 
 def _no_checkpoint(directory: Path, out_dir: str, name: str) -> ModelError:
