@@ -19,7 +19,7 @@ from torch.nn import functional as F
 DATA = Path(__file__).parent / "data" / "nanochat"
 """Checkpoints that nanochat's own code of four eras wrote, with the logits that it computed."""
 
-WORDS = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+PATTERN = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 SPECIAL = (
     "<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|assistant_end|>", "<|python_start|>",
     "<|python_end|>", "<|output_start|>", "<|output_end|>",
@@ -76,7 +76,7 @@ def save_tokenizer(directory: Path) -> Path:
     """A ``tokenizer.pkl`` of `SHAPE`'s vocabulary: the bytes, three merges, the special tokens."""
     ranks = {bytes([byte]): byte for byte in range(256)} | {b"th": 256, b"the": 257, b" r": 258}
     special = {text: len(ranks) + place for place, text in enumerate(SPECIAL)}
-    encoding = tiktoken.Encoding("rustbpe", pat_str=WORDS, mergeable_ranks=ranks, special_tokens=special)
+    encoding = tiktoken.Encoding("rustbpe", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "tokenizer.pkl").write_bytes(pickle.dumps(encoding))
     return directory / "tokenizer.pkl"

@@ -15,7 +15,7 @@ import tiktoken
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from nanochat_twin import DATA, SPECIAL, WORDS, random_weights, save_nanochat, save_tokenizer
+from nanochat_twin import DATA, PATTERN, SPECIAL, random_weights, save_nanochat, save_tokenizer
 from sweeps import Run, samples_of
 
 import gptsweep
@@ -193,7 +193,7 @@ class Runs:
 def pickled(**changes: Any) -> bytes:
     """A ``tokenizer.pkl`` with some of its contents changed."""
     special = {text: len(RANKS) + place for place, text in enumerate(SPECIAL)}
-    state = {"name": "rustbpe", "pat_str": WORDS, "mergeable_ranks": RANKS, "special_tokens": special} | changes
+    state = {"name": "rustbpe", "pat_str": PATTERN, "mergeable_ranks": RANKS, "special_tokens": special} | changes
     operations = pickle.dumps(state, 4)
     # A record of the class, as an `Encoding` is pickled: made without arguments, then given its state.
     return b"\x80\x04\x8c\x0dtiktoken.core\x8c\x08Encoding\x93)\x81" + operations[2:-1] + b"b."
@@ -208,7 +208,7 @@ HOSTILE = {
     "cut short": (pickled()[:700], "is not a pickle of a vocabulary"),
     "one of tiktoken's": (b"\x80\x04\x8c\x0dtiktoken.core\x8c\x08Encoding\x93)\x81\x8c\x04gpt2b.", "own encoding 'gpt2'"),
     "endless words": (pickled(pat_str=r"(\w+\w+)+$"), "splits text where nanochat's does not"),
-    "endless words behind nanochat's": (pickled(pat_str=WORDS + r"|(a+a+)+$"), "splits text where nanochat's does not"),
+    "endless words behind nanochat's": (pickled(pat_str=PATTERN + r"|(a+a+)+$"), "splits text where nanochat's does not"),
     "words of bytes": (pickled(pat_str=b"x"), "without pat_str"),
     "gap": (pickled(mergeable_ranks=RANKS | {b" r": 300}), "whose ids are not 0, 1, 2"),
     "twice": (pickled(mergeable_ranks=RANKS | {b" r": 257}), "whose ids are not 0, 1, 2"),
@@ -247,7 +247,7 @@ def test_the_record_that_the_tests_change_is_read() -> None:
     assert read_tokenizer(Path("tokenizer.pkl"), 268).encode("the r") == [BOS, 257, 258]
     fingerprint = read_tokenizer(save_tokenizer(Path("x")), 268).fingerprint
     assert read_tokenizer(Path("tokenizer.pkl"), 268).fingerprint == fingerprint
-    Path("tokenizer.pkl").write_bytes(pickled(pat_str=WORDS.replace("{1,2}", "{1,3}")))
+    Path("tokenizer.pkl").write_bytes(pickled(pat_str=PATTERN.replace("{1,2}", "{1,3}")))
     assert read_tokenizer(Path("tokenizer.pkl"), 268).fingerprint != fingerprint
 
 
@@ -276,8 +276,8 @@ def test_no_file_is_read_to_its_end_that_no_vocabulary_fills() -> None:
 
 def test_ids_and_texts_are_those_of_tiktoken() -> None:
     text = "the rain 1234567 falls, thé \U0001f600 日本語\r\n\t  x  \x00 <|user_end|>"
-    tokenizer = NanochatTokenizer(WORDS, RANKS, SPECIALS)
-    plain = tiktoken.Encoding("x", pat_str=WORDS, mergeable_ranks=RANKS, special_tokens=SPECIALS)
+    tokenizer = NanochatTokenizer(PATTERN, RANKS, SPECIALS)
+    plain = tiktoken.Encoding("x", pat_str=PATTERN, mergeable_ranks=RANKS, special_tokens=SPECIALS)
     assert tokenizer.encode(text) == [BOS, *plain.encode(text, allowed_special="all")]
     assert tokenizer.decode(tokenizer.encode(text)) == f"<|bos|>{text}"
     assert tokenizer.encode("<|bos|>") == [BOS]  # what stands there already is not put in front again
@@ -324,7 +324,7 @@ def test_a_model_that_knows_no_conversations_is_not_asked() -> None:
         gptsweep.ConfigError, match=r"sampling\.chat_template=True: the model's vocabulary has no chat template"
     ):
         lm.generate("ROMEO:", chat_template=True)
-    tokenizer = NanochatTokenizer(WORDS, RANKS, {"<|bos|>": 259})
+    tokenizer = NanochatTokenizer(PATTERN, RANKS, {"<|bos|>": 259})
     with pytest.raises(gptsweep.ConfigError, match="has no chat template"):
         tokenizer.encode_turn("a")
     assert tokenizer.end_ids == (259,)

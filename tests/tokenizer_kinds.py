@@ -15,7 +15,7 @@ import transformers
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from gptsweep.models.files.hf_pipeline import LLAMA3_WORDS, QWEN_WORDS
+from gptsweep.models.files.hf_pipeline import LLAMA3_PATTERN, QWEN_PATTERN
 from gptsweep.models.files.hf_tokenizer import read_hf_tokenizer
 from gptsweep.models.files.tokenizers import Tokenizer
 
@@ -70,7 +70,7 @@ def _kinds() -> dict[str, Files]:
     fallback = trained(None, spaces, decoders.Sequence(back), ["<unk>", "<s>", "</s>"], fallback=True)
     fallback |= {"post_processor": in_front("<s>", 1)}
     metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
-    llama3 = trained(split(LLAMA3_WORDS), None, decoder, LLAMA3)
+    llama3 = trained(split(LLAMA3_PATTERN), None, decoder, LLAMA3)
     llama3["model"]["ignore_merges"] = True
     after = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
     llama3["post_processor"] = {"type": "Sequence", "processors": [after, in_front(LLAMA3[0], 0)]}
@@ -84,7 +84,7 @@ def _kinds() -> dict[str, Files]:
         "gpt2": (trained(level, None, decoder, [END]) | {"post_processor": after}, names, "gpt2"),
         "smollm2": (trained(digits, None, decoder, chatml), turns | {"tokenizer_class": "GPT2Tokenizer"}, "llama"),
         "qwen": (
-            trained(split(QWEN_WORDS), normalizers.NFC(), decoder, chatml),
+            trained(split(QWEN_PATTERN), normalizers.NFC(), decoder, chatml),
             {"tokenizer_class": "Qwen2Tokenizer", "bos_token": None, "eos_token": "<|im_end|>", "add_prefix_space": False},
             "qwen3",
         ),

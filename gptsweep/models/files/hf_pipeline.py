@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import ModelError, brief
 from .byte_pairs import Added, LibraryTokenizer, byte_alphabet, library_tokens
-from .tokenizers import GPT2_WORDS, UNKNOWN, fingerprint_of, utf8
+from .tokenizers import GPT2_PATTERN, UNKNOWN, fingerprint_of, utf8
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Encoder
@@ -27,21 +27,21 @@ SPACE = "▁"
 
 _SUFFIXES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-QWEN_WORDS = _SUFFIXES + r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _REST
+QWEN_PATTERN = _SUFFIXES + r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _REST
 """The pattern by which Qwen's tokenizers split text."""
-LLAMA3_WORDS = _SUFFIXES + r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _REST
+LLAMA3_PATTERN = _SUFFIXES + r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _REST
 """The pattern by which the tokenizers of Llama 3, SmolLM3 and OLMo 2 split text."""
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_MISTRAL_WORDS = (
+_MISTRAL_PATTERN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_WORDS = {
-    GPT2_WORDS,
-    GPT2_WORDS.replace("'(?:[sdmt]|ll|ve|re)", "'s|'t|'re|'ve|'m|'ll|'d"),
-    QWEN_WORDS,
-    LLAMA3_WORDS,
-    _MISTRAL_WORDS,
+_PATTERNS = {
+    GPT2_PATTERN,
+    GPT2_PATTERN.replace("'(?:[sdmt]|ll|ve|re)", "'s|'t|'re|'ve|'m|'ll|'d"),
+    QWEN_PATTERN,
+    LLAMA3_PATTERN,
+    _MISTRAL_PATTERN,
 }
 _ONE_CLASS = re.compile(r"(?:(?: |\\s)\?)?(?:\\[pP]\{\^?\w{1,2}\}|\\[dDsSwWrn]|\[\^?(?:[^\[\]\\&]|\\.)+\])(?:\+|\{1,[1-9]\})?")
 """Matches a pattern that is one character class, once or repeated, after an optional space."""
@@ -63,11 +63,11 @@ def _literal(value: Any) -> bool:
     return isinstance(value, dict) and list(value) == ["String"] and _text(value["String"]) and value["String"] != ""
 
 
-def _words(value: Any) -> bool:
+def _is_pattern(value: Any) -> bool:
     if not isinstance(value, dict) or list(value) != ["Regex"]:
         return _literal(value)
-    words = value["Regex"]
-    return isinstance(words, str) and (words in _WORDS or _ONE_CLASS.fullmatch(words) is not None)
+    pattern = value["Regex"]
+    return isinstance(pattern, str) and (pattern in _PATTERNS or _ONE_CLASS.fullmatch(pattern) is not None)
 
 
 def _one_of(*values: Any) -> _Check:
@@ -97,7 +97,7 @@ _STEPS: Mapping[str, Mapping[str, Mapping[str, tuple[_Check, Any]]]] = {
     "pre_tokenizer": {
         "ByteLevel": _BYTE_LEVEL,
         "Digits": {"individual_digits": (_flag, False)},
-        "Split": {"pattern": (_words, None), "behavior": (_BEHAVIORS, None), "invert": (_one_of(False), False)},
+        "Split": {"pattern": (_is_pattern, None), "behavior": (_BEHAVIORS, None), "invert": (_one_of(False), False)},
         "Metaspace": _METASPACE,
     },
     "decoder": {
@@ -251,7 +251,7 @@ QWEN = Pipeline(
     pre_tokenizer={
         "type": "Sequence",
         "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": QWEN_WORDS}, "behavior": "Isolated", "invert": False},
+            {"type": "Split", "pattern": {"Regex": QWEN_PATTERN}, "behavior": "Isolated", "invert": False},
             {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
         ],
     },

@@ -22,7 +22,7 @@ ASSISTANT_START, ASSISTANT_END = "<|assistant_start|>", "<|assistant_end|>"
 _CLASS = "tiktoken.core.Encoding"
 _FILE_BYTES = 16 << 20
 """The largest file that is read. A vocabulary of 65,536 tokens takes less than 2 MiB."""
-_WORDS = re.compile(
+_PATTERN = re.compile(
     re.escape(r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}")
     + r"(\{1,[1-9]\})?"
     + re.escape(r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+")
@@ -37,23 +37,23 @@ class NanochatTokenizer(Tokenizer):
     Each prompt begins with `bos`. A text ends at ``<|assistant_end|>``, if the vocabulary has it, or at the next ``<|bos|>``.
 
     Args:
-        words: the pattern that splits text.
+        pattern: the regular expression that splits text.
         ranks: ids by bytes, in the order of their merges; they include all single bytes.
         special: ids of the special tokens by their texts; they include ``<|bos|>``.
     """
 
     bos = BOS
 
-    def __init__(self, words: str, ranks: Mapping[bytes, int], special: Mapping[str, int]) -> None:
+    def __init__(self, pattern: str, ranks: Mapping[bytes, int], special: Mapping[str, int]) -> None:
         ranks, special = dict(ranks), dict(special)
-        self._encoding = tiktoken.Encoding("nanochat", pat_str=words, mergeable_ranks=ranks, special_tokens=special)
+        self._encoding = tiktoken.Encoding("nanochat", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
         self._special = special
         self._bytes = bytes_by_id(ranks, special)
         self.vocab_size = len(self._bytes)
         self.bos_id = special[BOS]
         self.eot_id: int | None = special.get(ASSISTANT_END, self.bos_id)
         tokens = [token.hex() for token in self._bytes]
-        self.fingerprint = fingerprint_of("nanochat", words, tokens, sorted(special.items()))
+        self.fingerprint = fingerprint_of("nanochat", pattern, tokens, sorted(special.items()))
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -123,14 +123,14 @@ def _read(path: Path, size: int, _state: tuple[int, int, int]) -> NanochatTokeni
     if isinstance(state, str):
         raise _wrong(path, f"holds tiktoken's own encoding {brief(state)}, which nanochat trains no model with")
     parts = state if isinstance(state, dict) else {}
-    words, ranks, special = (parts.get(name) for name in ("pat_str", "mergeable_ranks", "special_tokens"))
-    if not isinstance(words, str) or not isinstance(ranks, dict) or not isinstance(special, dict):
+    pattern, ranks, special = (parts.get(name) for name in ("pat_str", "mergeable_ranks", "special_tokens"))
+    if not isinstance(pattern, str) or not isinstance(ranks, dict) or not isinstance(special, dict):
         raise _wrong(path, "holds an encoding without pat_str, mergeable_ranks or special_tokens")
-    if not _WORDS.fullmatch(words):
-        raise _wrong(path, f"splits text where nanochat's does not (pat_str is {brief(words)}), which gptsweep does not do")
+    if not _PATTERN.fullmatch(pattern):
+        raise _wrong(path, f"splits text where nanochat's does not (pat_str is {brief(pattern)}), which gptsweep does not do")
     if (fault := _fault(ranks, special)) is not None:
         raise _wrong(path, f"holds a vocabulary {fault}")
-    return NanochatTokenizer(words, ranks, special)
+    return NanochatTokenizer(pattern, ranks, special)
 
 
 def _fault(ranks: Mapping[Any, Any], special: Mapping[Any, Any]) -> str | None:

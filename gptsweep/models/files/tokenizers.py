@@ -18,7 +18,7 @@ END_OF_TEXT = "<|endoftext|>"
 GPT2_VOCAB = 50257
 UNKNOWN = "\N{REPLACEMENT CHARACTER}".encode()
 
-GPT2_WORDS = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 """The pattern by which GPT-2 splits text before it merges bytes (Radford et al. 2019, section 2.2)."""
 
 
@@ -84,7 +84,7 @@ class GPT2Tokenizer(Tokenizer):
     def __init__(self, added: Mapping[str, int] | None = None, eot_id: int | None = None) -> None:
         ranks = gpt2_ranks()
         special = {END_OF_TEXT: len(ranks)} | dict(added or {})
-        self._encoding = tiktoken.Encoding("gpt2", pat_str=GPT2_WORDS, mergeable_ranks=ranks, special_tokens=special)
+        self._encoding = tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
         self._bytes = bytes_by_id(ranks, special)
         self.vocab_size = len(self._bytes)
         self.eot_id: int | None = special[END_OF_TEXT] if eot_id is None else eot_id
