@@ -114,7 +114,7 @@ def test_a_template_is_found_wherever_transformers_looks(tmp_path: Path) -> None
     (tmp_path / "chat_template.jinja").write_text("({{ messages[0].content }}{{ eos_token }}{{ sep_token }})")
     turn = [{"role": "user", "content": "é"}]
     assert ours(tmp_path).encode_turn("é") == theirs(tmp_path).apply_chat_template(turn, return_dict=False)
-    for template, says in (({"a": 1}, "has chat_template={'a': 1}, which is no text"), ([{"name": "default"}], "damaged")):
+    for template, says in (({"a": 1}, "has chat_template={'a': 1}, which is not text"), ([{"name": "default"}], "damaged")):
         with pytest.raises(ModelError, match=says):
             ours(write(tmp_path / "wrong", files_of("gpt2"), chat_template=template))
 
@@ -127,7 +127,7 @@ def test_a_model_is_asked_and_the_prompt_stays_what_was_typed(tmp_path: Path, ca
     settings: dict[str, Any] = {"max_new_tokens": 4, "temperature": 0.0}
     with caplog.at_level(logging.INFO):
         (asked,) = lm.generate("the", chat_template=True, **settings)
-    assert "the chat template makes of the first prompt: '<user>the'" in caplog.text
+    assert "the chat template turns the first prompt into: '<user>the'" in caplog.text
     assert (asked.prompt, asked.prompt_tokens) == ("the", len("<user>the"))
     (plain,) = lm.generate("<user>the", **settings)
     assert plain.token_ids == asked.token_ids
@@ -147,7 +147,7 @@ def refusal(template: str, text: str = "hi") -> str:
         tokenizer.encode_turn(text)
     said = str(caught.value)
     before = "sampling.chat_template=True: the chat template of here cannot be used: "
-    after = "; write the turn into the prompt, with chat_template=false"
+    after = "; write the turn into the prompt, with sampling.chat_template=false"
     assert said.startswith(before)
     assert said.endswith(after)
     assert "\n" not in said
@@ -155,7 +155,7 @@ def refusal(template: str, text: str = "hi") -> str:
 
 
 MILLION = "{% set x = 'a' * 1000000 %}"
-WORK, LARGE = "takes more work than any conversation", "makes a value of more than 1,048,592 characters"
+WORK, LARGE = "takes more computation than any conversation", "makes a value of more than 1,048,592 characters"
 
 
 @pytest.mark.parametrize(
@@ -188,14 +188,14 @@ WORK, LARGE = "takes more work than any conversation", "makes a value of more th
         ("{{ 2 ** 4000 * 2 ** 4000 }}", "makes a number of more than 4,096 bits"),
         ("{{ ('\n' * 100000)|indent(100000) }}", LARGE),
         ("{{ [1]|tojson(indent=10 ** 9) }}", "indents JSON by 1000000000"),
-        ("{{ '%1000000000d' % 1 }}", "formats text by %"),
-        ("{{ '{:1000000000d}'.format(1) }}", "calls what is no macro"),
+        ("{{ '%1000000000d' % 1 }}", "formats text with %"),
+        ("{{ '{:1000000000d}'.format(1) }}", "calls something other than a macro"),
         ("{{ 'a'.ljust(1000000000) }}", "calls 'ljust'"),
         ("{{ 'a'|center(1000000000) }}", "No filter named 'center'"),
-        ("{{ strftime_now('%Y' * 1000) }}", "writes the time in a form of more than 100 characters"),
-        ("{% macro f(n) %}{{ f(n) }}{{ f(n) }}{% endmacro %}{{ f(1) }}", "calls itself without end"),
+        ("{{ strftime_now('%Y' * 1000) }}", "formats the time with more than 100 characters"),
+        ("{% macro f(n) %}{{ f(n) }}{{ f(n) }}{% endmacro %}{{ f(1) }}", "recurses without end"),
         ("{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(40) }}", WORK),
-        ("{% for a in [[1]] recursive %}{{ loop([[1]]) }}{% endfor %}", "calls itself without end"),
+        ("{% for a in [[1]] recursive %}{{ loop([[1]]) }}{% endfor %}", "recurses without end"),
         ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "nests too deeply"),
         ("{% for a in [1] %}" * 60 + "{% endfor %}" * 60, "too many statically nested blocks"),
         ("x" * 100_000, "has more than 65,536 characters"),
@@ -210,7 +210,7 @@ WORK, LARGE = "takes more work than any conversation", "makes a value of more th
         ("{{ lipsum(n=100000) }}", "'lipsum' is undefined"),
         ("{{ raise_exception('only with\na system prompt.') }}", "it says: only with\\na system prompt"),
         ("{% if %}", "Expected an expression"),
-        ("", "it writes nothing"),
+        ("", "it renders nothing"),
     ],
 )  # fmt: skip
 def test_a_template_that_takes_too_much_or_asks_for_what_is_not_there_is_one_clear_line(template: str, says: str) -> None:

@@ -222,18 +222,18 @@ def _with_weight(name: str, tensor: torch.Tensor) -> Callable[[dict[str, Any]], 
         (_with_args(block_size=True), "block_size=True"),
         (_with_args(n_head=4), "must be a multiple of n_head"),
         (_with_args(n_layer=0), "n_layer is 0"),
-        (_with_args(n_layer=3), "transformer.h.2.ln_1.weight are missing"),
-        (_with_args(n_layer=10**9), "transformer.h.999999999.ln_1.weight are missing"),
+        (_with_args(n_layer=3), "weights are missing: transformer.h.2.ln_1.weight"),
+        (_with_args(n_layer=10**9), "weights are missing: transformer.h.999999999.ln_1.weight"),
         (_with_args(n_layer=10**12), "n_layer=1000000000000, which is not a whole number below 2**31"),
         (_with_args(n_layer=1 << 10**6), "n_layer=a number of 1,000,001 bits"),
         (_with_args(n_layer=endless()), "n_layer=[[[...]"),
         (_with_args(bias=endless()), "bias=[[[...]"),
         (_with_args(n_layer=1), "does not have: transformer.h.1.ln_1.weight"),
         (_with_args(vocab_size=12), "transformer.wte.weight has the shape [11, 6]"),
-        (_with_args(block_size=9), "it should be [9, 6]"),
+        (_with_args(block_size=9), "settings imply [9, 6]"),
         (_with_args(bias=False), "does not have: transformer.h.0.ln_1.bias"),
-        (_without("transformer.h.0.attn.c_attn.bias"), "transformer.h.0.attn.c_attn.bias are missing"),
-        (_without("transformer.wte.weight", "lm_head.weight"), "transformer.wte.weight are missing"),
+        (_without("transformer.h.0.attn.c_attn.bias"), "weights are missing: transformer.h.0.attn.c_attn.bias"),
+        (_without("transformer.wte.weight", "lm_head.weight"), "weights are missing: transformer.wte.weight"),
         (_with_weight("transformer.h.0.rotary.freqs", torch.ones(2)), "does not have: transformer.h.0.rotary.freqs"),
         (_with_weight("transformer.ln_f.weight", torch.ones(6, dtype=torch.int8)), "torch.int8"),
     ],
@@ -300,7 +300,7 @@ def test_a_checkpoint_packed_anew_loads_if_it_is_not_compressed(tmp_path: Path) 
         if compression == zipfile.ZIP_STORED:
             assert_same_parameters(loaded(resume(tmp_path)), model)
         else:
-            assert "was packed anew and compressed" in user_error(lambda: resume(tmp_path))
+            assert "was repacked and compressed" in user_error(lambda: resume(tmp_path))
 
 
 @pytest.fixture(scope="module")
@@ -544,7 +544,7 @@ def test_a_tied_weight_may_be_stored_under_either_name(tmp_path: Path) -> None:
     save_file(weights, tmp_path / "model.safetensors")
     assert torch.equal(loaded(hf(tmp_path)).transformer.wte.weight, model.transformer.wte.weight)
     (tmp_path / "config.json").write_text(json.dumps(hf_settings(GPT2_SIZED) | {"tie_word_embeddings": False}))
-    assert "transformer.wte.weight are missing" in user_error(lambda: hf(tmp_path))
+    assert "weights are missing: transformer.wte.weight" in user_error(lambda: hf(tmp_path))
 
 
 def test_heads_for_other_purposes_are_left_out(tmp_path: Path) -> None:
@@ -567,14 +567,14 @@ def test_heads_for_other_purposes_are_left_out(tmp_path: Path) -> None:
         ({"n_embd": "many"}, "n_embd='many'"),
         ({"n_head": 0}, "n_head is 0"),
         ({"n_inner": 5}, "mlp.c_fc.weight has the shape [8, 2]"),
-        ({"n_layer": 2}, "transformer.h.1.ln_1.weight are missing"),
+        ({"n_layer": 2}, "weights are missing: transformer.h.1.ln_1.weight"),
         ({"layer_norm_epsilon": "small"}, "layer_norm_epsilon='small', which is not a number from 0 to 1"),
         ({"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon=nan"),
         ({"layer_norm_epsilon": 10**400}, "layer_norm_epsilon=a number of 1,329 bits"),
         ({"n_embd": 2**63}, "n_embd=9223372036854775808, which is not a whole number below 2**31"),
         ({"n_inner": 2**31 - 1}, "mlp.c_fc.weight has the shape [8, 2]"),
         ({"n_positions": 2**31 - 1}, "transformer.wpe.weight has the shape [7, 2]"),
-        ({"n_layer": 2**31 - 1}, "transformer.h.2147483646.ln_1.weight are missing"),
+        ({"n_layer": 2**31 - 1}, "weights are missing: transformer.h.2147483646.ln_1.weight"),
     ],
 )
 def test_a_model_that_is_not_gpt2_is_a_clear_error(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
@@ -627,7 +627,7 @@ def test_a_directory_without_tokenizer_is_gpt2s_only_if_it_can_be(tmp_path: Path
     save_hf(tmp_path / "b", random_gpt(TINY))
     assert "its vocabulary of 11 is not GPT-2's" in user_error(lambda: hf(tmp_path / "b"))
     (tmp_path / "a/tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
-    assert "its tokenizer is a BertTokenizer without" in user_error(lambda: hf(tmp_path / "a"))
+    assert "its tokenizer, a BertTokenizer, has neither" in user_error(lambda: hf(tmp_path / "a"))
 
 
 def test_gpt2s_own_tokenizer_files_give_gpt2s_tokens(tmp_path: Path) -> None:

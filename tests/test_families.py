@@ -210,31 +210,31 @@ def test_both_spellings_of_a_setting_mean_the_same(old: dict[str, Any], new: dic
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling={'factor': 2.0, 'type': 'dynamic'}, and gptsweep"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling={'factor': 2.0, 'type': 'dynamic'}, but gptsweep"),
         ({"rope_scaling": {"rope_type": "linear"}}, "in which factor is not a number above 0"),
-        ({"rope_scaling": [2]}, "and gptsweep runs the kinds default, linear, llama3, yarn"),
-        ({"rope_parameters": {"rope_type": "default", "mrope_section": [1, 2]}}, "does not run mrope_section"),
-        ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "does not run full_attention"),
+        ({"rope_scaling": [2]}, "but gptsweep supports only the types default, linear, llama3, yarn"),
+        ({"rope_parameters": {"rope_type": "default", "mrope_section": [1, 2]}}, "does not support mrope_section"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "does not support full_attention"),
         ({"rope_parameters": {**LLAMA3, "low_freq_factor": 4.0}}, "low_freq_factor is not below"),
         ({"rope_theta": 0}, "rope_theta is not a number above 0"),
-        ({"partial_rotary_factor": 0.5}, "turns 0.5 of a head (partial_rotary_factor)"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config={'bits': 4}, which gptsweep does not run"),
+        ({"partial_rotary_factor": 0.5}, "rotates 0.5 of each head (partial_rotary_factor)"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config={'bits': 4}, which gptsweep does not support"),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0"),
         ({"sliding_window": 128}, "sliding_window=128"),
         ({"use_sliding_window": True}, "use_sliding_window=True"),
-        ({"hidden_act": "mish"}, "hidden_act='mish', and gptsweep runs gelu"),
+        ({"hidden_act": "mish"}, "hidden_act='mish', but gptsweep supports only gelu"),
         ({"hidden_act": ["silu"]}, "hidden_act=['silu']"),
         ({"attention_bias": "no"}, "attention_bias='no', which is neither true nor false"),
         ({"num_attention_heads": 0}, "num_attention_heads=0, which is not a whole number from 1"),
-        ({"num_key_value_heads": 3}, "n_head is 4, and must be a multiple of n_kv_heads, 3"),
+        ({"num_key_value_heads": 3}, "n_head is 4, but must be a multiple of n_kv_heads, 3"),
         ({"num_hidden_layers": 2**31}, "num_hidden_layers=2147483648, which is not a whole number from 1 to 10,000"),
-        ({"head_dim": 7}, "7 numbers of a head are to be turned, of 7, two by two"),
+        ({"head_dim": 7}, "the rotary size is 7, but must be even"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps='small'"),
         ({"rms_norm_eps": 10**400}, "rms_norm_eps=a number of 1,329 bits"),
         ({"model_type": "gpt_neox", "head_dim": 8}, "head_dim=8"),
         ({"model_type": "gpt_neox", "hidden_size": 25}, "hidden_size=25, which is not a multiple of the 4 heads"),
         ({"model_type": "qwen3", "layer_types": ["full_attention"]}, "layer_types=['full_attention']"),
-        ({"model_type": "qwen3", "layer_types": ["sliding_attention"] * 2}, "and no sliding_window in use"),
+        ({"model_type": "qwen3", "layer_types": ["sliding_attention"] * 2}, "but no sliding_window is in use"),
         ({"model_type": "mistral", "layer_types": ["sliding_attention", "full_attention"]}, "the same window"),
         ({"model_type": "smollm3", "no_rope_layers": [1]}, "no_rope_layers=[1]"),
         ({"model_type": "smollm3", "no_rope_layer_interval": 0}, "no_rope_layer_interval=0"),
@@ -251,7 +251,7 @@ def test_a_setting_that_changes_the_arithmetic_is_not_ignored(settings: dict[str
 def test_a_setting_that_nobody_knows_is_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     read(LLAMA | {"torch_dtype": "bfloat16", "use_cache": True, "_name": 1, "unsloth_version": "2024.9"})
-    assert caplog.messages == ["config.json has 'unsloth_version', which is not known; transformers does without it, too"]
+    assert caplog.messages == ["ignoring the unknown setting 'unsloth_version' of config.json, as transformers does"]
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------------
@@ -276,10 +276,10 @@ def weights_of(directory: Path) -> dict[str, Tensor]:
     ("change", "says"),
     [
         (lambda w: w.pop("model.layers.1.self_attn.k_proj.weight"), "layers.1.self_attn.q_proj.weight, "),
-        (lambda w: w.pop("model.layers.1.self_attn.o_proj.weight"), "blocks.1.attn.out.weight are missing"),
+        (lambda w: w.pop("model.layers.1.self_attn.o_proj.weight"), "weights are missing: blocks.1.attn.out.weight"),
         (lambda w: w.update({"model.layers.0.mlp.up_proj.weight": torch.ones(40, 23)}), "their widths or dtypes differ"),
         (lambda w: w.update({"model.layers.0.mlp.up_proj.weight": torch.ones(39, 24)}), "has the shape [79, 24]"),
-        (lambda w: w.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(24)}), "of the weights that go together"),
+        (lambda w: w.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(24)}), "that belong together, only"),
         (lambda w: w.update({"model.layers.0.self_attn.o_proj.bias": torch.ones(24)}), "does not have: blocks.0.attn.out.bias"),
         (lambda w: w.update({"model.layers.2.input_layernorm.weight": torch.ones(24)}), "does not have: blocks.2.norm_1"),
         (lambda w: w.update({"model.layers.0.self_attn.q_norm.weight": torch.ones(6)}), "does not have: layers.0.self_attn.q_"),

@@ -170,12 +170,12 @@ def test_a_beginning_of_text_is_put_in_front_wherever_the_files_ask_for_it(tmp_p
         tokenizer = ours(write(tmp_path, trained | contents, config))
         assert tokenizer.encode("self") == [0, *plain.encode("self")]
         assert tokenizer.fingerprint != plain.fingerprint
-    with pytest.raises(ModelError, match="no token is its bos_token '<s>'"):
+    with pytest.raises(ModelError, match="its bos_token '<s>' is not in the vocabulary"):
         ours(write(tmp_path, trained, {"add_bos_token": True, "bos_token": "<s>"}))
     wrong = template(END)
     wrong["special_tokens"][END]["ids"] = [77777]
     write(tmp_path, trained | {"post_processor": wrong})
-    with pytest.raises(ModelError, match="puts the token 77777 before every text"):
+    with pytest.raises(ModelError, match="puts the token 77777 before each text"):
         ours(tmp_path)
 
 

@@ -79,7 +79,7 @@ HOSTILE = {
     ),
     "deflated": (
         packed(saved(nanogpt_contents(random_gpt())), {"data/0": bytes(50_000_000)}, zipfile.ZIP_DEFLATED),
-        "was packed anew and compressed",
+        "was repacked and compressed",
     ),
     "stride 0": (_with_weights(_repeated), "its weights would take"),
     "sparse": (_with_weights(_sparse), "neither sparse nor quantised"),
@@ -304,7 +304,7 @@ def test_a_merged_peft_model_loads_and_an_adapter_says_to_merge_it(tmp_path: Pat
     torch.save(weights | {"h.0.ln_1.weight": torch.ones(2)}, tmp_path / "pytorch_model.bin")
     assert "holds the weight transformer.h.0.ln_1.weight twice" in user_error(lambda: hf(tmp_path))
     (tmp_path / "config.json").rename(tmp_path / "adapter_config.json")
-    assert "is an adapter of PEFT without its model" in user_error(lambda: hf(tmp_path))
+    assert "is a PEFT adapter without its model" in user_error(lambda: hf(tmp_path))
 
 
 def assert_equal(model: GPT, expected: GPT) -> None:
@@ -364,7 +364,7 @@ def test_a_vocabulary_that_is_not_the_checkpoints_is_refused(tmp_path: Path) -> 
     out_dir = save_nanogpt(tmp_path, gpt2)
     meta = save_meta(tmp_path / "meta.pkl", "".join(map(chr, range(32, 97))))
     line = user_error(lambda: resume(out_dir))
-    assert line.startswith(f"model.meta={meta}: has 65 tokens, and the checkpoint in {out_dir} has 50304, which is more than")
+    assert line.startswith(f"model.meta={meta}: has 65 tokens, but the checkpoint in {out_dir} has 50304, more than")
     assert "model.meta=gpt2" in line
     assert resume(out_dir, "gpt2").tokenizer.vocab_size == 50257
     meta.write_bytes(pickle.dumps({"tokenizer": "tiktoken"}))

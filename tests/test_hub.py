@@ -214,7 +214,7 @@ def test_a_download_that_keeps_being_cut_is_a_clear_error_and_leaves_nothing_hal
     hub.cuts = 1000
     line = machine.error("gpt2")
     assert line.startswith("model=gpt2: fetching model.safetensors of openai-community/gpt2 failed (")
-    assert "run again, or fetch it on a machine with network: hf download openai-community/gpt2" in line
+    assert "run again, or fetch it on a machine with network access: hf download openai-community/gpt2" in line
     assert "model=hf model.path=gpt2" in line
     hub.cuts = 0
     assert machine.open("gpt2").stdout.split()[:1] == [fingerprint]

@@ -88,7 +88,10 @@ def test_a_sweep_over_checkpoints_of_a_training(run: Run) -> None:
     assert len(samples_of(Path("outputs/sweeps/s"))) == 4
     ended = run("model=llmc", "model.path=log", "name=r")
     assert ended.status == 2
-    assert "model.path=log: is a directory; give a .bin of llm.c's, here model_00000000.bin, model_00000001.bin" in ended.err
+    assert (
+        "model.path=log: is a directory; give a .bin that llm.c wrote, such as model_00000000.bin, model_00000001.bin"
+        in ended.err
+    )
     assert "model.path=x.bin: no such file in " in run("model=llmc", "model.path=x.bin", "name=r").err
 
 
@@ -115,14 +118,14 @@ def refused(path: Path, content: bytes, **header: int) -> str:
     ("header", "says"),
     [
         ({"at_0": 20240803}, "does not begin with the number 20240326 of llm.c's GPT-2 checkpoints, but with 20240803"),
-        ({"at_1": 2}, "is of version 2, and gptsweep reads 3 (float32) and 5 (bfloat16)"),
-        ({"at_1": 3}, "bytes, and by its own header it would have 403,960: it is truncated"),
-        ({"at_2": 0}, "is damaged: by its header block_size is 0"),
-        ({"at_2": 23}, "and by its own header it would have 202,488: it is damaged"),
-        ({"at_3": 50000}, "has a vocabulary of 50000 tokens, and GPT-2's encoding has 50257"),
+        ({"at_1": 2}, "has version 2, but gptsweep reads 3 (float32) and 5 (bfloat16)"),
+        ({"at_1": 3}, "bytes, but its header implies 403,960: it is truncated"),
+        ({"at_2": 0}, "is damaged: in its header, block_size is 0"),
+        ({"at_2": 23}, "but its header implies 202,488: it is damaged"),
+        ({"at_3": 50000}, "has a vocabulary of 50000 tokens, but GPT-2's encoding has 50257"),
         ({"at_4": 2**31 - 1}, "is damaged: its header has 2147483647 layers"),
         ({"at_4": 10_000, "at_6": 2**31 - 2}, "it is truncated"),
-        ({"at_5": 3}, "n_embd is 2, and must be a multiple of n_head, 3"),
+        ({"at_5": 3}, "n_embd is 2, but must be a multiple of n_head, 3"),
         ({"at_6": -2}, "n_embd is -2"),
         ({"at_7": 50256}, "50256 rows for 50257 tokens"),
     ],

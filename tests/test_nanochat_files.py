@@ -71,7 +71,7 @@ def test_a_wrong_directory_says_where_checkpoints_are() -> None:
     assert "no such directory" in refusal(lambda: open_nanochat("base_checkpoint/d2"))
     assert "there is no model_NNNNNN.pt" in refusal(lambda: open_nanochat("tokenizer"))
     Path(HERE, "meta_000100.json").unlink()
-    assert "there is no meta_000100.json beside the weights" in refusal(opened)
+    assert "there is no meta_000100.json, which holds their sizes, beside the weights" in refusal(opened)
 
 
 @pytest.mark.parametrize("place", [".", "tokenizer", "../tokenizer", "../../tokenizer", "elsewhere"])
@@ -104,8 +104,8 @@ def test_names_of_a_compiled_model_and_a_vocabulary_without_padding_are_read() -
         ("C", {"bigram_embed.embed.weight": torch.zeros(9, 32), "bigram_lambdas": torch.zeros(2)}, "never had: bigram_embed"),
         ("C", {"v0_lambdas": torch.zeros(2)}, "never had: v0_lambdas"),
         ("A", {"transformer.h.0.ln_1.weight": torch.zeros(32)}, "never had: transformer.h.0.ln_1.weight"),
-        ("C", {"transformer.h.1.attn.ve_gate.weight": torch.zeros(2, 16)}, "gates that read 16 numbers"),
-        ("A", {"value_embeds.1.weight": torch.zeros(320, 32)}, "gates that read none numbers"),
+        ("C", {"transformer.h.1.attn.ve_gate.weight": torch.zeros(2, 16)}, "gates that read 16 channels"),
+        ("A", {"value_embeds.1.weight": torch.zeros(320, 32)}, "gates that read no channels"),
         ("B", {"smear_lambda": torch.zeros(1)}, "does not have: smear_share"),
         ("F", {"value_embeds.0.weight": torch.zeros(320, 32)}, "does not have: blocks.0.attn.value_embed.weight"),
         ("A", {"transformer.h.2.attn.c_proj.weight": torch.zeros(32, 32)}, "does not have: blocks.2.attn.out.weight"),
@@ -123,16 +123,16 @@ def test_a_weight_that_is_missing_is_named() -> None:
     for name, says in {"x0_lambdas": "embedding_shares", "transformer.h.1.mlp.c_fc.weight": "blocks.1.mlp.up"}.items():
         weights = {key: weight for key, weight in random_weights("B", SMALL).items() if key != name}
         save_nanochat(Path(HERE), weights, SMALL)
-        assert f"the weights {says}" in refusal(opened)
+        assert f"weights are missing: {says}" in refusal(opened)
     weights = {key: weight for key, weight in random_weights("B", SMALL).items() if "c_k" not in key}
     save_nanochat(Path(HERE), weights, SMALL)
-    assert "others are missing" in refusal(opened)
+    assert "of the weights that belong together, only" in refusal(opened)
 
 
 @pytest.mark.parametrize(
     ("shape", "says"),
     [
-        ({"n_layer": 2**31 - 1}, "too few for the 2147483647 layers"),
+        ({"n_layer": 2**31 - 1}, "too few for its 2147483647 layers"),
         ({"n_layer": 3}, "missing"),
         ({"n_layer": 0}, "must be at least 1"),
         ({"n_embd": 2**31 - 4}, "has the shape"),
@@ -142,10 +142,10 @@ def test_a_weight_that_is_missing_is_named() -> None:
         ({"n_head": -2}, "n_embd=32, which is not a multiple of n_head=-2"),
         ({"n_kv_head": 2**40}, "n_kv_head=1099511627776"),
         ({"n_kv_head": True}, "n_kv_head=True"),
-        ({"n_embd": 8}, "its gates read 32 numbers"),
-        ({"window_pattern": "SSX"}, "window_pattern='SSX', which is not made of S and L"),
+        ({"n_embd": 8}, "its gates read 32 channels"),
+        ({"window_pattern": "SSX"}, "window_pattern='SSX', which does not consist of S and L"),
         ({"window_pattern": ["S"]}, "window_pattern=['S']"),
-        ({"rope_base": 5}, "has the setting rope_base"),
+        ({"rope_base": 5}, "has the model setting rope_base"),
     ],
 )
 def test_sizes_that_the_weights_do_not_have_are_refused(shape: dict[str, Any], says: str) -> None:
@@ -207,8 +207,11 @@ HOSTILE = {
     "no pickle": (b"hello", "is not a pickle of a vocabulary"),
     "cut short": (pickled()[:700], "is not a pickle of a vocabulary"),
     "one of tiktoken's": (b"\x80\x04\x8c\x0dtiktoken.core\x8c\x08Encoding\x93)\x81\x8c\x04gpt2b.", "own encoding 'gpt2'"),
-    "endless words": (pickled(pat_str=r"(\w+\w+)+$"), "splits text where nanochat's does not"),
-    "endless words behind nanochat's": (pickled(pat_str=PATTERN + r"|(a+a+)+$"), "splits text where nanochat's does not"),
+    "endless words": (pickled(pat_str=r"(\w+\w+)+$"), "which is not one of nanochat's patterns"),
+    "endless words behind nanochat's": (
+        pickled(pat_str=PATTERN + r"|(a+a+)+$"),
+        "which is not one of nanochat's patterns",
+    ),
     "words of bytes": (pickled(pat_str=b"x"), "without pat_str"),
     "gap": (pickled(mergeable_ranks=RANKS | {b" r": 300}), "whose ids are not 0, 1, 2"),
     "twice": (pickled(mergeable_ranks=RANKS | {b" r": 257}), "whose ids are not 0, 1, 2"),
@@ -229,7 +232,7 @@ HOSTILE = {
         "no token for some bytes",
     ),
     "no bos": (pickled(special_tokens={f"<{i}>": i for i in range(259, 268)}), "without <|bos|>"),
-    "too few": (pickled(special_tokens={"<|bos|>": 259}), "has 260 tokens, and the model 268"),
+    "too few": (pickled(special_tokens={"<|bos|>": 259}), "has 260 tokens, but the model has 268"),
     "itself": (b"\x80\x04\x8c\x0dtiktoken.core\x8c\x08Encoding\x93)\x81\x94h\x00b.", "without pat_str"),
 }
 

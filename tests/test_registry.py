@@ -197,13 +197,13 @@ def test_it_is_loaded_by_name_and_sampled_like_any_other(toy_dir: Path) -> None:
 
 def test_weights_that_do_not_fit_it_are_the_same_clear_errors(toy_dir: Path, tmp_path: Path) -> None:
     damaged = save_toy(tmp_path / "damaged", **{"layers.1.k.weight": None})
-    with pytest.raises(ModelError, match=r"the weights layers\.1\.k\.weight are missing"):
+    with pytest.raises(ModelError, match=r"weights are missing: layers\.1\.k\.weight"):
         open_checkpoint(ModelSource(name="hf", path=str(damaged)))
     (toy_dir / "config.json").write_text('{"model_type": "toy"}')
     with pytest.raises(ModelError, match=r"has no vocab_size"):
         open_checkpoint(ModelSource(name="hf", path=str(toy_dir)))
     (toy_dir / "config.json").write_text('{"model_type": "other"}')
-    with pytest.raises(ModelError, match=r"'other'; gptsweep runs model_type 'gpt2', .* or 'toy'"):
+    with pytest.raises(ModelError, match=r"'other'; gptsweep supports model_type 'gpt2', .* or 'toy'"):
         open_checkpoint(ModelSource(name="hf", path=str(toy_dir)))
 
 

@@ -339,7 +339,7 @@ def test_devices_and_dtypes_that_are_not_there_are_told(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     for name in ("cuda", "cuda:3", "mps"):
-        with pytest.raises(DeviceError, match=f"device.name={name}: is not there; this machine has cpu"):
+        with pytest.raises(DeviceError, match=f"device.name={name}: is not available; this machine has cpu"):
             resolve_device(name)
     assert resolve_device("auto") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

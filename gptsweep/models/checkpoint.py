@@ -109,11 +109,11 @@ def by_name(
     found: dict[str, StoredTensor] = {}
     for full, tensor in tensors:
         if ".lora_" in full or ".modules_to_save." in full:
-            raise ModelError(key, value, f"holds an adapter of PEFT beside the weights ({full:.80}); {MERGE}")
+            raise ModelError(key, value, f"holds a PEFT adapter beside the weights ({full:.80});  {MERGE}")
         name = re.sub(r"^(module\.|base_model\.|model\.)+", "", full.replace("_orig_mod.", "")).replace(".base_layer.", ".")
         name = own_name(name)
         if name in found:
-            raise ModelError(key, value, f"holds the weight {name:.80} twice, under names that differ in what stands in front")
+            raise ModelError(key, value, f"holds the weight {name:.80} twice, under names with different prefixes")
         found[name] = tensor
     return found
 
@@ -140,11 +140,11 @@ def fit(
 
     def require(shapes: Mapping[str, tuple[int, ...]]) -> None:
         if missing := [name for name in shapes if name not in weights]:
-            raise wrong(f"the weights {_some(missing)} are missing")
+            raise wrong(f"weights are missing: {_some(missing)}")
         for name, shape in shapes.items():
             if weights[name].shape != shape:
                 has = f"the weight {name} has the shape {list(weights[name].shape)}"
-                raise wrong(f"{has}, and by the model's own settings it should be {list(shape)}")
+                raise wrong(f"{has}, but the model's settings imply {list(shape)}")
             if weights[name].dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
                 raise wrong(f"the weight {name} is stored as {weights[name].dtype}; quantised weights cannot be loaded")
 
@@ -152,19 +152,19 @@ def fit(
     places = {replace(part, scale=1.0) for weight in stored.values() for part in parts_of(weight)}
     whole = sum(math.prod(place.shape) * place.dtype.itemsize for place in places)
     if whole > (held := sum(file.size for file in {place.file for place in places})):
-        raise wrong(f"its weights would take {whole:,} bytes, and the file holds {held:,}")
+        raise wrong(f"its weights would take {whole:,} bytes, but the file holds only {held:,}")
     # Check the outline first: a damaged config may ask for a model too large to build even on the meta device.
     if (absent := next((name for name in architecture.layer_weights(config) if name not in weights), None)) is not None:
-        raise wrong(f"the weights {absent} are missing")
+        raise wrong(f"weights are missing: {absent}")
     require(architecture.outline(config))
     parameters = architecture.laid_out(replace(config, tied_head=False)).named_parameters()
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters}
     require(shapes)
     others = [name for name in stored if name not in shapes and not architecture.is_buffer(name)]
     if strange := [name for name in others if architecture.is_own(name)]:
-        raise wrong(f"it has weights that a {architecture.TITLE} of its settings does not have: {_some(strange)}")
+        raise wrong(f"it has weights that a {architecture.TITLE} with its settings does not have: {_some(strange)}")
     if others:
-        log.info("weights outside the language model are left out: %s", _some(others))
+        log.info("ignoring weights outside the language model: %s", _some(others))
     return {name: weights[name] for name in shapes}
 
 
@@ -185,7 +185,7 @@ def checkpoint_of(
     """
     weights = dict(fitting)
     if tokenizer.vocab_size > config.vocab_size:
-        has = f"the tokenizer has {tokenizer.vocab_size} tokens and the model's embedding {config.vocab_size} rows"
+        has = f"the tokenizer has {tokenizer.vocab_size} tokens, but the model's embedding has {config.vocab_size} rows"
         raise ModelError(key, value, f"{has}; it belongs to another model")
     head, embedding = (parts_of(weights[name]) for name in (architecture.HEAD, architecture.EMBEDDING))
     tied, digests = head == embedding, {}

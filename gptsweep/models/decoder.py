@@ -70,11 +70,13 @@ class DecoderConfig:
         sizes = ("vocab_size", "block_size", "n_layer", "n_head", "n_kv_heads", "head_size", "n_embd", "n_inner")
         for name in sizes:
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, and must be at least 1")
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
         if self.n_head % self.n_kv_heads:
-            raise ValueError(f"n_head is {self.n_head}, and must be a multiple of n_kv_heads, {self.n_kv_heads}")
+            raise ValueError(f"n_head is {self.n_head}, but must be a multiple of n_kv_heads, {self.n_kv_heads}")
         if self.rotary.size % 2 or not 0 < self.rotary.size <= self.head_size:
-            raise ValueError(f"{self.rotary.size} numbers of a head are to be turned, of {self.head_size}, two by two")
+            raise ValueError(
+                f"the rotary size is {self.rotary.size}, but must be even, and from 2 to the head size, {self.head_size}"
+            )
 
     @property
     def kv_width(self) -> int:
@@ -291,7 +293,7 @@ class Decoder(Architecture):
         try:
             config = cls.config_of(hf)
         except (ValueError, ArithmeticError) as error:
-            raise wrong(f"its {hf.FILE} cannot be ({error})") from error
+            raise wrong(f"its {hf.FILE} is invalid ({error})") from error
         hf.finish()
         return config
 
@@ -301,7 +303,7 @@ class Decoder(Architecture):
         """Read the shape from a ``config.json`` of the family.
 
         Raises:
-            ModelError: a setting is wrong, or gptsweep does not run it.
+            ModelError: a setting is wrong, or gptsweep does not support it.
             ValueError: the sizes contradict each other.
         """
 
@@ -329,9 +331,9 @@ class Decoder(Architecture):
         for parameter, parts in stacks.items():
             there = [part for part in parts if part is not None]
             if len(there) < len(parts):
-                raise wrong(f"of the weights that go together, {', '.join(names[parameter])} are there, and others are missing")
+                raise wrong(f"of the weights that belong together, only {', '.join(names[parameter])} are present")
             if len({part.shape[1:] for part in there}) > 1 or len({part.dtype for part in there}) > 1:
-                raise wrong(f"the weights {', '.join(names[parameter])} go together, and their widths or dtypes differ")
+                raise wrong(f"the weights {', '.join(names[parameter])} belong together, but their widths or dtypes differ")
             weights[parameter] = there[0] if len(there) == 1 else Stacked(tuple(there))
         return weights
 

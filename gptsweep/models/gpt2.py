@@ -46,9 +46,9 @@ class GPTConfig:
     def __post_init__(self) -> None:
         for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, and must be at least 1")
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
         if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd is {self.n_embd}, and must be a multiple of n_head, {self.n_head}")
+            raise ValueError(f"n_embd is {self.n_embd}, but must be a multiple of n_head, {self.n_head}")
 
     @property
     def head_size(self) -> int:
@@ -223,13 +223,13 @@ class GPT(Architecture):
     def config_from_hf(cls, settings: Mapping[str, Any], wrong: Callable[[str], ModelError]) -> GPTConfig:
         for name, usual in {"add_cross_attention": False, "quantization_config": None}.items():
             if settings.get(name, usual) != usual:
-                raise wrong(f"its config.json has {name}={brief(settings[name])}, which gptsweep does not run")
+                raise wrong(f"its config.json has {name}={brief(settings[name])}, which gptsweep does not support")
         for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"):
             if not isinstance(settings.get(name, True), bool):
                 raise wrong(f"its config.json has {name}={brief(settings[name])}, which is neither true nor false")
         activation = settings.get("activation_function", "gelu_new")
         if activation not in list(HF_ACTIVATIONS):  # a list, as a damaged config may hold an unhashable value
-            raise wrong(f"its activation_function is {brief(activation)}; gptsweep runs {', '.join(HF_ACTIVATIONS)}")
+            raise wrong(f"its activation_function is {brief(activation)}; gptsweep supports {', '.join(HF_ACTIVATIONS)}")
         names = {"vocab_size": "vocab_size", "n_positions": "block_size", "n_layer": "n_layer", "n_head": "n_head"}
         names |= {"n_embd": "n_embd", "n_inner": "n_inner"}
         shape = {ours: settings[theirs] for theirs, ours in names.items() if settings.get(theirs) is not None}
@@ -246,7 +246,7 @@ class GPT(Architecture):
                 layer_norm_epsilon=float(epsilon),
             )
         except (TypeError, ValueError) as error:
-            raise wrong(f"its config.json cannot be ({error})") from error
+            raise wrong(f"its config.json is invalid ({error})") from error
 
     @classmethod
     def weights_from_hf(

@@ -82,7 +82,7 @@ class HFSettings:
         """
         value = self.get(name)
         if not is_size(value):
-            raise self.refuse(name, "which is not a number from 0")
+            raise self.refuse(name, "which is not a number of at least 0")
         return float(value)
 
     def flag(self, name: str) -> bool:
@@ -104,7 +104,7 @@ class HFSettings:
         """
         value = self.get(name)
         if value not in list(HF_ACTIVATIONS):  # a list, as a damaged config may hold an unhashable value
-            raise self.refuse(name, f"and gptsweep runs {', '.join(HF_ACTIVATIONS)}")
+            raise self.refuse(name, f"but gptsweep supports only {', '.join(HF_ACTIVATIONS)}")
         return HF_ACTIVATIONS[value]
 
     def windows(self, window: int | None, usual: Sequence[bool]) -> tuple[int | None, ...]:
@@ -124,7 +124,7 @@ class HFSettings:
         if not known or len(kinds) != len(usual):
             raise self.refuse("layer_types", "which is not full_attention or sliding_attention for each layer")
         if window is None and "sliding_attention" in kinds:
-            raise self.refuse("layer_types", "and no sliding_window in use")
+            raise self.refuse("layer_types", "but no sliding_window is in use")
         return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
     def rotary(
@@ -138,16 +138,16 @@ class HFSettings:
             partial: whether this model type can rotate a fraction of a head.
 
         Raises:
-            ModelError: a setting is wrong, or gptsweep does not run it.
+            ModelError: a setting is wrong, or gptsweep does not support it.
         """
         name = "rope_scaling" if self.get("rope_scaling") else "rope_parameters"
         rope = self.get(name) or {}
         kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else None
         if not isinstance(kind, str) or kind not in _ROPE_KEYS:
-            raise self.refuse(name, f"and gptsweep runs the kinds {', '.join(_ROPE_KEYS)}")
+            raise self.refuse(name, f"but gptsweep supports only the types {', '.join(_ROPE_KEYS)}")
         strange = set(rope) - {"rope_type", "type", "rope_theta", "partial_rotary_factor"} - set(_ROPE_KEYS[kind])
         if set_to := sorted(str(key)[:80] for key in strange if rope[key] is not None):
-            raise self.refuse(name, f"in which gptsweep does not run {set_to[0]}")
+            raise self.refuse(name, f"in which gptsweep does not support {set_to[0]}")
 
         def value(key: str, usual: object = None, zero: bool = False) -> float:
             number: Any = rope.get(key)
@@ -156,9 +156,11 @@ class HFSettings:
                 raise self.refuse(name, f"in which {key} is not a number above 0")
             return float(number)
 
-        base, turned = value("rope_theta", self.get(theta)), value("partial_rotary_factor", self.get(share))
-        if turned > 1 or (turned < 1 and not partial):
-            raise self.wrong(f"its {self.FILE} turns {turned} of a head ({share}), which gptsweep does not run")
+        base, rotated = value("rope_theta", self.get(theta)), value("partial_rotary_factor", self.get(share))
+        if rotated > 1 or (rotated < 1 and not partial):
+            raise self.wrong(
+                f"its {self.FILE} rotates {rotated} of each head ({share}), which gptsweep does not support for this type"
+            )
         # The setting outside the mapping takes precedence.
         trained = self.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
         trained = self.get("max_position_embeddings") if trained is None else trained
@@ -188,7 +190,7 @@ class HFSettings:
                 truncate=truncate is not False,
                 amplitude=value("attention_factor", amplitude),
             )
-        return RotaryConfig(size=int(head_size * turned), base=base, scaling=scaling)
+        return RotaryConfig(size=int(head_size * rotated), base=base, scaling=scaling)
 
     def unread(self) -> list[str]:
         """Return the names of the settings in the file that have not been read."""
@@ -205,9 +207,9 @@ class HFSettings:
             if value is None or value is False or value == []:
                 continue
             if name in _ARITHMETIC:
-                raise self.refuse(name, "which gptsweep does not run for this type")
+                raise self.refuse(name, "which gptsweep does not support for this type")
             if name not in _WITHOUT_EFFECT and not name.startswith("_"):
-                log.info("config.json has %s, which is not known; transformers does without it, too", brief(name))
+                log.info("ignoring the unknown setting %s of config.json, as transformers does", brief(name))
 
 
 def yarn_amplitude(factor: float, scale: float = 1.0) -> float:

@@ -26,7 +26,7 @@ class LitSettings(HFSettings):
         for name in self.unread():
             if name not in _WITHOUT_EFFECT:
                 has = f"its {self.FILE} has {brief(name)}={brief(self.get(name))}"
-                raise self.wrong(f"{has}, which no LitGPT had that gptsweep knows of")
+                raise self.wrong(f"{has}, which is not a setting of any LitGPT that gptsweep knows")
 
 
 class LitGPT(Decoder):
@@ -87,12 +87,12 @@ class LitGPT(Decoder):
     def config_of(cls, hf: HFSettings) -> DecoderConfig:
         for name, usual in _ONLY.items():
             if hf.get(name) != usual:
-                raise hf.refuse(name, f"and gptsweep runs {usual} alone")
+                raise hf.refuse(name, f"but gptsweep supports only {usual}")
         n_layer = hf.size("n_layer", most=MOST_LAYERS)
         n_head, n_embd = hf.size("n_head"), hf.size("n_embd")
         head_size = hf.size("head_size", null=n_embd // n_head)
         if hf.get("attention_scores_scalar") not in (None, head_size):
-            raise hf.refuse("attention_scores_scalar", f"and gptsweep runs the size of a head alone, {head_size}")
+            raise hf.refuse("attention_scores_scalar", f"but gptsweep supports only the head size, {head_size}")
         rows, multiple = hf.size("vocab_size"), hf.size("padding_multiple")
         bias = hf.flag("bias")
         activation, gated = _feed_forward(hf)
@@ -146,7 +146,7 @@ class LitGPT(Decoder):
         if settings.get("shared_attention_norm"):
             shared = {name.replace(".norm_1.", ".norm_2."): norm for name, norm in weights.items() if ".norm_1." in name}
             if twice := sorted(shared.keys() & weights.keys()):
-                raise wrong(f"it has the weight {twice[0]:.80}, and by shared_attention_norm the other norm stands for it")
+                raise wrong(f"it has the weight {twice[0]:.80}, although shared_attention_norm replaces it by the other norm")
             weights |= shared
         return weights
 
@@ -161,12 +161,12 @@ def _norm(hf: HFSettings) -> NormConfig:
     name = str(name or (made_of.get("name") if isinstance(made_of, dict) else None) or "")
     if kind == "RMSNorm":
         if "Gemma" in name:
-            raise hf.refuse("name", "and gptsweep does not run Gemma, whose norms multiply by 1 + weight")
+            raise hf.refuse("name", "but gptsweep does not support Gemma, whose norms multiply by 1 + weight")
         return NormConfig(kind="rms", epsilon=epsilon)
     if kind == "LayerNorm":
         plain = "OLMo" in name  # LitGPT decides by the name, too
         return NormConfig(kind="layer", epsilon=epsilon, weight=not plain, bias=not plain)
-    raise hf.refuse("norm_class_name", "and gptsweep runs RMSNorm and LayerNorm")
+    raise hf.refuse("norm_class_name", "but gptsweep supports only RMSNorm and LayerNorm")
 
 
 def _norm_order(hf: HFSettings) -> Literal["pre", "post"]:
@@ -174,20 +174,20 @@ def _norm_order(hf: HFSettings) -> Literal["pre", "post"]:
     there = [hf.flag(name) for name in (*before, *after)]
     parallel, shared = hf.flag("parallel_residual"), hf.flag("shared_attention_norm")
     if shared and not parallel:
-        raise hf.refuse("shared_attention_norm", "without parallel_residual, which LitGPT does not run either")
+        raise hf.refuse("shared_attention_norm", "without parallel_residual, which LitGPT does not support either")
     if there == [True, True, False, False]:
         return "pre"
     if there == [False, False, True, True] and not parallel:
         return "post"
     has = ", ".join(f"{name}={hf.get(name)}" for name in (*before, *after, "parallel_residual"))
-    raise hf.wrong(f"its {hf.FILE} has {has}; gptsweep runs norms before both steps of a layer, or after both one by one")
+    raise hf.wrong(f"its {hf.FILE} has {has}; gptsweep supports norms before both steps of a layer, or after both in sequence")
 
 
 def _qk_norm(hf: HFSettings) -> Literal["head", "width"] | None:
     kinds: dict[object, Literal["head", "width"]] = {"default": "head", "olmo2": "width"}
     kind = hf.get("norm_qk_type")
     if not isinstance(kind, str) or kind not in kinds:
-        raise hf.refuse("norm_qk_type", f"and gptsweep runs {', '.join(map(str, kinds))}")
+        raise hf.refuse("norm_qk_type", f"but gptsweep supports only {', '.join(map(str, kinds))}")
     return kinds[kind] if hf.flag("norm_qk") else None
 
 
@@ -198,9 +198,9 @@ def _feed_forward(hf: HFSettings) -> tuple[Activation, bool]:
     if kind == "LLaMAMLP":
         return "silu", True
     if kind not in ("GptNeoxMLP", "GemmaMLP"):
-        raise hf.refuse("mlp_class_name", "and gptsweep runs GptNeoxMLP, LLaMAMLP and GemmaMLP")
+        raise hf.refuse("mlp_class_name", "but gptsweep supports only GptNeoxMLP, LLaMAMLP and GemmaMLP")
     if not isinstance(gelu, str) or gelu not in gelus:
-        raise hf.refuse("gelu_approximate", "and gptsweep runs none and tanh")
+        raise hf.refuse("gelu_approximate", "but gptsweep supports only none and tanh")
     return gelus[gelu], kind == "GemmaMLP"
 
 
@@ -214,18 +214,18 @@ def _rotary(hf: HFSettings, head_size: int) -> RotaryConfig:
     scaling = _adjusted(hf)
     if condensed != 1:
         if scaling is not None:
-            raise hf.refuse("rope_condense_ratio", "with rope_adjustments, and gptsweep runs one of the two")
+            raise hf.refuse("rope_condense_ratio", "with rope_adjustments, but gptsweep supports only one of the two")
         scaling = LinearScaling(factor=condensed)
     return RotaryConfig(size=int(turned * head_size), base=base, pairs=hf.flag("rope_interleave"), scaling=scaling)
 
 
 def _adjusted(hf: HFSettings) -> LinearScaling | Llama3Scaling | None:
-    """Read ``rope_adjustments``. LitGPT also has its own variant of YaRN, which gptsweep does not run."""
+    """Read ``rope_adjustments``. LitGPT also has its own variant of YaRN, which gptsweep does not support."""
     name, adjustments = "rope_adjustments", hf.get("rope_adjustments")
     if adjustments is None or adjustments == {}:
         return None
     if not isinstance(adjustments, dict) or set(adjustments) not in (set(_LLAMA3), {"factor"}):
-        raise hf.refuse(name, f"and gptsweep runs factor alone, or {', '.join(_LLAMA3)}")
+        raise hf.refuse(name, f"but gptsweep supports only factor, or {', '.join(_LLAMA3)}")
     if odd := [key for key, number in adjustments.items() if not is_size(number) or not number]:
         raise hf.refuse(name, f"in which {odd[0]} is not a number above 0")
     if len(adjustments) == 1:
@@ -243,7 +243,7 @@ def _windows(hf: HFSettings, n_layer: int) -> tuple[int | None, ...]:
         return (None,) * n_layer
     window = hf.size("sliding_window_size")
     if odd := [name for name, value in earlier.items() if value not in _PLACING[name]]:
-        raise hf.refuse(odd[0], "and gptsweep runs a window in all layers, or those of sliding_window_indices")
+        raise hf.refuse(odd[0], "but gptsweep supports only a window in all layers, or in those of sliding_window_indices")
     if indices is None:
         return (window,) * n_layer
     if not isinstance(indices, list) or len(indices) < n_layer or any(index not in (0, 1) for index in indices):
@@ -268,7 +268,7 @@ _ONLY: Mapping[str, object] = {
     "rope_local_base_freq": None,
     "scale_embeddings": False,
 }
-"""Settings that change the arithmetic, and the only value of each that gptsweep runs."""
+"""Settings that change the arithmetic, and the only value of each that gptsweep supports."""
 _WITHOUT_EFFECT = frozenset(
     (
         # settings of mixtures of experts, which only mlp_class_name=LLaMAMoE uses

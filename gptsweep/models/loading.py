@@ -62,7 +62,7 @@ def load_model(source: ModelSource, settings: DeviceSettings, checkpoint: Checkp
     place(model, device, dtype, packed=not settings.compile)
     if settings.compile:
         if dtype == "int8":
-            raise DeviceError("device.compile", True, "does not go with device.dtype=int8; use one of them")
+            raise DeviceError("device.compile", True, "cannot be combined with device.dtype=int8; use one of them")
         compile_model(model)
     return LoadedModel(
         model=model,
@@ -135,9 +135,9 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
     device = torch.device(name)
-    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count() if cuda else 0)), *(["mps"] if mps else [])]
-    if f"{device.type}:{device.index or 0}" not in there and device.type not in there:
-        raise DeviceError("device.name", name, f"is not there; this machine has {', '.join(there)}")
+    available = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count() if cuda else 0)), *(["mps"] if mps else [])]
+    if f"{device.type}:{device.index or 0}" not in available and device.type not in available:
+        raise DeviceError("device.name", name, f"is not available; this machine has {', '.join(available)}")
     return device
 
 
@@ -171,5 +171,5 @@ def compile_model(model: Architecture) -> None:
         log.debug("torch.compile failed", exc_info=True)
         what = f"torch.compile does not work here ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
         raise DeviceError(
-            "device.compile", True, f"{what}; it needs a C++ compiler such as g++, or device.compile=false"
+            "device.compile", True, f"{what}; install a C++ compiler such as g++, or set device.compile=false"
         ) from error

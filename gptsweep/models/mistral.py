@@ -27,5 +27,5 @@ class Mistral(Llama):
         window = None if hf.get("sliding_window") is None else hf.size("sliding_window")
         windows = (window,) * hf.size("num_hidden_layers", most=MOST_LAYERS)
         if hf.windows(window, [True] * len(windows)) != windows:
-            raise hf.refuse("layer_types", "and transformers gives every layer of this type the same window")
+            raise hf.refuse("layer_types", "but transformers gives all layers of this type the same window")
         return llama_config(hf, windows=windows)

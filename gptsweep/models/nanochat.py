@@ -52,7 +52,7 @@ class NanochatConfig(DecoderConfig):
         DecoderConfig.__post_init__(self)
         if max(self.gate_channels, self.smear_channels) > self.n_embd:
             most = max(self.gate_channels, self.smear_channels)
-            raise ValueError(f"n_embd is {self.n_embd}, and its gates read {most} numbers")
+            raise ValueError(f"n_embd is {self.n_embd}, but its gates read {most} channels")
 
 
 class NanochatAttention(Attention):
@@ -172,7 +172,7 @@ class Nanochat(Decoder):
         if not self.reads_previous:
             return x
         if previous is None:
-            raise ValueError("this model needs the token before each")
+            raise ValueError("this model needs the token before each one")
         before = self.norm(self.embed(previous.clamp_min(0)).float())
         gate = self.smear_share * sigmoid(self.smear_gate(x[..., : self.config.smear_channels]))
         return cast(Tensor, x + torch.where((previous >= 0).unsqueeze(-1), gate, 0.0) * before)
@@ -205,7 +205,7 @@ class Nanochat(Decoder):
 
     @classmethod
     def config_of(cls, hf: HFSettings) -> DecoderConfig:
-        raise hf.refuse("model_type", "and gptsweep reads nanochat's own checkpoints: model=nanochat")
+        raise hf.refuse("model_type", "but gptsweep reads only nanochat's own checkpoints: model=nanochat")
 
     @classmethod
     def is_own(cls, name: str) -> bool:

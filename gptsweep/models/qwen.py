@@ -53,5 +53,5 @@ def _windows(hf: HFSettings) -> tuple[int | None, ...]:
     slides = hf.flag("use_sliding_window") and hf.get("sliding_window") is not None
     first = hf.get("max_window_layers")
     if slides and (type(first) is not int or first < 0):
-        raise hf.refuse("max_window_layers", "which is not a whole number from 0")
+        raise hf.refuse("max_window_layers", "which is not a whole number of at least 0")
     return hf.windows(hf.size("sliding_window") if slides else None, [slides and i >= first for i in range(n_layer)])

@@ -152,7 +152,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         """
         self.left -= work
         if self.left < 0:
-            raise TemplateError("it takes more work than any conversation")
+            raise TemplateError("it takes more computation than any conversation needs")
         return True
 
     def steps(self, number: int) -> bool:
@@ -198,7 +198,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         """Apply an operator that can make a large value from small ones."""
         self.count(_CALL)
         if operator == "%" and isinstance(left, str):
-            raise SecurityError("it formats text by %")
+            raise SecurityError("it formats text with %")
         if operator == "**" and isinstance(left, int) and isinstance(right, int):
             self._require_bits(left.bit_length() * abs(right))
         if operator == "*" and isinstance(left, int) and isinstance(right, int):
@@ -230,7 +230,7 @@ class _Environment(ImmutableSandboxedEnvironment):
                     changed = self.joined_by(values[0], owner) if name == "join" else self.replaced(owner, *values, **named)
                     return self.made(changed)
         elif not isinstance(called, Macro | LoopContext | Undefined) and called not in self.globals.values():
-            raise SecurityError("it calls what is no macro, and no method of a text, a list or a dictionary")
+            raise SecurityError("it calls something other than a macro or a method of a string, list or dictionary")
         return self.made(super().call(context, called, *values, **named))
 
     def size(self, value: Any, depth: int = 0) -> int:
@@ -367,10 +367,10 @@ def _statement(method: str, value: nodes.Expr, at: nodes.Node) -> nodes.Node:
 
 
 def _raise_exception(message: object) -> None:
-    raise TemplateError(f"it says: {message:.300}" if isinstance(message, str) else "it refuses")
+    raise TemplateError(f"it says: {message:.300}" if isinstance(message, str) else "it rejects the conversation")
 
 
 def _strftime_now(form: str) -> str:
     if len(form) > _LONGEST_FORMAT:
-        raise TemplateError(f"it writes the time in a form of more than {_LONGEST_FORMAT} characters")
+        raise TemplateError(f"it formats the time with more than {_LONGEST_FORMAT} characters")
     return datetime.now().strftime(form)

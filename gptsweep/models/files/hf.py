@@ -70,7 +70,7 @@ def model_of(
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         *others, last = (f"'{name}'" for name in ARCHITECTURES)
         runs = f"{', '.join(others)} or {last}"
-        what = f"its config.json names the architecture {brief(kind)}; gptsweep runs model_type {runs}"
+        what = f"its config.json names the architecture {brief(kind)}; gptsweep supports model_type {runs}"
         raise ModelError(key, value, what)
     architecture = architecture_of(kind)
     wrong = partial(ModelError, key, value)
@@ -121,7 +121,7 @@ def _file(path: Path, files: ModelFiles) -> Iterable[tuple[str, StoredTensor]]:
         return read_safetensors(path, files.key, files.value)[0].items()
     file = TorchFile(path, files.key, files.value)
     if (weights := mapping_of(file.contents)) is None:
-        raise ModelError(files.key, files.value, f"{path} holds no weights by name")
+        raise ModelError(files.key, files.value, f"{path} holds no named weights")
     return file.tensors(weights)
 
 
@@ -131,7 +131,7 @@ def tokenizer_in(files: ModelFiles, settings: Mapping[str, Any], vocab_size: int
     A GPT-2 model without tokenizer files gets GPT-2's encoding if the size of its vocabulary allows.
 
     Raises:
-        ModelError: there is no tokenizer, it is damaged, or gptsweep does not run its kind.
+        ModelError: there is no tokenizer, it is damaged, or gptsweep does not support its kind.
     """
     found = read_hf_tokenizer(_sized(files), config=settings, limit=vocab_size, key=files.key, value=files.value)
     if found is not None:

@@ -1,4 +1,4 @@
-"""The steps by which a ``tokenizer.json`` normalises, splits and decodes text, checked against the ones that gptsweep runs.
+"""The steps by which a ``tokenizer.json`` normalises, splits and decodes text, checked against the ones that gptsweep supports.
 
 A file may contain any regular expression, including one that takes exponential time. So only the expressions of known
 tokenizers are run, and others that look at each character once.
@@ -289,7 +289,7 @@ def read_pipeline(whole: Mapping[str, Any], wrong: Callable[[str], ModelError]) 
         wrong: makes a `ModelError` from a message.
 
     Raises:
-        ModelError: gptsweep does not run one of the steps, or they do not fit each other.
+        ModelError: gptsweep does not support one of the steps, or they do not fit each other.
     """
     model = whole["model"]
     found = Pipeline(
@@ -300,14 +300,14 @@ def read_pipeline(whole: Mapping[str, Any], wrong: Callable[[str], ModelError]) 
         byte_fallback=bool(model.get("byte_fallback")),
     )
     if found.is_byte_level and found.byte_fallback:
-        raise wrong("its tokenizer.json has model.byte_fallback=True where it is byte-level already")
+        raise wrong("its tokenizer.json has model.byte_fallback=True although it is byte-level already")
     kinds = {step["type"] for step in _parts("decoder", found.decoder)}
     if found.is_byte_level and found.decoder is not None and kinds != {"ByteLevel"}:
         raise wrong(f"its tokenizer.json has decoder={brief(sorted(kinds))} where its pre_tokenizer is ByteLevel")
     if not found.is_byte_level and (found.decoder is None or "ByteLevel" in kinds):
         steps = [step["type"] for step in _parts("pre_tokenizer", found.pre_tokenizer)]
         kind = steps[0] if len(steps) == 1 else steps or None
-        raise wrong(f"its tokenizer.json has pre_tokenizer.type={brief(kind)}, and a decoder that does not fit it")
+        raise wrong(f"its tokenizer.json has pre_tokenizer.type={brief(kind)}, with a decoder that does not fit it")
     return found
 
 
@@ -342,7 +342,7 @@ def _checked_part(place: str, step: Any, wrong: Callable[[str], ModelError]) -> 
     kind = step.get("type") if isinstance(step, dict) else None
     settings = _STEPS[place].get(kind) if isinstance(kind, str) else None
     if settings is None:
-        raise wrong(f"its tokenizer.json has {place}.type={brief(kind)}, and gptsweep runs {', '.join(_STEPS[place])}")
+        raise wrong(f"its tokenizer.json has {place}.type={brief(kind)}, but gptsweep supports only {', '.join(_STEPS[place])}")
     if kind == "Metaspace" and step.get("prepend_scheme") is None and step.get("add_prefix_space") is False:
         step = {**step, "prepend_scheme": "never"}  # files from before 2023 say it this way
     found = {"type": kind}
@@ -350,5 +350,7 @@ def _checked_part(place: str, step: Any, wrong: Callable[[str], ModelError]) -> 
         value = step.get(name)
         found[name] = usual if value is None else value
         if not fits(found[name]):
-            raise wrong(f"its tokenizer.json has {place}.type={kind!r} with {name}={brief(value)}, which gptsweep does not run")
+            raise wrong(
+                f"its tokenizer.json has {place}.type={kind!r} with {name}={brief(value)}, which gptsweep does not support"
+            )
     return found

@@ -80,14 +80,14 @@ class HFTokenizer(Tokenizer):
                 self._template = ChatTemplate(self._source, self._special_tokens)
             written = self._template.render(text)
         except RecursionError as error:
-            raise self._wrong("it calls itself without end, or nests too deeply") from error
+            raise self._wrong("it recurses without end, or nests too deeply") from error
         except Exception as error:  # an untrusted template can raise anything
             raise self._wrong(str(error) or type(error).__name__) from error
         ids = self.encode_bare(written)
         if not ids:
-            raise self._wrong("it writes nothing")
+            raise self._wrong("it renders nothing")
         if is_first:
-            log.info("the chat template makes of the first prompt: %s", _shortened(repr(written)))
+            log.info("the chat template turns the first prompt into: %s", _shortened(repr(written)))
         return ids
 
     def token_bytes(self, token: int) -> bytes:
@@ -98,7 +98,9 @@ class HFTokenizer(Tokenizer):
 
     def _wrong(self, what: str) -> ConfigError:
         said = f"the chat template of {self._name} cannot be used: {what.rstrip('.')}"
-        return ConfigError("sampling.chat_template", True, f"{said}; write the turn into the prompt, with chat_template=false")
+        return ConfigError(
+            "sampling.chat_template", True, f"{said}; write the turn into the prompt, with sampling.chat_template=false"
+        )
 
 
 def _shortened(text: str) -> str:

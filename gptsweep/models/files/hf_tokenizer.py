@@ -51,7 +51,7 @@ def read_hf_tokenizer(
         chat template. None if there is no vocabulary file.
 
     Raises:
-        ModelError: the vocabulary is damaged, larger than the model's, or of a kind that gptsweep does not run.
+        ModelError: the vocabulary is damaged, larger than the model's, or of a kind that gptsweep does not support.
     """
 
     def wrong(what: str) -> ModelError:
@@ -84,7 +84,9 @@ def read_hf_tokenizer(
             vocabulary = _Vocabulary(ids, merges, _added_tokens(read, ids, settings or {}), pipeline=pipeline)
         elif settings is not None:
             kind = settings.get("tokenizer_class")
-            raise wrong(f"its tokenizer is a {kind or 'kind'} without tokenizer.json, or vocab.json and merges.txt")
+            raise wrong(
+                f"its tokenizer{f', a {kind},' if kind else ''} has neither tokenizer.json nor vocab.json with merges.txt"
+            )
         else:
             return None
         settings = settings or {}
@@ -95,7 +97,7 @@ def read_hf_tokenizer(
         tokenizer = _build(configured, limit, ends[0] if ends else None, wrong)
         ends += _ends("generation_config.json", settings_in("generation_config.json") or {}, wrong)
         if configured.first_ids:
-            log.info("%s is put before each prompt", tokenizer.decode(configured.first_ids))
+            log.info("%s is added before each prompt", tokenizer.decode(configured.first_ids))
         return HFTokenizer.of(tokenizer, ends, _special_tokens(settings), _chat_template(text, settings, wrong), value)
     except ModelError:
         raise
@@ -112,7 +114,7 @@ def _ends(name: str, settings: Mapping[str, Any], wrong: Callable[[str], ModelEr
     found = settings.get("eos_token_id")
     ends = found if isinstance(found, list) else [] if found is None else [found]
     if not all(type(token) is int for token in ends):
-        raise wrong(f"its {name} has eos_token_id={brief(found)}, which is neither a token's id nor a list of them")
+        raise wrong(f"its {name} has eos_token_id={brief(found)}, which is neither a token id nor a list of token ids")
     return list(ends)
 
 
@@ -139,7 +141,7 @@ def _chat_template(
             log.warning("none of the chat templates is the default one: %s", ", ".join(map(str, named)))
         template = named.get("default")
     if template is not None and not isinstance(template, str):
-        raise wrong(f"its tokenizer_config.json has chat_template={brief(template)}, which is no text")
+        raise wrong(f"its tokenizer_config.json has chat_template={brief(template)}, which is not text")
     return template
 
 
@@ -152,7 +154,7 @@ def _from_tokenizer_json(whole: Any, wrong: Callable[[str], ModelError]) -> _Voc
         ("model.end_of_word_suffix", model.get("end_of_word_suffix") or "", ""),
     ):
         if is_there != usual:
-            raise wrong(f"its tokenizer.json has {name}={brief(is_there)} where gptsweep runs {usual!r}")
+            raise wrong(f"its tokenizer.json has {name}={brief(is_there)}, but gptsweep supports only {usual!r}")
     pipeline = read_pipeline(whole, wrong)
     added = {token["content"]: _added(token["id"], token) for token in whole.get("added_tokens") or []}
     merges = [_pair(pair) if isinstance(pair, str) else (pair[0], pair[1]) for pair in model["merges"]]
@@ -172,7 +174,7 @@ def _ids_in_front(template: Any, wrong: Callable[[str], ModelError]) -> list[int
         front = itertools.takewhile(lambda piece: "Sequence" not in piece, template["single"])
         return [token for piece in front for token in template["special_tokens"][piece["SpecialToken"]["id"]]["ids"]]
     if kind != "ByteLevel":
-        raise wrong(f"its tokenizer.json has post_processor.type={kind!r}, which is not known")
+        raise wrong(f"its tokenizer.json has post_processor.type={kind!r}, which gptsweep does not support")
     return []
 
 
@@ -196,7 +198,7 @@ def _configured(
         text = bos["content"] if isinstance(bos, dict) else bos
         number = vocabulary.added[text].id if text in vocabulary.added else vocabulary.ids.get(text)
         if number is None:
-            raise wrong(f"its tokenizer_config.json has add_bos_token, and no token is its bos_token {text!r}")
+            raise wrong(f"its tokenizer_config.json has add_bos_token, but its bos_token {text!r} is not in the vocabulary")
         vocabulary = replace(vocabulary, first_ids=[number])
     return vocabulary
 
@@ -231,12 +233,12 @@ def _build(
         raise wrong("its vocabulary gives a token an id that is not a whole number")
     for text, token in vocabulary.added.items():
         if not (isinstance(text, str) and text and text.encode(errors="replace").decode() == text):
-            raise wrong(f"it has the added token {text!r}, which is not a text")
+            raise wrong(f"it has the added token {text!r}, which is not text")
         if type(token.id) is not int or token.id < 0:
             raise wrong(f"its added token {text!r} has the id {token.id!r}, which is not a whole number")
     beyond = {text: token for text, token in vocabulary.added.items() if token.id >= limit}
     if beyond:
-        log.warning("added tokens beyond the model's %d embeddings are left out: %s", limit, ", ".join(map(repr, beyond)))
+        log.warning("ignoring added tokens beyond the model's %d embeddings: %s", limit, ", ".join(map(repr, beyond)))
     added = {text: token for text, token in vocabulary.added.items() if text not in beyond}
     if vocabulary.pipeline is None:
         return _build_byte_pairs(replace(vocabulary, added=added), limit, eot_id, beyond, wrong)
@@ -302,7 +304,7 @@ def _check_ids(
     if max(numbers) >= limit:
         raise wrong(f"its vocabulary goes up to id {max(numbers)}, beyond the model's {limit} embeddings")
     if strange := set(first_ids) - numbers:
-        raise wrong(f"it puts the token {min(strange)} before every text, and has no such token")
+        raise wrong(f"it puts the token {min(strange)} before each text, but has no such token")
     return eot_id if eot_id in numbers else added[END_OF_TEXT].id if END_OF_TEXT in added else None
 
 

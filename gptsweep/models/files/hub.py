@@ -86,7 +86,7 @@ class HubFiles:
         revision = "" if self._revision is None else f" --revision {self._revision}"
         files = "'*.json' '*.jinja' '*.safetensors' merges.txt"
         fetch = f"hf download {self._repo}{revision} --include {files} --local-dir {directory}"
-        return f"fetch it on a machine with network: {fetch}; then use: model=hf model.path={directory}"
+        return f"fetch it on a machine with network access: {fetch}; then use: model=hf model.path={directory}"
 
     def _wrong(self, what: str) -> ModelError:
         return ModelError(self.key, self.value, what)

@@ -27,7 +27,7 @@ def open_litgpt(path: str) -> Checkpoint:
     """Open the directory ``path`` as LitGPT writes it after conversion, pretraining, fine-tuning or merging LoRA.
 
     Raises:
-        ModelError: a file is missing or damaged, or gptsweep does not run this kind of model.
+        ModelError: a file is missing or damaged, or gptsweep does not support this kind of model.
     """
     wrong = partial(ModelError, PATH, path)
     directory = litgpt_directory(path)
@@ -37,7 +37,7 @@ def open_litgpt(path: str) -> Checkpoint:
     # Training saves the weights together with optimizer and data state; conversion saves only the weights.
     weights = mapping_of(contents.get("model")) if "model" in contents else contents
     if not weights:
-        raise wrong(f"its {LITGPT_WEIGHTS} holds no weights by name")
+        raise wrong(f"its {LITGPT_WEIGHTS} holds no named weights")
     named = by_name(file.tensors(weights), LitGPT.own_name, PATH, path)
     config = LitGPT.config_from_hf(settings, wrong)
     fitting = fit(LitGPT, config, LitGPT.weights_from_hf(named, settings, config, wrong), PATH, path)
@@ -53,5 +53,5 @@ def _settings(path: Path, wrong: Callable[[str], ModelError]) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise wrong(f"its {path.name} cannot be read ({error})") from error
     if not isinstance(settings, dict):
-        raise wrong(f"its {path.name} holds no settings by name")
+        raise wrong(f"its {path.name} holds no named settings")
     return settings

@@ -40,12 +40,12 @@ def open_llmc(path: str) -> Checkpoint:
     file = WeightFile.at(llmc_file(path), PATH, path)
     config, rows, dtype = _described(file)
     if config.vocab_size != GPT2_VOCAB:
-        raise file.wrong(f"has a vocabulary of {config.vocab_size} tokens, and GPT-2's encoding has {GPT2_VOCAB}")
+        raise file.wrong(f"has a vocabulary of {config.vocab_size} tokens, but GPT-2's encoding has {GPT2_VOCAB}")
     layers = config.n_layer * sum(map(math.prod, _layer(config).values()))
-    asked = _HEADER.size + dtype.itemsize * (config.n_embd * (rows + config.block_size + 2) + layers)
-    if file.size != asked:
-        what = "it is truncated, or still being written" if file.size < asked else "it is damaged"
-        raise file.wrong(f"holds {file.size:,} bytes, and by its own header it would have {asked:,}: {what}")
+    expected = _HEADER.size + dtype.itemsize * (config.n_embd * (rows + config.block_size + 2) + layers)
+    if file.size != expected:
+        what = "it is truncated, or still being written" if file.size < expected else "it is damaged"
+        raise file.wrong(f"holds {file.size:,} bytes, but its header implies {expected:,}: {what}")
     weights: dict[str, StoredTensor] = {}
     offset = _HEADER.size
     for name, shape in _laid_out(config, rows):
@@ -66,7 +66,7 @@ def _described(file: WeightFile) -> tuple[GPTConfig, int, torch.dtype]:
     if magic != _MAGIC:
         raise file.wrong(f"does not begin with the number {_MAGIC} of llm.c's GPT-2 checkpoints, but with {magic}")
     if version not in _DTYPES:
-        raise file.wrong(f"is of version {version}, and gptsweep reads 3 (float32) and 5 (bfloat16); write it again with llm.c")
+        raise file.wrong(f"has version {version}, but gptsweep reads 3 (float32) and 5 (bfloat16); write it again with llm.c")
     if n_layer > MOST_LAYERS or rows < vocab_size:
         raise file.wrong(f"is damaged: its header has {n_layer} layers, and {rows} rows for {vocab_size} tokens")
     try:
@@ -79,7 +79,7 @@ def _described(file: WeightFile) -> tuple[GPTConfig, int, torch.dtype]:
             activation="gelu_tanh",
         )
     except ValueError as error:
-        raise file.wrong(f"is damaged: by its header {error}") from error
+        raise file.wrong(f"is damaged: in its header, {error}") from error
     return config, rows, _DTYPES[version]
 
 

@@ -47,7 +47,7 @@ def read_meta(path: str | Path, limit: int) -> CharTokenizer | GPT2Tokenizer:
     if kind in ("tiktoken", *_GPT2_NAMES):
         encoding = meta.get("tiktoken_encoding", meta.get("encoding", "gpt2"))
         if encoding not in _GPT2_NAMES:
-            raise wrong(f"names tiktoken's encoding {brief(encoding)}, and gptsweep has GPT-2's")
+            raise wrong(f"names the tiktoken encoding {brief(encoding)}, but gptsweep has only GPT-2's")
         return GPT2Tokenizer()
     if kind is not None and kind not in _CHARACTER_NAMES:
         raise wrong(f"names the tokenizer {brief(kind)}, which gptsweep does not have")
@@ -60,7 +60,7 @@ def read_meta(path: str | Path, limit: int) -> CharTokenizer | GPT2Tokenizer:
         what = counted(len(texts), "character") if max(texts) + 1 == len(texts) else f"ids up to {max(texts)}"
         raise wrong(f"has {what}, more than the {limit} of the checkpoint")
     if sum(map(len, texts.values())) > size:
-        raise wrong("has an 'itos' of more text than the file holds")
+        raise wrong("has an 'itos' with more text than the file holds")
     ids = mapping_of(meta["stoi"]) if meta.get("stoi") is not None else {text: token for token, text in texts.items()}
     if ids is None or not all(type(text) is str and type(token) is int and token in texts for text, token in ids.items()):
         raise wrong("has an 'stoi' that does not map text to the ids of its 'itos'")

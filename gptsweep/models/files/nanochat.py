@@ -67,7 +67,9 @@ SMEARED = replace(SHARPER, since="2026-03-14", sharpness=1.2, short=lambda lengt
 _GATES = {32: VALUES, 12: SHARPER}
 """Eras by the number of elements that the gate of a value embedding reads."""
 _SMEAR = 24
-_OTHER_SOFTCAP = "one trained between 2026-03-02 and 2026-03-09 had 20, which nothing in it tells: model.softcap=20"
+_OTHER_SOFTCAP = (
+    "training between 2026-03-02 and 2026-03-09 used 20, which checkpoints do not record: for those, model.softcap=20"
+)
 
 
 def open_source(source: ModelSource) -> Checkpoint:
@@ -100,10 +102,10 @@ def open_nanochat(
     if strange := [name for name in stored if not _KNOWN.fullmatch(name)]:
         more = f" and {len(strange) - 4} more" if len(strange) > 4 else ""
         names = ", ".join(name[:80] for name in strange[:4]) + more
-        raise wrong(f"{path.name} has weights that nanochat's own code never had: {names}; gptsweep runs no fork of it")
+        raise wrong(f"{path.name} has weights that nanochat's own code never had: {names}; gptsweep does not support forks")
     era = era_of(stored, wrong)
     if settings["n_layer"] > len(stored):
-        raise wrong(f"{path.name} has {len(stored)} weights, too few for the {settings['n_layer']} layers that it should have")
+        raise wrong(f"{path.name} has {len(stored)} weights, too few for its {settings['n_layer']} layers")
     config = _config(settings, era, softcap, wrong)
     named = {_own_name(name): _cut(name, weight, config.vocab_size, wrong) for name, weight in stored.items()}
     weights = Nanochat.weights_from_hf(named, settings, config, wrong)
@@ -129,8 +131,10 @@ def era_of(weights: Mapping[str, StoredTensor], wrong: Callable[[str], ModelErro
     if gates or any(name.startswith("value_embeds.") for name in weights):
         era = _GATES.get(next(iter(gates))[0]) if len(gates) == 1 and gates != {()} else None
         if era is None:
-            read = ", ".join(sorted(str(gate[0]) for gate in gates if gate)) or "none"
-            raise wrong(f"its value embeddings have gates that read {read} numbers; nanochat's read 32, and later 12")
+            read = ", ".join(sorted(str(gate[0]) for gate in gates if gate)) or "no"
+            raise wrong(
+                f"its value embeddings have gates that read {read} channels; nanochat's read 32, or 12 in later versions"
+            )
         return era
     return MIXED if {"resid_lambdas", "x0_lambdas"} & set(weights) else FIRST
 
@@ -140,7 +144,7 @@ def _settings(path: Path, wrong: Callable[[str], ModelError]) -> dict[str, Any]:
     try:
         meta = read_json(path)
     except FileNotFoundError as error:
-        raise wrong(f"there is no {path.name} beside the weights, which says their sizes") from error
+        raise wrong(f"there is no {path.name}, which holds their sizes, beside the weights; copy it, too") from error
     except (OSError, ValueError) as error:
         raise wrong(f"its {path.name} cannot be read ({error})") from error
     settings = meta.get("model_config") if isinstance(meta, dict) else None
@@ -151,9 +155,9 @@ def _settings(path: Path, wrong: Callable[[str], ModelError]) -> dict[str, Any]:
             raise wrong(f"its {path.name} has {name}={brief(settings.get(name))}, which is not a whole number below 2**31")
     pattern = settings.get("window_pattern", "L")
     if not isinstance(pattern, str) or not re.fullmatch(r"[SLsl]{1,1000}", pattern):
-        raise wrong(f"its {path.name} has window_pattern={brief(pattern)}, which is not made of S and L")
+        raise wrong(f"its {path.name} has window_pattern={brief(pattern)}, which does not consist of S and L")
     if others := settings.keys() - {"vocab_size", "window_pattern", *_SIZES}:
-        raise wrong(f"its {path.name} has the setting {min(others):.80} of a model, which nanochat's own code never had")
+        raise wrong(f"its {path.name} has the model setting {min(others):.80}, which nanochat's own code never had")
     return settings
 
 
@@ -184,7 +188,7 @@ def _config(settings: Mapping[str, Any], era: Era, softcap: float | None, wrong:
             backout=era is SMEARED,
         )
     except ValueError as error:
-        raise wrong(f"it cannot be ({error})") from error
+        raise wrong(f"its settings are invalid ({error})") from error
 
 
 def _windows(pattern: str | None, length: int, n_layer: int, era: Era) -> tuple[int | None, ...]:
@@ -209,5 +213,5 @@ def _cut(name: str, weight: StoredTensor, vocab_size: int, wrong: Callable[[str]
         return weight
     padded = -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     if not weight.shape or weight.shape[0] not in (vocab_size, padded):
-        raise wrong(f"the weight {name:.80} has the shape {list(weight.shape)}, and the vocabulary {vocab_size} tokens")
+        raise wrong(f"the weight {name:.80} has the shape {list(weight.shape)}, but the vocabulary has {vocab_size} tokens")
     return replace(weight, shape=(vocab_size, *weight.shape[1:]))

@@ -98,8 +98,8 @@ def read_tokenizer(path: Path, vocab_size: int) -> NanochatTokenizer:
     except OSError as error:
         raise _wrong(path, f"cannot be read ({error.strerror})") from error
     if tokenizer.vocab_size != vocab_size:
-        has = f"has {tokenizer.vocab_size} tokens, and the model {vocab_size}"
-        raise _wrong(path, f"{has}: it belongs to another model")
+        has = f"has {tokenizer.vocab_size} tokens, but the model has {vocab_size}"
+        raise _wrong(path, f"{has}; it belongs to another model")
     return tokenizer
 
 
@@ -121,13 +121,13 @@ def _read(path: Path, size: int, _state: tuple[int, int, int]) -> NanochatTokeni
         raise _wrong(path, f"holds {what:.80}, not a {_CLASS}")
     state: Any = record.state
     if isinstance(state, str):
-        raise _wrong(path, f"holds tiktoken's own encoding {brief(state)}, which nanochat trains no model with")
+        raise _wrong(path, f"holds tiktoken's own encoding {brief(state)}, which nanochat does not use")
     parts = state if isinstance(state, dict) else {}
     pattern, ranks, special = (parts.get(name) for name in ("pat_str", "mergeable_ranks", "special_tokens"))
     if not isinstance(pattern, str) or not isinstance(ranks, dict) or not isinstance(special, dict):
         raise _wrong(path, "holds an encoding without pat_str, mergeable_ranks or special_tokens")
     if not _PATTERN.fullmatch(pattern):
-        raise _wrong(path, f"splits text where nanochat's does not (pat_str is {brief(pattern)}), which gptsweep does not do")
+        raise _wrong(path, f"has pat_str={brief(pattern)}, which is not one of nanochat's patterns")
     if (fault := _fault(ranks, special)) is not None:
         raise _wrong(path, f"holds a vocabulary {fault}")
     return NanochatTokenizer(pattern, ranks, special)
@@ -141,7 +141,7 @@ def _fault(ranks: Mapping[Any, Any], special: Mapping[Any, Any]) -> str | None:
     if not all(type(number) is int for number in numbers) or sorted(numbers) != list(range(len(numbers))):
         return "whose ids are not 0, 1, 2, … without a gap"
     if not all(bytes([byte]) in ranks for byte in range(256)):
-        return "that has no token for some bytes"
+        return "that lacks a token for some bytes"
     if any(not text.isprintable() or text.encode(errors="replace").decode() != text for text in special):
         return "with a special token that cannot be typed"
     if BOS not in special:

@@ -73,7 +73,7 @@ def _config(saved: Any, name: str, key: str, value: str) -> GPTConfig:
     try:
         return GPTConfig(**sizes, bias=bool(bias), activation="gelu")
     except ValueError as error:
-        raise wrong(f"cannot be ({error})") from error
+        raise wrong(f"are invalid ({error})") from error
 
 
 def _tokenizer(
@@ -91,7 +91,7 @@ def _tokenizer(
         tokenizer = read_meta(path, size)
         log.info("vocabulary of %s", path)
         if size - tokenizer.vocab_size >= PADDING:
-            has = f"has {tokenizer.vocab_size} tokens, and the checkpoint in {value} has {size}, which is more than padding"
+            has = f"has {tokenizer.vocab_size} tokens, but the checkpoint in {value} has {size}, more than padding explains"
             gpt2s = f", or model.meta={GPT2_META} if it is GPT-2's encoding" if size > GPT2_VOCAB else ""
             raise ModelError("model.meta", str(path), f"{has}; give the meta.pkl of the data it was trained on{gpt2s}")
         return tokenizer
@@ -110,5 +110,5 @@ def _meta_places(out_dir: Path, dataset: object) -> list[Path]:
     if isinstance(dataset, str) and re.fullmatch(r"(?!.*\.\.)\w[\w.-]*(/\w[\w.-]*)*", dataset):
         places += [Path("data", dataset, "meta.pkl"), out_dir.parent / "data" / dataset / "meta.pkl"]
     elif dataset is not None:
-        log.warning("the checkpoint's dataset name %s is not looked up: it is not a plain name", brief(dataset))
+        log.warning("the checkpoint's dataset name %s is ignored: it is not a plain name", brief(dataset))
     return places

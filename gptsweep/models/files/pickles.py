@@ -269,7 +269,7 @@ class _Machine:
 
     def _named(self, module: Any, attribute: Any) -> Named:
         if not (isinstance(module, str) and isinstance(attribute, str)) or len(module) + len(attribute) > _NAME_CHARACTERS:
-            raise PickleError("the pickle in it names something to import that has no name")
+            raise PickleError("the pickle in it imports something without a name")
         return Named(f"{module}.{attribute}")
 
     def _made(self, maker: Any, arguments: Any) -> Any:

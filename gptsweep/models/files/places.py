@@ -121,7 +121,7 @@ def config_of(files: ModelFiles) -> Path:
     """
     if (path := files.find("config.json")) is None:
         if files.find("adapter_config.json") is not None:
-            raise ModelError(files.key, files.value, f"is an adapter of PEFT without its model; {MERGE}")
+            raise ModelError(files.key, files.value, f"is a PEFT adapter without its model; {MERGE}")
         raise files.absent("config.json")
     return path
 
@@ -135,7 +135,7 @@ def llmc_file(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         there = _some(found.name for found in path.glob("*.bin"))
-        raise ModelError(PATH, name, f"is a directory; give a .bin of llm.c's{f', here {there}' if there else ''}")
+        raise ModelError(PATH, name, f"is a directory; give a .bin that llm.c wrote{f', such as {there}' if there else ''}")
     if not path.exists():
         raise ModelError(PATH, name, f"no such file in {Path.cwd()}; give a .bin that llm.c wrote, such as gpt2_124M.bin")
     return path
@@ -153,12 +153,14 @@ def litgpt_directory(name: str) -> Path:
         raise ModelError(PATH, name, f"{missing}; give a checkpoint directory of LitGPT, such as out/pretrain/final")
     if not (directory / LITGPT_WEIGHTS).exists():
         if (directory / f"{LITGPT_WEIGHTS}.lora").exists():
-            raise ModelError(PATH, name, f"holds the weights of LoRA alone; merge them: litgpt merge_lora {name}")
+            raise ModelError(PATH, name, f"holds only the weights of LoRA; merge them: litgpt merge_lora {name}")
         inside = _some(found.parent.name for found in directory.glob(f"*/{LITGPT_WEIGHTS}"))
         hint = f"; there is one in {inside}" if inside else "; give a checkpoint directory of LitGPT"
         raise ModelError(PATH, name, f"there is no {LITGPT_WEIGHTS} in this directory{hint}")
     if not (directory / LITGPT_CONFIG).exists():
-        raise ModelError(PATH, name, f"there is no {LITGPT_CONFIG} beside the weights, which says how they compute")
+        raise ModelError(
+            PATH, name, f"there is no {LITGPT_CONFIG}, which describes the model, beside the weights; copy it, too"
+        )
     return directory
 
 

@@ -132,7 +132,7 @@ class TorchFile:
         if (order := entries.get(f"{root}/byteorder")) is not None:
             file.seek(self._place(file, order))
             if (written := file.read(min(order.file_size, 16))) != sys.byteorder.encode():
-                raise self._file.wrong(f"has its numbers in the byte order {written!r}, and this machine in {sys.byteorder!r}")
+                raise self._file.wrong(f"has the byte order {written!r}, but this machine has {sys.byteorder!r}")
         pickled = entries[f"{root}/data.pkl"]
         file.seek(self._place(file, pickled))
         contents = read_pickle(file, pickled.file_size, _MAKERS, self._storage)
@@ -152,7 +152,7 @@ class TorchFile:
         if signature != b"PK\x03\x04" or start + entry.file_size > self._file.size:
             raise self._file.wrong("is damaged: its list of files does not fit its contents")
         if entry.compress_type != zipfile.ZIP_STORED or flags & 1:
-            raise self._file.wrong("was packed anew and compressed by another program; write it again with torch.save")
+            raise self._file.wrong("was repacked and compressed by another program; write it again with torch.save")
         return start
 
     def _read_legacy(self, file: BufferedReader) -> Any:
@@ -161,7 +161,7 @@ class TorchFile:
         read_pickle(file, 64)
         system = read_pickle(file, 4096)
         if isinstance(system, dict) and system.get("little_endian", True) is not (sys.byteorder == "little"):
-            raise self._file.wrong(f"was written on a machine of another byte order than this one's ({sys.byteorder})")
+            raise self._file.wrong(f"has another byte order than this machine ({sys.byteorder})")
         contents = read_pickle(file, self._file.size, _MAKERS, self._storage)
         keys = read_pickle(file, self._file.size)
         if not isinstance(keys, list) or not all(isinstance(key, str) and key in self._storages for key in keys):

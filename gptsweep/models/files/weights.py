@@ -58,7 +58,7 @@ class WeightFile:
         state = os.fstat(file.fileno())
         if (state.st_size, state.st_mtime_ns) != (self.size, self.modified_ns):
             file.close()
-            raise self.wrong("was replaced while it was being read, by a training perhaps; run again")
+            raise self.wrong("was replaced while it was being read, perhaps by a training run; run again")
         return file
 
     def wrong(self, what: str) -> ModelError:
