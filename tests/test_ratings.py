@@ -144,6 +144,7 @@ def test_a_setting_that_won_everything_or_met_nobody_has_an_honest_place() -> No
     alone = Comparisons(np.array([0]), np.array([1]), np.array([1.0]), np.array([0]), 2)
     low, high = bradley_terry(alone).preference_interval
     assert (low[0], high[0]) == (0, 1)
+    assert np.isnan([*bradley_terry(alone).error, *bradley_terry(alone).preference_error]).all()
 
 
 def test_agreement_is_krippendorffs() -> None:
@@ -192,10 +193,32 @@ def test_groups_and_comparisons_have_the_preference(sweep_dir: Path, files: list
     assert [row["a"], row["b"]] == pytest.approx([table.loc[0.0, "preference"], table.loc[0.5, "preference"]])
     assert row["differs"]
     assert 0 < row["low"] < row["difference"] < row["high"]
+    assert sweep.ratings is not None
+    of_either = sweep.ratings.table[["left", "right"]].isin(sweep.summary.index[sweep.summary["temperature"] < 1])
+    assert row["pairs"] == of_either.any(axis=1).sum()
     change = sweep.effect("temperature").loc["preference", "difference"]
     assert change == pytest.approx(table.loc[1.0, "preference"] - row["a"])
     with pytest.raises(ResultsError, match="families of samplers have no value"):
         sweep.compare_samplers("preference")
+
+
+def test_ratings_within_one_setting_rank_nothing_and_one_cluster_has_no_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_sweep(tmp_path / "s", temperature=(0.5, 1.0), top_k=(5,), seed=(1, 2), num_samples=2, words=8)
+    ids = sample_ids(read_sweep(root)).set_index(["temperature", "seed", "sample_index"])["sample_id"]
+    within = {"left": ids[0.5, 1, 0], "right": ids[0.5, 2, 0], "verdict": "left"}
+    across = {"left": ids[0.5, 1, 0], "right": ids[1.0, 1, 0], "verdict": "left"}
+    path = write_lines(tmp_path / "me.jsonl", [within])
+    assert review.main([str(root), "--ratings", str(path), "--format", "table", "--no-report"]) == 0
+    assert "no rating compares two of these settings" in capsys.readouterr().out
+    assert "preference" not in csv_of(capsys, str(root), "--ratings", str(path))
+    write_lines(path, [across])
+    assert review.main([str(root), "--ratings", str(path), "--format", "table", "--no-report"]) == 0
+    assert "nan" not in capsys.readouterr().out
+    row = csv_of(capsys, str(root), "--ratings", str(path)).iloc[0]
+    assert row[["preference_se", "strength_se"]].isna().all()
+    assert row["strength"] > 0
 
 
 def test_later_reviews_have_the_ratings_until_they_are_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

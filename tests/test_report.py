@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
 import json
 import math
 import random
 import re
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from made_sweep import VOCABULARY, made_samples, write_point, write_report, write_sweep
 from visit import Visit
 
+from gptsweep import review
+from gptsweep.analysis import numbers
 from gptsweep.analysis import sweep as analysed
 from gptsweep.analysis.frames import read_sweep
+from gptsweep.analysis.metrics import METRICS
 from gptsweep.analysis.reference import Reference
 from gptsweep.display import UNSAFE
+from gptsweep.multirun.point import objective_of
 from gptsweep.report import data as report_data
 from gptsweep.report import page
+from gptsweep.store.ratings import read_ratings
 
 NASTY = "</script><script>boom()</script> <!-- <b>bold</b> \u2028 \u2029 \u202eright\u200f \0 nul \x1b[31m &amp; \ufeff"
 
@@ -337,6 +346,87 @@ def test_the_page_and_the_review_say_the_same_of_two_points(browser: Any, tmp_pa
             r"of \d+ comparisons [\d.]+ would differ by chance alone", seen.locator("#points-controls").inner_text()
         )
     assert {"?", "≈", ""} == set(marks)
+
+
+def test_a_number_has_the_same_digits_in_the_terminal_and_on_the_page(browser: Any) -> None:
+    """Among them halves of the last digit, zeros with a sign, and numbers that become one digit longer."""
+    rng = random.Random(2)
+    values = [0.0, 0.0625, -0.0625, 0.3125, 1.125, 2.5, 100.5, -100.5, 999.5, 0.9996, -0.0004, 1e-5, 1234567.0, 1225000.0, 1e12]
+    values += [sign * rng.randrange(1, 4000) / 16 ** rng.randrange(6) for _ in range(600) for sign in (1, -1)]
+    values += [math.exp(rng.uniform(-14, 16)) for _ in range(600)]
+    errors = [abs(value) * rng.random() for value in values]
+    script = resources.files("gptsweep.report") / "assets" / "names.js"
+    program = f"""(cases) => {{
+        const byName = {{ share: {{ unit: "share" }}, nats: {{ unit: "nats" }} }}, keys = [], groups = {{}}, state = {{}};
+        {script.read_text(encoding="utf-8")}
+        const edges = (name, value, error) => [error, -error].map((edge) => showLike(name, edge, value));
+        return cases.map(([name, value, error]) => [showOf(name, value), ...edges(name, value, error)]);
+    }}"""
+    shares, nats = METRICS["distinct_2"], METRICS["entropy_mean"]
+    assert (shares.unit, nats.unit) == ("share", "nats")
+    cases = [(metric, *pair) for metric in (shares, nats) for pair in zip(values, errors, strict=True)]
+    page = browser.new_page()
+    shown = page.evaluate(
+        program, [(m.unit, report_data.number(value), report_data.number(error)) for m, value, error in cases]
+    )
+    page.close()
+    for (metric, value, error), found in zip(cases, shown, strict=True):
+        said = [numbers.number(metric, value), *(numbers.like(metric, edge, value) for edge in (error, -error))]
+        assert [each.replace("\u2212", "-") for each in found] == said, (metric.unit, value, error)
+    assert numbers.number(shares, 0.0625) == "0.063"
+    assert numbers.like(shares, -0.0004, 0.5) == "0.000"
+
+
+def test_every_surface_shows_the_same_numbers(browser: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three settings, seeds and lengths, two prompts, ratings: frame, CSV, terminal, page, notebook, objective."""
+    rng, root = random.Random(9), tmp_path / "s"
+    ids: dict[tuple[int, ...], list[str]] = {}
+    for temperature, seed in itertools.product((0.2, 0.6, 1.2), (1, 2, 3)):
+        samples = []
+        for sample in made_samples(temperature=temperature, top_k=5, seed=seed, num_samples=3, words=60, prompts=("a", "b")):
+            words = sample.completion.split()[: rng.choice([8, 30, 60])]
+            assert sample.logprob_mean is not None
+            numbers_of = {"token_ids": sample.token_ids[: len(words)], "logprob_mean": sample.logprob_mean - rng.random()}
+            samples.append(replace(sample, completion=" ".join(words), **numbers_of))  # type: ignore[arg-type]
+            ids.setdefault((seed, *sample.key), []).append(sample.as_json()["sample_id"])
+        write_point(root / f"{temperature} {seed}", samples)
+    rated = [rng.sample(each, 2) for each in ids.values()]
+    ratings = [{"left": left, "right": right, "verdict": rng.choice(["left", "right", "tie"])} for left, right in rated]
+    (tmp_path / "me.jsonl").write_text("".join(json.dumps(rating) + "\n" for rating in ratings))
+
+    def reviewed(*arguments: str) -> str:
+        assert review.main([str(root), "--ratings", str(tmp_path / "me.jsonl"), *arguments]) == 0
+        return capsys.readouterr().out
+
+    asked = "preference,perplexity,entropy_mean,distinct_2,self_bleu_4,seq_rep_4,completion_tokens_mean"
+    table = pd.read_csv(io.StringIO(reviewed("--format", "csv", "--metric", asked)))
+    terminal = [
+        reviewed("--format", "table", "--best", best, "--metric", asked) for best in ("perplexity:min", "preference:max")
+    ]
+    sweep = read_sweep(root).rated(read_ratings(tmp_path / "me.jsonl"))
+    rows = sweep.group()
+    assert rows["num_samples"].tolist() == [18, 18, 18]
+    shown = []
+    for name in (found for found in asked.split(",") if found in sweep.metrics):
+        metric = sweep.declared[name]
+        for row, of_csv in zip(rows.to_dict("records"), table.to_dict("records"), strict=True):
+            mean, error = row[name], row[f"{name}_se"]
+            assert [of_csv[name], of_csv[f"{name}_se"], of_csv[f"{name}_n"]] == [mean, error, row[f"{name}_n"]]
+            shown.append((name, f"{numbers.number(metric, mean)} ±{numbers.like(metric, error, mean)}"))
+    html = sweep._repr_html_()
+    with Visit(browser, root / "report.html") as seen:
+        seen.locator(".all-metrics").last.click()
+        page_cells = seen.locator(".points tbody").inner_text()
+    for name, cell in shown:
+        assert all(cell in text for text in terminal), (name, cell)
+        assert cell in page_cells, (name, cell)
+        assert not sweep.declared[name].default or cell.replace("±", "± ") in html, (name, cell)
+    for (label, point), of_file in zip(sweep.summary.iterrows(), sweep.directories.values(), strict=True):
+        alone = sweep.only(sweep.summary.index == label).group().iloc[0]
+        [line] = csv.DictReader((of_file / "summary.csv").open())
+        for name in ("perplexity", "entropy_mean", "distinct_2", "seq_rep_4"):
+            objective = objective_of({name: float(line[name])}, name)
+            assert [point[name], alone[name]] == pytest.approx([objective] * 2, rel=1e-12)
 
 
 @pytest.mark.parametrize("noise", ["common", "independent"])

@@ -95,8 +95,8 @@ class Ranking:
 
     @cached_property
     def error(self) -> Floats:
-        """[settings], the standard error of each strength."""
-        return np.sqrt(np.diag(self.covariance))
+        """[settings], the standard error of each strength; NaN if there is one cluster."""
+        return np.sqrt(np.diag(self.covariance)) if self.comparisons.clusters > 1 else np.full(len(self.strength), np.nan)
 
     @cached_property
     def _wins(self) -> Floats:
@@ -120,13 +120,15 @@ class Ranking:
 
     @cached_property
     def preference_error(self) -> Floats:
-        """[settings], the standard error of each preference; NaN where unknown."""
-        return np.where(self.comparisons.met, np.sqrt(np.diag(self._preference_covariance).clip(0)), np.nan)
+        """[settings], the standard error of each preference; NaN where unknown, or if there is one cluster."""
+        known = self.comparisons.met & (self.comparisons.clusters > 1)
+        return np.where(known, np.sqrt(np.diag(self._preference_covariance).clip(0)), np.nan)
 
     @cached_property
     def preference_interval(self) -> tuple[Floats, Floats]:
         """Lower and upper ends of the intervals of preferences, [settings] each."""
-        share, reach = self.preference, self.comparisons.quantile * self.preference_error
+        share = self.preference
+        reach = self.comparisons.quantile * self.preference_error if self.comparisons.clusters > 1 else math.inf
         middle, scale = np.log(share / (1 - share)), share * (1 - share)
         return np.asarray(expit(middle - reach / scale)), np.asarray(expit(middle + reach / scale))
 

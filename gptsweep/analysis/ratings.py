@@ -97,8 +97,7 @@ class Ratings:
         found, _ = self.between(labels, codes, settings)
         n = np.bincount(np.concatenate([found.first, found.second]), minlength=settings).astype(np.int64)
         ranking = bradley_terry(found)
-        error = ranking.preference_error if found.clusters > 1 else np.full(settings, math.nan)
-        return ranking.preference, error, n
+        return ranking.preference, ranking.preference_error, n
 
     def compared(self, labels: pd.Index[Any], codes: Ints, settings: int, a: int, b: int) -> dict[str, Any]:
         """A row of `Sweep.compare`: the change in preference from setting ``a`` to ``b``; ``pairs`` counts their ratings."""
@@ -187,7 +186,7 @@ def preferred(ranking: Ranking, asked: int, sign: int = 1) -> WithTheBest:
 def contrast(ranking: Ranking, a: int, b: int) -> dict[str, Any]:
     """A row of `Sweep.compare` for two settings."""
     found = ranking.comparisons
-    pairs = int(np.isin(found.first, (a, b)).sum() + np.isin(found.second, (a, b)).sum())
+    pairs = int((np.isin(found.first, (a, b)) | np.isin(found.second, (a, b))).sum())
     difference, low, high = ranking.difference(a, b)
     ends = {"a": float(ranking.preference[a]), "b": float(ranking.preference[b])}
     if not (found.met[a] and found.met[b]):

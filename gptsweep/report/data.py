@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..analysis.columns import label, ordered, plain
+from ..analysis.numbers import DATA_DIGITS
 from ..analysis.preference import PRIOR
 from ..analysis.reference import Reference
 from ..analysis.samplers import SamplerComparison
@@ -238,9 +239,9 @@ def numbers(values: Sequence[Any]) -> list[float] | None:
     return [float(v) for v in values] if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values) else None
 
 
-def number(value: Any, digits: int = 7) -> float | None:
-    """Round to seven digits: the page shows three or four, and double rounding would change them. None if not finite."""
-    return None if value is None or not math.isfinite(value) else float(f"{value:.{digits}g}")
+def number(value: Any) -> float | None:
+    """Round to `DATA_DIGITS`; None if not finite."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.{DATA_DIGITS}g}")
 
 
 def rounded(column: Iterable[Any]) -> list[float | None]:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..analysis.columns import label, plain
 from ..analysis.metrics import PREFERENCE
-from ..analysis.numbers import number
+from ..analysis.numbers import like, number
 from ..analysis.preference import COVERAGE
 from ..analysis.ratings import RankedSettings, Ratings
 from ..display import counted, one_line
@@ -98,14 +98,15 @@ def preference_cell(row: dict[Any, Any]) -> Text:
 
 def strength_cell(row: dict[Any, Any]) -> Text:
     """The strength ± its standard error."""
-    return Text.assemble(f"{row['strength']:+.2f}", (f" ±{row['strength_se']:.2f}", "dim"))
+    text = Text(f"{row['strength']:+.2f}")
+    return text.append(f" ±{row['strength_se']:.2f}", style="dim") if math.isfinite(row["strength_se"]) else text
 
 
 def interval(row: dict[Any, Any], name: str) -> Text:
     """A share with its interval."""
     text, low, high = Text(number(PREFERENCE, row[name])), row[f"{name}_low"], row[f"{name}_high"]
     if math.isfinite(low) and math.isfinite(high):
-        text.append(f" [{low:.2f}, {high:.2f}]", style="dim")
+        text.append(f" [{like(PREFERENCE, low, row[name])}, {like(PREFERENCE, high, row[name])}]", style="dim")
     return text
 
 

@@ -76,7 +76,7 @@ function compare(name, inside, base) {
 /** Say how many of the table's comparisons would be expected to differ if no setting had an effect. */
 function byChance(names, shown) {
   const compared = shown.flatMap((g) => (g === state.base ? [] : names.filter((name) => (against(name, g, state.base).differs ?? null) !== null))).length;
-  return `of ${plural(compared, "comparison")} ${show(compared * data.by_chance)} would differ by chance alone`;
+  return `of ${plural(compared, "comparison")} ${+(compared * data.by_chance).toPrecision(3)} would differ by chance alone`;
 }
 const verdicts = new Map();
 /** Call `compare` for one point or several, and remember the result. */

@@ -1,22 +1,22 @@
 /* ---------- numbers, values and settings in readable form ---------- */
 
+/* `number` and `like` of analysis/numbers.py. A test checks that both agree. */
+
+const minus = (text) => text.replace(/^-(?=[0.]*$)/, "").replace("-", "\u2212");
 /** Format a number for reading: three significant digits and a true minus sign. */
 function show(value, digits = 3) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   if (value === 0) return "0";
   const size = Math.abs(value);
-  const text = size >= 1e6 || size < 1e-4 ? value.toExponential(digits - 1)
-    : size >= 10 ** digits ? Math.round(value).toString()
-    : value.toFixed(Math.max(0, Math.min(6, digits - 1 - Math.floor(Math.log10(size)))));
-  return text.replace("-", "\u2212");
+  return minus(size >= 1e6 || size < 1e-4 ? value.toExponential(digits - 1) : value.toFixed(Math.max(0, digits - 1 - Math.floor(Math.log10(size)))));
 }
 /** Format a value of a metric: shares to three decimals, everything else to three significant digits. */
-const showOf = (name, value) => (byName[name].unit !== "share" || value === null || value === undefined ? show(value) : value.toFixed(3).replace(/^-(?!0.000$)/, "\u2212").replace("-", ""));
+const showOf = (name, value) => (byName[name].unit !== "share" || value === null || value === undefined ? show(value) : minus(value.toFixed(3)));
 /** Format an error, or an end of an interval, with as many decimals as its value. */
 function showLike(name, value, like) {
   if (value === null || value === undefined) return "–";
-  const decimals = (showOf(name, like).split(".")[1] || "").length;
-  return value.toFixed(Math.min(6, decimals)).replace("-", "\u2212");
+  const beside = showOf(name, like);
+  return beside.includes("e") ? showOf(name, value) : minus(value.toFixed((beside.split(".")[1] || "").length));
 }
 const signed = (name, value) => (value > 0 ? "+" : "") + showOf(name, value);
 const short = (text, most = 28) => (text = JSON.stringify(text).slice(1, -1)).length > most ? text.slice(0, most - 1) + "…" : text;
