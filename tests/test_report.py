@@ -586,6 +586,7 @@ def test_nothing_sticks_out_on_a_phone(browser: Any, sweep_dir: Path, width: int
     with Visit(browser, sweep_dir / "report.html", viewport={"width": width, "height": 740}) as seen:
         assert seen.evaluate("document.documentElement.scrollWidth") == width
         assert seen.locator("#curve text").first.evaluate("e => e.getBoundingClientRect().height") > 9
+        assert seen.locator(".column select").first.evaluate("e => e.clientWidth") > 170  # enough for a title
 
 
 def test_a_printed_page_has_the_tables_and_no_controls(browser: Any, sweep_dir: Path) -> None:

@@ -17,7 +17,7 @@ from gptsweep.analysis.metrics import ends_repeating
 
 @pytest.fixture(scope="module")
 def sweep_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three settings; sample 1 is the same at all of them, sample 2 ends in a loop at the first."""
+    """Three settings; sample 1 is the same at all of them, sample 2 ends in a loop at the first, sample 3 begins blank."""
     root = tmp_path_factory.mktemp("sweeps") / "night"
     for temperature in (0.2, 0.6, 1.0):
         samples = made_samples(temperature=temperature, top_k=50, seed=1, num_samples=5, words=30, prompts=("\n", "To be"))
@@ -26,6 +26,8 @@ def sweep_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 samples[at] = sample.__class__(**fields_of(sample) | {"completion": "the same everywhere"})
             if sample.sample_index == 2 and temperature == 0.2:
                 samples[at] = sample.__class__(**fields_of(sample) | {"token_ids": (1, 2, 3, 4) * 8})
+            if sample.sample_index == 3:
+                samples[at] = sample.__class__(**fields_of(sample) | {"completion": f"\n \n{sample.completion}"})
         write_point(root / f"t{temperature}", samples)
     write_report(root)
     return root
@@ -71,6 +73,9 @@ def test_every_number_and_text_stands_against_the_baseline(browser: Any, sweep_d
             text = page.locator(".column").nth(at).inner_text()
             assert "the baseline" in text
             assert "(baseline " in text
+        assert (
+            page.evaluate("(e => e.scrollWidth - e.clientWidth)(document.getElementById('points-body'))") == 0
+        )  # all in the window
         cell = page.locator(".points tbody tr").nth(2).locator("td.n").nth(1).inner_text()
         [difference] = re.findall(r"\(\+([\d.]+)\)", cell)
         assert float(difference) == pytest.approx(table.loc["perplexity", "difference"], abs=0.006)
@@ -94,6 +99,7 @@ def test_the_matrix_has_prompts_as_rows_and_settings_as_columns(browser: Any, sw
         page.get_by_role("button", name="Hide temperature 0.2").click()
         assert head.count() == 2
         assert "the same as" in page.locator(".matrix tbody tr").nth(1).inner_text()
+        assert all(text[0] not in "\n …" for text in page.locator(".matrix tbody td .excerpt").all_inner_texts())
         page.locator("#samples-controls select").nth(0).select_option("parted")
         assert page.locator(".matrix tbody tr").count() == 8
         page.locator(".matrix tbody tr").nth(2).locator("button.open").last.click()

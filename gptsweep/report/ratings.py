@@ -98,7 +98,7 @@ def preference_cell(row: dict[Any, Any]) -> Text:
 
 def strength_cell(row: dict[Any, Any]) -> Text:
     """The strength ± its standard error."""
-    text = Text(f"{row['strength']:+.2f}")
+    text = Text(f"{round(row['strength'], 2) + 0.0:+.2f}")  # a zero has no minus sign
     return text.append(f" ±{row['strength_se']:.2f}", style="dim") if math.isfinite(row["strength_se"]) else text
 
 

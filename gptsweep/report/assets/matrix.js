@@ -30,14 +30,15 @@ function drawMatrix() {
     if (i === undefined) return el("td", { class: "unsure" }, "–");
     const other = heldAgainst(), j = other === g ? undefined : sampleAt(other, places[at]), text = samples.text[i];
     const fork = j === undefined ? 0 : shared(text, samples.text[j]), body = el("span", { class: "excerpt" });
-    const from = Math.max(0, Math.min(fork - 60, text.length - MATRIX_TEXT)); // start shortly before the texts diverge
-    if (from) body.append("…");
+    const blank = text.trim() ? /^\s*\n|/u.exec(text)[0].length : 0; // lines that the cell need not spend
+    const start = Math.max(0, Math.min(fork - 60, text.length - MATRIX_TEXT)), from = Math.max(start, blank); // start shortly before the texts diverge
+    if (start > blank) body.append("…");
     if (fork > from) { const before = el("span", { class: "before" }); write(before, text.slice(from, fork)); body.append(before); }
     write(body, text.slice(Math.max(from, fork), from + MATRIX_TEXT));
     if (text.length > from + MATRIX_TEXT) body.append("…");
     const same = j !== undefined && text === samples.text[j];
     return el("td", { class: at === state.at && state.columns.includes(g) ? "on" : "" },
-      same ? el("span", { class: "before" }, `the same as ${state.base === other ? "the baseline" : title(other)}`) : body,
+      same ? el("span", { class: "before same" }, `the same as ${state.base === other ? "the baseline" : title(other)}`) : body,
       el("button", { type: "button", class: "quiet open", "aria-label": `Read sample ${places[at].index}, seed ${places[at].seed}, prompt ${places[at].prompt} of ${groupName(g)}`,
         onclick: () => { update({ at, columns: [...new Set([...(j === undefined ? [] : [other]), g])] }, drawCharts, drawPoints, drawMatrix, drawSamples); go("samples"); } },
         ownOf("perplexity", i) === null ? "read" : `perplexity ${show(ownOf("perplexity", i))}`));

@@ -37,7 +37,7 @@ function drawPoints() {
       ? `${signed(name, change.difference)} [${showLike(name, change.low, change.difference)}, ${showLike(name, change.high, change.difference)}] from the baseline, ${plural(change.pairs, "pair")}`
       : `n = ${n[g]}`;
     return el("td", { class: "n" + (mark ? " unsure" : ""), title }, mark, showOf(name, mean[g]), error[g] === null ? "" : el("span", { class: "pm" }, ` ±${showLike(name, error[g], mean[g])}`),
-      change && change.pairs && change.low !== null && el("span", { class: "pm" }, ` (${signed(name, change.difference)})`));
+      change && change.pairs && change.low !== null && el("span", { class: "pm change" }, ` (${signed(name, change.difference)})`));
   };
   const row = (g) => {
     const at = state.columns.indexOf(g), name = groupName(g);
