@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -30,6 +31,7 @@ from gptsweep.records import DeviceSettings, ModelSource, SampleLogprobs, TokenL
 from gptsweep.run.executors import job_files
 from gptsweep.run.executors.remote import Gone, RemoteExecutor
 from gptsweep.run.executors.slurm import FOLDER, SlurmPool
+from gptsweep.run.executors.slurm_job import _Life
 from gptsweep.run.executors.worker import WorkerError
 from gptsweep.run.rows import Finished
 
@@ -116,6 +118,26 @@ def test_jobs_that_are_killed_and_preempted_lose_nothing_and_stay_for_the_next_b
     settle(tmp_path / "again", RemoteExecutor(pool))
     assert files(tmp_path / "again") == whole
     assert tasks(pool) == there, "the jobs have the model open still"
+
+
+def test_a_job_that_slurm_ends_writes_what_it_has_and_does_not_wait_to_be_killed(
+    tmp_path: Path, pool: SlurmPool, held: Path, whole: dict[str, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    sweep_while(tmp_path / "there", pool, RemoteExecutor(pool, shards=9), held, lambda: tasks(pool)[0].terminate())
+    assert files(tmp_path / "there") == whole
+    assert "SLURM ends its job" in caplog.text
+
+
+def test_a_job_whose_sweep_has_ended_ends_without_an_error_in_its_log(tmp_path: Path) -> None:
+    directory = tmp_path / "run" / "1"
+    directory.mkdir(parents=True)
+    (directory / job_files.SAID).touch()
+    life = _Life(Tables(), directory, patience_s=300)
+    while not list(job_files.Lines(directory / job_files.SAID).read()):
+        time.sleep(0.01)
+    shutil.rmtree(tmp_path / "run")
+    life.wait()
+    assert life.error is None
 
 
 def test_a_job_that_stands_still_is_killed_and_replaced(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import secrets
+import signal
 import threading
 import time
 from collections.abc import Mapping
@@ -56,9 +57,15 @@ class WorkerJob:
         """
         os.environ.setdefault("OMP_NUM_THREADS", str(self.threads))
         self._life = _Life(pickle.loads(self.backends), self.directory, self.patience_s)
+        signal.signal(signal.SIGTERM, self._end)  # submitit ignores it, until SIGKILL comes half a minute later
         self._life.wait()
         if self._life.error is not None:
             raise self._life.error
+
+    def _end(self, *_: object) -> None:
+        """End the job before SLURM kills it: it was cancelled, or is requeued without the signal that submitit waits for."""
+        if self._life is not None:
+            self._life.end("SLURM ends its job")
 
     def checkpoint(self) -> DelayedSubmission:
         """Stop, and return what to run when the job is requeued. submitit calls this before a preemption or a timeout."""
@@ -85,7 +92,7 @@ class _Life:
         self._rows: dict[int, Row] = {}
         """The unfinished rows, by number."""
         self._maker: str | None = None
-        self._said = self._looked = self._driver_moved = time.monotonic()
+        self._born = self._said = self._looked = self._driver_moved = time.monotonic()
         self._driver = 0
         threading.Thread(target=self._run, name="job", daemon=True).start()
 
@@ -104,6 +111,8 @@ class _Life:
         try:
             self._serve()
         except Exception as error:
+            if isinstance(error, FileNotFoundError) and self._said > self._born and not self._directory.exists():
+                return  # the sweep has ended, and its files with it
             self.error = error
             with suppress(OSError):
                 self._say(ended=describe(error), counts=True)
