@@ -293,6 +293,11 @@ def test_slurm_gets_an_array_with_the_settings_and_loses_it_at_the_end(tmp_path:
     assert sorted((stubs / "scancel").read_text().split()) == ["12_0", "12_1", "12_2"]
 
 
+def test_jobs_of_a_few_minutes_are_not_signalled_as_they_start() -> None:
+    delays = [SlurmFusedLauncher(timeout_min=minutes)._parameters["slurm_signal_delay_s"] for minutes in (1, 3, 60)]
+    assert delays == [20, 60, 90]
+
+
 def test_a_driver_whose_workers_open_the_model_imports_no_torch(tmp_path: Path) -> None:
     code = """if True:
         import pickle, sys

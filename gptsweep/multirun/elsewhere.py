@@ -28,6 +28,8 @@ _MAPPINGS = {"resources": "{CPU:4}", "runtime_env": "{pip:[gptsweep]}", "additio
 _NEEDED = {"RayFusedLauncher": ("fused_ray", "ray", "ray"), "SlurmFusedLauncher": ("fused_slurm", "submitit", "slurm")}
 """The name, the required module and the pip extra of each launcher, by its class."""
 _CLUSTERS = ("slurm", "local")
+_SIGNAL_SECONDS = 90
+"""How long before its time limit a job is signalled, if the limit is not short. SLURM may do it a minute earlier still."""
 _JOBS = 8
 """The number of jobs on a cluster if the config does not set it."""
 
@@ -165,7 +167,8 @@ class SlurmFusedLauncher(FusedLauncher):
             "mem_gb": mem_gb,
         }
         more = {"requeue": True, **(plain(additional_parameters) or {})}  # by SLURM itself, where a node is taken away
-        of_slurm = {"partition": partition, "additional_parameters": more}
+        delay = min(_SIGNAL_SECONDS, 20 * timeout_min)
+        of_slurm = {"partition": partition, "signal_delay_s": delay, "additional_parameters": more}
         of_its_own = {"setup": plain(setup), **(of_slurm if self._cluster == "slurm" else {})}
         parameters = {**of_any, **{f"{self._cluster}_{name}": value for name, value in of_its_own.items()}}
         self._parameters = {name: value for name, value in parameters.items() if value is not None}
