@@ -58,6 +58,9 @@ class Threads:
     def wanted(self) -> int:
         return self.workers
 
+    def pending(self) -> str:
+        return ""
+
     def resolve(self, settings: DeviceSettings) -> tuple[str, str]:
         return "float32", "cpu"
 

@@ -32,7 +32,7 @@ from gptsweep.run.executors import job_files
 from gptsweep.run.executors.remote import Gone, RemoteExecutor
 from gptsweep.run.executors.slurm import FOLDER, SlurmPool
 from gptsweep.run.executors.slurm_job import _Life
-from gptsweep.run.executors.worker import WorkerError
+from gptsweep.run.executors.worker import Report, WorkerError
 from gptsweep.run.rows import Finished
 
 SAMPLES = 18
@@ -179,7 +179,7 @@ def test_jobs_whose_time_is_over_are_requeued_and_go_on(
     tmp_path: Path, whole: dict[str, bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = jobs_of(tmp_path / "there", seconds=0.15, workers=1)
-    pool._executor._executor.parameters |= {"timeout_min": 0.1, "signal_delay_s": 3}  # type: ignore[attr-defined]
+    pool._cluster.executor._executor.parameters |= {"timeout_min": 0.1, "signal_delay_s": 3}  # type: ignore[attr-defined]
     try:
         assert all(outcome.error is None for outcome in settle(tmp_path / "there", RemoteExecutor(pool)))
         assert len(list(pool._run.iterdir())) == 2, "the driver's sign of life, and one job"
@@ -253,6 +253,25 @@ def test_a_sweep_of_the_command_runs_in_jobs_by_one_override_and_a_tuner_keeps_t
     assert (tmp_path / "outputs/sweeps/there/report.html").exists()
 
 
+def asked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM's queue is asked all the time."""
+    for name in ("_QUEUE_SECONDS", "_SOON_SECONDS"):
+        monkeypatch.setattr(f"gptsweep.run.executors.job_control.{name}", 0.0)
+
+
+def answer(stubs: Path, queue: str) -> None:
+    """SLURM's queue is this from now on."""
+    (stubs / "new").write_text(queue)
+    (stubs / "new").replace(stubs / "queue")
+
+
+def news_of(pool: SlurmPool) -> list[tuple[str, Report | Gone]]:
+    """The next that a pool says."""
+    while not (news := pool.news(0.01)):
+        pass
+    return news
+
+
 # -- what a cluster is asked --------------------------------------------------------------------------------------------------
 
 
@@ -263,10 +282,11 @@ def stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     commands.mkdir()
     for name, does in {
         "srun": "",
-        "sbatch": "cat $1 >> $NOTES/sbatch; echo Submitted batch job 12",
+        "sbatch": "[ -e $NOTES/refusal ] && cat $NOTES/refusal >&2 && exit 1; env > $NOTES/env; cat $1 >> $NOTES/sbatch; "
+        "echo Submitted batch job 12",
         "sacct": "echo accounting storage is disabled >&2",
         "squeue": "echo $* >> $NOTES/squeue; cat $NOTES/queue",
-        "scancel": "echo $1 >> $NOTES/scancel",
+        "scancel": "echo $* >> $NOTES/scancel; [ ! -e $NOTES/refusal ] || { cat $NOTES/refusal >&2; exit 1; }",
     }.items():
         (commands / name).write_text(f"#!/bin/sh\n{does}\n")
         (commands / name).chmod(stat.S_IRWXU)
@@ -290,12 +310,42 @@ def test_slurm_gets_an_array_with_the_settings_and_loses_it_at_the_end(tmp_path:
     ):  # fmt: skip
         assert f"#SBATCH {line}\n" in script
     assert "\nmodule load cuda\n" in script
-    assert sorted((stubs / "scancel").read_text().split()) == ["12_0", "12_1", "12_2"]
+    assert (stubs / "scancel").read_text() == "12_0 12_1 12_2\n", "one call, as each waits if SLURM is down"
 
 
 def test_jobs_of_a_few_minutes_are_not_signalled_as_they_start() -> None:
     delays = [SlurmFusedLauncher(timeout_min=minutes)._parameters["slurm_signal_delay_s"] for minutes in (1, 3, 60)]
     assert delays == [20, 60, 90]
+
+
+def test_a_command_that_is_a_job_itself_submits_jobs_as_from_a_login_node(
+    tmp_path: Path, stubs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"SLURM_JOB_ID": "7", "SLURM_MEM_PER_CPU": "1000", "SBATCH_CPU_BIND_LIST": "0x1"}
+    kept = {"SLURM_CONF": "/etc/slurm.conf", "SBATCH_ACCOUNT": "me"}
+    for name, value in (own | kept).items():
+        monkeypatch.setenv(name, value)
+    pool = SlurmPool(Tables(), tmp_path, workers=2)
+    pool.news(0)
+    pool.close()
+    seen = dict(line.partition("=")[::2] for line in (stubs / "env").read_text().splitlines())
+    assert {name: seen[name] for name in seen.keys() & (own | kept)} == kept
+    assert own.items() <= os.environ.items()
+
+
+def test_what_sbatch_and_scancel_say_is_one_line(
+    tmp_path: Path, stubs: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (stubs / "refusal").write_text("sbatch: error: invalid partition: x\nsbatch: error: Batch job submission failed\n")
+    pool = SlurmPool(Tables(), tmp_path, workers=2)
+    with pytest.raises(ConfigError, match=r": invalid partition: x; Batch job submission failed$"):
+        pool.news(0)
+    (stubs / "refusal").unlink()
+    pool.news(0)
+    (stubs / "refusal").write_text("scancel: error: Unable to contact slurm controller\n")
+    pool.close()
+    assert "2 jobs cannot be cancelled" in caplog.text
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_driver_whose_workers_open_the_model_imports_no_torch(tmp_path: Path) -> None:
@@ -318,17 +368,55 @@ def test_a_driver_whose_workers_open_the_model_imports_no_torch(tmp_path: Path) 
 def test_without_accounting_a_job_that_slurm_has_no_more_is_noticed_and_nothing_is_printed(
     tmp_path: Path, stubs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("gptsweep.run.executors.slurm._QUEUE_SECONDS", 0.0)
+    asked_at_once(monkeypatch)
     pool = SlurmPool(Tables(), tmp_path, workers=3)
-    assert pool.news(0) == [], "as long as SLURM does not answer no job has ended"
-    (stubs / "queue").write_text("12_2\n7\n12_0\n")
-    ((name, gone),) = pool.news(0)
+    while not (stubs / "squeue").exists() or len((stubs / "squeue").read_text().splitlines()) < 3:
+        assert pool.news(0.01) == [], "as long as SLURM does not answer no job has ended"
+    answer(stubs, "12_2|R|None\n7|PD|Priority\n12_0|CG|None\n")
+    ((name, gone),) = news_of(pool)
     pool.close()
     assert name == "job 12_1"
     assert isinstance(gone, Gone)
     assert (stubs / "squeue").read_text().startswith(f"--user={os.getuid()} --array --noheader")
-    assert sorted((stubs / "scancel").read_text().split()) == ["12_0", "12_2"]
+    assert (stubs / "scancel").read_text() == "12_0 12_2\n"
     assert capfd.readouterr() == ("", "")
+
+
+def test_rows_of_a_job_that_slurm_puts_back_into_its_queue_do_not_wait_for_it_and_the_display_says_why_it_waits(
+    tmp_path: Path, stubs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_at_once(monkeypatch)
+    answer(stubs, "12_0|PD|ReqNodeNotAvail, UnavailableNodes:n1\n12_1|PD|Priority\n")
+    pool = SlurmPool(Tables(), tmp_path, workers=2)
+    executor = RemoteExecutor(pool)
+    while not pool.pending():
+        executor._news()
+    waits = "2 pending: Priority + ReqNodeNotAvail,UnavailableNodes:n1"
+    assert pool.waiting_for == f"SLURM to start a job of this sweep ({waits}; see squeue --me)"
+    assert executor._display() == f"0 workers ({waits})"
+    answer(stubs, "12_0|R|None\n12_1|PD|Priority\n")
+    said = pool._jobs[0].said._path
+
+    def begin(life: str) -> None:
+        job_files.add_line(said, {"life": life, "began": ["n1", 3]})
+        while not executor._workers:
+            executor._news()
+
+    begin("a")
+    while pool.pending() != "1 pending: Priority":
+        executor._news()
+    answer(stubs, "12_0|PD|BeginTime\n12_1|PD|Priority\n")
+    gone: list[tuple[str, Report | Gone]] = []
+    while not gone:
+        gone += [(name, news) for name, news in executor._news() if isinstance(news, Gone)]
+    ((name, news),) = gone
+    assert name.endswith("(n1:3, job 12_0)")
+    assert news == Gone("SLURM has put its job back into the queue: BeginTime", counts=False)
+    assert executor._display() == "0 workers (1 restarted; 2 pending: BeginTime + Priority)"
+    answer(stubs, "12_0|R|None\n12_1|R|None\n")
+    begin("b")
+    assert len(pool._jobs) == 2, "it comes back by itself"
+    pool.close()
 
 
 def test_without_slurm_or_with_jobs_that_cannot_start_one_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,6 +129,10 @@ class RayPool:
             self._room = sum(self._fits(node["Resources"]) for node in ray.nodes() if node["Alive"])
         return max(self._room - self._refused, 0 if self._refused else 1)
 
+    def pending(self) -> str:
+        """Implement `Pool.pending`."""
+        return ""
+
     def resolve(self, settings: DeviceSettings) -> tuple[str, str]:
         """Implement `Pool.resolve`."""
         while settings not in self._resolved:

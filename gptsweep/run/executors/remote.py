@@ -7,7 +7,6 @@ snapshot.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -55,11 +54,16 @@ class Pool(Protocol):
     """Whether a worker takes several shards at a time."""
     may_grow: bool
     """Whether the number of workers may grow later."""
-    waiting_for: str
-    """What must happen before a worker can start, for the log."""
+
+    @property
+    def waiting_for(self) -> str:
+        """What must happen before a worker can start, for the log."""
 
     def wanted(self) -> int:
         """Return how many workers there should be."""
+
+    def pending(self) -> str:
+        """Return how many workers are still to start, and why, for the display, without ``, ``; empty: none, or not known."""
 
     def resolve(self, settings: DeviceSettings) -> tuple[str, str]:
         """Resolve ``settings`` on a worker; see `Executor.resolve`."""
@@ -130,7 +134,7 @@ class RemoteExecutor:
         self._model: OpenModel | None = None
         self._workers: dict[str, _Worker] = {}
         self._tokens = self._windows = self._restarted = 0
-        self._said: set[str] = set()
+        self._said, self._waited = set[str](), set[str]()
         self._looked = self._alone_since = time.monotonic()
 
     def resolve(self, settings: DeviceSettings) -> tuple[str, str]:
@@ -223,8 +227,7 @@ class RemoteExecutor:
             if worker.model is None or not ledger.waiting:
                 continue
             alone = workers == 1 and not self.pool.may_grow
-            work = ledger.take(name, workers, several=self.pool.several, alone=alone, resumes=worker.same)
-            if work is not None:
+            if work := ledger.take(name, workers, several=self.pool.several, alone=alone, resumes=worker.same):
                 self.pool.give(name, work)
 
     def _news(self) -> list[tuple[str, Report | Gone]]:
@@ -305,19 +308,20 @@ class RemoteExecutor:
     def _say_waiting(self, now: float) -> None:
         if self._workers:
             self._alone_since = now
-        elif now - self._alone_since > _PATIENCE_SECONDS:
-            self._alone_since = math.inf  # log it only once
+            self._waited.clear()
+        elif now - self._alone_since > _PATIENCE_SECONDS and self.pool.waiting_for not in self._waited:
+            self._waited.add(self.pool.waiting_for)  # log it only once
             log.info("waiting for a worker: %s", self.pool.waiting_for)
 
     def _display(self) -> str:
-        """Describe the workers, such as ``4 workers (1 restarted) of 31 + 30 + 33 + 29 tokens/s``."""
+        """Describe the workers, such as ``3 workers (1 restarted; 1 pending: Resources) of 31 + 30 + 33 tokens/s``."""
         speeds = [worker.speed for worker in self._workers.values() if worker.speed is not None]
         if len(speeds) > _EACH_SHOWN:
             each = f" of {min(speeds):,.0f} to {max(speeds):,.0f} tokens/s"
         else:
             each = f" of {' + '.join(f'{speed:,.0f}' for speed in speeds)} tokens/s" if speeds else ""
-        restarted = f" ({self._restarted:,} restarted)" if self._restarted else ""
-        return f"{counted(len(self._workers), 'worker')}{restarted}{each}"
+        notes = "; ".join(filter(None, [f"{self._restarted:,} restarted" if self._restarted else "", self.pool.pending()]))
+        return f"{counted(len(self._workers), 'worker')}{f' ({notes})' if notes else ''}{each}"
 
 
 class _Batch:

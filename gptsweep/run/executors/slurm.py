@@ -3,8 +3,6 @@
 A job is a worker that keeps its model open and takes shards as long as there are any. Driver and jobs communicate through files
 (`job_files`). A job that is preempted or reaches its time limit writes its state and is requeued; a job that ends is replaced.
 Jobs left behind by a killed driver are ended, and the rows that they finished are not run again.
-
-The module is long because the driver's whole view of its jobs is one state: what was submitted, runs, stopped, or was lost.
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ import pickle
 import re
 import secrets
 import shutil
-import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -25,14 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from ...display import counted, get_logger, one_line
+from ...display import counted, get_logger
 from ...engine.backend import Backends
 from ...errors import ConfigError
 from ...records import DeviceSettings, ModelSource
 from ..rows import Finished
-from .job_control import end_process, jobs_in_queue, last_line
+from .job_control import Cluster, SubmissionError, last_line
 from .job_files import (
     ASKED,
     SAID,
@@ -58,8 +54,6 @@ FOLDER = ".submitit"
 _TOKEN = re.compile(r"[0-9a-f]{16}")
 _BEAT_SECONDS = 5.0
 _POLL_SECONDS = 0.05
-_QUEUE_SECONDS = 30.0
-"""How often SLURM is asked which jobs are in its queue."""
 _LONGEST_WAIT_SECONDS = 60.0
 
 
@@ -71,6 +65,8 @@ class _Job:
         job: submitit's job.
         directory: the directory with its files (`job_files`).
         said: reads its messages.
+        known: when it was submitted, or its latest start was heard of, by the monotonic clock.
+        pending: why it is in SLURM's queue, such as ``Resources``; empty: it runs, or nothing is known.
         worker: name of the running worker; empty: none is running.
         life: the id of its latest start, in its files.
         maker: the `maker_of` its samples, once its model is open.
@@ -83,6 +79,8 @@ class _Job:
     job: submitit.Job[None]
     directory: Path
     said: Lines
+    known: float = field(default_factory=time.monotonic)
+    pending: str = ""
     worker: str = ""
     life: str = ""
     maker: str | None = None
@@ -126,12 +124,7 @@ class SlurmPool:
         parameters: Mapping[str, Any] | None = None,
     ) -> None:
         self._folder = directory.absolute() / FOLDER
-        self._cluster, self._local = cluster, cluster == "local"
-        try:
-            self._executor = submitit.AutoExecutor(self._folder / "%j", cluster=cluster)
-        except RuntimeError as error:
-            raise ConfigError("hydra.launcher.cluster", cluster, f"{one_line(str(error))}; local needs no SLURM") from error
-        self._executor.update_parameters(**parameters or {})
+        self._cluster = Cluster(cluster, self._folder / "%j", parameters or {})
         self._workers, self._threads, self._patience = workers, threads, heartbeat_s
         self._backends = pickle.dumps(backends)
         self._run = self._folder / "workers" / secrets.token_hex(8)
@@ -146,22 +139,30 @@ class SlurmPool:
                 add_line(asked, {"to": "all", "do": "end"})
         self._jobs: list[_Job] = []
         self._numbers = itertools.count(1)
-        self._unheard = 0
         self._submitted = False
         self._not_before = 0.0
-        self._asked = time.monotonic()
-        self._stops = 0
+        self._unheard = self._stops = 0
         self._model: tuple[ModelSource, DeviceSettings] | None = None
         self._resolving: list[DeviceSettings] = []
         self._resolved: dict[DeviceSettings, tuple[str, str] | Failure] = {}
         self._kept: list[tuple[str, Report | Gone]] = []
-        self.waiting_for = "a process to start" if self._local else "SLURM to start a job of this sweep (squeue --me)"
         self._closing = threading.Event()
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
+
+    @property
+    def waiting_for(self) -> str:
+        """Implement `Pool.waiting_for`."""
+        notes = "; ".join(filter(None, [self.pending(), "see squeue --me"]))
+        return "a process to start" if self._cluster.local else f"SLURM to start a job of this sweep ({notes})"
 
     def wanted(self) -> int:
         """Implement `Pool.wanted`."""
         return self._workers
+
+    def pending(self) -> str:
+        """Implement `Pool.pending`: such as ``2 pending: Priority + Resources``, with SLURM's names of the reasons."""
+        reasons = sorted(job.pending for job in self._jobs if job.pending)
+        return f"{len(reasons):,} pending: {' + '.join(dict.fromkeys(reasons))}" if reasons else ""
 
     def resolve(self, settings: DeviceSettings) -> tuple[str, str]:
         """Implement `Pool.resolve`."""
@@ -169,14 +170,14 @@ class SlurmPool:
             self._resolving.append(settings)
             for job in self._alive():
                 job.ask("resolve", settings)
-            since: float | None = time.monotonic()
+            since, waited = time.monotonic(), set[str]()
             while settings not in self._resolved:
                 self._fill()
                 self._kept += self._look()
                 time.sleep(_POLL_SECONDS)
-                if since is not None and time.monotonic() - since > 2 * _BEAT_SECONDS and not self._alive():
+                if time.monotonic() - since > 2 * _BEAT_SECONDS and not self._alive() and self.waiting_for not in waited:
+                    waited.add(self.waiting_for)
                     log.info("waiting for a worker: %s", self.waiting_for)
-                    since = None
             self._resolving.remove(settings)
         found = self._resolved[settings]
         if isinstance(found, Failure):
@@ -216,7 +217,7 @@ class SlurmPool:
             left = until - time.monotonic()
             if found or left <= 0:
                 break
-            time.sleep(min(left, _POLL_SECONDS) if self._local else left)
+            time.sleep(min(left, _POLL_SECONDS) if self._cluster.local else left)
         return found
 
     def stop(self, seconds: float) -> list[tuple[str, Report | Gone]]:
@@ -252,8 +253,7 @@ class SlurmPool:
         """Implement `Pool.close`."""
         self._closing.set()
         self._workers = 0
-        for job in list(self._jobs):
-            self._drop(job)
+        self._drop(*self._jobs)
         for path in [self._run, *(self._earlier if not self._adopted else [])]:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -285,22 +285,19 @@ class SlurmPool:
         directories = [self._run / f"{next(self._numbers)}" for _ in range(missing)]
         for directory in directories:
             directory.mkdir()
-            for name in (ASKED, SAID):
-                (directory / name).touch()  # so that NFS does not cache their absence
+            (directory / ASKED).touch()  # so that NFS does not cache their absence
+            (directory / SAID).touch()
         calls = [WorkerJob(self._backends, directory, self._threads, self._patience) for directory in directories]
         try:
-            with _unheard_interrupts(self._local), self._executor.batch():
-                jobs = [self._executor.submit(call) for call in calls]
-        except (FailedJobError, FailedSubmissionError, OSError) as error:
-            why = one_line(str(error))[-300:]
+            jobs = self._cluster.submit(calls)
+        except SubmissionError as error:
             if not self._submitted:
-                raise ConfigError("hydra.launcher.cluster", self._cluster, f"does not take the jobs: {why}") from error
-            log.warning("no job can be submitted now, another try follows in a minute: %s", why)
+                raise ConfigError("hydra.launcher.cluster", self._cluster.name, f"does not take the jobs: {error}") from error
+            log.warning("no job can be submitted now, another try follows in a minute: %s", error)
             self._not_before = time.monotonic() + _LONGEST_WAIT_SECONDS
             return
         self._submitted = True
-        named = zip(jobs, directories, strict=True)
-        self._jobs += [_Job(job, directory, Lines(directory / SAID)) for job, directory in named]
+        self._jobs += [_Job(job, directory, Lines(directory / SAID)) for job, directory in zip(jobs, directories, strict=True)]
 
     def _look(self) -> list[tuple[str, Report | Gone]]:
         """Read the jobs' messages without waiting.
@@ -309,11 +306,18 @@ class SlurmPool:
             ConfigError: several jobs ended before they began.
         """
         found: list[tuple[str, Report | Gone]] = []
-        ended = self._ended()
+        queue = self._cluster.queue([job.job for job in self._jobs])  # before reading the lines, so that no last line is missed
         for job in list(self._jobs):
             for line in job.said.read():
                 found += self._hear(job, line)
-            if job in ended:
+            if queue is None or job.known >= queue.asked:
+                continue
+            waits = queue.jobs.get(job.job.job_id)
+            job.pending = waits or ""
+            if waits and job.worker:
+                found.append((job.worker, Gone(f"SLURM has put its job back into the queue: {waits}", counts=False)))
+                job.worker = ""
+            elif waits is None:
                 self._jobs.remove(job)
                 why = f"its log is {job.job.paths.stderr}"
                 if job.worker:
@@ -325,16 +329,6 @@ class SlurmPool:
                     self._require_some(job)
         return found
 
-    def _ended(self) -> list[_Job]:
-        """Return the jobs that have ended. Call it before reading their lines, so that no last line is missed."""
-        if self._local:
-            return [job for job in self._jobs if job.job.done()]
-        if time.monotonic() - self._asked < _QUEUE_SECONDS or not self._jobs:
-            return []
-        self._asked = time.monotonic()
-        queued = jobs_in_queue()
-        return [] if queued is None else [job for job in self._jobs if job.job.job_id not in queued]
-
     def _require_some(self, job: _Job) -> None:
         """Give up if `TRIES` jobs have ended before they began: their setup is wrong, and more would only burden the cluster.
 
@@ -344,7 +338,7 @@ class SlurmPool:
         if self._unheard >= TRIES and not self._alive():
             path = job.job.paths.stderr
             what = f"{counted(self._unheard, 'job')} ended before they began ({last_line(path)}); see {path}"
-            raise ConfigError("hydra.launcher.cluster", self._cluster, what)
+            raise ConfigError("hydra.launcher.cluster", self._cluster.name, what)
 
     def _hear(self, job: _Job, line: Mapping[str, Any]) -> Iterator[tuple[str, Report | Gone]]:
         """Handle a line of a job, and yield the messages in it."""
@@ -353,6 +347,7 @@ class SlurmPool:
                 yield job.worker, Gone("its job was started again", counts=False)
             host, pid = line["began"]
             job.life, job.worker = line["life"], f"{next(self._numbers)} ({host}:{pid}, job {job.job.job_id})"
+            job.known, job.pending = time.monotonic(), ""
             job.turn, job.left, job.maker, job.last = 0, set(), None, Report()
             self._unheard = 0
             for settings in self._resolving:
@@ -394,23 +389,11 @@ class SlurmPool:
         job.last = replace(report, opened=None, failure=None)
         return replace(report, finished=finished, unfinished=unfinished, failure=failure)
 
-    def _drop(self, job: _Job) -> None:
-        """End a job, even if it does not respond."""
-        self._jobs.remove(job)
-        job.worker = ""
-        with contextlib.suppress(OSError):
-            add_line(job.directory / ASKED, {"to": "all", "do": "end"})
-        if self._local:
-            end_process(job.job)
-        else:
-            job.job.cancel(check=False)
-
-
-@contextlib.contextmanager
-def _unheard_interrupts(wanted: bool) -> Iterator[None]:
-    """Block SIGINT in the processes started within, so that only the driver receives the terminal's Ctrl-C."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT} if wanted else set())
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    def _drop(self, *jobs: _Job) -> None:
+        """End jobs, even if they do not respond."""
+        for job in jobs:
+            self._jobs.remove(job)
+            job.worker = ""
+            with contextlib.suppress(OSError):
+                add_line(job.directory / ASKED, {"to": "all", "do": "end"})
+        self._cluster.end([job.job for job in jobs])
