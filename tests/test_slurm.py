@@ -342,9 +342,10 @@ def test_what_sbatch_and_scancel_say_is_one_line(
         pool.news(0)
     (stubs / "refusal").unlink()
     pool.news(0)
-    (stubs / "refusal").write_text("scancel: error: Unable to contact slurm controller\n")
+    errors = [f"scancel: error: Kill job error on job id 12_{job}: Unable to contact slurm controller\n" for job in (0, 1)]
+    (stubs / "refusal").write_text("".join(errors))
     pool.close()
-    assert "2 jobs cannot be cancelled" in caplog.text
+    assert "2 jobs cannot be cancelled now (Unable to contact slurm controller), and will end without it\n" in caplog.text
     assert capfd.readouterr() == ("", "")
 
 

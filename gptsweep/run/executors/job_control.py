@@ -117,9 +117,7 @@ class Cluster:
             # One call for all: while SLURM does not answer, each takes ten seconds.
             why = _cancel([job.job_id for job in jobs])
             if why:
-                log.warning(
-                    "%s cannot be cancelled, and will end when it starts or notices: %s", counted(len(jobs), "job"), why
-                )
+                log.warning("%s cannot be cancelled now (%s), and will end without it", counted(len(jobs), "job"), why)
 
 
 def last_line(path: Path) -> str:
@@ -155,7 +153,7 @@ def _cancel(ids: Sequence[str]) -> str:
         ended = subprocess.run(["scancel", *ids], capture_output=True, text=True, timeout=_ANSWER_SECONDS)
     except (OSError, subprocess.SubprocessError) as error:
         return one_line(str(error))
-    wrong = [line for line in ended.stderr.splitlines() if "Invalid job id" not in line]
+    wrong = {line.rpartition(": ")[2]: None for line in ended.stderr.splitlines() if "Invalid job id" not in line}
     return one_line("; ".join(wrong))[-300:] if ended.returncode else ""
 
 
