@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from .durable import append, sync_directory, write_temporary
 from .schema import Key
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """The location of a sample's complete line."""
 
     file: str
@@ -55,15 +54,14 @@ class KeyedLines:
             file.seek(place.offset)
             return file.read(place.length)
 
-    def lines(self) -> Generator[bytes, None, None]:
-        """The lines of all samples, in order."""
+    def items(self) -> Generator[tuple[Key, bytes], None, None]:
+        """The keys of all samples in order, each with its line."""
         with contextlib.ExitStack() as stack:
             names = {place.file for place in self.places.values()}
             files = {name: stack.enter_context(open(self.directory / name, "rb")) for name in names}
-            for key in sorted(self.places):
-                place = self.places[key]
+            for key, place in sorted(self.places.items()):
                 files[place.file].seek(place.offset)
-                yield files[place.file].read(place.length)
+                yield key, files[place.file].read(place.length)
 
     def settle(self, before: Callable[[], None]) -> None:
         """Write all lines to the final file, in order, unless it already has them.
@@ -78,21 +76,19 @@ class KeyedLines:
             before()
             os.replace(partial, whole)
         else:
-            with contextlib.closing(self.lines()) as lines:
-                temporary = write_temporary(whole, lines)
+            with contextlib.closing(self.items()) as items:
+                temporary = write_temporary(whole, (line for _, line in items))
             before()
             os.replace(temporary, whole)
         offset = 0
-        for key in sorted(self.places):
-            length = self.places[key].length
-            self.places[key] = Place(self.whole, offset, length)
-            offset += length
+        for key, place in sorted(self.places.items()):
+            self.places[key] = Place(self.whole, offset, place.length)
+            offset += place.length
 
     def _is_ordered(self, name: str) -> bool:
         """Whether file ``name`` contains exactly the lines of all samples, in order."""
         offset = 0
-        for key in sorted(self.places):
-            place = self.places[key]
+        for _, place in sorted(self.places.items()):
             if place.file != name or place.offset != offset:
                 return False
             offset += place.length

@@ -196,7 +196,7 @@ class PointWriter:
     def _read_lines(self, take: Callable[[dict[str, Any]], object]) -> tuple[str, str]:
         """Pass every complete sample to ``take``, in order; return a hash of all lines, and the concatenated hashes of each."""
         whole, checks = hashlib.sha256(), []
-        for key, line in zip(sorted(self._samples.places), self._samples.lines(), strict=True):
+        for key, line in self._samples.items():
             whole.update(line)
             checks.append(hashlib.sha256(line).hexdigest()[:CHECK_DIGITS])
             if (sample := parse_line(line, own=key in self._own)) is not None:
