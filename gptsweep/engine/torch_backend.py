@@ -67,13 +67,13 @@ class TorchBackend:
             arithmetic=loaded.arithmetic,
             threads=torch.get_num_threads(),
             made_by={
-                "torch": torch.__version__,
+                "torch": str(torch.__version__),
                 "engine_version": ENGINE_VERSION,
                 "promise": self.promise,
                 "layers": ",".join(layer_kinds(self.model)),
                 **_machine(self.engine.device),
             },
-            versions={"torch": torch.__version__},
+            versions={"torch": str(torch.__version__)},
             step=loaded.step,
         )
 
