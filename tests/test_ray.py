@@ -31,7 +31,8 @@ from test_remote import Threads
 
 from gptsweep.engine import torch_backend
 from gptsweep.engine.torch_backend import TorchBackends
-from gptsweep.run.executors.ray import RayPool
+from gptsweep.records import DeviceSettings
+from gptsweep.run.executors.ray import RayPool, _ask
 from gptsweep.run.executors.remote import RemoteExecutor
 from gptsweep.run.jobs import Outcome
 from gptsweep.run.progress import Progress
@@ -160,6 +161,16 @@ def test_a_killed_worker_loses_nothing_and_the_others_stay_for_the_next_batch(
     settle(tmp_path / "again", executor)
     assert files(tmp_path / "again") == whole
     assert set(before[1:]) <= set(pids(pool)), "whoever was not killed has the model open still"
+
+
+def test_an_actor_takes_rows_while_its_report_waits(pool: RayPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = next(actor for actor in pool._actors.values() if actor.place is not None)
+    monkeypatch.setattr("gptsweep.run.executors.ray._REPORT_SECONDS", 600)
+    report, other = _ask(actor.handle), actor.handle.resolve.remote(DeviceSettings())
+    ready, _ = ray.wait([report, other], timeout=300)
+    assert ready == [other]
+    while not ray.wait([report], timeout=0.1)[0]:
+        ray.get(actor.handle.stop.remote(1))
 
 
 def test_a_worker_that_stands_still_is_killed_and_replaced(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import logging
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -301,6 +303,36 @@ def test_errors_of_every_kind_come_back_from_a_worker() -> None:
         back = failure.raised()
         assert type(error).__name__ in f"{type(back).__name__}: {back}"
         assert "test_remote.py" in str(back.__cause__)
+
+
+def test_a_stop_does_not_wait_until_a_report_has_news() -> None:
+    worker = Worker(Tables())
+    waiting = threading.Thread(target=worker.report, args=(600,), daemon=True)
+    waiting.start()
+    deadline = time.monotonic() + 300
+    while waiting.is_alive() and time.monotonic() < deadline:
+        worker.stop(1)
+        waiting.join(0.01)
+    assert not waiting.is_alive()
+
+
+def test_the_driver_imports_no_torch_for_what_a_worker_says_of_its_model(tmp_path: Path) -> None:
+    source = ModelSource(name="resume", out_dir=str(save_checkpoint(tmp_path / "out", seed=1)))
+    worker = Worker(TorchBackends())
+    worker.open(source, DeviceSettings())
+    report = worker.report(300)
+    assert report.opened is not None
+    assert not isinstance(report.opened.model, Failure)
+    modules = set()
+
+    class Reader(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            modules.add(module.partition(".")[0])
+            return super().find_class(module, name)
+
+    assert Reader(io.BytesIO(pickle.dumps(report))).load().opened.source == source
+    assert "gptsweep" in modules
+    assert "torch" not in modules
 
 
 @pytest.mark.parametrize("grows", [False, True])

@@ -30,6 +30,8 @@ log = get_logger(__name__)
 _LOOK_SECONDS = 5.0
 """How often the pool checks the size of the cluster."""
 _REPORT_SECONDS = 0.5
+_REPORTS = "reports"
+"""Reports have a thread of an actor of their own, so that rows given meanwhile do not wait; other calls keep their order."""
 _STARTS = 3
 _PATIENCE_SECONDS = 10.0
 _LONGEST_WAIT_SECONDS = 60.0
@@ -196,7 +198,7 @@ class RayPool:
             else:
                 actor.place, self._unborn = said, 0
                 name = f"{name} ({said[0]})"
-            actor.asked = actor.handle.report.remote(_REPORT_SECONDS)
+            actor.asked = _ask(actor.handle)
             self._actors[name] = actor
         return found
 
@@ -212,8 +214,9 @@ class RayPool:
             try:
                 last = ray.get(asked, timeout=0)
                 before = ray.get(actor.asked, timeout=seconds)
-                actor.asked = actor.handle.report.remote(_REPORT_SECONDS)
-                found += [(name, report) for report in (before, last) if isinstance(report, Report)]
+                actor.asked = _ask(actor.handle)
+                reports = [report for report in (before, last) if isinstance(report, Report)]
+                found += [(name, report) for report in sorted(reports, key=lambda report: report.tokens)]
                 if not last.busy:
                     continue
             except GetTimeoutError:
@@ -248,7 +251,8 @@ class RayPool:
 
     def _fill(self) -> None:
         """Start the actors that are missing."""
-        worker: Any = ray.remote(RayWorker)
+        remote: Any = ray.remote  # its types lack the groups
+        worker = remote(concurrency_groups={_REPORTS: 1})(RayWorker)
         custom = {name: amount for name, amount in self._resources.items() if name not in ("CPU", "GPU")}
         while len(self._actors) < self.wanted() and time.monotonic() >= self._not_before:
             handle = worker.options(
@@ -276,6 +280,11 @@ class RayPool:
             _kill.options(num_cpus=0, scheduling_strategy=here).remote(place.pid, place.started)
 
 
+def _ask(handle: Any) -> Any:
+    """Ask an actor for a report."""
+    return handle.report.options(concurrency_group=_REPORTS).remote(_REPORT_SECONDS)
+
+
 def _brief(error: Exception) -> str:
     """Return the most informative line of an error, as Ray's errors are pages long."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
@@ -297,7 +306,9 @@ def _init(address: str | None, runtime_env: Mapping[str, Any] | None) -> None:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    here: dict[str, Any] = {"include_dashboard": False} if address is None else {}
+    # Its actors take new processes, so those that Ray keeps ready, one a CPU, would cost a start of Python each for nothing.
+    idle = {"prestart_worker_first_driver": False, "enable_worker_prestart": False}
+    here: dict[str, Any] = {"include_dashboard": False, "_system_config": idle} if address is None else {}
     for left in reversed(range(_STARTS if address is None else 1)):
         try:
             ray.init(

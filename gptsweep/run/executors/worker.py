@@ -224,6 +224,7 @@ class Worker:
         self._snapshot: tuple[tuple[int, Prefix], ...] | None = None
         self._before = self._windows_before = 0
         self._busy = self._stopping = False
+        self._stops = 0
         self._beat = self._snapshot_at = time.monotonic()
         threading.Thread(target=self._work, name="engine", daemon=True).start()
 
@@ -250,11 +251,12 @@ class Worker:
     def report(self, seconds: float) -> Report:
         """Wait for news and report it: at once if a model was opened or a batch failed, soon after rows finish.
 
-        Without news, report after ``seconds``.
+        Without news, report after ``seconds``, or once `stop` is called in another thread.
         """
         until = time.monotonic() + seconds
         with self._changed:
-            while not (self._unsent.opened or self._unsent.failure):
+            stops = self._stops
+            while not (self._unsent.opened or self._unsent.failure or self._stops > stops):
                 left = until - time.monotonic()
                 if self._unsent.finished:
                     left = min(left, _TOGETHER_SECONDS)
@@ -268,6 +270,7 @@ class Worker:
         """End the batch between two steps, drop its rows, and report their state. Wait at most ``seconds`` for the step."""
         with self._changed:
             self._stopping = self._busy
+            self._stops += 1
             self._given = None
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._stopping, seconds)
