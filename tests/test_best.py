@@ -16,6 +16,7 @@ from gptsweep.analysis.frames import read_sweep
 from gptsweep.analysis.samplers import Aim
 from gptsweep.analysis.stats import MIN_PAIRS, critical, resampled
 from gptsweep.analysis.with_the_best import WithTheBest, among_the_best, with_the_best
+from gptsweep.errors import ResultsError
 
 
 def drawn(rng: np.random.Generator, truth: np.ndarray, prompts: int, missing: float = 0.0) -> WithTheBest:
@@ -93,6 +94,12 @@ def test_what_is_far_behind_is_out_and_too_few_pairs_say_nothing() -> None:
     few = drawn(np.random.default_rng(2), np.array([3.0, 0.0, -1.0]), 5)
     assert not few.may_be_best.any()
     assert np.isnan(few.high).all()
+
+
+def test_the_best_by_what_no_point_has_is_an_error(tmp_path: Path) -> None:
+    sweep = read_sweep(write_sweep(tmp_path / "s", temperature=[0.5, 1.0], top_k=[5], seed=[1], num_samples=2))
+    with pytest.raises(ResultsError, match="best=self_bleu_4: no point has this metric"):
+        verdicts(sweep, sweep.group(), Aim.of("self_bleu_4:min", None, sweep.declared))
 
 
 def test_differences_are_those_of_the_same_pairs_as_everywhere(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -424,13 +425,17 @@ def test_many_pairs_cost_no_more_and_say_the_same() -> None:
     assert blocks.sum(axis=-1) == pytest.approx(sums.sum(axis=-1))
 
 
-def test_xarray_has_the_swept_settings_as_dimensions(sweep_dir: Path) -> None:
+def test_xarray_has_the_swept_settings_as_dimensions(sweep_dir: Path, tmp_path: Path) -> None:
     pytest.importorskip("xarray")
     data = read_sweep(sweep_dir).to_xarray()
     assert dict(data.sizes) == {"temperature": 3, "top_k": 3, "seed": 2}
     assert data["perplexity"].sel(temperature=1.0, top_k="null", seed=1) > data["perplexity"].sel(
         temperature=0.0, top_k="null", seed=1
     )
+    for copy in "ab":
+        shutil.copytree(next(sweep_dir.glob("*/samples.jsonl")).parent, tmp_path / copy)
+    with pytest.raises(ResultsError, match="does not identify every point"):
+        read_sweep(tmp_path).to_xarray()
 
 
 def stopped_point(root: Path, name: str, *, temperature: float = 0.9, prompt: str = "Hi, there") -> Path:

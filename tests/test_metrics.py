@@ -282,6 +282,12 @@ def test_lone_surrogates_and_nul_do_not_stop_a_sweep() -> None:
     assert text_metrics(numbered("a \ud800 \0 b", "c"))["distinct_1"] == 1
 
 
+def test_a_perplexity_beyond_all_numbers_is_empty_and_says_why() -> None:
+    samples = [sample | {"logprob_mean": -800.0} for sample in numbered("a b", "c d")]
+    assert text_metrics(samples)["perplexity"] is None
+    assert metric_reasons(samples)["perplexity"] == "is greater than a number can be"
+
+
 VOWELS = Metric(
     name="vowels",
     label="Vowels",

@@ -20,6 +20,7 @@ from made_sweep import write_sweep
 from model_files import save_llama
 
 import gptsweep
+from gptsweep.analysis import sweep_html
 from gptsweep.api import LM
 from gptsweep.display import one_line
 from gptsweep.errors import ConfigError, PromptError
@@ -119,13 +120,15 @@ def test_a_list_of_samples_is_a_list_to_all_other_code(lm: LM) -> None:
     assert samples._repr_html_() is None
 
 
-def test_a_sweep_shows_the_table_of_the_review(tmp_path: Path) -> None:
+def test_a_sweep_shows_the_table_of_the_review(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = gptsweep.read_sweep(write_sweep(tmp_path / "s", temperature=[0.5, 1.0], top_k=[5], seed=[1, 2], num_samples=3))
     table = sweep.group()
     shown = sweep._repr_html_()
     assert shown.count("<tr>") == 3
     assert f"{table['perplexity'][0]:.2f} ± {table['perplexity_se'][0]:.2f}" in shown
     assert "4 points (4 complete), 12 samples" in shown
+    monkeypatch.setattr(sweep_html, "MAX_ROWS", 1)
+    assert "1 more row: .group() has all" in sweep._repr_html_()
 
 
 def test_a_model_shows_what_it_is(lm: LM) -> None:

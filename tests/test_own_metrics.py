@@ -172,10 +172,23 @@ def test_an_error_names_the_sample(sweep: Path, module: str, capsys: pytest.Capt
         assert (status, err.rstrip().endswith(f": {said}")) == (2, True)
     with pytest.raises(ResultsError, match=r"12 samples of .*|6 samples of .*KeyError"):
         gptsweep.read_sweep(sweep).scored(wrong_key)
+    with pytest.raises(ConfigError, match="must take one argument that is annotated"):
+        gptsweep.read_sweep(sweep).scored(nothing)  # type: ignore[arg-type]
+
+
+def test_a_function_without_a_file_is_computed_each_time(sweep: Path) -> None:
+    for value in (1.0, 2.0):
+        typed: dict[str, Any] = {}
+        exec(f"def typed(sample: dict):\n    return {value}", typed)
+        assert set(gptsweep.read_sweep(sweep).scored(typed["typed"]).samples["typed"]) == {value}
 
 
 def wrong_key(samples: list) -> float:  # type: ignore[type-arg]
     return float(samples[0]["text"])
+
+
+def nothing() -> float:
+    return 1
 
 
 def no_annotation(sample):  # type: ignore[no-untyped-def]

@@ -15,9 +15,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_sweep import write_sweep
+from rich.console import Console
 from scipy.special import expit
 
 from gptsweep import review
+from gptsweep.analysis import rated
 from gptsweep.analysis.frames import Sweep, read_sweep
 from gptsweep.analysis.preference import Comparisons, agreement, bradley_terry, win_rates
 from gptsweep.errors import ConfigError, ResultsError
@@ -174,14 +176,24 @@ def test_ratings_rank_settings_and_are_a_metric(sweep_dir: Path, files: list[str
 
 
 def test_the_terminal_says_who_rated_and_whether_they_agree(
-    sweep_dir: Path, files: list[str], capsys: pytest.CaptureFixture[str]
+    sweep_dir: Path, files: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def refused(*_: object) -> None:
+        raise ResultsError("ratings", None, "no space")
+
     assert review.main([str(sweep_dir), "--ratings", *files, "--format", "table", "--no-report"]) == 0
     text = capsys.readouterr().out
     assert "by 2 raters (" in text
     assert "Krippendorff's alpha 0." in text
     assert "interval over 8 prompts" in " ".join(text.split())
     assert "the left sample won" in text
+    narrow = Console(width=50, file=io.StringIO(), record=True)
+    review.review(review.parser().parse_args([str(sweep_dir), "--ratings", *files, "--format", "table", "--no-report"]), narrow)
+    blocks = narrow.export_text().split("Which setting is preferred")[1]
+    assert blocks.index("# 1  temperature=0.5") < blocks.index("# 2  temperature=1") < blocks.index("# 0  temperature=0")
+    monkeypatch.setattr(rated, "keep_ratings", refused)
+    assert review.main([str(sweep_dir), "--ratings", *files, "--format", "table"]) == 0
+    assert "could not save the ratings: ratings=null: no space" in capsys.readouterr().err
     first = text.split("Which setting is preferred")[1]
     assert first.index(" 0.5 ") < first.index(" 1 ") < first.index(" 0 ")
 

@@ -220,6 +220,7 @@ def test_where_reads_null_lists_arithmetic_and_chains() -> None:
         "t < 1": [True, True, False],
         "0 < t <= 1": [False, True, True],
         "k == null": [False, True, False],
+        "null == k": [False, True, False],
         "k is not None and t > 0": [False, False, True],
         "k in (5, null)": [True, True, False],
         "k not in [5]": [False, True, True],
@@ -238,7 +239,8 @@ def test_where_reads_null_lists_arithmetic_and_chains() -> None:
     [
         "__import__('os').system('touch /tmp/owned')", "t.__class__ == 1", "(lambda: 1)()", "t[0] == 1", "[x for x in t]",
         "f'{t}'",
-        "t := 3", "t", "1", "k < null", "t == 1 +", "9**9**9**9 > t", "'a' * 9 == 3", "nothing == 1", "", "t in k", "(" * 500,
+        "t := 3", "t", "1", "t is 1",
+        "k < null", "t == 1 +", "9**9**9**9 > t", "'a' * 9 == 3", "nothing == 1", "", "t in k", "(" * 500,
     ],
 )  # fmt: skip
 def test_where_executes_nothing(expression: str) -> None:
@@ -254,6 +256,8 @@ def test_plots_are_files(sweep_dir: Path, tmp_path: Path) -> None:
     assert {"heat-perplexity.svg", "curve-diversity.png", "scatter-perplexity-diversity.svg"} <= names
     assert (tmp_path / "heat-perplexity.svg").read_text().startswith("<?xml")
     assert (tmp_path / "curve-diversity.png").read_bytes().startswith(b"\x89PNG")
+    cell = read_sweep(sweep_dir).group().iloc[0]
+    assert f"<!-- {cell['diversity']:.3f} -->" in (tmp_path / "heat-diversity.svg").read_text()  # digits as in the table
 
 
 def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..analysis.columns import label, ordered, plain
+from ..analysis.numbers import number
 from ..analysis.sweep import Sweep
 from ..errors import ResultsError
 from .data import numbers
@@ -96,9 +97,8 @@ def draw_heat(figure: Figure, sweep: Sweep, x: str, y: str, name: str) -> None:
         middle = np.nanmin(grid) + (np.nanmax(grid) - np.nanmin(grid)) / 2
         for (row_at, column_at), value in np.ndenumerate(grid):
             if np.isfinite(value):
-                axes.text(
-                    column_at, row_at, f"{value:.3g}", ha="center", va="center", color="white" if value > middle else "black"
-                )
+                colour = "white" if value > middle else "black"
+                axes.text(column_at, row_at, number(sweep.declared[name], value), ha="center", va="center", color=colour)
     axes.set(xlabel=x, ylabel=y, title=sweep.declared[name].label)
     figure.colorbar(image, ax=axes)
 
@@ -109,13 +109,13 @@ def draw_curve(axes: Axes, sweep: Sweep, keys: Sequence[str], name: str) -> None
     values = ordered(table[keys[0]])
     places = numbers(values) or [float(place) for place in range(len(values))]
     lines = ordered(table[keys[1]]) if len(keys) > 1 else [None]
-    for number, value in enumerate(lines):
+    for line, value in enumerate(lines):
         chosen = table if len(keys) < 2 else table[same(table[keys[1]], value)]
         at = [values.index(plain(each)) for each in chosen[keys[0]]]
         order = np.argsort(at)
         x = np.asarray(places)[np.asarray(at)[order]]
         mean, error = (chosen[column].to_numpy(float)[order] for column in (name, f"{name}_se"))
-        axes.errorbar(x, mean, yerr=np.nan_to_num(error), **line_style(number), markersize=4,
+        axes.errorbar(x, mean, yerr=np.nan_to_num(error), **line_style(line), markersize=4,
                       linewidth=1.5, elinewidth=1, label=label(value) if len(keys) > 1 else None)  # fmt: skip
     if not numbers(values):
         axes.set_xticks(places, [label(value) for value in values])
@@ -129,10 +129,10 @@ def draw_scatter(axes: Axes, sweep: Sweep, keys: Sequence[str], x: str, y: str) 
     table = sweep.group(list(keys[:2]))
     table = table.assign(place=[ordered(table[keys[0]]).index(plain(value)) for value in table[keys[0]]]).sort_values("place")
     lines = ordered(table[keys[1]]) if len(keys) > 1 else [None]
-    for number, value in enumerate(lines):
+    for line, value in enumerate(lines):
         chosen = table if len(keys) < 2 else table[same(table[keys[1]], value)]
         a, b, ea, eb = (chosen[column].to_numpy(float) for column in (x, y, f"{x}_se", f"{y}_se"))
-        axes.errorbar(a, b, xerr=np.nan_to_num(ea), yerr=np.nan_to_num(eb), **line_style(number),
+        axes.errorbar(a, b, xerr=np.nan_to_num(ea), yerr=np.nan_to_num(eb), **line_style(line),
                       markersize=4, linewidth=1, elinewidth=0.8, label=label(value) if len(keys) > 1 else None)  # fmt: skip
     axes.set(xlabel=sweep.declared[x].label, ylabel=sweep.declared[y].label)
     if len(keys) > 1:
