@@ -148,8 +148,8 @@ def test_info_says_where_the_config_comes_from(run: Run) -> None:
             ["sampling.top_k=9223372036854775808"],
             "sampling.top_k=9223372036854775808: must be below 2**63; null switches it off",
         ),
-        ([f"seed={'9' * 5000}"], f"seed={'9' * 200}…: has a number of more digits than Python reads"),
-        (["-m", f"seed=1,{'9' * 5000}"], f"seed=1,{'9' * 198}…: has a number of more digits than Python reads"),
+        ([f"seed={'9' * 5000}"], f"seed={'9' * 200}…: has a number with more digits than Python accepts"),
+        (["-m", f"seed=1,{'9' * 5000}"], f"seed=1,{'9' * 198}…: has a number with more digits than Python accepts"),
         (
             ["start=???"],
             "start=???: must be given; Hydra reads ??? as a missing value: put such a prompt into a file",
@@ -166,11 +166,11 @@ def test_info_says_where_the_config_comes_from(run: Run) -> None:
         ),
         (
             ["-m", "sampling.top_k=choice(null,5)"],
-            "sampling.top_k=choice(null,5): Hydra's functions take no null; commas do: null,5",
+            "sampling.top_k=choice(null,5): Hydra's functions reject null; separate the values with commas instead: null,5",
         ),
         (
             ["-m", "name=a,b"],
-            "name=a,b: takes one value in a sweep, because the names of points' directories do not contain it",
+            "name=a,b: must have one value in a sweep, because the names of points' directories do not contain it",
         ),
     ],
 )

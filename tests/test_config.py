@@ -300,7 +300,7 @@ GRAMMAR = [
     ("seed=1,2", "seed=1,2: ", "-m"),
     ("seed=range(3)", "seed=range(3): ", "-m"),
     ("start=costs ${price}", "start=costs ${price}: ", r"write \${"),
-    ("~sampling.top_k", "~sampling.top_k: ", "cannot be taken away"),
+    ("~sampling.top_k", "~sampling.top_k: ", "cannot be removed"),
     ("~model", "model=???: ", "must be given"),
     ("+experiment=story", "experiment: ", "without +"),
 ]

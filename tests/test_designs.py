@@ -156,14 +156,14 @@ def test_the_characters_of_a_cell_are_the_text(composing: Any, text: str) -> Non
 @pytest.mark.parametrize(
     ("name", "text", "wrong"),
     [
-        ("p.csv", "", "holds no point; give one a line"),
-        ("p.csv", "seed\n\n", "holds no point; give one a line"),
-        ("p.txt", "seed\n1\n", "must end in .csv, .jsonl or .yaml, which says how it is read"),
+        ("p.csv", "", "has no points; give one per line"),
+        ("p.csv", "seed\n\n", "has no points; give one per line"),
+        ("p.txt", "seed\n1\n", "must end in .csv, .jsonl or .yaml"),
         ("p.csv", "sampling.top_pp\n1\n", "line 1 has the key sampling.top_pp: no such key; did you mean sampling.top_p?"),
         ("p.csv", "temperature\n1\n", "line 1 has the key temperature: no such key; did you mean sampling.temperature?"),
         ("p.csv", "hydra.sweep.dir\nx\n", "line 1 has the key hydra.sweep.dir: no such key; --cfg hydra shows Hydra's"),
-        ("p.csv", "seed,seed\n1,2\n", "line 1 names a key twice"),
-        ("p.csv", "seed,start\n1,a\n2\n", "line 3 has 1 cells, and the first line has 2 names"),
+        ("p.csv", "seed,seed\n1,2\n", "line 1 has a key twice"),
+        ("p.csv", "seed,start\n1,a\n2\n", "line 3 has 1 cells, but the first line has 2 names"),
         ("p.csv", 'start\n"a\nb"\n"c\n', "line 4 is not CSV (unexpected end of data)"),
         ("p.csv", "seed\n1\n2\n1\n", "line 4 is the same point as line 2"),
         ("p.csv", "seed\nsoon\n", "line 2 has seed=soon: must be a whole number"),
@@ -175,7 +175,7 @@ def test_the_characters_of_a_cell_are_the_text(composing: Any, text: str) -> Non
         ("p.csv", "sampling\n../x\n", "line 2 has sampling=../x: must be the name of a choice"),
         ("p.csv", "model,model.file\ngpt2,x\n", "line 2 has model.file=x: only model=resume accepts it"),
         ("p.jsonl", "[1]", 'line 1 is not an object; each line is an object like {"sampling.top_k": 50}'),
-        ("p.jsonl", '{"seed": 1, "seed": 2}', "line 1 names a key twice"),
+        ("p.jsonl", '{"seed": 1, "seed": 2}', "line 1 has a key twice"),
         ("p.jsonl", '{"start": 1}', "line 1 has start=1: must be text; put a number, true or false in quotes"),
         ("p.jsonl", '{"seed": true}', "line 1 has seed=True: must be a whole number"),
         ("p.jsonl", '{"sampling.stop": [1]}', 'line 1 has sampling.stop=[1]: must be a list of strings, such as ["\\n\\n"]'),
@@ -183,7 +183,7 @@ def test_the_characters_of_a_cell_are_the_text(composing: Any, text: str) -> Non
         ("p.yaml", "- seed: 1\n- 3\n", "line 2 is not a list of mappings, such as - {sampling.top_k: 50}"),
         ("p.jsonl", '{"sampling.stop_token_ids": [1.5]}',
          "line 1 has sampling.stop_token_ids=1.5: must be a list of whole numbers, such as [198,628]"),
-        ("p.yaml", "- ? [seed]\n  : 1\n", "line 1 has a list or a mapping for a key"),
+        ("p.yaml", "- ? [seed]\n  : 1\n", "line 1 has a list or a mapping as a key"),
         ("p.yaml", "- sampling: {top_k: 3}\n", "line 1 has sampling=[('top_k', 3)]: must be the name of a choice"),
     ],
 )  # fmt: skip
@@ -214,10 +214,10 @@ def bytes_of(content: bytes) -> Callable[[Path], Any]:
         ("p.jsonl", bytes_of(b"[" * 100_000), "line 1 is not JSON"),
         ("p.yaml", bytes_of(b"- " * 10_000), "is nested too deeply"),
         ("p.yaml", bytes_of(b"[" * 100_000), "is not YAML"),
-        ("p.yaml", bytes_of(b"- {seed: 1, sampling.stop: &a [b]}\n- {sampling.stop: *a}"), "line 2 holds an alias"),
+        ("p.yaml", bytes_of(b"- {seed: 1, sampling.stop: &a [b]}\n- {sampling.stop: *a}"), "line 2 has an alias"),
         ("p.yaml", bytes_of(b"- {start: !!python/object/apply:os.getcwd []}"), "line 1 is not YAML"),
         ("p.yaml", bytes_of(b"- {start: \x00}"), "is not YAML"),
-        ("p.csv", bytes_of(b"seed\n" + b"\n".join(b"%d" % i for i in range(12))), "line 12 is point 11; a sweep has 10"),
+        ("p.csv", bytes_of(b"seed\n" + b"\n".join(b"%d" % i for i in range(12))), "line 12 is point 11; a sweep has at most 10"),
         ("p.csv", bytes_of(b"seed\n" + b" " * (1 << 20)), "is larger than 1 MiB"),
     ],
 )  # fmt: skip
@@ -235,7 +235,7 @@ def test_a_hostile_file_of_points_is_refused(
 
 def test_a_key_in_the_file_and_on_the_command_line_is_refused() -> None:
     Path("p.csv").write_text("seed\n1\n")
-    with pytest.raises(ConfigError, match=r"seed=3: stands in p\.csv, too; give it in one place"):
+    with pytest.raises(ConfigError, match=r"seed=3: is also in p\.csv; give it in one place only"):
         points_in_file("p.csv", overrides("seed=3"))
     with pytest.raises(ConfigError, match="must name a CSV, JSONL or YAML file"):
         points_in_file(None, [])
@@ -248,7 +248,7 @@ def test_a_mistake_in_a_design_is_found_before_anything_is_made(run: Run, place:
     assert ended.status == 2
     assert "name=n: stands in p.csv, too" in ended.err
     ended = run(*sweep[:-1])
-    assert "name=a: takes one value in a sweep, because the names of points' directories do not contain it" in ended.err
+    assert "name=a: must have one value in a sweep, because the names of points' directories do not contain it" in ended.err
     (place / "p.csv").write_text("sampling.top_p\n0.5\n1.5\n")
     ended = run(*sweep)
     assert (ended.status, ended.out) == (2, "")
@@ -321,14 +321,14 @@ def test_a_draw_is_inside_its_interval(ends: tuple[float, float], log: bool, u: 
     ("line", "wrong"),
     [
         ("sampling.top_k=interval(1.5,3)", "must go from a whole number to a whole number"),
-        ("sampling.top_p=interval(1,0)", "must have a first number that is below the second"),
-        ("sampling.top_p=interval(0,inf)", "must have a first number that is below the second"),
-        ("sampling.top_p=tag(log,interval(0,1))", "with log must begin above 0"),
-        ("sampling.top_p=tag(even,interval(0,1))", "may have the tag log, and no other"),
-        ("sampling.top_k=tag(log,choice(1,2))", "takes no tag; tag(log, interval(…)) draws evenly by logarithm"),
-        ("start=interval(0,1)", "takes no interval; choice(…) draws from a list"),
-        ("seed=shuffle(range(1,4))", "needs no shuffle; points are drawn at random"),
-        ("seed=range(4,4)", "must hold a value at least"),
+        ("sampling.top_p=interval(1,0)", "must have its first number below its second"),
+        ("sampling.top_p=interval(0,inf)", "must have its first number below its second"),
+        ("sampling.top_p=tag(log,interval(0,1))", "with the tag log must begin above 0"),
+        ("sampling.top_p=tag(even,interval(0,1))", "accepts only the tag log"),
+        ("sampling.top_k=tag(log,choice(1,2))", "accepts no tag; tag(log, interval(…)) draws log-uniformly"),
+        ("start=interval(0,1)", "cannot be drawn from an interval; use choice(…)"),
+        ("seed=shuffle(range(1,4))", "cannot be shuffled; points are drawn at random anyway"),
+        ("seed=range(4,4)", "must contain at least one value"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(line: str, wrong: str) -> None:
@@ -343,7 +343,7 @@ def test_a_wrong_number_of_draws_is_refused() -> None:
     for n, seed, wrong in mistakes:
         with pytest.raises(ConfigError, match=wrong):
             draw(n, seed, axes)
-    with pytest.raises(ConfigError, match="n=4: draws from nothing"):
+    with pytest.raises(ConfigError, match="n=4: has nothing to draw from"):
         draw(4, 0, [])
 
 

@@ -398,7 +398,7 @@ def test_steps_that_cannot_be_swept_are_an_error_before_anything_runs(run: Run) 
     save_nanochat(Path("base_checkpoints/d9"), random_weights("A", SMALL), SMALL, 100)
     ended = run(*SWEPT, "model.out_dir=base_checkpoints/d2,base_checkpoints/d9", "model.step=glob(*)")
     assert ended.status == 2
-    assert "stands for other steps in base_checkpoints/d9" in ended.err
+    assert "matches other steps in base_checkpoints/d9" in ended.err
     ended = run(*SWEPT, "model.out_dir=nowhere", "model.step=glob(*)")
     assert "model.out_dir=nowhere: no such directory" in ended.err
     assert not Path("outputs").exists()

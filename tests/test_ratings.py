@@ -343,5 +343,5 @@ def test_the_judge_of_the_documentation_writes_ratings(
 
 
 def test_tuning_on_people_is_refused_before_any_work() -> None:
-    with pytest.raises(ConfigError, match="takes people who have read the samples"):
+    with pytest.raises(ConfigError, match="needs people's ratings"):
         require_objective("preference")

@@ -268,5 +268,5 @@ def _check_apart(planned: Iterable[Planned]) -> None:
             differing = [
                 line for pair in zip(other.overrides, job.overrides, strict=False) if len(set(pair)) > 1 for line in pair
             ]
-            what = f"{' and '.join(differing)} would share this directory; name it after what is swept"
+            what = f"{' and '.join(differing)} would share this directory; name it after the swept settings"
             raise ConfigError("hydra.sweep.subdir", job.directory.name, what)

@@ -46,16 +46,18 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
         if not equals:
             return f"{shown(key)}: must be key=value" + (f"; did you mean {near}=…?" if (near := meant(key)) else "")
         if call := re.match(r"(choice|sort|shuffle)\((.*\bnull\b.*)\)$", value):
-            return str(ConfigError(key, value, f"Hydra's functions take no null; commas do: {call[2]}"))
+            return str(
+                ConfigError(key, value, f"Hydra's functions reject null; separate the values with commas instead: {call[2]}")
+            )
         how = how_to_quote(key, value) if key in keys() else f"quote it twice: {shlex.quote(f'{key}={quoted(value)}')}"
         return str(ConfigError(key, value, f"Hydra cannot read it; {how}"))
     if match := re.match(
         r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'(?:\n1\. To|$| requires)", message, re.DOTALL
     ):
         key, _, value = match[1].partition("=")
-        return str(ConfigError(key, value, f"several values are a sweep, which needs -m; one list is {key}=[{value}]"))
+        return str(ConfigError(key, value, f"several values make a sweep, which needs -m; one list is written {key}=[{value}]"))
     if match := re.match(r"Multiple values for ([\w/]+)", message):
-        return f"{match[1]}: has a choice already; write {match[1]}=… without +"
+        return f"{match[1]}: is already set; write {match[1]}=… without +"
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         hint = "; device.name=cuda:1 names one GPU" if group == "device" else ""
@@ -65,7 +67,7 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
     if match := re.search(r"To append to your config use \+(.*)|Error merging override (.*)", message, re.DOTALL):
         override = match[1] or match[2]
         if override.startswith("~"):
-            return f"{override}: a setting cannot be taken away"
+            return f"{override}: a setting cannot be removed"
         key, _, value = override.lstrip("+").partition("=")
         if isinstance(cause := error.__cause__ or error.__context__, OmegaConfBaseException):
             section_unknown = key.startswith(f"{cause.full_key}.") and key not in keys()
@@ -79,13 +81,13 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
                 return str(ConfigError(group, value, f"must be one of {', '.join(choices(group))}"))
     if message.startswith("Exceeds the limit") and (long := [each for each in arguments if _TOO_LONG.search(each)]):
         key, _, value = long[0].partition("=")
-        return str(ConfigError(key, value, "has a number of more digits than Python reads"))
+        return str(ConfigError(key, value, "has a number with more digits than Python accepts"))
     if isinstance(error, OSError) and error.errno in _FULL | _FORBIDDEN | _IN_THE_WAY:
         if error.filename == STDOUT:
             return f"cannot write {STDOUT}: {error.strerror}"
         place = "hydra.sweep.dir" if is_sweep(arguments) else "hydra.run.dir"
         what = from_here(error.filename) if error.filename else "the results"
-        return f"cannot write {what}: {error.strerror}; {place} takes another place"
+        return f"cannot write {what}: {error.strerror}; choose another directory with {place}"
     if isinstance(error, (HydraException, OmegaConfBaseException, YAMLError)) or message.startswith(("Only one of", "The --")):
         return " ".join(message.partition("Config search path:")[0].split()) or type(error).__name__
     return None

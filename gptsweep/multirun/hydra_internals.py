@@ -70,7 +70,7 @@ def differing() -> frozenset[str]:
     if "_save_config" not in getattr(getattr(utils.run_job, "__code__", None), "co_names", ()):
         names.add("hydra.core.utils.run_job")
     if names:
-        log.info("this Hydra differs in %s; sweeps take the plain, slower way through it", ", ".join(sorted(names)))
+        log.info("this version of Hydra differs in %s; sweeps use its slower public functions", ", ".join(sorted(names)))
     return frozenset(names)
 
 

@@ -54,7 +54,7 @@ def as_typed(argument: str, *, sweeping: bool) -> str:
     if key == "start" and _reading(inside) == inside:
         bare, whole = shlex.quote(f"start={inside}"), shlex.quote(f"start={quoted(value)}")
         raise ConfigError(
-            key, value, f"Hydra takes these quotes away; type {bare} for the text in them, or {whole} for all of it"
+            key, value, f"Hydra removes these quotes; type {bare} for the text inside them, or {whole} to keep them"
         )
     return argument
 
@@ -70,7 +70,7 @@ def how_to_quote(key: str, value: str) -> str:
         what = "to take it as text, quote it twice"
     if line.isprintable() and len(line) <= _LONGEST_HINT:
         return f"{what}: {shlex.quote(line)}"
-    return "put it in a file, and give start=FILE:path" if key == "start" else "put it in quotes"
+    return "put it in a file and use start=FILE:path" if key == "start" else "put it in quotes"
 
 
 def quoted(text: str) -> str:
@@ -154,11 +154,11 @@ def _commas(value: str) -> Iterator[tuple[int, int]]:
     while (token := lexer.nextToken()).type != Token.EOF:
         depth += (token.type in _OPEN) - (token.type in _CLOSE)
         if depth < 0:
-            raise HydraException("a bracket is closed that was not opened")
+            raise HydraException("a bracket is closed but never opened")
         if token.type == OverrideLexer.COMMA and depth == 0:
             yield token.start, token.stop + 1
     if depth:
-        raise HydraException("a bracket is not closed")
+        raise HydraException("a bracket is never closed")
 
 
 class _Strict(ErrorListener):  # type: ignore[misc]  # antlr4 has no types

@@ -96,7 +96,7 @@ def require_objective(name: str | None) -> None:
         OwnMetric.named(name, "objective")
         return
     if name == PREFERENCE.name:
-        wanted = "takes people who have read the samples; to tune on a judge, name a function of yours, module:function"
+        wanted = "needs people's ratings; to tune on an automatic judge, give a function of your own, module:function"
         raise ConfigError("objective", name, wanted)
     columns = [*summarise({}, []), "tokens_per_second", *text_metrics([])]
     if name not in columns:
@@ -110,5 +110,5 @@ def objective_of(summary: Mapping[str, Any], name: str) -> float:
         ConfigError: the column is empty, which happens to some columns with too few samples.
     """
     if summary[name] is None:
-        raise ConfigError("objective", name, "has no value for this point; more samples, or longer ones, may give it one")
+        raise ConfigError("objective", name, "has no value for this point; try more samples, or longer ones")
     return float(summary[name])

@@ -48,13 +48,13 @@ def read_points(file: str | None) -> dict[tuple[str, ...], int]:
             has the wrong number of cells, an unknown key, or a value of the wrong type.
     """
     if not file:
-        raise ConfigError(_KEY, file, "must name a CSV, JSONL or YAML file with a point a line")
+        raise ConfigError(_KEY, file, "must name a CSV, JSONL or YAML file with one point per line")
     readers: dict[str, Callable[[str], Iterator[_Line]]] = {
         ".csv": _csv, ".jsonl": _jsonl, ".yaml": _yaml, ".yml": _yaml,
     }  # fmt: skip
     suffix = Path(file).suffix.lower()
     if suffix not in readers:
-        raise ConfigError(_KEY, file, "must end in .csv, .jsonl or .yaml, which says how it is read")
+        raise ConfigError(_KEY, file, "must end in .csv, .jsonl or .yaml")
     found: dict[tuple[str, ...], int] = {}
     number = 0
     try:
@@ -65,12 +65,12 @@ def read_points(file: str | None) -> dict[tuple[str, ...], int]:
                 raise _FileError(f"is the same point as line {found[point]}")
             found[point] = number
             if len(found) > MAX_POINTS:
-                raise _FileError(f"is point {MAX_POINTS + 1:,}; a sweep has {MAX_POINTS:,} at most")
+                raise _FileError(f"is point {MAX_POINTS + 1:,}; a sweep has at most {MAX_POINTS:,}")
     except _FileError as error:
         place = f"line {error.number or number} " if error.number or number else ""
         raise ConfigError(_KEY, file, f"{place}{error}") from error
     if not found:
-        raise ConfigError(_KEY, file, "holds no point; give one a line")
+        raise ConfigError(_KEY, file, "has no points; give one per line")
     return found
 
 
@@ -119,7 +119,7 @@ def _csv(text: str) -> Iterator[_Line]:
         _check_keys(names, 1)
         for cells in lines:
             if cells and len(cells) != len(names):
-                raise _FileError(f"has {len(cells):,} cells, and the first line has {len(names):,} names", lines.line_num)
+                raise _FileError(f"has {len(cells):,} cells, but the first line has {len(names):,} names", lines.line_num)
             if cells:
                 yield lines.line_num, dict(zip(names, cells, strict=True))
     except csv.Error as error:
@@ -152,7 +152,7 @@ def _yaml(text: str) -> Iterator[_Line]:
         for event in yaml.parse(text, Loader=YAML_LOADER):  # checks the depth first, as composing recurses
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent) or depth > _YAML_DEPTH:
-                what = "holds an alias; write each value out" if depth <= _YAML_DEPTH else "is nested too deeply"
+                what = "has an alias; write each value out" if depth <= _YAML_DEPTH else "is nested too deeply"
                 raise _FileError(what, event.start_mark.line + 1)  # type: ignore[union-attr]  # the mark is always set
         rows = yaml.compose(text, Loader=YAML_LOADER)
     except yaml.YAMLError as error:
@@ -182,11 +182,11 @@ def _constructed(node: Any, number: int) -> Any:
 def _check_keys(names: list[Any], number: int) -> None:
     for name in names:
         if not isinstance(name, str):
-            raise _FileError("has a list or a mapping for a key", number)
+            raise _FileError("has a list or a mapping as a key", number)
         if name not in GROUPS and name not in keys():
             raise _FileError(f"has the key {shown(name)}: {unknown_key(name, None).wanted}", number)
     if len(names) > len(set(names)):
-        raise _FileError("names a key twice", number)
+        raise _FileError("has a key twice", number)
 
 
 def _override(key: str, value: Any, point: dict[str, Any]) -> str | None:

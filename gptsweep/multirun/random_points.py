@@ -53,7 +53,7 @@ def draw(n: int, seed: int, axes: Iterable[Axis]) -> list[list[str]]:
     axes = list(axes)
     require(1 <= n <= MAX_POINTS, "hydra.sweeper.n", n, f"must be from 1 to {MAX_POINTS:,}")
     require(0 <= seed < 2**64, "hydra.sweeper.seed", seed, "must be from 0 to 2**64 - 1")
-    require(bool(axes), "hydra.sweeper.n", n, "draws from nothing; give a key interval(…), choice(…) or range(…)")
+    require(bool(axes), "hydra.sweeper.n", n, "has nothing to draw from; give a key interval(…), choice(…) or range(…)")
     from scipy.stats import qmc  # imported late: it takes a second, which other sweeps and errors need not wait for
 
     sequence = qmc.Sobol(len(axes), rng=seed).random_base2((n - 1).bit_length())[:n]
@@ -74,23 +74,23 @@ def _axis(override: Override) -> Axis:
 
     if isinstance(value, IntervalSweep):
         kind = keys().get(override.key_or_group)
-        check(kind in (None, *_NUMBERS, *_WHOLE), "takes no interval; choice(…) draws from a list")
-        check(value.tags <= {"log"}, "may have the tag log, and no other")
+        check(kind in (None, *_NUMBERS, *_WHOLE), "cannot be drawn from an interval; use choice(…)")
+        check(value.tags <= {"log"}, "accepts only the tag log")
         assert value.start is not None
         assert value.end is not None
         low, high, log = value.start, value.end, "log" in value.tags
-        check(math.isfinite(high - low) and low < high, "must have a first number that is below the second")
-        check(low > 0 or not log, "with log must begin above 0")
+        check(math.isfinite(high - low) and low < high, "must have its first number below its second")
+        check(low > 0 or not log, "with the tag log must begin above 0")
         whole = kind in _WHOLE or (isinstance(low, int) and isinstance(high, int))
         check(not whole or (low == int(low) and high == int(high)), "must go from a whole number to a whole number")
         if whole:
             first, last = int(low), int(high)
             return lambda u: f"{name}={min(last, math.floor(_between(first, last + 1, u, log=log)))}"
         return lambda u: f"{name}={_rounded(low, high, u, log=log)}"
-    check(not getattr(value, "shuffle", False), "needs no shuffle; points are drawn at random")
-    check(not getattr(value, "tags", None), "takes no tag; tag(log, interval(…)) draws evenly by logarithm")
+    check(not getattr(value, "shuffle", False), "cannot be shuffled; points are drawn at random anyway")
+    check(not getattr(value, "tags", None), "accepts no tag; tag(log, interval(…)) draws log-uniformly")
     listed = list(override.sweep_string_iterator())
-    check(bool(listed), "must hold a value at least")
+    check(bool(listed), "must contain at least one value")
     return lambda u: f"{name}={listed[int(u * len(listed))]}"
 
 

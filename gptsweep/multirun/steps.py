@@ -66,6 +66,6 @@ def _listed(argument: str, override: Override, directories: Sequence[str]) -> st
             some = ", ".join(map(str, list(steps_in(directory))[:6]))
             raise ConfigError(_STEP, typed, f"matches no step in {directory}, which has {some}")
         if set(steps) != set(each[0]):
-            raise ConfigError(_STEP, typed, f"stands for other steps in {directory} than in {directories[0]}; list them")
+            raise ConfigError(_STEP, typed, f"matches other steps in {directory} than in {directories[0]}; list the steps")
     prefix = argument.partition("=")[0]
     return f"{prefix}={','.join(map(quoted, sorted(each[0], key=int)))}"

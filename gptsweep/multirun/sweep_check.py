@@ -95,4 +95,6 @@ def _check_directories(config: DictConfig, key: str, lines: list[str], value: st
         raise ConfigError(key, value, "must contain at least one value, and each only once")
     named_after_overrides = "gptsweep.point_dir" in OmegaConf.to_yaml(config.hydra.sweep)
     if named_after_overrides and key in config.hydra.job.config.override_dirname.exclude_keys:
-        raise ConfigError(key, value, "takes one value in a sweep, because the names of points' directories do not contain it")
+        raise ConfigError(
+            key, value, "must have one value in a sweep, because the names of points' directories do not contain it"
+        )

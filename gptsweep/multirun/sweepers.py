@@ -64,7 +64,7 @@ def points_in_file(file: str | None, overrides: Sequence[Override]) -> list[list
     for override in overrides:
         if override.key_or_group in columns:
             raise ConfigError(
-                override.key_or_group, override.get_value_string(), f"stands in {file}, too; give it in one place"
+                override.key_or_group, override.get_value_string(), f"is also in {file}; give it in one place only"
             )
     return [[*point, *others] for point in points for others in rest]
 

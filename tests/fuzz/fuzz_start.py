@@ -67,7 +67,7 @@ def check_run(sampled: Sampled, text: str) -> None:
     try:
         assert sampled(f"start={text}") == [unescaped_start(text)] or is_needed_quoting(sampled, text) or "\\${" in text
     except ConfigError as refused:
-        how = re.fullmatch(r".*?; type (.*) for the text in them, or (.*) for all of it", refused.wanted, re.DOTALL)
+        how = re.fullmatch(r".*?; type (.*) for the text inside them, or (.*) to keep them", refused.wanted, re.DOTALL)
         (bare,), (whole,) = (shlex.split(how[number]) for number in (1, 2)) if how else ([text], [text])
         assert sampled(whole) == [unescaped_start(text)]
         assert sampled(bare) == [unescaped_start(text[1:-1])]
