@@ -135,7 +135,7 @@ class LM(OpenModel):
 
     def _task(self, texts: Sequence[Any], seed: int, *, num_samples: int, **sampling: Any) -> Task:
         if wrong := [text for text in texts if not isinstance(text, str)]:
-            raise ConfigError("prompts", wrong[0], "must be a text, or several")
+            raise ConfigError("prompts", wrong[0], "must be a string, or several")
         point = Point(
             model=self.source,
             device=self.device,

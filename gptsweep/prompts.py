@@ -103,7 +103,7 @@ def read_reference(source: str) -> str:
         raise PromptError("reference", source, f"must be FILE: and the path of a text file{other}")
     text = _read(source, path, "reference", regular=True)
     if not text.strip():
-        raise PromptError("reference", source, "the file has no text; give one with some")
+        raise PromptError("reference", source, "the file has no text; give a file with text")
     return text
 
 

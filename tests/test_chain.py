@@ -369,7 +369,7 @@ def test_kernels_have_all_but_what_is_slow_for_them() -> None:
     ("order", "says"),
     [
         ("other", "must be one of hf, llama"),
-        (["top_k", "nothing"], "nothing is none of logit_bias"),
+        (["top_k", "nothing"], "nothing is not one of logit_bias"),
         (["top_k", "top_k"], "names top_k twice"),
         (["temperature"], "has no top_k, which the settings use"),
         (["mirostat", "temperature", "top_k"], "mirostat comes last"),

@@ -190,7 +190,7 @@ def test_a_worker_that_runs_out_of_memory_loses_nothing(
     assert all(outcome.error is None for outcome in settle(tmp_path / "there", RemoteExecutor(pool, shards=9)))
     assert files(tmp_path / "there") == whole
     assert len(list((script / "memory").iterdir())) == 3
-    assert "gave up what it had begun: MemoryError" in caplog.text
+    assert "dropped its rows: MemoryError" in caplog.text
     assert " ended (" in caplog.text
 
 

@@ -111,7 +111,7 @@ def test_the_model_is_loaded_once_for_a_text_its_weights_and_their_dtype(results
     assert metrics() == metrics()
     assert loaded == ["float32", "float32", "bfloat16"]
     say_maker(results, weights="others")
-    with pytest.raises(ResultsError, match="other weights"):
+    with pytest.raises(ResultsError, match="different weights"):
         metrics()
 
 

@@ -214,8 +214,8 @@ def test_samples_of_two_kinds_of_machine_are_told_apart(
         of_two = len(manifest["parts"]) == 2
         assert manifest["promise"] is not of_two
         assert len({part["made_by"]["table"] for part in manifest["parts"]}) == len(manifest["parts"])
-    (said,) = [record.message for record in caplog.records if "otherwise" in record.message]
-    assert "table 1 / 2" in said
+    (message,) = [record.message for record in caplog.records if "another environment" in record.message]
+    assert "table 1 / 2" in message
 
 
 def test_strict_refuses_another_kind_of_machine_at_once_and_on_the_way(tmp_path: Path, whole: dict[str, bytes]) -> None:

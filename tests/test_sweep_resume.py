@@ -244,7 +244,7 @@ def test_fewer_samples_asked_for_than_there_are_leave_all_in_file_and_table(
     before = table(place / "outputs/sweeps/n")
     ended = run("-m", "seed=1,2", *SMALL, "name=n")
     assert ended.status == 0
-    assert ended.err.count("has 3 samples more than asked for: they stay, and count") == 2
+    assert ended.err.count("has 3 samples more than requested: they stay, and count") == 2
     assert table(place / "outputs/sweeps/n") == before
     assert len(gptsweep.read_sweep("outputs/sweeps/n").samples) == 10
 

@@ -308,7 +308,7 @@ def test_a_damaged_or_impossible_line_is_not_trusted(run: Run, place: Path, samp
     assert sampled.tokens == 3 * 14 + 20
     log = (place / "outputs/runs/n/gptsweep.log").read_text()
     assert "unfinished.jsonl: 15 unfinished samples cannot be used (damaged lines)" in log
-    assert "unfinished.jsonl: 2 unfinished samples do not fit their points; they are made from their beginning" in log
+    assert "unfinished.jsonl: 2 unfinished samples do not fit their points and will be sampled from the beginning" in log
     runs = samples_of(place / "outputs/runs")
     assert runs["n"] == runs["whole"]
 

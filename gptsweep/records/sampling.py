@@ -460,7 +460,7 @@ def _require_order(sampling: Sampling) -> None:
         one_of("sampling.order", order, ORDERS)
     else:
         for step in order:
-            require(step in steps, "sampling.order", order, f"{step} is none of {', '.join(steps)}")
+            require(step in steps, "sampling.order", order, f"{step} is not one of {', '.join(steps)}")
             require(order.count(step) == 1, "sampling.order", order, f"names {step} twice")
         require("mirostat" not in order[:-1], "sampling.order", order, "mirostat comes last")
     left_out = [step for step in _active(sampling) if step not in step_order(sampling)]
@@ -510,7 +510,7 @@ def _bias(value: Any) -> tuple[tuple[int, float], ...]:
 
 def _texts(key: str, value: Any) -> tuple[str, ...]:
     texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (None,)
-    require(all(isinstance(text, str) for text in texts), key, value, "must be a text, or several")
+    require(all(isinstance(text, str) for text in texts), key, value, "must be a string, or several")
     return tuple(map(str, texts))
 
 

@@ -88,7 +88,7 @@ def _kept(
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, json.dumps({"of": text, "measured": found}).encode())
     except (OSError, ResultsError) as error:
-        log.warning("the calibration is not kept: %s", error)
+        log.warning("could not save the calibration: %s", error)
     return found
 
 

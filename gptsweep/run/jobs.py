@@ -119,7 +119,7 @@ def mendable(error: Exception, key: str, value: object) -> Exception:
     """Return ``error``; if memory ran out, an error that says what to do."""
     if not isinstance(error, MemoryError):
         return error
-    what = "does not fit in memory, not even one row at a time; take a smaller model, dtype or sampling.max_new_tokens"
+    what = "does not fit in memory, even one row at a time; use a smaller model, dtype or sampling.max_new_tokens"
     short = DeviceError(key, value, what)
     short.__cause__ = error
     return short

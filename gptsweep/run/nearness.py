@@ -61,7 +61,7 @@ def features_of(model: OpenModel, texts: Sequence[str]) -> list[list[float]]:
         ResultsError: the model's backend computes no features.
     """
     if not isinstance(backend := model.backend, Featurizer):
-        raise ResultsError("metric", MAUVE.name, f"the backend of model={model.source.name} computes no features of texts")
+        raise ResultsError("metric", MAUVE.name, f"the backend of model={model.source.name} cannot compute features of text")
     known: dict[str, list[float]] = {}
     for text in texts:
         if text not in known:

@@ -61,9 +61,7 @@ def measured(limit: float = SECONDS) -> Overhead:
         few = _timed(place / "few", _FEW, limit)
         many = None if few is None else _timed(place / "many", _MANY, limit - few)
         if few is None or many is None:
-            log.warning(
-                "this machine is busy: a command took %.0f s; what a point costs is taken from another one", few or limit
-            )
+            log.warning("this machine is busy: a command took %.0f s; using another machine's cost of a point", few or limit)
             return Overhead(command=few or limit, **_ELSEWHERE)
         sweep = place / "many" / "outputs" / "sweeps" / "calibration"
         points = [path for path in sweep.iterdir() if path.is_dir()]
@@ -98,8 +96,8 @@ def _timed(place: Path, points: int, limit: float) -> float | None:
     except subprocess.TimeoutExpired:
         return None
     if ended.returncode:
-        last = (ended.stderr.strip() or "it says nothing").splitlines()[-1]
-        raise ResultsError("plan", " ".join(command[1:4]), f"ends with status {ended.returncode} when it is measured ({last})")
+        last = (ended.stderr.strip() or "no output").splitlines()[-1]
+        raise ResultsError("plan", " ".join(command[1:4]), f"ends with status {ended.returncode} when measured ({last})")
     return time.perf_counter() - began
 
 

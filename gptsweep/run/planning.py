@@ -175,11 +175,11 @@ class SweepPlan:
             bounds = f" ({_at_most(time.together)} to {_at_most(time.apart)})" if time.apart > 1.1 * time.together else ""
             found.append(("time here" if count == 1 else f"on {count} of these", f"at most {_at_most(time.likely)}{bounds}"))
         if self.seconds(1).apart > 1.1 * self.seconds(1).together:
-            found.append(("", "between rows that share noise and never part, and rows that part at once"))
+            found.append(("", "between rows that share noise and never diverge, and rows that diverge at once"))
         for model in self.models:
             if model.overflowing:
                 more = f": crop reads a whole window for {counted(model.windows, 'token')}" if model.windows else ""
-                found.append(("context", f"{counted(model.overflowing, 'row')} of {model.name} may go past it{more}"))
+                found.append(("context", f"{counted(model.overflowing, 'row')} of {model.name} may exceed it{more}"))
         (first, share), *_ = self.limits(machines[-1])
         found.append(("first to break", f"{first}: {share:.1%} of what there is" + (", too little" if share > 1 else "")))
         return found

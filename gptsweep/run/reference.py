@@ -65,7 +65,7 @@ def update_reference(directory: Path, sweep: Sweep, source: str, open_model: Cal
         found = {"weights": model.fingerprint, "tokenizer": model.tokenizer.fingerprint, "dtype": model.dtype}
         for name in ("weights", "tokenizer"):
             if known[name] not in (None, found[name]):
-                raise ResultsError("reference", source, f"the model has other {name} than the one that made these samples")
+                raise ResultsError("reference", source, f"the model is not the one that made these samples: different {name}")
         samples = score(model, text, length=length, pieces=pieces)
         kept = {"wanted": wanted | found, "source": source, "samples": samples}
         atomic_write(directory / REFERENCE, (json.dumps(kept, indent=1) + "\n").encode())
@@ -77,7 +77,7 @@ def score_own(directory: Path, source: str, open_model: Callable[[], OpenModel])
     try:
         reference = update_reference(directory, read_sweep(directory), source, open_model)
     except GptsweepError as error:
-        log.warning("the reference text is left out: %s", error)
+        log.warning("ignoring the reference text: %s", error)
     else:
         if reference.note:
             log.warning("%s", reference.note)

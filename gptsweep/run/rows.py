@@ -167,7 +167,9 @@ class Task:
             raise ConfigError("sampling.overflow", "extend", what)
         most = _most_tokens(model.backend, sampling)
         if most is not None and longest > most:
-            what = f"a prompt has {longest} tokens, and the model reads {most}; shorten it, or use sampling.overflow=crop"
+            what = (
+                f"a prompt has {longest} tokens, but the model reads at most {most}; shorten it, or use sampling.overflow=crop"
+            )
             raise PromptError("start", point.start, what)
         if sampling.stop_at_eot and not model.backend.end_tokens:
             raise ConfigError(

@@ -39,10 +39,10 @@ _SIGPIPE = 13  # Windows has no name for it
 _SHOWN = 80
 """Characters of a prompt, and tokens of a sample, that a line of progress is made of."""
 
-_MORE = "sample more than asked for: it stays, and counts", "samples more than asked for: they stay, and count"
+_MORE = "sample more than requested: it stays, and counts", "samples more than requested: they stay, and count"
 _STRANGE = (
-    "unfinished sample does not fit its point; it is made from its beginning",
-    "unfinished samples do not fit their points; they are made from their beginning",
+    "unfinished sample does not fit its point and will be sampled from the beginning",
+    "unfinished samples do not fit their points and will be sampled from the beginning",
 )
 
 
@@ -202,12 +202,12 @@ class _Batch:
         if not writer.done or not (change := writer.change):
             return
         if self.strict:
-            what = f"its samples were made otherwise ({change}), and with hydra.launcher.strict=true a point is made in one way"
-            raise ResultsError("name", str(writer.directory), f"{what}; go on where it was begun, or without strict")
+            what = f"its samples were made in another environment ({change}), which hydra.launcher.strict=true forbids"
+            raise ResultsError("name", str(writer.directory), f"{what}; resume it where it began, or without strict")
         if change not in self.changes:
             self.changes.add(change)
             log.warning(
-                "%s goes on where its samples are made otherwise (%s), so bits may differ (promise: false)",
+                "%s goes on in another environment (%s), so bits may differ (promise: false)",
                 writer.directory, change,
             )  # fmt: skip
 
@@ -227,7 +227,7 @@ class _Batch:
         if refused:
             log.warning("%s: %s", self.unfinished.path, counted(refused, *_STRANGE))
         if count := sum(map(len, self.prefixes.values())):
-            log.info("%s", counted(count, "unfinished sample goes on where it was", "unfinished samples go on where they were"))
+            log.info("%s", counted(count, "unfinished sample resumed", "unfinished samples resumed"))
 
     def _keep(self) -> int:
         """Write the tokens that unfinished samples have so far; return how many samples they are."""

@@ -159,13 +159,13 @@ def finished_of(fields: Mapping[str, Any]) -> Finished:
     means = {name: fields[name] for name in _MEANS}
     kinds = {type(each) for each in means.values()}
     if type(text) is not str or reason not in FINISH_REASONS or not kinds <= {float, type(None)}:
-        raise ValueError("a field has another type")
+        raise ValueError("a field has the wrong type")
     logprobs = None
     if own is not None:
         texts = dict(own["texts"])
         _require_counts([own["asked"], *own["ends"], *texts])
         if not all(type(each) is str for each in texts.values()):
-            raise ValueError("a text is none")
+            raise ValueError("a text is not a string")
         logprobs = SampleLogprobs(
             asked=own["asked"], tokens=tuple(map(token_logprobs, own["tokens"])), ends=tuple(own["ends"]), texts=texts
         )
@@ -186,4 +186,4 @@ def finished_rows(said: Lines) -> Iterator[tuple[str, str, Finished]]:
 
 def _require_counts(values: list[Any]) -> None:
     if not set(map(type, values)) <= {int} or min(chain(values, [0])) < 0:
-        raise ValueError("a number is none")
+        raise ValueError("a count is not an integer of at least 0")

@@ -216,7 +216,7 @@ class RemoteExecutor:
                 yield from batch.finish(number, finished, worker)
             if news.failure is not None:
                 error = news.failure.raised()
-                log.warning("the worker %s gave up what it had begun: %s", name, describe(error))
+                log.warning("the worker %s dropped its rows: %s", name, describe(error))
                 worker.unfinished_tokens = 0
                 yield from batch.lose(name, error)
 
@@ -243,7 +243,7 @@ class RemoteExecutor:
         for name, worker in list(self._workers.items()):
             if max(now - worker.heard, worker.report.idle_seconds) > self.heartbeat_s:
                 why = f"it gave no sign of life for {self.heartbeat_s:g} s"
-                log.warning("the worker %s is ended: %s", name, why)
+                log.warning("ending the worker %s: %s", name, why)
                 self.pool.kill(name)
                 del self._workers[name]
                 self._restarted += 1
@@ -267,16 +267,16 @@ class RemoteExecutor:
             self._model = OpenModel(opened.source, opened.settings, facts, tokenizer)
         worker.model = facts
         if differing := _differing(_identity(facts, tokenizer), _identity(self._model.backend, self._model.tokenizer)):
-            log.error("the worker %s is not used: its model is another (%s)", name, differing)
+            log.error("ignoring the worker %s: its model differs (%s)", name, differing)
             self._refuse(name)
         elif differing := _differing(facts.provenance.made_by, self._model.backend.provenance.made_by):
             worker.same = False
             if differing not in self._said:
                 self._said.add(differing)
                 done = (
-                    "which are not used (hydra.launcher.strict=true)" if self.strict else "so bits may differ (promise: false)"
+                    "so they are ignored (hydra.launcher.strict=true)" if self.strict else "so bits may differ (promise: false)"
                 )
-                log.warning("samples are made otherwise by some workers (%s), %s", differing, done)
+                log.warning("some workers compute in another environment (%s), %s", differing, done)
             if self.strict:
                 self._refuse(name)
 
@@ -284,7 +284,7 @@ class RemoteExecutor:
         del self._workers[name]
         self.pool.refuse(name)
         if self.pool.wanted() == 0:
-            raise WorkerError("no worker is left: all were refused, for reasons that the log has")
+            raise WorkerError("no worker is left: all were refused; see the log for the reasons")
 
     def _stop(self) -> Iterator[tuple[str, Report | Gone]]:
         """Stop the workers' batches, and yield their last messages."""

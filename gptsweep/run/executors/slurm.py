@@ -262,7 +262,7 @@ class SlurmPool:
         for said in self._earlier_said:
             new = {(name, maker): finished for name, maker, finished in finished_rows(said)}
             if new:
-                log.info("%s of an earlier run's job are there", counted(len(new), "finished row"))
+                log.info("found %s of an earlier run's jobs", counted(len(new), "finished row"))
                 self._adopted |= new
 
     def _beat(self) -> None:
@@ -292,8 +292,8 @@ class SlurmPool:
             jobs = self._cluster.submit(calls)
         except SubmissionError as error:
             if not self._submitted:
-                raise ConfigError("hydra.launcher.cluster", self._cluster.name, f"does not take the jobs: {error}") from error
-            log.warning("no job can be submitted now, another try follows in a minute: %s", error)
+                raise ConfigError("hydra.launcher.cluster", self._cluster.name, f"rejects the jobs: {error}") from error
+            log.warning("cannot submit a job now, trying again in a minute: %s", error)
             self._not_before = time.monotonic() + _LONGEST_WAIT_SECONDS
             return
         self._submitted = True
@@ -321,7 +321,7 @@ class SlurmPool:
                 self._jobs.remove(job)
                 why = f"its log is {job.job.paths.stderr}"
                 if job.worker:
-                    found.append((job.worker, Gone(f"its job ended without a word; {why}")))
+                    found.append((job.worker, Gone(f"its job ended without a message; {why}")))
                 elif not job.life:
                     self._unheard += 1
                     self._not_before = time.monotonic() + min(2.0**self._unheard, _LONGEST_WAIT_SECONDS)
@@ -383,7 +383,7 @@ class SlurmPool:
             job.left.clear()
             job.stopped = line["stopped"] if line["stands"] else 0
         elif own and not line["left"] and job.left and failure is None:
-            failure = Failure(WorkerError(f"what it said of {counted(len(job.left), 'row')} is damaged"), "")
+            failure = Failure(WorkerError(f"its message about {counted(len(job.left), 'row')} is damaged"), "")
         if failure is not None:
             job.left.clear()
         job.last = replace(report, opened=None, failure=None)

@@ -128,13 +128,13 @@ class _Life:
                 if asked.get("to") == self._name:
                     self._do(worker, asked)
                 elif asked.get("to") == "all":  # the only request to all is "end"
-                    self._ending = "it was not needed any more"
+                    self._ending = "it was no longer needed"
             if self._ending:
                 self._tell(worker.stop(_STOP_SECONDS), ended=self._ending, counts=False)
                 return
             self._tell(worker.report(_LOOK_SECONDS))
             if self._driver_is_gone() and not self._rows:
-                self._say(ended="its driver was gone", counts=False)
+                self._say(ended="its driver is gone", counts=False)
                 return
 
     def _do(self, worker: Worker, asked: Mapping[str, Any]) -> None:

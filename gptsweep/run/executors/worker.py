@@ -97,7 +97,7 @@ def _text(error: BaseException) -> str:
     try:
         return str(error)
     except Exception:  # even its __str__ can fail
-        return "an error without words"
+        return "an error without a message"
 
 
 @dataclass(frozen=True, slots=True)
