@@ -309,7 +309,7 @@ def choice(text: str, sweep: Sweep, rows: pd.DataFrame) -> str | dict[str, Any]:
     """Parse a point: the number of a row, ``key=value`` pairs, or a directory."""
     if text.isdecimal():
         if len(text) > MOST_DIGITS or int(text) >= len(rows):
-            raise ResultsError("diff", text, f"is no row; there are rows 0 to {len(rows) - 1}")
+            raise ResultsError("diff", text, f"is not a row; there are rows 0 to {len(rows) - 1}")
         settings = settings_of_row(rows.iloc[int(text)].to_dict(), keys_of(rows))
         return settings or str(sweep.summary["directory"].iloc[0])
     for name in (text, Path(text).name):

@@ -217,7 +217,7 @@ def bytes_of(content: bytes) -> Callable[[Path], Any]:
         ("p.yaml", bytes_of(b"- {seed: 1, sampling.stop: &a [b]}\n- {sampling.stop: *a}"), "line 2 has an alias"),
         ("p.yaml", bytes_of(b"- {start: !!python/object/apply:os.getcwd []}"), "line 1 is not YAML"),
         ("p.yaml", bytes_of(b"- {start: \x00}"), "is not YAML"),
-        ("p.csv", bytes_of(b"seed\n" + b"\n".join(b"%d" % i for i in range(12))), "line 12 is point 11; a sweep has at most 10"),
+        ("p.csv", bytes_of(b"seed\n" + b"\n".join(b"%d" % i for i in range(12))), "is point 11; a sweep has at most 10"),
         ("p.csv", bytes_of(b"seed\n" + b" " * (1 << 20)), "is larger than 1 MiB"),
     ],
 )  # fmt: skip
@@ -246,7 +246,7 @@ def test_a_mistake_in_a_design_is_found_before_anything_is_made(run: Run, place:
     sweep = ("-m", "hydra/sweeper=points", "hydra.sweeper.file=p.csv", "name=n")
     ended = run(*sweep)
     assert ended.status == 2
-    assert "name=n: stands in p.csv, too" in ended.err
+    assert "name=n: is also in p.csv" in ended.err
     ended = run(*sweep[:-1])
     assert "name=a: must have one value in a sweep, because the names of points' directories do not contain it" in ended.err
     (place / "p.csv").write_text("sampling.top_p\n0.5\n1.5\n")

@@ -144,7 +144,7 @@ def test_a_manifest_of_one_line_vouches_for_one_line(tmp_path: Path) -> None:
     write_point(tmp_path / "run", made_samples(temperature=0.5, top_k=5, seed=1, text="the end", num_samples=1))
     path = tmp_path / "run" / "samples.jsonl"
     path.write_text(path.read_text().replace("the", "teh"))
-    assert read_sweep(tmp_path / "run").problems[0].endswith("samples.jsonl: not the 1 line its manifest vouches for")
+    assert read_sweep(tmp_path / "run").problems[0].endswith("samples.jsonl: differs from the 1 line that its manifest records")
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def test_an_error_names_the_sample(sweep: Path, module: str, capsys: pytest.Capt
     assert f"metric={module}:broken: sample 0-2 of outputs/sweeps/s/" in err
     assert "ZeroDivisionError: division by zero" in err
     status, _, err = reviewed(capsys, "--metric", f"{module}:endless")
-    assert "gives inf, which is no value; None says that there is none" in err
+    assert "gives inf, which is not finite; return None where there is no value" in err
     for name, said in {"silent": "Silent", "ends": "SystemExit: 3"}.items():
         status, _, err = reviewed(capsys, "--metric", f"{module}:{name}")
         assert (status, err.rstrip().endswith(f": {said}")) == (2, True)
@@ -221,7 +221,7 @@ def test_what_is_no_metric_is_refused_in_one_line(sweep: Path, module: str) -> N
             OwnMetric.of(function)
     with pytest.raises(ConfigError, match="must have a name of its own"):
         OwnMetric.of(perplexity)
-    with pytest.raises(ConfigError, match="has the name of a column"):
+    with pytest.raises(ConfigError, match="is the name of a column"):
         gptsweep.read_sweep(sweep).scored(prompt)
     Path("a_script.py").write_text("import sys\nsys.exit(3)\n")
     for text, wrong in [

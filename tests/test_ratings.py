@@ -210,7 +210,7 @@ def test_groups_and_comparisons_have_the_preference(sweep_dir: Path, files: list
     assert row["pairs"] == of_either.any(axis=1).sum()
     change = sweep.effect("temperature").loc["preference", "difference"]
     assert change == pytest.approx(table.loc[1.0, "preference"] - row["a"])
-    with pytest.raises(ResultsError, match="families of samplers have no value"):
+    with pytest.raises(ResultsError, match="so families of samplers have no value"):
         sweep.compare_samplers("preference")
 
 
@@ -277,16 +277,16 @@ GOOD: dict[str, Any] = {"left": "a-0-0", "right": "b-0-0", "verdict": "left"}
     [
         (b"{", "line 1: is not JSON"), (b"\xff\xfe", "is not JSON"), (b"[" * 100_000, "is not JSON"),
         (b"[]", "must be an object"),
-        (b"{}", "left must be a text"), (json.dumps(GOOD | {"left": 3}).encode(), "left must be a text"),
-        (json.dumps(GOOD | {"right": "x" * 300}).encode(), "right must be a text of at most 200"),
+        (b"{}", "left must be a string"), (json.dumps(GOOD | {"left": 3}).encode(), "left must be a string"),
+        (json.dumps(GOOD | {"right": "x" * 300}).encode(), "right must be a string of at most 200"),
         (json.dumps(GOOD | {"verdict": "A"}).encode(), "verdict must be one of " + ", ".join(VERDICTS)),
         (json.dumps(GOOD | {"verdict": ["left"]}).encode(), "verdict must be one of"),
         (json.dumps(GOOD | {"right": "a-0-0"}).encode(), "are the same sample"),
         (json.dumps(GOOD | {"seconds": -1}).encode(), "seconds must be a number"),
         (json.dumps(GOOD | {"seconds": True}).encode(), "seconds must be a number"),
-        (json.dumps(GOOD | {"rater": {"a": 1}}).encode(), "rater must be a text"),
+        (json.dumps(GOOD | {"rater": {"a": 1}}).encode(), "rater must be a string"),
         (json.dumps(GOOD).encode() + b"\n{", "line 2: is not JSON"),
-        (json.dumps(GOOD).encode(), "names no sample of this sweep"), (b"", "holds no rating"),
+        (json.dumps(GOOD).encode(), "names no sample of this sweep"), (b"", "has no ratings"),
     ],
 )  # fmt: skip
 def test_a_hostile_file_is_one_line(

@@ -112,7 +112,7 @@ def test_diff_compares_points_named_by_row_settings_or_directory(sweep_dir: Path
     by_directory = csv_of(capsys, str(sweep_dir), "--diff", str(sweep_dir / one), other)
     assert by_directory.set_index("metric").loc["perplexity", "pairs"] == 10
     assert review.main([str(sweep_dir), "--diff", "1" * 5000, "0"]) == 2
-    assert "is no row; there are rows 0 to 8" in capsys.readouterr().err
+    assert "is not a row; there are rows 0 to 8" in capsys.readouterr().err
 
 
 def test_diff_shows_samples_side_by_side_and_obeys_none_of_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

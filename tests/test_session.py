@@ -244,7 +244,7 @@ def test_what_cannot_work_is_one_clear_line(lm: LM, settings: dict[str, Any], er
 
 @pytest.mark.parametrize(
     ("prompts", "says"),
-    [(5, "prompts=5: must be one value"), ([5], "prompts=5: must be a text"), (b"A", "prompts="), ({"A": 1}, "prompts=")],
+    [(5, "prompts=5: must be one value"), ([5], "prompts=5: must be a string"), (b"A", "prompts="), ({"A": 1}, "prompts=")],
 )
 def test_prompts_of_a_wrong_type_are_one_clear_line(lm: LM, prompts: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(says)):

@@ -521,7 +521,7 @@ def test_a_full_disk_loses_nothing_that_was_finished(run: Run, place: Path, monk
         patch.setattr(keyed_lines, "append", full)
         ended = run("-m", "seed=1,2,3", *SMALL, "device.max_rows=1", "name=full")
     assert ended.status == 1
-    assert "no space left on device; free some space and give the same command again" in ended.err
+    assert "no space left on device; free some space and run the same command again" in ended.err
     assert 3 <= len(finished) < 6
     assert len(gptsweep.read_sweep("outputs/sweeps/full").samples) == len(finished)
     assert run("-m", "seed=1,2,3", *SMALL, "name=full").status == 0
@@ -551,7 +551,7 @@ def test_a_disk_that_is_really_full_loses_nothing_either(run: Run, place: Path, 
     )
     ended = run(*sweep, f"hydra.sweep.dir={small_disk}/n")
     assert ended.status == 1
-    assert "no space left on device; free some space and give the same command again" in ended.err
+    assert "no space left on device; free some space and run the same command again" in ended.err
     kept = samples_kept(small_disk)
     assert kept
     subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)

@@ -72,7 +72,7 @@ class OwnMetric:
             found = importlib.import_module(module)
         except (Exception, SystemExit) as error:  # a script that ends the process when it is imported
             looked = f" (looked in {Path.cwd()} and where packages are)" if isinstance(error, ModuleNotFoundError) else ""
-            raise ConfigError(setting, text, f"cannot be imported: {_said(error)}{looked}") from error
+            raise ConfigError(setting, text, f"cannot be imported: {_message_of(error)}{looked}") from error
         if not callable(function := getattr(found, name, None)):
             raise ConfigError(setting, text, f"{module} has no function {name}")
         return cls.of(function, text)
@@ -139,13 +139,15 @@ class OwnMetric:
         except GptsweepError:
             raise
         except (Exception, SystemExit) as error:
-            raise ResultsError("metric", self.key, f"{where}: {_said(error)}") from error
+            raise ResultsError("metric", self.key, f"{where}: {_message_of(error)}") from error
         if value is not None and not math.isfinite(value):
-            raise ResultsError("metric", self.key, f"{where}: gives {value}, which is no value; None says that there is none")
+            raise ResultsError(
+                "metric", self.key, f"{where}: gives {value}, which is not finite; return None where there is no value"
+            )
         return value
 
 
-def _said(error: BaseException) -> str:
+def _message_of(error: BaseException) -> str:
     """An error of a user's own code, whose text may be an error, too."""
     try:
         return f"{type(error).__name__}: {error}"

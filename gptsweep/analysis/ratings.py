@@ -62,7 +62,7 @@ class Ratings:
                     (left, right, score, both_bad, prompt, place, f"{first} {second}", judgement, each.rater, each.seconds)
                 )
         if not rows:
-            what = "skips all its pairs" if here else "names no sample of this sweep" if found else "holds no rating"
+            what = "skips all pairs" if here else "names no sample of this sweep" if found else "has no ratings"
             raise ResultsError("ratings", None, what)
         elsewhere, replaced, skipped = len(found) - len(here), len(here) - len(last), len(last) - len(rows)
         notes = [

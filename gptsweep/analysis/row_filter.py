@@ -62,7 +62,7 @@ def truth(node: ast.expr, table: pd.DataFrame, expression: str) -> Mask:
     found = value(node, table, expression)
     if isinstance(found, pd.Series) and found.dtype in ("bool", "boolean"):
         return found.fillna(False).to_numpy(bool)
-    raise ResultsError("where", expression, f"{ast.unparse(node)} is no condition; {WANTED}")
+    raise ResultsError("where", expression, f"{ast.unparse(node)} is not a condition; {WANTED}")
 
 
 def compared(left: ast.expr, op: ast.cmpop, right: ast.expr, table: pd.DataFrame, expression: str) -> Mask:
@@ -79,7 +79,7 @@ def compared(left: ast.expr, op: ast.cmpop, right: ast.expr, table: pd.DataFrame
     equal = isinstance(op, (ast.Eq, ast.Is))
     if b is None:
         if not equal and not isinstance(op, (ast.NotEq, ast.IsNot)):
-            raise ResultsError("where", expression, f"null has no order; {WANTED}")
+            raise ResultsError("where", expression, f"null cannot be ordered; {WANTED}")
         empty = a.isna().to_numpy(bool) if isinstance(a, pd.Series) else np.full(len(table), a is None)
         return empty if equal else ~empty
     if type(op) not in COMPARISONS:
@@ -101,7 +101,7 @@ def value(node: ast.expr, table: pd.DataFrame, expression: str) -> Any:
             names = [str(name) for name in table.columns]
             near = difflib.get_close_matches(node.id, names, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-            raise ResultsError("where", node.id, f"is no column; {hint}")
+            raise ResultsError("where", node.id, f"is not a column; {hint}")
         return table[node.id]
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -value(node.operand, table, expression)

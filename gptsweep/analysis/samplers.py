@@ -303,9 +303,11 @@ def compare_samplers(
     names = [name for _, name in found]
     families = [name for _, name in sorted(dict.fromkeys(found), key=lambda each: each[0])]
     if len(families) < 2:
-        what = listed(by) if by else "the truncations that are on"
+        what = listed(by) if by else "truncations"
         there = f"there is one family here, {families[0]}" if families else "no point has this metric"
-        raise ResultsError("samplers", name, f"{there}: points of a family agree in {what}; --by KEY groups by other keys")
+        raise ResultsError(
+            "samplers", name, f"{there}: points with the same {what} are a family; use --by KEY to group by other keys"
+        )
     family = np.array([families.index(each) for each in names], dtype=np.int64)
     prompts = len(np.unique(prompt))
     cluster, unit = blocks(cluster, prompt, by_prompt=prompts >= MIN_HALVED)

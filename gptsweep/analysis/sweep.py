@@ -241,7 +241,9 @@ class Sweep:
         """
         aim = Aim.of(metric, reference, self.declared)
         if aim.metric.per == "pair":
-            raise ResultsError("metric", metric, "comes from ratings of pairs of settings; families of samplers have no value")
+            raise ResultsError(
+                "metric", metric, "comes from ratings of pairs of settings, so families of samplers have no value"
+            )
         for key in by or ():
             if key not in self.settings:
                 raise ResultsError("by", key, f"is not a setting here; swept: {', '.join(self.swept) or 'none'}")
@@ -288,7 +290,7 @@ class Sweep:
     def _with(self, own: OwnMetric) -> Sweep:
         metric, samples = own.metric, self.samples.sort_values(list(SAMPLE_KEY), kind="stable")
         if metric.name in {*self.summary, *self.samples} - {metric.name if metric.name in self.declared else None}:
-            raise ConfigError("metric", own.key, "has the name of a column; give the function another")
+            raise ConfigError("metric", own.key, "is the name of a column; rename the function")
         values = pd.Series(np.nan, samples.index)
         outcomes: dict[Any, tuple[Outcome | None, Outcome | None]] = {}
         for point, rows in samples.groupby("point", sort=False):

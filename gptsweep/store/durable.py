@@ -22,9 +22,9 @@ NOT_SUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.
 _SEAL_DIGITS = 16
 
 _REMEDIES = {
-    errno.ENOSPC: "free some space and give the same command again: finished samples are kept",
-    errno.EDQUOT: "free some space and give the same command again: finished samples are kept",
-    errno.EFBIG: "raise the file size limit (ulimit -f) and give the same command again: finished samples are kept",
+    errno.ENOSPC: "free some space and run the same command again: finished samples are kept",
+    errno.EDQUOT: "free some space and run the same command again: finished samples are kept",
+    errno.EFBIG: "raise the file size limit (ulimit -f) and run the same command again: finished samples are kept",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.EROFS: "choose a directory that can be written",
     errno.EACCES: "make it writable, or choose another directory",

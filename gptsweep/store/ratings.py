@@ -93,7 +93,7 @@ def _rating(line: bytes, rater: str) -> Rating | str:
     left, right, rater = (fields.get(name) or default for name, default in (("left", ""), ("right", ""), ("rater", rater)))
     for name, value in (("left", left), ("right", right), ("rater", rater)):
         if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME:
-            return f"{name} must be a text of at most {MAX_NAME} characters"
+            return f"{name} must be a string of at most {MAX_NAME} characters"
     if left == right:
         return "left and right are the same sample"
     if (verdict := fields.get("verdict")) not in VERDICTS:

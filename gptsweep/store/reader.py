@@ -206,7 +206,7 @@ def leads_out(path: Path, root: Path) -> bool:
     """
     if not path.is_symlink() or Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
         return False
-        log.warning("%s leads out of %s and is left out; to include its target, name it on the command line", path, root)
+        log.warning("ignoring %s, which leads out of %s; to include its target, name it on the command line", path, root)
     return True
 
 
@@ -337,7 +337,7 @@ def samples_of_point(point: PointFiles) -> list[dict[str, Any]]:
         if name == SAMPLES and point.manifest.get("sha256") not in (None, digest.hexdigest()):
             lines = point.manifest.get("lines")
             was = counted(lines, "line") if isinstance(lines, int) else "lines"
-            point.problems.append(f"{path}: not the {was} its manifest vouches for")
+            point.problems.append(f"{path}: differs from the {was} that its manifest records")
             point.summarised = False
     return [found[key] for key in sorted(found)]
 

@@ -280,8 +280,8 @@ class PointWriter:
         """Check that a sample made again for its log-probabilities has the same tokens as the one on disk."""
         if json.loads(self._samples.line(sample.key))["token_ids"] != list(sample.token_ids):
             what = (
-                "was made by another kind of machine or another torch, and its samples come out differently here, so that their"
-                " log-probabilities cannot be added; give another name"
+                "was made on another kind of machine or with another torch, and its samples come out differently here, so that"
+                " their log-probabilities cannot be added; give another name"
             )
             raise ResultsError("name", str(self.directory), what)
 
