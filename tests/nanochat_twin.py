@@ -98,8 +98,8 @@ def rms(x: Tensor) -> Tensor:
     return x / (x.square().mean(-1, keepdim=True) + torch.finfo(torch.float32).eps).sqrt()
 
 
-def turned(heads: Tensor, base: float, rounded: bool) -> Tensor:
-    """Queries or keys ``[time, heads, head_size]``, each turned by minus its position's angles."""
+def rotated(heads: Tensor, base: float, rounded: bool) -> Tensor:
+    """Queries or keys ``[time, heads, head_size]``, each rotated by minus its position's angles."""
     time, _, size = heads.shape
     frequencies = 1.0 / (base ** (torch.arange(0, size, 2, dtype=torch.float32) / size))
     angles = torch.outer(torch.arange(time, dtype=torch.float32), frequencies)
@@ -136,7 +136,7 @@ def twin_logits(weights: Mapping[str, Tensor], shape: Mapping[str, Any], era: st
             most, channels = constants["gate"]
             gate = most * torch.sigmoid(inside[:, :channels] @ part["attn.ve_gate.weight"].T)
             v = v + gate[:, :, None] * w[f"value_embeds.{layer}.weight"][tokens].view(-1, n_kv, size)
-        q, k = (constants["sharp"] * rms(turned(each, constants["base"], constants["rounded"])) for each in (q, k))
+        q, k = (constants["sharp"] * rms(rotated(each, constants["base"], constants["rounded"])) for each in (q, k))
         k, v = (each.repeat_interleave(n_head // n_kv, 1) for each in (k, v))
         scores = torch.einsum("qhd,khd->hqk", q, k) / size**0.5
         seen = distance >= 0

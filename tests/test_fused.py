@@ -1,4 +1,4 @@
-"""What a user would lose: normalisations, gates and turned heads as their formulas say, with a row's bits in any batch."""
+"""What a user would lose: normalisations, gates and rotated heads as their formulas say, with a row's bits in any batch."""
 
 from __future__ import annotations
 
@@ -139,11 +139,11 @@ def test_squared_relu_behind_a_linear_layer(layer: type[PackedLinear] | type[Int
     assert torch.equal(packed(x[3:5]), made[3:5])
 
 
-def attention_of(turn: Rotary | None, **settings: Any) -> Attention:
+def attention_of(shared: Rotary | None, **settings: Any) -> Attention:
     """Projections around attention, with drawn weights of the norms."""
     config = DecoderConfig(vocab_size=8, block_size=64, n_layer=1, n_embd=16, n_inner=16, windows=(None,), **settings)
     torch.manual_seed(0)
-    attention = Attention(config, turn)
+    attention = Attention(config, shared)
     for norm in (attention.q_norm, attention.k_norm):
         if norm is not None and norm.weight is not None:
             norm.weight.data.normal_()
@@ -154,8 +154,8 @@ def attention_of(turn: Rotary | None, **settings: Any) -> Attention:
 def attentions(draw: st.DrawFn) -> Attention:
     n_kv_heads, sharing = draw(st.sampled_from([(1, 1), (1, 4), (2, 2), (3, 3), (4, 1)]))
     head_size = draw(st.sampled_from([8, 20, 64, 80, 128]))
-    turned = draw(st.sampled_from([head_size, head_size // 4 // 2 * 2 or 2]))
-    rotary = RotaryConfig(size=turned, base=100.0, pairs=draw(st.booleans()))
+    rotated = draw(st.sampled_from([head_size, head_size // 4 // 2 * 2 or 2]))
+    rotary = RotaryConfig(size=rotated, base=100.0, pairs=draw(st.booleans()))
     return attention_of(
         draw(st.sampled_from([Rotary(rotary), None])),
         n_head=n_kv_heads * sharing,
@@ -170,13 +170,13 @@ def attentions(draw: st.DrawFn) -> Attention:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @settings(max_examples=25, deadline=None)
 @given(attention=attentions(), rows=st.integers(1, 40))
-def test_queries_and_keys_are_normalised_and_turned(dtype: torch.dtype, attention: Attention, rows: int) -> None:
+def test_queries_and_keys_are_normalised_and_rotated(dtype: torch.dtype, attention: Attention, rows: int) -> None:
     assert_projects_by_kernel(dtype, attention, rows)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("qk_norm", ["head", "width"])
-def test_queries_of_a_norm_without_a_kernel_are_turned(dtype: torch.dtype, qk_norm: str) -> None:
+def test_queries_of_a_norm_without_a_kernel_are_rotated(dtype: torch.dtype, qk_norm: str) -> None:
     """In bfloat16 the kernel read the float32 that such a norm gives as bfloat16."""
     rotary = RotaryConfig(size=8, base=100.0)
     norm = NormConfig(kind="layer", epsilon=1e-5, weight=True)
@@ -191,16 +191,16 @@ def assert_projects_by_kernel(dtype: torch.dtype, attention: Attention, rows: in
     x = drawn(rows, 16).to(dtype)
     rotary = Rotary(attention.config.rotary)
     rotary.reserve(64, x.device)
-    turns = rotary.at(torch.arange(rows).flip(0))
+    cos_sin = rotary.at(torch.arange(rows).flip(0))
     by_kernel = fused(attention, dtype)
     # Rows of a plain linear layer may differ in a batch; what is tested here comes after it.
     projected = attention.qkv(x)
     made = {}
     for name, module in (("plain", attention), ("kernel", by_kernel)):
         module.qkv = nn.Identity()
-        made[name] = module.project(projected.clone(), turns)
+        made[name] = module.project(projected.clone(), cos_sin)
     for plain, kernel in zip(made["plain"], made["kernel"], strict=True):
         assert_close(kernel, plain, dtype)
-    last = tuple(angles[rows - 1 :] for angles in turns)
+    last = tuple(angles[rows - 1 :] for angles in cos_sin)
     for alone, together in zip(by_kernel.project(projected[rows - 1 :].clone(), last), made["kernel"], strict=True):
         assert torch.equal(alone, together[rows - 1 :])

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from .architecture import Architecture, Attend, LinearLayer
 from .files.weights import Stacked, Stored, StoredTensor
-from .fused import Fusable, FusedTurn, NormOfHeads
+from .fused import Fusable, FusedRotary, NormOfHeads
 from .hf_settings import HFSettings
-from .layers import ROWWISE_ACTIVATIONS, Activation, Embedding, Gated, Linear, Norm, NormConfig, Rotary, RotaryConfig, Turns
+from .layers import ROWWISE_ACTIVATIONS, Activation, CosSin, Embedding, Gated, Linear, Norm, NormConfig, Rotary, RotaryConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,20 +98,22 @@ class Attention(nn.Module, Fusable):
             whole = config.qk_norm == "width"
             self.q_norm = Norm(config.norm, width if whole else config.head_size, narrow=True)
             self.k_norm = Norm(config.norm, config.kv_width if whole else config.head_size, narrow=True)
-        self.fused: FusedTurn | None = None
+        self.fused: FusedRotary | None = None
 
     def fuse(self, dtype: torch.dtype) -> None:
         if self.config.qk_norm != "head" or self.q_norm is None or self.k_norm is None:
-            self.fused = None if self.rotary is None else self.fused_turn(dtype, None, None, None)
+            self.fused = None if self.rotary is None else self.fused_rotary(dtype, None, None, None)
         elif self.config.norm.kind == "rms" and not self.config.norm.bias:
-            self.fused = self.fused_turn(dtype, "before", self.q_norm.weight, self.k_norm.weight)
+            self.fused = self.fused_rotary(dtype, "before", self.q_norm.weight, self.k_norm.weight)
 
-    def fused_turn(self, dtype: torch.dtype, norm: NormOfHeads, q_weight: Tensor | None, k_weight: Tensor | None) -> FusedTurn:
+    def fused_rotary(
+        self, dtype: torch.dtype, norm: NormOfHeads, q_weight: Tensor | None, k_weight: Tensor | None
+    ) -> FusedRotary:
         """Make the kernel that rotates queries and keys and normalises each head in one pass."""
         rotary = self.config.rotary
-        return FusedTurn(
+        return FusedRotary(
             self.config.head_size,
-            turned=0 if self.rotary is None else rotary.size,
+            rotated=0 if self.rotary is None else rotary.size,
             pairs=rotary.pairs,
             norm=norm,
             epsilon=self.config.norm.epsilon,
@@ -120,7 +122,7 @@ class Attention(nn.Module, Fusable):
             dtype=dtype,
         )
 
-    def project(self, x: Tensor, turns: Turns) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, cos_sin: CosSin) -> tuple[Tensor, Tensor, Tensor]:
         """Compute queries ``[..., n_head, head_size]``, keys and values ``[..., n_kv_heads, head_size]``."""
         config = self.config
         heads = config.n_head, config.n_kv_heads, config.n_kv_heads
@@ -131,12 +133,12 @@ class Attention(nn.Module, Fusable):
             q, k = q_norm(whole[0]).view(q.shape), k_norm(whole[1]).view(k.shape)
         if self.fused is not None:
             q, k = q.to(v.dtype), k.to(v.dtype)  # a norm without a kernel returns float32
-            self.fused(q, k, *turns)
+            self.fused(q, k, *cos_sin)
             return q, k, v
         if config.qk_norm == "head" and q_norm is not None and k_norm is not None:
             q, k = q_norm(q), k_norm(k)
         if self.rotary is not None:
-            q, k = self.rotary.turn(q, turns), self.rotary.turn(k, turns)
+            q, k = self.rotary.rotate(q, cos_sin), self.rotary.rotate(k, cos_sin)
         return q, k, v
 
 
@@ -166,9 +168,9 @@ class Block(nn.Module):
         self.norm_2 = Norm(config.norm, config.n_embd, narrow=narrow)
         self.mlp = MLP(config)
 
-    def project(self, x: Tensor, turns: Turns) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, cos_sin: CosSin) -> tuple[Tensor, Tensor, Tensor]:
         """Compute queries, keys and values from the residual stream ``[..., n_embd]``; see `Attention.project`."""
-        return self.attn.project(x if self.config.norm_order == "post" else self.norm_1(x), turns)
+        return self.attn.project(x if self.config.norm_order == "post" else self.norm_1(x), cos_sin)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Compute the residual stream after this block, ``[..., n_embd]``.
@@ -218,8 +220,8 @@ class Decoder(Architecture):
         self.config = config
         self.rotary = Rotary(config.rotary)
         self.embed = Embedding(config.vocab_size, config.n_embd)
-        turned = [None if layer in config.unrotated else self.rotary for layer in range(config.n_layer)]
-        self.blocks = nn.ModuleList(Block(config, rotary) for rotary in turned)
+        rotaries = [None if layer in config.unrotated else self.rotary for layer in range(config.n_layer)]
+        self.blocks = nn.ModuleList(Block(config, rotary) for rotary in rotaries)
         self.norm = Norm(config.norm, config.n_embd)
         self.head: nn.Module = Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tied_head:
@@ -238,9 +240,9 @@ class Decoder(Architecture):
 
     def hidden(self, ids: Tensor, positions: Tensor, attend: Attend, keep: Tensor | None = None) -> Tensor:
         x: Tensor = self.embed(ids).float()
-        turns = self.rotary.at(positions)
+        cos_sin = self.rotary.at(positions)
         for layer, block in enumerate(cast(list[Block], list(self.blocks))):
-            attended = attend(layer, *block.project(x, turns))
+            attended = attend(layer, *block.project(x, cos_sin))
             if keep is not None and layer == self.config.n_layer - 1:
                 x = x[keep]
             x = block.finish(x, attended)
@@ -260,8 +262,8 @@ class Decoder(Architecture):
     def between_attentions(self, x: Tensor) -> tuple[Tensor, ...]:
         block = cast(Block, self.blocks[0])
         self.reserve(len(x))
-        turns = self.rotary.at(torch.arange(len(x), device=x.device))
-        q, k, v = block.project(x, turns)
+        cos_sin = self.rotary.at(torch.arange(len(x), device=x.device))
+        q, k, v = block.project(x, cos_sin)
         return q, k, v, block.finish(x, q.flatten(1)), self.logits(x)
 
     def compile_blocks(self, mode: str | None) -> None:

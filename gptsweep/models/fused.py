@@ -86,15 +86,15 @@ class FusedNorm:
         return y.view(x.shape)
 
 
-class FusedTurn:
+class FusedRotary:
     """Rotary positions and RMS norm of each head, in place.
 
     Queries are ``[..., n_head, head_size]``, keys are ``[..., n_kv_heads, head_size]``.
 
     Args:
         head_size: size of a head.
-        turned: how many leading elements of each head are rotated, two at a time; 0: none.
-        pairs: whether the two elements rotated together are adjacent, rather than ``turned / 2`` apart.
+        rotated: how many leading elements of each head are rotated, two at a time; 0: none.
+        pairs: whether the two elements rotated together are adjacent, rather than ``rotated / 2`` apart.
         norm: whether a head is normalised before or after rotation.
         epsilon: of the norm.
         q_weight, k_weight: weights of the norm, ``float32 [head_size]`` each, or None.
@@ -105,7 +105,7 @@ class FusedTurn:
         self,
         head_size: int,
         *,
-        turned: int,
+        rotated: int,
         pairs: bool,
         norm: NormOfHeads,
         epsilon: float,
@@ -113,11 +113,11 @@ class FusedTurn:
         k_weight: Tensor | None,
         dtype: torch.dtype,
     ) -> None:
-        self.turned, self.weights = turned, (_float32(q_weight), _float32(k_weight))
+        self.rotated, self.weights = rotated, (_float32(q_weight), _float32(k_weight))
         self.kernel = kernels.Kernel("turn", dtype)
         self.kernel.set(
             head_size=head_size,
-            turned=turned,
+            turned=rotated,
             pairs=pairs,
             norm={None: NO_NORM, "before": NORM_BEFORE, "after": NORM_AFTER}[norm],
             epsilon=float64_bits(epsilon),
@@ -127,10 +127,10 @@ class FusedTurn:
         )
 
     def __call__(self, queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> None:
-        """Rotate and normalise in place. ``cos`` and ``sin`` of each token broadcast to ``float32 [..., 1, turned / 2]``."""
+        """Rotate and normalise in place. ``cos`` and ``sin`` of each token broadcast to ``float32 [..., 1, rotated / 2]``."""
         q, k = (heads.view(-1, *heads.shape[-2:]) for heads in (queries, keys))
-        angles = (*queries.shape[:-2], 1, self.turned // 2)
-        cos, sin = (table[..., : self.turned // 2].expand(angles).contiguous() for table in (cos, sin))
+        angles = (*queries.shape[:-2], 1, self.rotated // 2)
+        cos, sin = (table[..., : self.rotated // 2].expand(angles).contiguous() for table in (cos, sin))
         self.kernel(
             n_tokens=len(q),
             n_head=q.shape[1],

@@ -283,7 +283,7 @@ class RotaryConfig:
         return plain if self.scaling is None else self.scaling.frequencies(plain, self.base)
 
 
-Turns = tuple[Tensor, Tensor]
+CosSin = tuple[Tensor, Tensor]
 """Cosines and sines of the angles of tokens, ``float32 [..., 1, size / 2]`` each, which broadcast over heads."""
 
 
@@ -310,19 +310,19 @@ class Rotary:
             tables = torch.stack([signed.cos(), signed.sin()]).float() * amplitude
             self.tables = (tables.bfloat16().float() if self.config.rounded else tables).to(device)
 
-    def at(self, positions: Tensor) -> Turns:
+    def at(self, positions: Tensor) -> CosSin:
         """Look up the angles of positions, ``int64 [...]``, each below the number passed to `reserve`."""
         return self.tables[0][positions].unsqueeze(-2), self.tables[1][positions].unsqueeze(-2)
 
-    def turn(self, heads: Tensor, turns: Turns) -> Tensor:
+    def rotate(self, heads: Tensor, cos_sin: CosSin) -> Tensor:
         """Rotate queries or keys ``[..., heads, head_size]``; the result is float32."""
-        cos, sin = turns
+        cos, sin = cos_sin
         heads = heads.float()
-        turned, rest = heads[..., : self.config.size], heads[..., self.config.size :]
+        rotated, rest = heads[..., : self.config.size], heads[..., self.config.size :]
         if self.config.pairs:
-            a, b = turned.view(*turned.shape[:-1], -1, 2).unbind(-1)
-            turned = torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
+            a, b = rotated.view(*rotated.shape[:-1], -1, 2).unbind(-1)
+            rotated = torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
         else:
-            a, b = turned.chunk(2, -1)
-            turned = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
-        return turned if not rest.shape[-1] else torch.cat([turned, rest], -1)
+            a, b = rotated.chunk(2, -1)
+            rotated = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+        return rotated if not rest.shape[-1] else torch.cat([rotated, rest], -1)

@@ -205,18 +205,18 @@ def _feed_forward(hf: HFSettings) -> tuple[Activation, bool]:
 
 
 def _rotary(hf: HFSettings, head_size: int) -> RotaryConfig:
-    base, turned, condensed = (hf.number(name) for name in ("rope_base", "rotary_percentage", "rope_condense_ratio"))
+    base, rotated, condensed = (hf.number(name) for name in ("rope_base", "rotary_percentage", "rope_condense_ratio"))
     for name, positive in (("rope_base", base), ("rope_condense_ratio", condensed)):
         if not positive:
             raise hf.refuse(name, "which is not a number above 0")
-    if turned > 1:
+    if rotated > 1:
         raise hf.refuse("rotary_percentage", "which is more than a whole head")
     scaling = _adjusted(hf)
     if condensed != 1:
         if scaling is not None:
             raise hf.refuse("rope_condense_ratio", "with rope_adjustments, but gptsweep supports only one of the two")
         scaling = LinearScaling(factor=condensed)
-    return RotaryConfig(size=int(turned * head_size), base=base, pairs=hf.flag("rope_interleave"), scaling=scaling)
+    return RotaryConfig(size=int(rotated * head_size), base=base, pairs=hf.flag("rope_interleave"), scaling=scaling)
 
 
 def _adjusted(hf: HFSettings) -> LinearScaling | Llama3Scaling | None:

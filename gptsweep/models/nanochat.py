@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .architecture import Attend, LinearLayer
 from .decoder import Attention, Block, Decoder, DecoderConfig, Place
 from .hf_settings import HFSettings
-from .layers import Embedding, Linear, Norm, Rotary, SoftCap, Turns
+from .layers import CosSin, Embedding, Linear, Norm, Rotary, SoftCap
 
 _POSITIONS = 10
 """The length of nanochat's tables of rotary positions, in contexts."""
@@ -70,13 +70,13 @@ class NanochatAttention(Attention):
 
     def fuse(self, dtype: torch.dtype) -> None:
         sharpness = torch.full((self.config.head_size,), self.config.sharpness)
-        self.fused = self.fused_turn(dtype, "after", sharpness, sharpness)
+        self.fused = self.fused_rotary(dtype, "after", sharpness, sharpness)
 
-    def project_token(self, x: Tensor, turns: Turns, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project_token(self, x: Tensor, cos_sin: CosSin, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute queries, keys and values of the tokens ``ids``, ``int64 [...]``; see `Attention.project`."""
-        q, k, v = super().project(x, turns)
+        q, k, v = super().project(x, cos_sin)
         if self.fused is None:
-            q, k = (self.head_norm(turned) * self.config.sharpness for turned in (q, k))
+            q, k = (self.head_norm(heads) * self.config.sharpness for heads in (q, k))
         if self.value_embed is not None and self.value_gate is not None:
             gate = self.config.gate_scale * sigmoid(self.value_gate(x[..., : self.config.gate_channels]))
             v = v + gate.unsqueeze(-1) * self.value_embed(ids).float().view(v.shape)
@@ -92,9 +92,9 @@ class NanochatBlock(Block):
         super().__init__(config, rotary)
         self.attn = NanochatAttention(config, rotary, layer)
 
-    def project_token(self, x: Tensor, turns: Turns, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project_token(self, x: Tensor, cos_sin: CosSin, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute queries, keys and values from the residual stream ``[..., n_embd]`` of the tokens ``ids``."""
-        return self.attn.project_token(self.norm_1(x), turns, ids)
+        return self.attn.project_token(self.norm_1(x), cos_sin, ids)
 
 
 class Nanochat(Decoder):
@@ -151,11 +151,11 @@ class Nanochat(Decoder):
     ) -> Tensor:
         config = self.config
         x = self._embedded(ids, previous)
-        start, middle, turns = x, None, self.rotary.at(positions)
+        start, middle, cos_sin = x, None, self.rotary.at(positions)
         for layer, block in enumerate(cast(list[NanochatBlock], list(self.blocks))):
             if config.mixed:
                 x = self.stream_shares[layer] * x + self.embedding_shares[layer] * start
-            attended = attend(layer, *block.project_token(x, turns, ids))
+            attended = attend(layer, *block.project_token(x, cos_sin, ids))
             if keep is not None and layer == config.n_layer - 1:
                 x = x[keep]
                 middle = None if middle is None else middle[keep]

@@ -31,14 +31,14 @@ class SmolLM3(Llama):
     @classmethod
     def config_of(cls, hf: HFSettings) -> DecoderConfig:
         n_layer = hf.size("num_hidden_layers", most=MOST_LAYERS)
-        turned = hf.get("no_rope_layers")
-        if turned is None:
+        rotated = hf.get("no_rope_layers")
+        if rotated is None:
             interval = hf.size("no_rope_layer_interval")
-            turned = [int((layer + 1) % interval != 0) for layer in range(n_layer)]
-        if not isinstance(turned, list) or len(turned) < n_layer or not all(each in (0, 1) for each in turned):
+            rotated = [int((layer + 1) % interval != 0) for layer in range(n_layer)]
+        if not isinstance(rotated, list) or len(rotated) < n_layer or not all(each in (0, 1) for each in rotated):
             raise hf.refuse("no_rope_layers", "which is not 0 or 1 for each layer")
-        unrotated = tuple(layer for layer in range(n_layer) if not turned[layer])
+        unrotated = tuple(layer for layer in range(n_layer) if not rotated[layer])
         slides = hf.flag("use_sliding_window") and hf.get("sliding_window") is not None
-        windows = hf.windows(hf.size("sliding_window") if slides else None, [not turned[layer] for layer in range(n_layer)])
+        windows = hf.windows(hf.size("sliding_window") if slides else None, [not rotated[layer] for layer in range(n_layer)])
         bias, mlp_bias = hf.flag("attention_bias"), hf.flag("mlp_bias")
         return llama_config(hf, unrotated=unrotated, windows=windows, qkv_bias=bias, out_bias=bias, mlp_bias=mlp_bias)

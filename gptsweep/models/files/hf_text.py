@@ -97,9 +97,9 @@ class HFTokenizer(Tokenizer):
         return self._vocabulary.decode(ids)
 
     def _wrong(self, what: str) -> ConfigError:
-        said = f"the chat template of {self._name} cannot be used: {what.rstrip('.')}"
+        problem = f"the chat template of {self._name} cannot be used: {what.rstrip('.')}"
         return ConfigError(
-            "sampling.chat_template", True, f"{said}; write the turn into the prompt, with sampling.chat_template=false"
+            "sampling.chat_template", True, f"{problem}; write the turn into the prompt, with sampling.chat_template=false"
         )
 
 
