@@ -43,8 +43,8 @@ def lay_out(data: bytes, paths: Sequence[Path]) -> None:
             path.write_bytes(contents[place])
 
 
-def tell(error: Exception) -> None:
-    """Hold an error against what a user should see: one line, and no long one."""
+def check_message(error: Exception) -> None:
+    """Check that an error's message is what a user should see: one line, and not a long one."""
     assert "\n" not in str(error)
     assert len(str(error)) < 2000
 

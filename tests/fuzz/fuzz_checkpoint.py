@@ -9,11 +9,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-from driver import instrumented, run, tell
+from checkpoints import load
+from driver import instrumented, run
 
 with instrumented():
-    from gptsweep.errors import GptsweepError
-    from gptsweep.models.checkpoint import load_weights
     from gptsweep.models.files.nanogpt import open_nanogpt
     from gptsweep.models.gpt2 import GPTConfig
 from model_files import random_gpt, save_meta
@@ -24,11 +23,7 @@ SHAPE = GPTConfig(block_size=2, vocab_size=5, n_layer=1, n_head=1, n_embd=2)
 
 def target(data: bytes) -> None:
     (OUT_DIR / "ckpt.pt").write_bytes(data)
-    try:
-        checkpoint = open_nanogpt(str(OUT_DIR))
-        load_weights(checkpoint, checkpoint.laid_out(), torch.float32)
-    except GptsweepError as error:
-        tell(error)
+    load(lambda: open_nanogpt(str(OUT_DIR)))
 
 
 def seeds() -> list[bytes]:

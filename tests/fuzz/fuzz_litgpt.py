@@ -10,11 +10,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-from driver import END, instrumented, lay_out, run, tell
+from checkpoints import load
+from driver import END, instrumented, lay_out, run
 
 with instrumented():
-    from gptsweep.errors import GptsweepError
-    from gptsweep.models.checkpoint import load_weights
     from gptsweep.models.files.litgpt import open_litgpt
     from gptsweep.models.litgpt import LitGPT
 from test_litgpt import WRITTEN, written
@@ -25,11 +24,7 @@ FILES = [DIRECTORY / name for name in ("model_config.yaml", "lit_model.pth", "to
 
 def target(data: bytes) -> None:
     lay_out(data, FILES)
-    try:
-        checkpoint = open_litgpt(str(DIRECTORY))
-        load_weights(checkpoint, checkpoint.laid_out(), torch.float32)
-    except GptsweepError as error:
-        tell(error)
+    load(lambda: open_litgpt(str(DIRECTORY)))
 
 
 def seeds() -> list[bytes]:

@@ -10,12 +10,10 @@ import struct
 import tempfile
 from pathlib import Path
 
-import torch
-from driver import instrumented, run, tell
+from checkpoints import load
+from driver import instrumented, run
 
 with instrumented():
-    from gptsweep.errors import GptsweepError
-    from gptsweep.models.checkpoint import load_weights
     from gptsweep.models.files.llmc import open_llmc
 
 PATH = Path(tempfile.mkdtemp()) / "model.bin"
@@ -29,11 +27,7 @@ def target(data: bytes) -> None:
     PATH.write_bytes(header)
     with PATH.open("r+b") as file:
         file.truncate(LENGTH.unpack(length)[0] % MOST)
-    try:
-        checkpoint = open_llmc(str(PATH))
-        load_weights(checkpoint, checkpoint.laid_out(), torch.float32)
-    except GptsweepError as error:
-        tell(error)
+    load(lambda: open_llmc(str(PATH)))
 
 
 def seeds() -> list[bytes]:

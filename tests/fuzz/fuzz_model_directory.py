@@ -10,12 +10,10 @@ import logging
 import tempfile
 from pathlib import Path
 
-import torch
-from driver import END, instrumented, lay_out, run, tell
+from checkpoints import load
+from driver import END, instrumented, lay_out, run
 
 with instrumented():
-    from gptsweep.errors import GptsweepError
-    from gptsweep.models.checkpoint import load_weights
     from gptsweep.models.files.hf import open_hf
     from gptsweep.models.files.places import LocalFiles
     from gptsweep.models.gpt2 import GPTConfig
@@ -29,12 +27,8 @@ SHAPE = GPTConfig(block_size=2, vocab_size=5, n_layer=1, n_head=1, n_embd=2, act
 
 def target(data: bytes) -> None:
     lay_out(data, FILES)
-    try:
-        checkpoint = open_hf(LocalFiles(DIRECTORY, "model.path", "model"))
-        load_weights(checkpoint, checkpoint.laid_out(), torch.float32)
+    if checkpoint := load(lambda: open_hf(LocalFiles(DIRECTORY, "model.path", "model"))):
         checkpoint.tokenizer.decode(range(checkpoint.tokenizer.vocab_size))
-    except GptsweepError as error:
-        tell(error)
 
 
 def seeds() -> list[bytes]:

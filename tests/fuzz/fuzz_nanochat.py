@@ -9,12 +9,10 @@ import logging
 import tempfile
 from pathlib import Path
 
-import torch
-from driver import END, instrumented, lay_out, run, tell
+from checkpoints import load
+from driver import END, instrumented, lay_out, run
 
 with instrumented():
-    from gptsweep.errors import GptsweepError
-    from gptsweep.models.checkpoint import load_weights
     from gptsweep.models.files.nanochat import open_nanochat
 from nanochat_twin import random_weights, save_nanochat
 from test_nanochat_files import SMALL
@@ -26,14 +24,10 @@ FILES = [OUT_DIR / "meta_000100.json", PLACE / "tokenizer" / "tokenizer.pkl", OU
 
 def target(data: bytes) -> None:
     lay_out(data, FILES)
-    try:
-        checkpoint = open_nanochat(str(OUT_DIR))
-        load_weights(checkpoint, checkpoint.laid_out(), torch.float32)
+    if checkpoint := load(lambda: open_nanochat(str(OUT_DIR))):
         ids = checkpoint.tokenizer.encode("the rain <|bos|>")
         assert all(0 <= token < checkpoint.tokenizer.vocab_size for token in ids)
         checkpoint.tokenizer.decode(range(checkpoint.tokenizer.vocab_size))
-    except GptsweepError as error:
-        tell(error)
 
 
 def seeds() -> list[bytes]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from driver import instrumented, run, tell
+from driver import check_message, instrumented, run
 
 with instrumented():
     from gptsweep.errors import GptsweepError
@@ -25,13 +25,13 @@ def target(data: bytes) -> None:
         found = read_pickle(io.BufferedReader(io.BytesIO(data)), len(data))
         mapping_of(found), elements_of(found)
     except PickleError as error:
-        tell(error)
+        check_message(error)
     PATH.write_bytes(data)
     try:
         tokenizer = read_meta(PATH, 300)
         assert tokenizer.vocab_size <= 300 or tokenizer.eot_id is not None
     except GptsweepError as error:
-        tell(error)
+        check_message(error)
 
 
 def seeds() -> list[bytes]:

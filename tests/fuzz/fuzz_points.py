@@ -10,7 +10,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from driver import instrumented, run, tell
+from driver import check_message, instrumented, run
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
@@ -46,7 +46,7 @@ def target(data: bytes) -> None:
             for point in list(read_points(str(path)))[:MOST_COMPOSED]:
                 point_from_config(LOADER.load_sweep_config(MASTER, list(point)))
     except GptsweepError as error:
-        tell(error)
+        check_message(error)
     except MissingConfigException:
         pass  # a choice that is not there, which the command explains
 

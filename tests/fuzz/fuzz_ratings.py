@@ -13,7 +13,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from driver import END, MEMORY, instrumented, lay_out, run, tell
+from driver import END, MEMORY, check_message, instrumented, lay_out, run
 
 with instrumented():
     from gptsweep.analysis.frames import read_sweep
@@ -49,7 +49,7 @@ def target(data: bytes) -> None:
             keep_ratings(SWEEP, ratings)
             assert list(map(repr, read_ratings(SWEEP / "ratings.jsonl"))) == list(map(repr, ratings))
     except GptsweepError as error:
-        tell(error)
+        check_message(error)
 
 
 @cache

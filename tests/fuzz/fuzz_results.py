@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from driver import END, MEMORY, instrumented, lay_out, run, tell
+from driver import END, MEMORY, check_message, instrumented, lay_out, run
 
 with instrumented():
     from gptsweep.analysis.frames import read_sweep
@@ -40,7 +40,7 @@ def target(data: bytes) -> None:
     try:
         read_sweep(SWEEP)
     except GptsweepError as error:
-        tell(error)
+        check_message(error)
     SweepTable(SWEEP).close()
     read_samples(POINT)
     try:
@@ -49,7 +49,7 @@ def target(data: bytes) -> None:
             samples = writer.samples()
             writer.finish(summarise({}, samples) | text_metrics(samples), {"promise": True})
     except GptsweepError as error:
-        tell(error)
+        check_message(error)
         return
     assert {sample.key for sample in SAMPLES} <= writer.done
     with PointWriter(POINT, POINT_ID) as writer:
