@@ -15,7 +15,7 @@ DONE = "complete"
 
 
 def write_hf(directory: Path, shape: str) -> None:
-    """Write a model of a shape of `shapes.SHAPES`, with GPT-2's vocabulary: ids beyond it have no text."""
+    """Write a model of a shape of `shapes.SHAPES`, with as much of GPT-2's vocabulary as fits; other ids have no text."""
     from safetensors.torch import save_file
     from shapes import random_weights
 
@@ -27,9 +27,9 @@ def write_hf(directory: Path, shape: str) -> None:
     save_file(
         {name: tensor.contiguous() for name, tensor in tensors.items()}, directory / "model.safetensors", {"format": "pt"}
     )
-    settings |= {"bos_token_id": 50256, "eos_token_id": 50256, "tie_word_embeddings": True, "dtype": "float32"}
+    end = write_vocabulary(directory, model.config.vocab_size)
+    settings |= {"bos_token_id": end, "eos_token_id": end, "tie_word_embeddings": True, "dtype": "float32"}
     (directory / "config.json").write_text(json.dumps(settings, indent=2))
-    write_vocabulary(directory)
     (directory / DONE).touch()
 
 
@@ -88,11 +88,15 @@ def decoder_files(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     }
 
 
-def write_vocabulary(directory: Path) -> None:
-    """Write ``vocab.json`` and ``merges.txt`` from the byte-pair ranks in this package: a token's rank is that of its merge."""
+def write_vocabulary(directory: Path, vocab_size: int) -> int:
+    """Write ``vocab.json`` and ``merges.txt`` from the byte-pair ranks in this package: a token's rank is that of its merge.
+
+    Returns:
+        The id of the end of a text, the last one.
+    """
     from gptsweep.models.files.tokenizers import END_OF_TEXT, gpt2_ranks
 
-    ranks = gpt2_ranks()
+    ranks = {token: rank for token, rank in gpt2_ranks().items() if rank < vocab_size - 1}
     # GPT-2's files write a byte as one visible character: itself where it is one, else the next one from U+0100 on.
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in visible]
@@ -116,6 +120,7 @@ def write_vocabulary(directory: Path) -> None:
     settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": 1024, "unk_token": END_OF_TEXT}
     settings |= {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    return len(ranks)
 
 
 def to_ctranslate2(hf: Path, directory: Path) -> None:
