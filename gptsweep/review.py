@@ -69,7 +69,9 @@ def parser() -> argparse.ArgumentParser:
         help="the metrics to show, module:function for one of your own; with --samplers NAME:min|max|reference",
     )
     found.add_argument("--sort", metavar="NAME", help="sort by a metric or a setting; --sort -NAME reverses the order")
-    found.add_argument("--where", metavar="CONDITION", help='only points that satisfy it, as "temperature < 1 and top_k == 50"')
+    found.add_argument(
+        "--where", metavar="CONDITION", help='only points that satisfy it, such as "temperature < 1 and top_k == 50"'
+    )
     found.add_argument(
         "--group", metavar="KEY[,KEY]", help="one row for each combination of these settings, averaged over all others"
     )
@@ -79,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     found.add_argument(
         "--samplers", action="store_true",
-        help="compare families of samplers, each tuned equally long: the expected best of n settings, by the metric",
+        help="compare families of samplers at equal tuning budgets: the expected best of n settings, by the metric",
     )  # fmt: skip
     found.add_argument(
         "--by", metavar="KEY[,KEY]",
@@ -91,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--model",
         metavar="NAME",
-        help="the model to score --reference with, if results name a path; or that gives --metric mauve its features",
+        help="the model that scores --reference where the results name a path, or computes the features of --metric mauve",
     )
     found.add_argument(
         "--ratings", action="extend", nargs="+", metavar="FILE",
