@@ -250,7 +250,7 @@ def reference_of(options: argparse.Namespace, sweep: Sweep) -> Reference | None:
     return with_own(kept_reference(directory, sweep), directory, options.own)
 
 
-def open_maker(sweep: Sweep, asked: str | None) -> OpenModel:
+def open_maker(sweep: Sweep, named: str | None) -> OpenModel:
     """Load the model that made these samples, in the same dtype.
 
     Raises:
@@ -258,7 +258,7 @@ def open_maker(sweep: Sweep, asked: str | None) -> OpenModel:
     """
     from .api import load  # late: torch, not before there is a text to score
 
-    name, dtype = maker_name(sweep, asked)
+    name, dtype = maker_name(sweep, named)
     return load(name, dtype=dtype)
 
 

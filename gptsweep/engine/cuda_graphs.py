@@ -111,8 +111,8 @@ class DecodeSteps:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
             return mixed.flatten(1).to(queries.dtype)
 
-        asked = {"previous": previous} if self.model.reads_previous else {}
-        return self.model.hidden(ids, positions, attend, **asked)
+        extra = {"previous": previous} if self.model.reads_previous else {}
+        return self.model.hidden(ids, positions, attend, **extra)
 
 
 def _power_of_two(number: int) -> int:

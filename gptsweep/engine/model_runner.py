@@ -94,12 +94,12 @@ class ModelRunner:
         else:
             attend = paged_attention(self.cache, metadata)
         positions, kept = (torch.from_numpy(places).to(self.device) for places in (metadata.positions, metadata.kept))
-        asked: dict[str, Any] = {}
+        extra: dict[str, Any] = {}
         if self.model.reads_previous:
             previous = np.roll(ids, 1)
             previous[[0, *(metadata.kept[:-1] + 1)]] = before
-            asked["previous"] = torch.from_numpy(previous).to(self.device)
-        return self.model.hidden(torch.tensor(ids, device=self.device), positions, attend, kept, **asked)
+            extra["previous"] = torch.from_numpy(previous).to(self.device)
+        return self.model.hidden(torch.tensor(ids, device=self.device), positions, attend, kept, **extra)
 
     def _sample(self, logits: Tensor, sequences: list[SharedSequence], records: Records) -> None:
         """Sample every row's next token from its sequence's logits ``[sequences, vocab_size]``."""
@@ -127,9 +127,9 @@ class ModelRunner:
             raise ModelError("device.dtype", dtype, "the model's logits are not numbers; try float32, or check the checkpoint")
         recorded = [running for running, _ in placed if running.row.sampling.logprobs]
         if recorded:
-            asked = [running.row.sampling.logprobs for running in recorded]
+            counts = [running.row.sampling.logprobs for running in recorded]
             some = records[[running.slot for running in recorded]]
-            for running, found in zip(recorded, token_logprobs(logits[:, : self.vocab_size], some, asked), strict=True):
+            for running, found in zip(recorded, token_logprobs(logits[:, : self.vocab_size], some, counts), strict=True):
                 running.logprobs.append(found)
 
     def _sample_by_kernel(self, rows: list[RunningRow], logits: Tensor, records: Records) -> None:

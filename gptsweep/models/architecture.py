@@ -235,10 +235,10 @@ class Architecture(nn.Module, ABC):
             raise ValueError(f"ids has {time} tokens a row, more than the model's block_size, {self.extends_to}")
         self.reserve(time)
         positions = torch.arange(time, device=ids.device)
-        asked: dict[str, Any] = {}
+        extra: dict[str, Any] = {}
         if self.reads_previous:
-            asked["previous"] = F.pad(ids[..., :-1], (1, 0), value=NO_TOKEN)
-        return self.logits(self.hidden(ids, positions, self.attend_within, **asked))
+            extra["previous"] = F.pad(ids[..., :-1], (1, 0), value=NO_TOKEN)
+        return self.logits(self.hidden(ids, positions, self.attend_within, **extra))
 
     def attend_within(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Compute causal attention in each row: ``[batch, time, n_head, head_size] -> [batch, time, n_head * head_size]``."""

@@ -153,11 +153,11 @@ class _ComposedOnce(ConfigLoaderImpl):
     ) -> DictConfig:
         """Compose as Hydra does. A config that `get_mode` composed is returned only once, as the caller may change it."""
         added = [f"hydra.mode={run_mode.name}"]  # by Hydra, where the config names no mode
-        asked = overrides[:-1] if overrides[-1:] == added else overrides
-        config = self._composed.pop(tuple(asked), None)
-        if config is None or _may_be_refused(config, asked, run_mode):
+        requested = overrides[:-1] if overrides[-1:] == added else overrides
+        config = self._composed.pop(tuple(requested), None)
+        if config is None or _may_be_refused(config, requested, run_mode):
             return super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
-        if asked is not overrides:
+        if requested is not overrides:
             config.hydra.mode = run_mode
             config.hydra.overrides.hydra.extend(added)
         return config

@@ -13,24 +13,24 @@ class Interruption:
     """While entered, Ctrl-C and SIGTERM ask the run to end at its next step; a second Ctrl-C ends it at once."""
 
     def __init__(self) -> None:
-        self._asked: int | None = None
+        self._signal: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _ask(self, number: int, _frame: object) -> None:
-        if self._asked is not None and number == signal.SIGINT:
+    def _handle(self, number: int, _frame: object) -> None:
+        if self._signal is not None and number == signal.SIGINT:
             raise Interrupted(number)
-        self._asked = number
+        self._signal = number
 
     def check(self) -> None:
-        """Raise `Interrupted` if the run was asked to end."""
-        if self._asked is not None:
-            raise Interrupted(self._asked)
+        """Raise `Interrupted` if a signal has come."""
+        if self._signal is not None:
+            raise Interrupted(self._signal)

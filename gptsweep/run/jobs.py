@@ -96,12 +96,12 @@ def finished(job: Job, executor: Executor) -> Mapping[str, Any] | None:
         known = {"model": model_of(point.model), "dtype": settings["dtype"], "device": settings["device"]}
         there = {(sample["prompt_index"], prompts[sample["prompt_index"]].text == sample["prompt"])
                  for sample in samples if sample["prompt_index"] < len(prompts)}  # fmt: skip
-        asked = itertools.product(range(len(prompts)), range(point.sampling.num_samples))
+        requested = itertools.product(range(len(prompts)), range(point.sampling.num_samples))
         if (
             not writer.complete
             or {name: manifest.get(name) for name in known} != known
             or there != {(index, True) for index in range(len(prompts))}
-            or not writer.done.issuperset(asked)
+            or not writer.done.issuperset(requested)
             or {name: value for name, value in samples[0].items() if name in SAMPLING_KEYS} != point.sampling.as_json()
             or samples[0]["seed"] != point.seed
         ):

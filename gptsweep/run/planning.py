@@ -220,10 +220,10 @@ def planned(jobs: Sequence[tuple[Point, Path]], machines: Sequence[int], note: s
         prompts: dict[tuple[str, bool], Prompts] = {}
         tasks, wanted = [], []
         for point, directory in group:
-            asked = point.start, point.sampling.chat_template
-            if asked not in prompts:
-                prompts[asked] = encoded(model, read_prompts(asked[0]), chat_template=asked[1])
-            task = Task.of(model, point, prompts[asked])
+            request = point.start, point.sampling.chat_template
+            if request not in prompts:
+                prompts[request] = encoded(model, read_prompts(request[0]), chat_template=request[1])
+            task = Task.of(model, point, prompts[request])
             keys = set(task.keys)
             there = keys & on_disk(directory, task)
             samples, done = samples + len(keys), done + len(there)

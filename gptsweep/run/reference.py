@@ -93,18 +93,18 @@ def maker_of(directory: Path, sweep: Sweep) -> dict[str, Any]:
     return {}
 
 
-def maker_name(sweep: Sweep, asked: str | None) -> tuple[str, str]:
-    """The model that made these samples and its dtype. ``asked`` is a name for `gptsweep.load`; None: a known model's name.
+def maker_name(sweep: Sweep, named: str | None) -> tuple[str, str]:
+    """The model that made these samples and its dtype. ``named`` is a name for `gptsweep.load`; None: a known model's name.
 
     Raises:
-        ResultsError: the results name the path of a model, and ``asked`` is None.
+        ResultsError: the results name the path of a model, and ``named`` is None.
     """
     row = sweep.summary[sweep.summary["num_samples"] > 0].iloc[0]
     name, dtype = row.get("model"), row.get("dtype")
-    if asked is None and (name not in MODELS or name in PLACE_KEYS):
+    if named is None and (name not in MODELS or name in PLACE_KEYS):
         place = next((row[key] for key in ("out_dir", "path") if key in row and pd.notna(row[key])), "PATH")
         raise ResultsError("model", name, f"a review does not open paths that results name; to open it, add --model {place}")
-    return asked or str(name), str(dtype) if dtype in DTYPES else "auto"
+    return named or str(name), str(dtype) if dtype in DTYPES else "auto"
 
 
 def score(model: OpenModel, text: str, *, length: int, pieces: int) -> list[dict[str, Any]]:

@@ -168,10 +168,10 @@ class _Batch:
         for job in jobs:
             point = job.point
             try:
-                asked = point.start, point.sampling.chat_template
-                if asked not in prompts:
-                    prompts[asked] = encoded(self.model, read_prompts(asked[0]), chat_template=asked[1])
-                task = Task.of(self.model, point, prompts[asked])
+                request = point.start, point.sampling.chat_template
+                if request not in prompts:
+                    prompts[request] = encoded(self.model, read_prompts(request[0]), chat_template=request[1])
+                task = Task.of(self.model, point, prompts[request])
                 self.jobs[task] = job
                 writer = self.points.writer(task)
                 wanted = set(task.keys)
