@@ -81,7 +81,7 @@ class HFSettings:
             ModelError: it is none.
         """
         value = self.get(name)
-        if not is_size(value):
+        if not is_nonnegative(value):
             raise self.refuse(name, "which is not a number of at least 0")
         return float(value)
 
@@ -152,7 +152,7 @@ class HFSettings:
         def value(key: str, usual: object = None, zero: bool = False) -> float:
             number: Any = rope.get(key)
             number = usual if number is None else number
-            if not is_size(number) or not (number or zero):
+            if not is_nonnegative(number) or not (number or zero):
                 raise self.refuse(name, f"in which {key} is not a number above 0")
             return float(number)
 
@@ -164,7 +164,7 @@ class HFSettings:
         # The setting outside the mapping takes precedence.
         trained = self.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
         trained = self.get("max_position_embeddings") if trained is None else trained
-        if not is_size(trained) or not trained:
+        if not is_nonnegative(trained) or not trained:
             raise self.refuse(name, "in which original_max_position_embeddings is not a number above 0")
         scaling: Llama3Scaling | LinearScaling | YarnScaling | None = None
         if kind == "linear":
@@ -265,6 +265,6 @@ _WITHOUT_EFFECT = frozenset(
 """Settings that do not affect the logits: of training, other tasks, the tokenizer and the files."""
 
 
-def is_size(value: object) -> bool:
+def is_nonnegative(value: object) -> bool:
     """Return whether ``value``, read from an untrusted file, is a number from 0 to 1e38, which a float32 can hold."""
     return is_number(value, 0, 1e38)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from ..errors import ModelError, brief
 from .decoder import Decoder, DecoderConfig, Place, by_kind
 from .files.weights import Stored, StoredTensor
-from .hf_settings import MOST_LAYERS, HFSettings, is_size
+from .hf_settings import MOST_LAYERS, HFSettings, is_nonnegative
 from .layers import Activation, LinearScaling, Llama3Scaling, NormConfig, RotaryConfig
 
 
@@ -226,7 +226,7 @@ def _adjusted(hf: HFSettings) -> LinearScaling | Llama3Scaling | None:
         return None
     if not isinstance(adjustments, dict) or set(adjustments) not in (set(_LLAMA3), {"factor"}):
         raise hf.refuse(name, f"but gptsweep supports only factor, or {', '.join(_LLAMA3)}")
-    if odd := [key for key, number in adjustments.items() if not is_size(number) or not number]:
+    if odd := [key for key, number in adjustments.items() if not is_nonnegative(number) or not number]:
         raise hf.refuse(name, f"in which {odd[0]} is not a number above 0")
     if len(adjustments) == 1:
         return LinearScaling(factor=float(adjustments["factor"]))
