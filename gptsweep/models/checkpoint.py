@@ -23,7 +23,7 @@ from torch import nn
 from ..display import get_logger
 from ..errors import ModelError
 from .architecture import Architecture, Config
-from .files.places import MERGE
+from .files.places import MERGE, some_of
 from .files.tokenizers import Tokenizer
 from .files.weights import Stored, StoredTensor, parts_of
 
@@ -140,7 +140,7 @@ def fit(
 
     def require(shapes: Mapping[str, tuple[int, ...]]) -> None:
         if missing := [name for name in shapes if name not in weights]:
-            raise wrong(f"weights are missing: {_some(missing)}")
+            raise wrong(f"weights are missing: {some_of(missing)}")
         for name, shape in shapes.items():
             if weights[name].shape != shape:
                 has = f"the weight {name} has the shape {list(weights[name].shape)}"
@@ -162,9 +162,9 @@ def fit(
     require(shapes)
     others = [name for name in stored if name not in shapes and not architecture.is_buffer(name)]
     if strange := [name for name in others if architecture.is_own(name)]:
-        raise wrong(f"it has weights that a {architecture.TITLE} with its settings does not have: {_some(strange)}")
+        raise wrong(f"it has weights that a {architecture.TITLE} with its settings does not have: {some_of(strange)}")
     if others:
-        log.info("ignoring weights outside the language model: %s", _some(others))
+        log.info("ignoring weights outside the language model: %s", some_of(others))
     return {name: weights[name] for name in shapes}
 
 
@@ -211,8 +211,3 @@ def _hashed(part: StoredTensor, digest: str) -> list[object]:
     """Return the entry of a tensor in the fingerprint."""
     scale = [] if part.scale == 1 else [part.scale]
     return [str(part.dtype), part.shape, part.stride, digest, *scale]
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(name[:80] for name in names[:4]) + more

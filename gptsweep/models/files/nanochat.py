@@ -23,6 +23,7 @@ from ..nanochat import Nanochat, NanochatConfig
 from .nanochat_directory import KEY, checkpoint_at, tokenizer_of
 from .nanochat_tokenizer import read_tokenizer
 from .pickles import mapping_of
+from .places import some_of
 from .torch_file import TorchFile
 from .weights import StoredTensor
 
@@ -100,8 +101,7 @@ def open_nanochat(
     file = TorchFile(path, KEY, out_dir)
     stored = by_name(file.tensors(mapping_of(file.contents) or {}), str, KEY, out_dir)
     if strange := [name for name in stored if not _KNOWN.fullmatch(name)]:
-        more = f" and {len(strange) - 4} more" if len(strange) > 4 else ""
-        names = ", ".join(name[:80] for name in strange[:4]) + more
+        names = some_of(strange)
         raise wrong(f"{path.name} has weights that nanochat's own code never had: {names}; gptsweep does not support forks")
     era = era_of(stored, wrong)
     if settings["n_layer"] > len(stored):

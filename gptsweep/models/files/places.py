@@ -134,7 +134,7 @@ def llmc_file(name: str) -> Path:
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        there = _some(found.name for found in path.glob("*.bin"))
+        there = some_of(sorted(found.name for found in path.glob("*.bin")))
         raise ModelError(PATH, name, f"is a directory; give a .bin that llm.c wrote{f', such as {there}' if there else ''}")
     if not path.exists():
         raise ModelError(PATH, name, f"no such file in {Path.cwd()}; give a .bin that llm.c wrote, such as gpt2_124M.bin")
@@ -154,7 +154,7 @@ def litgpt_directory(name: str) -> Path:
     if not (directory / LITGPT_WEIGHTS).exists():
         if (directory / f"{LITGPT_WEIGHTS}.lora").exists():
             raise ModelError(PATH, name, f"holds only the weights of LoRA; merge them: litgpt merge_lora {name}")
-        inside = _some(found.parent.name for found in directory.glob(f"*/{LITGPT_WEIGHTS}"))
+        inside = some_of(sorted(found.parent.name for found in directory.glob(f"*/{LITGPT_WEIGHTS}")))
         hint = f"; there is one in {inside}" if inside else "; give a checkpoint directory of LitGPT"
         raise ModelError(PATH, name, f"there is no {LITGPT_WEIGHTS} in this directory{hint}")
     if not (directory / LITGPT_CONFIG).exists():
@@ -164,11 +164,11 @@ def litgpt_directory(name: str) -> Path:
     return directory
 
 
-def _some(names: Iterable[str]) -> str:
-    """List up to five names for an error message, and count the rest."""
-    each = sorted(set(names))
+def some_of(names: Iterable[str]) -> str:
+    """List up to five names for an error message, each cut to 80 characters, and count the rest."""
+    each = list(names)
     more = f" and {len(each) - 5:,} more" if len(each) > 5 else ""
-    return f"{', '.join(each[:5])}{more}"
+    return f"{', '.join(name[:80] for name in each[:5])}{more}"
 
 
 def nanogpt_file(out_dir: str, name: str = NANOGPT_FILE) -> Path:
@@ -194,7 +194,7 @@ def nanogpt_file(out_dir: str, name: str = NANOGPT_FILE) -> Path:
 
 def _no_checkpoint(directory: Path, out_dir: str, name: str) -> ModelError:
     if directory.is_dir():
-        if beside := _some(found.name for found in directory.glob("*.pt")):
+        if beside := some_of(sorted(found.name for found in directory.glob("*.pt"))):
             return ModelError("model.file", name, f"is not in {out_dir}; there: {beside}")
         if name != NANOGPT_FILE:
             return ModelError("model.file", name, f"is not in {out_dir}, nor is any other *.pt")
