@@ -1,4 +1,4 @@
-"""GFLOP/s of bfloat16 layers alone, by this project's kernel and by oneDNN, and of oneDNN's float32 layers.
+"""GFLOP/s of linear layers alone, by this project's kernels and by oneDNN: those that this CPU has.
 
     python benchmarks/layer_speed.py [--rows 1 2 8 16 64 256] [--layers 768x2304 3072x768 768x50257]
 
@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gptsweep.models.linear import PackedLinear
+from gptsweep.kernels.onednn import Bf16Gemm, FloatGemm, has_layers
+from gptsweep.models.linear import OneDnn
 
 
 def gigaflops(run: Callable[[Tensor], Tensor], x: Tensor, n_out: int, repeats: int) -> float:
@@ -36,18 +37,30 @@ def main() -> None:
     parser.add_argument("--layers", nargs="+", default=["768x2304", "3072x768", "768x50257"])
     parser.add_argument("--repeats", type=int, default=15)
     args = parser.parse_args()
-    print("| layer | rows | kernel | oneDNN | oneDNN, float32 |\n|---|---|---|---|---|")
-    for name in args.layers:
+    for place, name in enumerate(args.layers):
         n_in, n_out = map(int, name.split("x"))
-        layer = nn.Linear(n_in, n_out)
-        single, half = PackedLinear(layer), PackedLinear(layer.bfloat16())
-        if half.gemm is None:
-            raise SystemExit(f"{name}: this CPU's oneDNN adds in an order that the kernel does not have")
+        ways = multiplications(torch.randn(n_out, n_in, generator=torch.Generator().manual_seed(place)))
+        if place == 0:
+            print(f"| layer | rows | {' | '.join(ways)} |\n|---|---{'|---' * len(ways)}|")
         for rows in args.rows:
             x = torch.randn(rows, n_in, generator=torch.Generator().manual_seed(rows))
-            speeds = [gigaflops(run, x.bfloat16(), n_out, args.repeats) for run in (half.gemm, half.onednn)]
-            speeds.append(gigaflops(single.onednn, x, n_out, args.repeats))
+            speeds = [gigaflops(run, x.to(run.dtype), n_out, args.repeats) for run in ways.values()]
             print(f"| {name} | {rows} | " + " | ".join(f"{speed:.0f}" for speed in speeds) + " |", flush=True)
+
+
+def multiplications(weight: Tensor) -> dict[str, FloatGemm | Bf16Gemm | OneDnn]:
+    """The ways to multiply by ``weight``, by name."""
+    ways: dict[str, FloatGemm | Bf16Gemm | OneDnn] = {"oneDNN, float32": OneDnn(weight, None, None)}
+    for dtype in (torch.float32, torch.bfloat16):
+        if gemm := FloatGemm.of(weight.to(dtype), None):
+            ways[f"kernel `gemm`, {str(dtype).removeprefix('torch.')}"] = gemm
+    if has_layers(torch.bfloat16):
+        half = OneDnn(weight.bfloat16(), None, None)
+        if half.gemm is not None:
+            ways["kernel `linear`, bfloat16"] = half.gemm
+            half.gemm = None
+        ways["oneDNN, bfloat16"] = half
+    return ways
 
 
 if __name__ == "__main__":

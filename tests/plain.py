@@ -126,6 +126,20 @@ def bfloat16_product(x: Tensor, weight: Tensor, bias: Tensor, together: int) -> 
     return (total + bias.float()).bfloat16()
 
 
+def float_product(x: Tensor, weight: Tensor, bias: Tensor, together: int) -> Tensor:
+    """``x @ weight.T + bias`` in float32 as oneDNN adds it up: one rounding after each product is added, in runs.
+
+    For numbers with the precision of bfloat16, as in `bfloat16_product`.
+    """
+    total = torch.zeros(len(x), len(weight))
+    for run in range(0, x.shape[1], together):
+        part = torch.zeros_like(total)
+        for i in range(run, min(run + together, x.shape[1])):
+            part = (part.double() + x[:, i, None].double() * weight[:, i].double()).float()
+        total += part
+    return total + bias
+
+
 def int8_sums(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """``int64 [rows, n_out]``, the products of int8 ``weight`` with rows of ``x`` quantised to int8, and each row's scale."""
     greatest = x.abs().amax(1, keepdim=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gptsweep.kernels import onednn
 from gptsweep.kernels.abi import GELU, GELU_TANH, NO_ACTIVATION, RELU_SQUARED
 from gptsweep.models.gpt2 import GPT, GPTConfig
-from gptsweep.models.linear import Int8Gemm, Int8Linear, Int8OneDnn, PackedLinear, can_pack, pack, row_invariant
+from gptsweep.models.linear import Int8Gemm, Int8Linear, Int8OneDnn, OneDnn, PackedLinear, can_pack, pack, row_invariant
 from gptsweep.models.loading import layer_kinds
 
 SHAPES = [(64, 192), (48, 37), (33, 65), (768, 2304), (3072, 768)]
@@ -216,6 +216,18 @@ def test_int8_is_exact_where_onednn_cuts_its_sums_off(monkeypatch: pytest.Monkey
     torch.testing.assert_close(packed(x), layer.double()(x.double()).float(), rtol=1e-5, atol=1e-5)
 
 
+def bf16_gemm(layer: nn.Linear) -> tuple[onednn.Bf16Gemm, OneDnn]:
+    """The kernel ``linear`` and oneDNN alone, for one layer."""
+    need_packed("bfloat16")
+    if not onednn.has_layers(torch.bfloat16):
+        pytest.skip("oneDNN has no bfloat16 layers for this CPU")
+    alone = OneDnn(layer.weight, layer.bias, None)
+    gemm, alone.gemm = alone.gemm, None
+    if gemm is None:
+        pytest.skip("oneDNN's sums cannot be repeated on this CPU")
+    return gemm, alone
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     rows=st.integers(1, ROWS),
@@ -225,10 +237,9 @@ def test_int8_is_exact_where_onednn_cuts_its_sums_off(monkeypatch: pytest.Monkey
 )
 @torch.inference_mode()
 def test_the_bf16_gemm_has_the_bits_of_onednns(rows: int, n_in: int, n_out: int, bias: bool) -> None:
-    layer, x = made("bfloat16", linear(n_in, n_out, bias=bias)), inputs(rows, n_in).bfloat16()
-    if layer.gemm is None:
-        pytest.skip("oneDNN's sums cannot be repeated on this CPU")
-    assert torch.equal(layer.gemm(x), layer.onednn(x))
+    gemm, onednns = bf16_gemm(linear(n_in, n_out, torch.bfloat16, bias))
+    x = inputs(rows, n_in).bfloat16()
+    assert torch.equal(gemm(x), onednns(x))
 
 
 @torch.inference_mode()
@@ -237,12 +248,10 @@ def test_the_bf16_gemm_is_its_plain_twin() -> None:
     # Great numbers that cancel, so that every rounding before the last shows.
     x[:, [0, -1]] = layer.weight[:, 0] = 2.0**11
     layer.weight[:, -1] = -(2.0**11)
-    packed = made("bfloat16", layer)
-    if packed.gemm is None:
-        pytest.skip("oneDNN's sums cannot be repeated on this CPU")
+    gemm, _ = bf16_gemm(layer)
     together = onednn._summed_together(608)
     wanted = plain.bfloat16_product(x, layer.weight, layer.bias, together)
-    assert torch.equal(packed.gemm(x), wanted)
+    assert torch.equal(gemm(x), wanted)
     # The order tells: sums in another are not the same bits.
     assert not torch.equal(plain.bfloat16_product(x, layer.weight, layer.bias, together // 2), wanted)
 
@@ -255,9 +264,62 @@ def test_the_bf16_gemm_never_reads_beyond_the_packed_weights(reported: int | Non
     packed = torch.zeros(1)
     with pytest.raises(ValueError, match=f"the packed weights are {reported} bytes, and 11776 would be read"):
         onednn.Bf16Gemm(torch.Size([65, 46]), packed, None, 512)
-    layer, x = made("bfloat16", linear(46, 65)), inputs(5, 46).bfloat16()
-    assert layer.gemm is None
-    assert torch.equal(layer(x), layer.onednn(x))
+    if onednn.has_layers(torch.bfloat16):
+        layer = linear(46, 65, torch.bfloat16)
+        assert OneDnn(layer.weight, layer.bias, None).gemm is None
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    rows=st.integers(1, ROWS),
+    n_in=st.one_of(st.integers(1, 200), st.sampled_from([768, 1025, 1536, 3072])),
+    n_out=st.integers(2, 200),
+    bias=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+@torch.inference_mode()
+def test_the_float_gemm_has_the_bits_of_onednns(rows: int, n_in: int, n_out: int, bias: bool, seed: int) -> None:
+    """So that a CPU without AVX-512 gives the samples that it gave before it had the kernel."""
+    need_packed("float32")
+    summed = onednn._float_sums(n_out, n_in)
+    if summed is None:
+        pytest.skip("oneDNN's sums cannot be repeated on this CPU")
+    generator = torch.Generator().manual_seed(seed)
+    x, weight = torch.randn(rows, n_in, generator=generator), torch.randn(n_out, n_in, generator=generator)
+    offsets = torch.randn(n_out, generator=generator) if bias else None
+    assert torch.equal(onednn.FloatGemm(weight, offsets, summed)(x), OneDnn(weight, offsets, None)(x))
+    half, narrow = weight.bfloat16(), x.bfloat16()
+    wanted = OneDnn(half.float(), offsets, None)(narrow.float()).bfloat16()
+    assert torch.equal(onednn.FloatGemm(half, offsets, summed)(narrow), wanted)
+
+
+@pytest.mark.usefixtures("threads")
+@torch.inference_mode()
+def test_the_float_gemm_is_its_plain_twin() -> None:
+    need_packed("float32")
+    layer, x = linear(300, 40, torch.bfloat16), inputs(80, 300).bfloat16()
+    x[:, [0, -1]] = layer.weight[:, 0] = 2.0**11
+    layer.weight[:, -1] = -(2.0**11)
+    wanted = plain.float_product(x, layer.weight, layer.bias.float(), 128)
+    for dtype in (torch.float32, torch.bfloat16):
+        gemm = onednn.FloatGemm(layer.weight.to(dtype), layer.bias.float(), 128)
+        for threads, count in ((1, 1), (2, 1), (2, 7), (1, 72), (2, 73), (1, 80), (2, 80)):
+            torch.set_num_threads(threads)
+            assert torch.equal(gemm(x[:count].to(dtype)), wanted[:count].to(dtype))
+        assert gemm.packed.nbytes == 48 * 300 * dtype.itemsize
+    # The order tells: sums in another are not the same bits.
+    assert not torch.equal(plain.float_product(x, layer.weight, layer.bias.float(), 64), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@torch.inference_mode()
+def test_a_layer_has_the_same_bits_where_onednns_sums_are_unknown(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = linear(96, 130, dtype), inputs(33, 96).to(dtype)
+    found = PackedLinear(layer)(x)
+    monkeypatch.setattr(onednn, "_float_sums", lambda _n_out, _n_in: None)
+    slow = PackedLinear(layer)
+    assert isinstance(slow.multiply, OneDnn)
+    assert torch.equal(slow(x), found)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -289,7 +351,8 @@ def test_a_cpu_without_layers_of_16_bits_rounds_float32s_sums_once(dtype: torch.
     layer, x = linear(96, 130, dtype), inputs(33, 96).clamp(-5, 5).to(dtype)
     wanted = layer.double()(x.double())
     packed = PackedLinear(layer.to(dtype), activation)
-    assert (packed.dtype, packed.multiplied_in, packed.gemm) == (dtype, torch.float32, None)
+    assert (packed.dtype, packed.multiplied_in) == (dtype, torch.float32)
+    assert not isinstance(packed.multiply, OneDnn) or packed.multiply.gemm is None
     y = packed(x)
     assert y.dtype == dtype
     eps = torch.finfo(dtype).eps

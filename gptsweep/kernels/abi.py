@@ -28,8 +28,10 @@ TILE_ROWS = 12
 """Rows that go through a layer together: as many as can keep their sums over half of `COLUMNS` in AVX-512's registers."""
 TILES_TOGETHER = 6
 """Tiles of rows that a thread widens to float32 at once, then multiplies by one block of weights after another."""
-INT8_TILE_ROWS = 6
-"""Rows that go through an int8 layer together: as many as can keep `PAGE` sums each in the 16 vector registers of AVX2."""
+PAGE_TILE_ROWS = 6
+"""Rows that ``multiply`` and ``gemm`` multiply together: as many as can keep `PAGE` sums each in AVX2's 16 vector registers."""
+GEMM_TILES_TOGETHER = 12
+"""Tiles of rows that a thread widens to float32 at once, then multiplies by one panel of `PAGE` outputs after another."""
 INT8_TILES_TOGETHER = 6
 """Tiles of rows that a thread multiplies by one block of int8 weights. Fewer would read the weights more often; more would make
 larger units of work, for which the other threads wait longer at the end."""
@@ -78,6 +80,7 @@ TASKS = {
         "store": _ATTEND,
         "attend": _ATTEND,
         "linear": _LINEAR,
+        "gemm": _LINEAR,
         "quantise": _QUANTISE,
         "multiply": _MULTIPLY,
         "rescale": _RESCALE,

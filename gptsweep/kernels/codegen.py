@@ -14,6 +14,7 @@ from numba.core import config
 from .abi import TASKS, ZERO
 from .activation import activate_by, gate_by
 from .attention import attend_by, store_by
+from .gemm import gemm_by
 from .int8 import multiply_int8, quantise_by, rescale_float32
 from .intrinsics import bfloat16_at, float32_at, int16_at, uint8_at
 from .linear import linear_bfloat16
@@ -30,6 +31,7 @@ LOOPS = {
             "attend": attend_by,
             "activate": activate_by,
             "gate": gate_by,
+            "gemm": gemm_by,
             "rms_norm": rms_norm_by,
             "turn": turn_by,
             "sample": sample_by,

@@ -1,18 +1,22 @@
-"""bfloat16 weights as oneDNN packs them: their layout, the code that reads them, and the checks that both are right.
+"""oneDNN's linear layers, and multiplications that have the same bits but are faster, with the checks that the bits are right.
 
-oneDNN gives a row the same bits in any batch. But it reaches only a fraction of the memory bandwidth where there is one row,
-and on some processors it runs at half the speed of float32 multiplications. `Bf16Gemm` reads the same packed weights, adds in
-the same order, and so gives the same bits at another speed.
+oneDNN gives a row the same bits in any batch. But where there is one row it reaches only a fraction of the memory bandwidth,
+with AVX2 alone it multiplies float32 at two thirds of the CPU's peak, and on some processors with AVX-512 it multiplies
+bfloat16 at half the speed of float32. `FloatGemm` and `Bf16Gemm` add in the same order, and so give the same bits.
 
-oneDNN documents neither the layout nor the order. On processors with AVX-512 the layout is ``[ceil(n_out / 64), n_in / 2, 64,
-2]``. oneDNN adds the second product of each pair before the first, sums runs of a fixed number of inputs, and adds up the runs.
-The code here takes none of this for granted. `Bf16Gemm.of` returns None, and oneDNN multiplies, where
+oneDNN documents no order. It sums runs of a fixed number of inputs, product after product, and adds up the runs. `FloatGemm`
+has weights in a layout of its own, and is used where no bit differs from oneDNN's on products in which large numbers cancel, so
+that every rounding shows (`_summed_together`).
+
+`Bf16Gemm` reads the weights that oneDNN packed, whose layout is not documented either. On processors with AVX-512 it is
+``[ceil(n_out / 64), n_in / 2, 64, 2]``, and oneDNN adds the second product of each pair before the first. The code here takes
+none of this for granted. `Bf16Gemm.of` returns None, and oneDNN multiplies, where
 
 - the packed buffer is smaller than that layout or of unknown size, so that nothing is read beyond it;
-- any bit differs from oneDNN's on products in which large numbers cancel, so that every rounding shows (`_summed_together`);
+- any bit differs from oneDNN's on products in which large numbers cancel;
 - or any bit differs for a few rows through the layer itself.
 
-The multiplications are those of float32, on widened bfloat16. No bit differs unless a whole sum is below 1e-38, which oneDNN's
+Its multiplications are those of float32, on widened bfloat16. No bit differs unless a whole sum is below 1e-38, which oneDNN's
 instruction for pairs of bfloat16 flushes to 0.
 """
 
@@ -26,9 +30,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .abi import COLUMNS, PAGE, TILE_ROWS, TILES_TOGETHER
+from .abi import COLUMNS, GEMM_TILES_TOGETHER, PAGE, PAGE_TILE_ROWS, TILE_ROWS, TILES_TOGETHER
 
 try:
     from .runtime import Kernel, has_wide_vectors
@@ -39,6 +43,8 @@ ROWS_PACKED_FOR = 64
 """Rows that oneDNN is told to expect; it multiplies any number of them."""
 _RUNS = (512, 1024, 2048, 4096)
 """Numbers of inputs that oneDNN may add up before it adds them to the rest."""
+_OUTPUTS_TRIED = 256
+"""The most outputs of a layer whose sums `FloatGemm` compares with oneDNN's."""
 _AHEAD = 1024
 """How many words ahead weights are prefetched: as many as an otherwise idle memory channel delivers meanwhile. A prefetch that
 reaches beyond the weights reads nothing and does not fault."""
@@ -79,6 +85,65 @@ def packed_bytes(packed: Tensor) -> int | None:
         return None
 
 
+class FloatGemm:
+    """Multiplication of rows by float32 or bfloat16 weights with the kernel ``gemm``, which gives oneDNN's bits in float32.
+
+    bfloat16 takes two bytes a weight. It is widened as it is read, and the result is rounded once.
+
+    Args:
+        weight: ``[n_out, n_in]``; its dtype is that of rows and results.
+        bias: ``float32 [n_out]``, or None.
+        summed: how many inputs are added up before they are added to the rest.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, summed: int) -> None:
+        self.dtype, (self.n_out, n_in) = weight.dtype, weight.shape
+        padded = nn.functional.pad(weight, (0, 0, 0, -self.n_out % PAGE))
+        self.packed, self.bias = padded.view(-1, PAGE, n_in).transpose(1, 2).contiguous(), bias
+        self.kernel = Kernel("gemm", self.dtype)
+        self.kernel.set(
+            n_in=n_in,
+            n_out=self.n_out,
+            summed=summed,
+            scratch=4 * PAGE_TILE_ROWS * (PAGE + GEMM_TILES_TOGETHER * (n_in + PAGE)),
+            weight=self.packed.data_ptr(),
+            bias=0 if bias is None else bias.data_ptr(),
+        )
+
+    @staticmethod
+    def is_for_this_cpu() -> bool:
+        """Return whether the kernel may be faster than oneDNN here: it is written for the vector registers of AVX2."""
+        return Kernel is not None and not has_wide_vectors()
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None) -> FloatGemm | None:
+        """Return the multiplication for a layer, or None on CPUs with AVX-512, and where oneDNN's sums differ.
+
+        Weights of another 16-bit dtype than bfloat16 are widened.
+        """
+        if not cls.is_for_this_cpu():
+            return None
+        summed = _float_sums(min(len(weight), _OUTPUTS_TRIED), weight.shape[1])
+        return None if summed is None else cls(weight if weight.dtype == torch.bfloat16 else weight.float(), bias, summed)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Map ``[rows, n_in] -> [rows, n_out]``, both in the dtype of the weights."""
+        rows, n_rows = rows.contiguous(), len(rows)
+        out = torch.empty(n_rows, self.n_out, dtype=self.dtype)
+        units = len(self.packed) * -(-n_rows // (PAGE_TILE_ROWS * GEMM_TILES_TOGETHER))
+        self.kernel(n_rows=n_rows, chunk=max(1, units // 32), x=rows.data_ptr(), out=out.data_ptr())
+        return out
+
+
+@functools.cache
+@torch.inference_mode()
+def _float_sums(n_out: int, n_in: int) -> int | None:
+    """Find how many products oneDNN adds up in float32 before it adds them to the rest; None where that cannot be found."""
+    rows, weight, bias = _cancelling(n_out, n_in)
+    wanted = linear(rows, pack(weight), bias)
+    return next((summed for summed in _RUNS if _same_bits(FloatGemm(weight, bias, summed), rows, wanted)), None)
+
+
 class Bf16Gemm:
     """Multiplication of rows by packed bfloat16 weights with the kernel ``linear``, which gives the same bits as oneDNN.
 
@@ -100,7 +165,8 @@ class Bf16Gemm:
         needed, found = 2 * n_in * COLUMNS * math.ceil(self.n_out / COLUMNS), packed_bytes(packed)
         if found is None or found < needed:
             raise ValueError(f"the packed weights are {found} bytes, and {needed} would be read")
-        self.kernel = Kernel("linear", torch.bfloat16)
+        self.dtype = torch.bfloat16
+        self.kernel = Kernel("linear", self.dtype)
         self.kernel.set(
             n_in=n_in,
             n_out=self.n_out,
@@ -137,30 +203,36 @@ class Bf16Gemm:
 @functools.cache
 @torch.inference_mode()
 def _summed_together(n_in: int) -> int | None:
-    """Find how many products oneDNN adds up before it adds them to the rest; return None where that cannot be found.
-
-    The test products contain large numbers that cancel, so that every rounding on the way shows in the results.
-    """
+    """Find how many products oneDNN adds up in bfloat16 before it adds them to the rest; None where that cannot be found."""
     if n_in % 2:
         return None
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(2 * COLUMNS + 1, n_in, generator=generator)
-    x = torch.randn(TILE_ROWS + 3, n_in, generator=generator)
-    x[:, [0, -1]] = 2.0**11
-    weight[:, 0] = 2.0**11
-    weight[:, -1] = -(2.0**11)
-    packed = pack(weight.bfloat16())
-    bias = torch.randn(len(weight), generator=generator).bfloat16()
-    rows = x.bfloat16()
+    rows, weight, bias = (tensor.bfloat16() for tensor in _cancelling(2 * COLUMNS + 1, n_in))
+    packed = pack(weight)
     wanted = linear(rows, packed, bias)
     for summed in _RUNS:
         try:
             gemm = Bf16Gemm(weight.shape, packed, bias, summed)
         except ValueError:
             return None
-        if all(torch.equal(gemm(rows[:count]), wanted[:count]) for count in range(1, len(rows) + 1)):
+        if _same_bits(gemm, rows, wanted):
             return summed
     return None
+
+
+def _cancelling(n_out: int, n_in: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw rows, weight and bias of a layer in float32, with large numbers in the first and last input that cancel."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(n_out, n_in, generator=generator)
+    rows = torch.randn(TILE_ROWS + 3, n_in, generator=generator)
+    rows[:, [0, -1]] = 2.0**11
+    weight[:, 0] = 2.0**11
+    weight[:, -1] = -(2.0**11)
+    return rows, weight, torch.randn(n_out, generator=generator)
+
+
+def _same_bits(gemm: Callable[[Tensor], Tensor], rows: Tensor, wanted: Tensor) -> bool:
+    """Return whether ``gemm`` maps ``rows`` to ``wanted``, however many of them there are."""
+    return all(torch.equal(gemm(rows[:count]), wanted[:count]) for count in range(1, len(rows) + 1))
 
 
 @functools.cache

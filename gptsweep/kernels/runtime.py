@@ -33,7 +33,18 @@ SYMBOL = "kernel"
 SHIPPED = Path(__file__).parents[1] / "data" / "kernels.zip"
 """LLVM bitcode of the loops, as ``scripts/compile_kernels.py`` writes it."""
 SOURCES = (
-    *("abi.py", "activation.py", "attention.py", "codegen.py", "draw.py", "int8.py", "intrinsics.py", "linear.py", "norm.py"),
+    *(
+        "abi.py",
+        "activation.py",
+        "attention.py",
+        "codegen.py",
+        "draw.py",
+        "gemm.py",
+        "int8.py",
+        "intrinsics.py",
+        "linear.py",
+        "norm.py",
+    ),
     *("onednn.py", "pages.py", "penalties.py", "sampler.py", "scan.py", "selection.py", "truncation.py"),
 )
 """The files of this folder that the kernels' code is compiled from: all but this one."""

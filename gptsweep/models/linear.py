@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import onednn
-from ..kernels.abi import COLUMNS, INT8_TILE_ROWS, INT8_TILES_TOGETHER, NO_ACTIVATION, PAGE, RELU_SQUARED, SEGMENT, ZERO
+from ..kernels.abi import COLUMNS, INT8_TILES_TOGETHER, NO_ACTIVATION, PAGE, PAGE_TILE_ROWS, RELU_SQUARED, SEGMENT, ZERO
 from .architecture import Model
 from .fused import fuse
 from .layers import activation_code
@@ -27,10 +27,10 @@ _MEASURED_ROWS = (1, 2, 3, 7, 16, 33, 64)
 
 
 class PackedLinear(nn.Module):
-    """A linear layer with weights in oneDNN's own layout, for inference on a CPU.
+    """A linear layer with prepacked weights, for inference on a CPU.
 
-    If oneDNN has no 16-bit layers for the CPU, 16-bit weights are widened to float32. As in a 16-bit layer, products are exact,
-    sums are float32, and the result is rounded once; but each weight takes 4 bytes.
+    If oneDNN has no 16-bit layers for the CPU, 16-bit weights are multiplied in float32. As in a 16-bit layer, products are
+    exact, sums are float32, and the result is rounded once.
 
     Args:
         linear: the layer to pack; its weight is not needed afterwards.
@@ -38,35 +38,49 @@ class PackedLinear(nn.Module):
 
     Attributes:
         dtype: dtype of the inputs and results.
-        multiplied_in: dtype of the packed weights: ``dtype`` or float32.
+        multiplied_in: dtype of the multiplication: ``dtype`` or float32.
     """
 
     def __init__(self, linear: nn.Linear, activation: nn.Module | None = None) -> None:
         super().__init__()
         self.dtype = linear.weight.dtype
         self.multiplied_in = multiplied_in(self.dtype)
-        self.packed = onednn.pack(linear.weight.detach().to(self.multiplied_in))
-        self.bias = None if linear.bias is None else linear.bias.detach().to(self.multiplied_in)
+        weight = linear.weight.detach()
+        bias = None if linear.bias is None else linear.bias.detach().to(self.multiplied_in)
         gelu = activation if isinstance(activation, nn.GELU) else None
-        # In bfloat16 oneDNN's GELU takes three times as long, and `Bf16Gemm` could not reproduce its bits.
-        if gelu is not None and (self.dtype != torch.bfloat16 or kernels is None):
-            self.activate, self.activation, self.approximate = None, "gelu", gelu.approximate
-        else:
-            self.activate, self.activation, self.approximate = _kernel_of(activation, self.dtype), "none", ""
-        self.gemm = onednn.Bf16Gemm.of(linear.weight, self.packed, self.bias) if self.activation == "none" else None
+        # In bfloat16 oneDNN's GELU takes three times as long, and no kernel could reproduce its bits.
+        fused = gelu if self.dtype != torch.bfloat16 or kernels is None else None
+        gemm = onednn.FloatGemm.of(weight, bias) if self.multiplied_in == torch.float32 and fused is None else None
+        self.multiply = OneDnn(weight.to(self.multiplied_in), bias, fused) if gemm is None else gemm
+        self.activate = None if fused is not None else _kernel_of(activation, self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.to(self.dtype).reshape(-1, x.shape[-1])
-        alone = rows.shape[0] == 1
-        y = self.gemm(rows) if self.gemm is not None and (alone or onednn.gemm_is_faster()) else self.onednn(rows)
+        y = self.multiply(rows.to(self.multiply.dtype)).to(self.dtype)
         if self.activate is not None:
             self.activate(n_numbers=y.numel(), chunk=-(-y.numel() // (16 * SEGMENT)), y=y.data_ptr())
         return y.view(*x.shape[:-1], -1)
 
-    def onednn(self, rows: Tensor) -> Tensor:
-        """Multiply by oneDNN: ``[rows, n_in] -> [rows, n_out]`` in the layer's dtype."""
-        y = onednn.linear(rows.to(self.multiplied_in), self.packed, self.bias, self.activation, self.approximate)
-        return y.to(self.dtype)
+
+class OneDnn:
+    """Multiplies rows by weights in oneDNN's own layout: ``[rows, n_in] -> [rows, n_out]``, in the weights' dtype.
+
+    Args:
+        weight: ``[n_out, n_in]``.
+        bias: ``[n_out]``, or None.
+        gelu: an activation to apply to the result, or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, gelu: nn.GELU | None) -> None:
+        self.dtype, self.bias = weight.dtype, bias
+        self.packed = onednn.pack(weight)
+        self.activation, self.approximate = ("none", "") if gelu is None else ("gelu", gelu.approximate)
+        self.gemm = onednn.Bf16Gemm.of(weight, self.packed, bias) if gelu is None else None
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        if self.gemm is not None and (len(rows) == 1 or onednn.gemm_is_faster()):
+            return self.gemm(rows)
+        return onednn.linear(rows, self.packed, self.bias, self.activation, self.approximate)
 
 
 def _kernel_of(activation: nn.Module | None, dtype: torch.dtype) -> kernels.Kernel | None:
@@ -168,7 +182,7 @@ class Int8Gemm:
             n_out=self.n_out,
             stride=self.stride,
             activation=activation,
-            scratch=4 * INT8_TILE_ROWS * PAGE,
+            scratch=4 * PAGE_TILE_ROWS * PAGE,
             weight=self.packed.data_ptr(),
             weight_scales=scales.data_ptr(),
             bias=0 if bias is None else bias.data_ptr(),
@@ -179,7 +193,7 @@ class Int8Gemm:
         # For an odd `n_in`, the last pair of a row holds an uninitialised number; its weight is 0.
         quantised, scales = _quantised(self.quantise, x, torch.empty(n_rows, self.stride, dtype=torch.int16))
         out = torch.empty(n_rows, self.n_out)
-        units = -(-self.n_out // COLUMNS) * -(-n_rows // (INT8_TILE_ROWS * INT8_TILES_TOGETHER))
+        units = -(-self.n_out // COLUMNS) * -(-n_rows // (PAGE_TILE_ROWS * INT8_TILES_TOGETHER))
         places = {"x": quantised.data_ptr(), "scales": scales.data_ptr(), "out": out.data_ptr()}
         self.multiply(n_rows=n_rows, chunk=max(1, units // 32), **places)
         return out
@@ -215,8 +229,13 @@ def int8_was_cut_off(model: Model) -> bool:
 
 
 def multiplied_in(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of the weights in a `PackedLinear` of ``dtype``: float32 if oneDNN has no layers of that dtype."""
+    """Return the dtype in which a `PackedLinear` of ``dtype`` multiplies: float32 if oneDNN has no layers of that dtype."""
     return dtype if onednn.has_layers(dtype) else torch.float32
+
+
+def kept_in(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which a `PackedLinear` of ``dtype`` keeps its weights."""
+    return dtype if dtype == torch.bfloat16 and onednn.FloatGemm.is_for_this_cpu() else multiplied_in(dtype)
 
 
 def is_widened(layer: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from ..threads import own_count
 from .architecture import Architecture
 from .checkpoint import Checkpoint, load_weights
 from .files.tokenizers import Tokenizer
-from .linear import Int8Linear, can_pack, int8_was_cut_off, is_widened, multiplied_in, pack
+from .linear import Int8Linear, can_pack, int8_was_cut_off, is_widened, kept_in, pack
 from .registry import open_checkpoint
 
 log = get_logger(__name__)
@@ -86,7 +86,7 @@ def bytes_of_weight(dtype: str, device: torch.device) -> int:
     if dtype == "int8":
         return 1
     stored = stored_dtype(dtype)
-    return (multiplied_in(stored) if device.type == "cpu" and can_pack(stored) else stored).itemsize
+    return (kept_in(stored) if device.type == "cpu" and can_pack(stored) else stored).itemsize
 
 
 def place(model: Architecture, device: torch.device, dtype: str, *, packed: bool = True) -> None:
