@@ -94,6 +94,15 @@ def test_so_it_has_with_gelu_behind_the_layer(kind: str, approximate: str) -> No
 
 @KINDS
 @torch.inference_mode()
+def test_rows_that_are_parts_of_wider_ones_have_their_own_bits(kind: str) -> None:
+    """A copy of them that was freed before the kernel read it had other numbers at its beginning."""
+    layer, wide = made(kind, linear(33, 48)), inputs(64, 96).to(LAYERS[kind][1])
+    for count in (1, 2, 3, 7, 16, 64):
+        assert torch.equal(layer(wide[:count, :33]), layer(wide[:count, :33].contiguous()))
+
+
+@KINDS
+@torch.inference_mode()
 def test_a_prompts_many_rows_have_the_bits_of_few(kind: str) -> None:
     layer, x = made(kind, linear(96, 288)), inputs(2048, 96)
     whole = layer(x)

@@ -193,10 +193,10 @@ class Bf16Gemm:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Map ``bfloat16 [rows, n_in] -> bfloat16 [rows, n_out]``."""
-        n_rows = rows.shape[0]
+        rows, n_rows = rows.contiguous(), len(rows)
         out = torch.empty(n_rows, self.n_out, dtype=torch.bfloat16)
         units = -(-self.n_out // COLUMNS) * -(-n_rows // (TILE_ROWS * TILES_TOGETHER))
-        self.kernel(n_rows=n_rows, chunk=max(1, units // 32), x=rows.contiguous().data_ptr(), out=out.data_ptr())
+        self.kernel(n_rows=n_rows, chunk=max(1, units // 32), x=rows.data_ptr(), out=out.data_ptr())
         return out
 
 
