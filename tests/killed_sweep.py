@@ -68,11 +68,11 @@ def start(name: str) -> tuple[int, int]:
             os.close(begun)
             run = LocalExecutor.run
 
-            def told(*arguments: Any) -> Any:
+            def reporting(*arguments: Any) -> Any:
                 os.write(tell, b"!")
                 return run(*arguments)
 
-            LocalExecutor.run = told  # type: ignore[method-assign]
+            LocalExecutor.run = reporting  # type: ignore[method-assign]
             status = sweep_here(name)
         finally:
             os._exit(status)

@@ -40,7 +40,7 @@ def test_the_set_holds_the_best_in_19_of_20_sweeps_and_so_do_all_intervals_toget
     assert 0.9 <= covered <= 0.985, covered
 
 
-def told_pair_by_pair(num: np.ndarray, den: np.ndarray, score: Callable[[np.ndarray], np.ndarray]) -> WithTheBest:
+def compared_pair_by_pair(num: np.ndarray, den: np.ndarray, score: Callable[[np.ndarray], np.ndarray]) -> WithTheBest:
     """The plain twin: a table of every two settings, whose clusters are the pairs."""
     size, rows = len(num), resampled(num.shape[1])
     ahead, spread, limit = np.full((size, size), np.nan), np.full((size, size), np.nan), np.zeros(size)
@@ -72,7 +72,7 @@ def test_settings_compared_together_are_as_each_two_alone(
     num, den = value * den, den.astype(float)
     num[1], den[1] = num[0], den[0]  # two that are one and the same
     for score in (lambda ratio: ratio, lambda ratio: -np.exp(-ratio)):
-        found, twin = with_the_best(num, den, np.arange(pairs), score), told_pair_by_pair(num, den, score)
+        found, twin = with_the_best(num, den, np.arange(pairs), score), compared_pair_by_pair(num, den, score)
         assert found.may_be_best.tolist() == twin.may_be_best.tolist()
         assert found.independent.tolist() == twin.independent.tolist()
         for one, other in ((found.low, twin.low), (found.high, twin.high)):

@@ -145,13 +145,13 @@ def refusal(template: str, text: str = "hi") -> str:
     tokenizer = HFTokenizer(CharTokenizer(map(chr, range(32, 127))), (), {}, template, "here")
     with pytest.raises(ConfigError) as caught:
         tokenizer.encode_turn(text)
-    said = str(caught.value)
+    message = str(caught.value)
     before = "sampling.chat_template=True: the chat template of here cannot be used: "
     after = "; write the turn into the prompt, with sampling.chat_template=false"
-    assert said.startswith(before)
-    assert said.endswith(after)
-    assert "\n" not in said
-    return said.removeprefix(before).removesuffix(after)
+    assert message.startswith(before)
+    assert message.endswith(after)
+    assert "\n" not in message
+    return message.removeprefix(before).removesuffix(after)
 
 
 MILLION = "{% set x = 'a' * 1000000 %}"

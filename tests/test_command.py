@@ -220,7 +220,7 @@ def test_settings_may_stand_on_both_sides_of_a_flag(run: Run, jobs: Jobs) -> Non
     assert [directory.name for _, directory in jobs] == ["seed=1", "seed=2"]
 
 
-def test_the_version_is_told(run: Run) -> None:
+def test_the_version_is_reported(run: Run) -> None:
     assert run("--version") == Ended(0, f"gptsweep {gptsweep.__version__}\n", "")
 
 
@@ -408,7 +408,7 @@ print("LOADED", sorted({"torch", "pandas", "numpy", "numba"} & sys.modules.keys(
     assert len(ended.stderr.splitlines()) == 4
 
 
-def test_a_model_that_is_not_there_is_said_before_torch_is_imported(tmp_path: Path) -> None:
+def test_a_model_that_is_not_there_is_reported_before_torch_is_imported(tmp_path: Path) -> None:
     program = """
 import sys
 from gptsweep.__main__ import main

@@ -533,7 +533,7 @@ def test_one_row_that_does_not_fit_is_the_memorys_error(monkeypatch: pytest.Monk
     [{}, {"temperature": 0}, {"top_k": None}, {"top_k": None, "top_p": 0.9}, {"top_p": 0.9}, {"top_k": None, "min_p": 0.1}],
     ids=str,
 )
-def test_logits_that_are_not_numbers_are_told(rng: str, use_kernels: bool, poison: float, sampling: dict[str, Any]) -> None:
+def test_logits_that_are_not_numbers_are_reported(rng: str, use_kernels: bool, poison: float, sampling: dict[str, Any]) -> None:
     model = plain.peaked_gpt(CONFIG)
     logits = model.logits
     model.logits = lambda hidden: logits(hidden).index_fill(-1, torch.tensor([40]), poison)  # type: ignore[method-assign]

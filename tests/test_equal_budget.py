@@ -172,7 +172,7 @@ def test_distance_from_a_reference_is_what_is_small(sweep_dir: Path) -> None:
     assert (table.filter(regex="held_out|same") >= 0).all(axis=None)
 
 
-def test_too_few_seeds_for_a_metric_per_point_are_said(sweep_dir: Path) -> None:
+def test_too_few_seeds_for_a_metric_per_point_are_reported(sweep_dir: Path) -> None:
     found = read_sweep(sweep_dir).compare_samplers("self_bleu_4")
     assert "cannot tell" in found.sentence
     assert "2 independent samples are too few" in found.sentence
@@ -212,7 +212,7 @@ def test_other_programs_get_the_table_and_the_sentence(sweep_dir: Path, capsys: 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--samplers"], "say what is best"),
         (["--samplers", "--metric", "perplexity"], "use perplexity:min"),
@@ -225,10 +225,10 @@ def test_other_programs_get_the_table_and_the_sentence(sweep_dir: Path, capsys: 
         (["--by", "seed"], "needs --samplers"),
     ],
 )
-def test_a_mistake_is_one_line(sweep_dir: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
+def test_a_mistake_is_one_line(sweep_dir: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     assert review.main([str(sweep_dir), *arguments, "--no-report"]) == 2
     err = capsys.readouterr().err
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
 
 
@@ -272,9 +272,9 @@ def test_a_sweep_ends_with_the_comparison_by_a_metric_of_ones_own_and_by_mauve(r
         "reference=FILE:text.txt", "compare_samplers='mauve:max,own_for_comparison:vowels:reference,perplexity:min'",
     )  # fmt: skip
     assert ended.status == 0
-    said = " ".join(ended.err.split())
-    assert all(f"By {aim}, " in said for aim in ("highest MAUVE", "lowest Perplexity"))
-    assert "By vowels nearest to the reference text's " in said
+    message = " ".join(ended.err.split())
+    assert all(f"By {aim}, " in message for aim in ("highest MAUVE", "lowest Perplexity"))
+    assert "By vowels nearest to the reference text's " in message
     directory = tmp_path / "outputs" / "sweeps" / "s"
     assert [family["name"] for family in page_samplers(directory)[1]["families"]] == ["no truncation", "top_k"]
     assert all("own_for_comparison:vowels" in path.read_text() for path in directory.glob(f"*/{schema.SCORES}"))
@@ -282,7 +282,7 @@ def test_a_sweep_ends_with_the_comparison_by_a_metric_of_ones_own_and_by_mauve(r
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         ("nowhere_at_all:vowels:max", "compare_samplers=nowhere_at_all:vowels: cannot be imported"),
         ("mauve:max", "give one with reference=FILE:path"),
@@ -293,10 +293,10 @@ def test_a_sweep_ends_with_the_comparison_by_a_metric_of_ones_own_and_by_mauve(r
         ("''", "must be METRIC:min"),
     ],
 )
-def test_a_mistaken_setting_is_said_before_any_work(run: Run, tmp_path: Path, value: str, said: str) -> None:
+def test_a_mistaken_setting_is_reported_before_any_work(run: Run, tmp_path: Path, value: str, message: str) -> None:
     ended = run("-m", "name=s", "sampling.top_k=3,4", f"compare_samplers={value}")
     assert ended.status == 2
-    assert said in ended.err
+    assert message in ended.err
     assert not (tmp_path / "outputs").exists()
 
 

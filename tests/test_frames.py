@@ -106,7 +106,7 @@ def crashed(tmp_path: Path) -> Path:
     return root
 
 
-def test_after_a_crash_what_is_whole_is_read_and_what_is_damaged_is_said(tmp_path: Path) -> None:
+def test_after_a_crash_what_is_whole_is_read_and_what_is_damaged_is_reported(tmp_path: Path) -> None:
     sweep = read_sweep(crashed(tmp_path))
     table = sweep.summary.set_index("seed")
     assert list(table["status"]) == ["complete", "partial", "failed"]

@@ -182,14 +182,14 @@ def test_a_damaged_pipeline_is_one_clear_line(data: st.DataObject, kind: str, tm
     contents["model"] |= {"merges": contents["model"]["merges"][:30]}
     damage(contents, data, STRANGE, 2)
     directory = write(tmp_path_factory.mktemp("damaged"), (contents, {"tokenizer_class": "PreTrainedTokenizerFast"}, "llama"))
-    said, tokenizer, ids = "model.path=here: ", None, []
+    message, tokenizer, ids = "model.path=here: ", None, []
     try:
         tokenizer = ours(directory)
         ids = tokenizer.encode("self.x </s> word\n")
     except (ModelError, PromptError) as error:
-        said = str(error)
-    assert said.startswith(("model.path=here: ", "start=self.x </s> word\\n: "))
-    assert "\n" not in said
+        message = str(error)
+    assert message.startswith(("model.path=here: ", "start=self.x </s> word\\n: "))
+    assert "\n" not in message
     if tokenizer is not None:
         assert all(0 <= token < tokenizer.vocab_size for token in ids)
         assert len(tokenizer.decode(ids)) < 1000

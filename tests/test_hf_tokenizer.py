@@ -221,12 +221,12 @@ def test_a_damaged_tokenizer_json_is_one_clear_line(
     try:
         tokenizer = ours(directory)
     except ModelError as error:
-        said = str(error)
+        message = str(error)
     else:
-        said = "model.path=here: "
+        message = "model.path=here: "
         assert all(0 <= token < tokenizer.vocab_size <= 500 for token in tokenizer.encode("self.x <mask> word\n"))
-    assert said.startswith("model.path=here: ")
-    assert "\n" not in said
+    assert message.startswith("model.path=here: ")
+    assert "\n" not in message
 
 
 def test_a_hostile_tokenizer_json_neither_pads_nor_truncates_nor_runs_its_expressions(

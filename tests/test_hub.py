@@ -269,7 +269,7 @@ def test_what_nanogpt_has_fetched_is_not_fetched_again(hub: Hub, machine: Machin
     assert machine.open("gpt2").stdout.split()[:1] == [fingerprint]
 
 
-def test_a_revision_is_another_model_and_one_that_is_not_there_is_told(
+def test_a_revision_is_another_model_and_one_that_is_not_there_is_reported(
     hub: Hub, machine: Machine, model: Path, fingerprint: str, tmp_path: Path
 ) -> None:
     early = save_hf(tmp_path / "early", random_gpt(CONFIG, seed=1))

@@ -173,7 +173,7 @@ def test_the_cache_is_its_users_alone_whatever_the_umask(empty_cache: Path) -> N
 
 
 @pytest.mark.parametrize("whose", ["another user's", "a link", "a link to the file"])
-def test_a_cache_that_is_not_the_users_own_is_done_without_and_that_is_said_once(
+def test_a_cache_that_is_not_the_users_own_is_done_without_and_that_is_reported_once(
     whose: str, empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = poisoned(empty_cache)

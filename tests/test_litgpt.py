@@ -238,7 +238,7 @@ def test_settings_mean_what_litgpt_means(changes: dict[str, Any], field: str, va
     assert found == value
 
 
-def said(call: Callable[[], object]) -> str:
+def error_of(call: Callable[[], object]) -> str:
     """The error of ``call``, or nothing."""
     try:
         call()
@@ -264,7 +264,7 @@ KEYS = sorted(yaml.safe_load((WRITTEN / "model_config.yaml").read_text()))
 @given(changes=st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=3), ANYTHING, max_size=3))
 @settings(max_examples=60)
 def test_any_config_is_read_or_refused_in_one_line(changes: dict[str, Any]) -> None:
-    assert_one_line(said(lambda: read(**changes)))
+    assert_one_line(error_of(lambda: read(**changes)))
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_truncated_and_damaged_weights_are_one_line(tmp_path_factory: pytest.Tem
     else:
         content[flipped[0]] ^= flipped[1]
     (directory / "lit_model.pth").write_bytes(content)
-    line = said(lambda: open_checkpoint(source(directory)))
+    line = error_of(lambda: open_checkpoint(source(directory)))
     assert_one_line(line)
     assert line or flipped is not None, "a file that ends early is no checkpoint"
 

@@ -178,7 +178,7 @@ def test_a_fork_shares_pages_until_one_of_the_two_writes() -> None:
     assert cache.free_pages == 8
 
 
-def test_too_long_a_row_of_ids_is_told() -> None:
+def test_too_long_a_row_of_ids_is_reported() -> None:
     config = ODD_SHAPES[0]
     with pytest.raises(ValueError, match="ids has 41 tokens a row, more than the model's block_size, 40"):
         plain.peaked_gpt(config)(torch.zeros(1, 41, dtype=torch.long))

@@ -60,7 +60,7 @@ def test_a_stream_comes_in_pieces_and_may_be_left(lm: LM) -> None:
     stream.close()
 
 
-def test_what_is_wrong_with_a_stream_is_said_at_the_call(lm: LM) -> None:
+def test_what_is_wrong_with_a_stream_is_reported_at_the_call(lm: LM) -> None:
     with pytest.raises(ConfigError, match="num_samples"):
         lm.stream("Once", num_samples=2)
     with pytest.raises(ConfigError, match="temperature"):

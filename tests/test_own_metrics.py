@@ -167,9 +167,9 @@ def test_an_error_names_the_sample(sweep: Path, module: str, capsys: pytest.Capt
     assert "ZeroDivisionError: division by zero" in err
     status, _, err = reviewed(capsys, "--metric", f"{module}:endless")
     assert "gives inf, which is not finite; return None where there is no value" in err
-    for name, said in {"silent": "Silent", "ends": "SystemExit: 3"}.items():
+    for name, message in {"silent": "Silent", "ends": "SystemExit: 3"}.items():
         status, _, err = reviewed(capsys, "--metric", f"{module}:{name}")
-        assert (status, err.rstrip().endswith(f": {said}")) == (2, True)
+        assert (status, err.rstrip().endswith(f": {message}")) == (2, True)
     with pytest.raises(ResultsError, match=r"12 samples of .*|6 samples of .*KeyError"):
         gptsweep.read_sweep(sweep).scored(wrong_key)
     with pytest.raises(ConfigError, match="must take one argument that is annotated"):

@@ -82,7 +82,7 @@ def test_the_speed_lies_between_the_slowest_and_the_fastest_stretch(stretches):
     assert min(speeds) * 0.999 <= meter.speed <= max(speeds) * 1.001
 
 
-def test_the_speed_of_tokens_that_are_told_in_bursts_does_not_fall_to_nothing_between_them():
+def test_the_speed_of_tokens_that_are_reported_in_bursts_does_not_fall_to_nothing_between_them():
     meter = Meter(started=0.0)
     for second in range(41):
         meter.tokens = second // 10 * 1000
@@ -90,7 +90,7 @@ def test_the_speed_of_tokens_that_are_told_in_bursts_does_not_fall_to_nothing_be
     assert meter.speed == pytest.approx(100)
 
 
-def test_the_bar_moves_and_the_time_left_is_told_before_any_row_is_finished():
+def test_the_bar_moves_and_the_time_left_is_reported_before_any_row_is_finished():
     meter = Meter(started=0.0, rows_total=10, rows_in_flight=10, tokens_total=5000)
     meter.measure(0.0)
     meter.tokens = 1000
@@ -262,7 +262,7 @@ def test_a_reader_that_has_seen_enough_does_not_end_a_run_in_the_middle_of_a_ste
         progress.write_rest([((0, 0), "text", "label")])
 
 
-def test_a_full_disk_behind_standard_output_is_said_once_the_run_is_complete(monkeypatch):
+def test_a_full_disk_behind_standard_output_is_reported_once_the_run_is_complete(monkeypatch):
     with open("/dev/full", "w") as full, Progress(samples_each=1) as progress:
         monkeypatch.setattr(sys, "stdout", full)
         progress.show_sample("text", (0, 0), "sample 0")

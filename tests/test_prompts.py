@@ -40,7 +40,7 @@ def test_a_file_is_the_prompt_that_nanogpt_reads(tmp_path: Path, data: bytes) ->
         assert read_prompts(f"FILE:{path}") == (Prompt("0", file.read()),)
 
 
-def test_a_byte_order_mark_in_a_file_is_said_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_byte_order_mark_in_a_file_is_reported_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "prompt.txt").write_bytes(b"\xef\xbb\xbfOnce")
     read_prompts(f"FILE:{tmp_path}/prompt.txt")
     assert "byte order mark" in caplog.text

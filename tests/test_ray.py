@@ -50,10 +50,10 @@ AGENTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_p
 
 @contextlib.contextmanager
 def without_waiting_for_agents() -> Iterator[None]:
-    """A raylet ends itself where its agents, which no test needs, do not start within 15 s: it is told their ports before."""
+    """A raylet ends itself where its agents, which no test needs, do not start within 15 s: so it gets their ports before."""
     start = services.start_raylet
 
-    def told(*arguments: Any, **named: Any) -> Any:
+    def start_with_ports(*arguments: Any, **named: Any) -> Any:
         given = inspect.signature(start).bind(*arguments, **named).arguments
         with contextlib.ExitStack() as stack:
             for agent in AGENTS:
@@ -64,7 +64,7 @@ def without_waiting_for_agents() -> Iterator[None]:
         return start(*arguments, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(services, "start_raylet", told)
+        patch.setattr(services, "start_raylet", start_with_ports)
         yield
 
 

@@ -536,7 +536,7 @@ def test_no_address_empties_the_page(browser: Any, sweep_dir: Path, word: str) -
         assert seen.locator(".heat td button").count() == 9
 
 
-def test_the_comparison_of_samplers_is_drawn_and_said(browser: Any, sweep_dir: Path, tmp_path: Path) -> None:
+def test_the_comparison_of_samplers_is_drawn_and_stated(browser: Any, sweep_dir: Path, tmp_path: Path) -> None:
     compared = read_sweep(sweep_dir).compare_samplers("perplexity:min")
     with Visit(browser, sweep_dir / "report.html") as seen:
         figure = seen.locator("#samplers figure").first

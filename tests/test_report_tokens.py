@@ -92,9 +92,9 @@ def test_tokens_are_shaded_and_say_what_else_was_likely_by_mouse_and_key(browser
         assert "s0" in (first.locator(".tokens .token").nth(3).get_attribute("class") or "")
         assert seen.locator(".token.fork").count() == 2
         first.locator(".tokens .token").nth(4).hover()
-        said = first.locator(".inspect").inner_text()
-        assert "rank 40" in said
-        assert "left 12" in said
+        shown = first.locator(".inspect").inner_text()
+        assert "rank 40" in shown
+        assert "left 12" in shown
         assert first.locator(".inspect tr").count() == 4
         first.locator(".tokens .token").first.focus()
         for _ in range(2):

@@ -264,7 +264,7 @@ def test_samples_of_one_kind_of_machine_are_one_part_however_often_it_was_stoppe
     assert read_manifest(tmp_path)["line_sha256"]
 
 
-def test_a_limit_that_was_set_in_between_is_told(tmp_path):
+def test_a_limit_that_was_set_in_between_is_reported(tmp_path):
     made(tmp_path, 2, HERE)
     assert made(tmp_path, 3, HERE | {"limits": "ONEDNN_MAX_CPU_ISA=SSE41"}) == "limits none, now ONEDNN_MAX_CPU_ISA=SSE41"
 
@@ -275,7 +275,7 @@ def test_a_part_without_the_promise_takes_it_from_the_whole(tmp_path):
     assert read_manifest(tmp_path)["promise"] is False
 
 
-def test_of_samples_of_version_0_1_only_what_is_known_to_differ_is_told(tmp_path):
+def test_of_samples_of_version_0_1_only_what_is_known_to_differ_is_reported(tmp_path):
     for name, torch, change in (("a", "2.13.0", ""), ("b", "2.12.1", "torch 2.12.1, now 2.13.0")):
         with PointWriter(tmp_path / name, POINT) as writer:
             writer.add(make_samples(2, 2))
@@ -385,7 +385,9 @@ def test_a_lock_that_is_given_back_while_another_waits_for_it_is_not_held_twice(
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, 524, errno.EINVAL, errno.EBADF, errno.EIO])
-def test_a_file_system_without_locks_or_synced_directories_is_used_and_that_is_said_once(tmp_path, monkeypatch, caplog, number):
+def test_a_file_system_without_locks_or_synced_directories_is_used_and_that_is_reported_once(
+    tmp_path, monkeypatch, caplog, number
+):
     fsync = os.fsync
 
     def refused(*_: object) -> None:
@@ -700,7 +702,7 @@ TAMPERINGS = {
 
 
 @pytest.mark.parametrize("tampering", TAMPERINGS)
-def test_a_finished_file_that_was_changed_is_mended_not_skipped(tmp_path, caplog, tampering):
+def test_a_finished_file_that_was_changed_is_repaired_not_skipped(tmp_path, caplog, tampering):
     change, lost = TAMPERINGS[tampering]
     run(tmp_path, make_samples(1, 4))
     lines = (tmp_path / SAMPLES).read_bytes().splitlines(keepends=True)

@@ -83,24 +83,24 @@ def test_best_is_named_only_on_demand_and_what_ties_with_it_is_marked(
     assert "★" in table_of(capsys, str(root), "--best", "perplexity:min")
 
 
-def test_best_is_a_set_and_what_chance_alone_would_find_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_best_is_a_set_and_what_chance_alone_would_find_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_sweep(tmp_path / "s", temperature=[0.5, 1.0], top_k=[50, 51], seed=[1], num_samples=12)
 
-    def said(*arguments: str) -> str:
+    def output_of(*arguments: str) -> str:
         assert review.main([str(root), "--no-report", "--format", "table", *arguments]) == 0
         return " ".join(capsys.readouterr().out.split())
 
-    text = said("--best", "completion_tokens_mean:min")
+    text = output_of("--best", "completion_tokens_mean:min")
     best = "best: temperature=0.5, top_k=50; these samples cannot tell it from 3 other settings: "
     behind = [f"{each} (behind by at most 0)" for each in ("temperature=0.5, top_k=51", "temperature=1, top_k=50")]
     assert best + "; ".join([*behind, "temperature=1, top_k=51 (behind by at most 0)"]) in text
     assert "; 95 % for all 4 settings together" in text
-    text = said("--best", "perplexity:min", "--metric", "perplexity,seq_rep_4")
+    text = output_of("--best", "perplexity:min", "--metric", "perplexity,seq_rep_4")
     assert "best: temperature=0.5, top_k=50; no other setting is as good" in text
     assert "of 4 comparisons 0.2 would differ by chance alone" in text  # two settings, two metrics
     compared = read_sweep(root).compare(0, 3)
     counted = (compared["reason"].eq("") & compared["difference"].notna()).sum()
-    assert f"of {counted} comparisons {counted / 20:.3g} would" in said("--diff", "0", "3", "--samples", "0")
+    assert f"of {counted} comparisons {counted / 20:.3g} would" in output_of("--diff", "0", "3", "--samples", "0")
 
 
 def test_diff_compares_points_named_by_row_settings_or_directory(sweep_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

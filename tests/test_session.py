@@ -324,7 +324,7 @@ def test_a_dtype_answers_to_its_short_name(lm: LM) -> None:
         assert DeviceSettings(dtype=short) == DeviceSettings(dtype=name)
 
 
-def test_unknown_characters_and_empty_prompts_are_told(lm: LM) -> None:
+def test_unknown_characters_and_empty_prompts_are_reported(lm: LM) -> None:
     with pytest.raises(PromptError, match="Z"):
         lm.generate("AZ")
     with pytest.raises(PromptError, match="empty"):
@@ -335,7 +335,7 @@ def test_unknown_characters_and_empty_prompts_are_told(lm: LM) -> None:
 # -- devices -----------------------------------------------------------------------------------------------------------------
 
 
-def test_devices_and_dtypes_that_are_not_there_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_and_dtypes_that_are_not_there_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     for name in ("cuda", "cuda:3", "mps"):

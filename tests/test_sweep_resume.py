@@ -438,7 +438,7 @@ def test_a_point_too_large_for_memory_fails_alone(run: Run, place: Path, monkeyp
     assert len(samples_of(place / "outputs/sweeps/n")) == 2
 
 
-def test_a_bug_in_one_point_is_told_with_its_traceback(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_in_one_point_is_reported_with_its_traceback(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = session.text_metrics
 
     def broken(samples: Any) -> Any:

@@ -359,7 +359,7 @@ def test_a_stop_string_that_began_before_the_interruption_is_found(run: Run, pla
     assert b'"finish_reason": "stop"' in runs["n"]
 
 
-def test_a_full_disk_is_said_once_and_leaves_the_file_as_it_was(
+def test_a_full_disk_is_reported_once_and_leaves_the_file_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = Unfinished(tmp_path)
