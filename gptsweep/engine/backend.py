@@ -62,7 +62,7 @@ class BackendProgress:
     """A backend's progress: rows in flight, tokens sampled so far, and tokens expected in total if no more rows stop early.
 
     ``windows`` counts the tokens for which a whole window was read again. ``window_seconds`` is the time for one, measured
-    beforehand; None if there are too few or nobody asked.
+    beforehand; None if there are too few or they are not wanted.
 
     ``workers`` describes, for display, the other processes that decode.
 

@@ -66,7 +66,7 @@ class HFSettings:
         """Read an integer from 1 to ``most``; ``null`` replaces a null.
 
         Raises:
-            ModelError: it is none.
+            ModelError: it is not one.
         """
         value = self.get(name)
         value = null if value is None else value
@@ -78,7 +78,7 @@ class HFSettings:
         """Read a number of at least 0.
 
         Raises:
-            ModelError: it is none.
+            ModelError: it is not one.
         """
         value = self.get(name)
         if not is_nonnegative(value):
@@ -89,7 +89,7 @@ class HFSettings:
         """Read a boolean.
 
         Raises:
-            ModelError: it is none.
+            ModelError: it is not one.
         """
         value = self.get(name)
         if not isinstance(value, bool):

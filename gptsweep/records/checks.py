@@ -15,7 +15,7 @@ EXAMPLES: dict[type, str] = {int: "a whole number", float: "a number", bool: "tr
 
 
 def is_number(value: object, least: float, below: float) -> bool:
-    """Whether ``value``, out of somebody's file, is a number from ``least`` to below ``below``; a truth value is none."""
+    """Whether ``value``, read from an untrusted file, is a number from ``least`` to below ``below``; a boolean is not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value < below
 
 

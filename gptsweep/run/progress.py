@@ -35,7 +35,7 @@ class Progress:
     """Context manager that shows how far a run is.
 
     On a terminal: a bar with rows done, rows in flight, points done, tokens a second and the time left; log lines and
-    finished samples, each with its label, go above it. Where standard output is no terminal, finished samples are written to
+    finished samples, each with its label, go above it. Where standard output is not a terminal, finished samples are written to
     it as ``sample.py`` does, and the bar is on standard error if that is a terminal. Without a bar, as with ``TERM=dumb``, a
     log line comes after 10 s, then at intervals that grow with the run, up to 5 minutes. Every run ends with one log line.
 
@@ -144,7 +144,7 @@ class Progress:
         self._meter.workers = workers
 
     def begin_model(self) -> None:
-        """Begin to measure another model: its loading is no decoding, and its speed is its own."""
+        """Begin to measure another model: loading is not decoding, and each model has its own speed."""
         self._meter.begin_model()
 
     def expect_windows(self, done: int, total: int, seconds: float | None, ahead: int = 0) -> None:
@@ -309,7 +309,7 @@ def printable(text: str, encoding: str = "utf-8") -> str:
 def _is_terminal(stream: IO[str]) -> bool:
     try:
         return stream.isatty()
-    except (AttributeError, ValueError):  # a stand-in that is no whole file, or a closed one
+    except (AttributeError, ValueError):  # a stand-in that is not a complete file, or a closed one
         return False
 
 
