@@ -107,7 +107,7 @@ def _element(raw: str, *, optional: bool = False) -> str:
 def _range(raw: str) -> list[object]:
     """Return the numbers of Hydra's ``range(…)``; an empty list if it is not a valid one."""
     try:
-        override = _parser().parse_override(f"key={raw}")
+        override = parser().parse_override(f"key={raw}")
     except HydraException:
         return []
     return list(override.sweep_iterator()) if override.is_range_sweep() else []
@@ -182,12 +182,13 @@ def _reading(value: str) -> object:
 
 def _parsed(value: str) -> object:
     try:
-        override = _parser().parse_override(f"key={value}")
+        override = parser().parse_override(f"key={value}")
     except (HydraException, ValueError):  # ValueError: a number of more digits than Python reads
         return None
     return None if override.is_sweep_override() else override._value
 
 
 @cache
-def _parser() -> OverridesParser:
+def parser() -> OverridesParser:
+    """Return Hydra's parser of overrides, for those whose config groups do not matter."""
     return OverridesParser.create()

@@ -11,12 +11,10 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from ..config import unknown_key, wanted
@@ -24,7 +22,7 @@ from ..config_schema import GROUPS, is_optional, is_text, keys, list_of_text, ta
 from ..errors import ConfigError, shown
 from ..files import JSON_BYTES, YAML_LOADER, open_to_read
 from ..records import coerce
-from .overrides import as_typed, written
+from .overrides import as_typed, parser, written
 
 MAX_POINTS = 100_000
 """The most points of a sweep; more would take too long to plan."""
@@ -214,7 +212,7 @@ def _override(key: str, value: Any, point: dict[str, Any]) -> str | None:
 def _cell(key: str, cell: str) -> Any:
     """Parse a cell for a key that does not hold text."""
     try:
-        override = _parser().parse_override(as_typed(f"{key}={cell.strip()}", sweeping=False))
+        override = parser().parse_override(as_typed(f"{key}={cell.strip()}", sweeping=False))
     except (HydraException, ValueError) as error:
         raise _wrong(key, cell, wanted(key)) from error
     return cell if override.is_sweep_override() else override.value()
@@ -262,10 +260,5 @@ def _wrong(key: str, value: object, what: str | None) -> _FileError:
 
 def _as_swept(line: str) -> str:
     """Write an override as Hydra's own sweeper does, so that a point's directory does not depend on where it comes from."""
-    override = _parser().parse_override(line)
+    override = parser().parse_override(line)
     return f"{override.key_or_group}={override.get_value_element_as_str()}"
-
-
-@cache
-def _parser() -> OverridesParser:
-    return OverridesParser.create()
