@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...errors import ModelError
 from ...records import LAST_STEP, ModelSource
+from .places import not_a_directory
 
 KEY = "model.out_dir"
 TOKENIZER = "tokenizer.pkl"
@@ -21,8 +22,8 @@ def steps_in(out_dir: str) -> dict[int, Path]:
     """
     directory = Path(out_dir).expanduser()
     if not directory.is_dir():
-        missing = "is a file, not a directory" if directory.exists() else f"no such directory in {Path.cwd()}"
-        raise ModelError(KEY, out_dir, f"{missing}; give a checkpoint directory of nanochat, such as base_checkpoints/d12")
+        wanted = "give a checkpoint directory of nanochat, such as base_checkpoints/d12"
+        raise ModelError(KEY, out_dir, f"{not_a_directory(directory)}; {wanted}")
     named = [(re.fullmatch(r"model_(\d{1,18})\.pt", path.name), path) for path in directory.glob("model_*.pt")]
     found = {int(match[1]): path for match, path in named if match}
     if not found:

@@ -149,8 +149,8 @@ def litgpt_directory(name: str) -> Path:
     """
     directory = Path(name).expanduser()
     if not directory.is_dir():
-        missing = "is a file, not a directory" if directory.exists() else f"no such directory in {Path.cwd()}"
-        raise ModelError(PATH, name, f"{missing}; give a checkpoint directory of LitGPT, such as out/pretrain/final")
+        wanted = "give a checkpoint directory of LitGPT, such as out/pretrain/final"
+        raise ModelError(PATH, name, f"{not_a_directory(directory)}; {wanted}")
     if not (directory / LITGPT_WEIGHTS).exists():
         if (directory / f"{LITGPT_WEIGHTS}.lora").exists():
             raise ModelError(PATH, name, f"holds only the weights of LoRA; merge them: litgpt merge_lora {name}")
@@ -162,6 +162,11 @@ def litgpt_directory(name: str) -> Path:
             PATH, name, f"there is no {LITGPT_CONFIG}, which describes the model, beside the weights; copy it, too"
         )
     return directory
+
+
+def not_a_directory(path: Path) -> str:
+    """Describe for an error message a path that should be a directory."""
+    return "is a file, not a directory" if path.exists() else f"no such directory in {Path.cwd()}"
 
 
 def some_of(names: Iterable[str]) -> str:
@@ -202,5 +207,4 @@ def _no_checkpoint(directory: Path, out_dir: str, name: str) -> ModelError:
     hint = f"; there is one in {', '.join(others[:5])}" if others else "; give the out_dir of nanoGPT's train.py"
     if directory.is_dir():
         return ModelError("model.out_dir", out_dir, f"there is no {NANOGPT_FILE} in this directory{hint}")
-    missing = "is a file, not a directory" if directory.exists() else f"no such directory in {Path.cwd()}"
-    return ModelError("model.out_dir", out_dir, f"{missing}{hint}")
+    return ModelError("model.out_dir", out_dir, f"{not_a_directory(directory)}{hint}")
