@@ -229,7 +229,7 @@ HOSTILE = {
     ),
     "a byte short": (
         pickled(mergeable_ranks={token: i for i, token in enumerate([*RANKS][1:])}, special_tokens={"<|bos|>": 258}),
-        "no token for some bytes",
+        "lacks a token for some bytes",
     ),
     "no bos": (pickled(special_tokens={f"<{i}>": i for i in range(259, 268)}), "without <|bos|>"),
     "too few": (pickled(special_tokens={"<|bos|>": 259}), "has 260 tokens, but the model has 268"),
