@@ -213,7 +213,7 @@ def bytes_of(content: bytes) -> Callable[[Path], Any]:
         ("p.jsonl", bytes_of(b'{"seed": ' + b"1" * 5000 + b"}"), "line 1 is not JSON"),
         ("p.jsonl", bytes_of(b"[" * 100_000), "line 1 is not JSON"),
         ("p.yaml", bytes_of(b"- " * 10_000), "is nested too deeply"),
-        ("p.yaml", bytes_of(b"[" * 100_000), "is not YAML"),
+        ("p.yaml", bytes_of(b"[" * 100_000), "is not YAML|is nested too deeply"),  # by the version of libyaml
         ("p.yaml", bytes_of(b"- {seed: 1, sampling.stop: &a [b]}\n- {sampling.stop: *a}"), "line 2 has an alias"),
         ("p.yaml", bytes_of(b"- {start: !!python/object/apply:os.getcwd []}"), "line 1 is not YAML"),
         ("p.yaml", bytes_of(b"- {start: \x00}"), "is not YAML"),
@@ -229,7 +229,7 @@ def test_a_hostile_file_of_points_is_refused(
     made(tmp_path / name)
     with pytest.raises(ConfigError, match="p\\.") as caught:
         read_points(name)
-    assert wrong in str(caught.value)
+    assert any(each in str(caught.value) for each in wrong.split("|"))
     assert len(str(caught.value)) < 600
 
 

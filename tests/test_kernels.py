@@ -77,6 +77,8 @@ def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
                 archive.writestr(name, shipped.read("store-float32" if change == "code" else name))
     scripts = Path(__file__).parents[1] / "scripts"  # in a process of its own: the script sets numba's processor
     run = subprocess.run([sys.executable, "-c", COMPARE, kernels.SHIPPED, others], cwd=scripts, capture_output=True, text=True)
+    if "bitcode parsing error" in run.stderr:
+        pytest.skip("numba's LLVM is older than the archive's, which then serves nobody here: numba compiles the loops")
     assert run.returncode == 0, run.stderr
     return dict(json.loads(run.stdout))
 
