@@ -16,8 +16,8 @@ PAGE = 16
 TILE = 8
 """Tokens that read a shared page together in attention: as many as can keep two sums each in vector registers."""
 NARROW_ROWS = 6
-"""Rows that read a shared page together where vectors are narrower than AVX-512's: as many as can keep `PAGE` sums each in the
-16 vector registers of AVX2."""
+"""Rows that read a shared page together, or are multiplied together, where vectors are narrower than AVX-512's: as many as can
+keep `PAGE` sums each in the 16 vector registers of AVX2."""
 HEADS = 4
 """Heads of a token that attend together: an addition to a sum waits for the one before it, so several sums run side by side."""
 MOST_HEADS = 8
@@ -28,8 +28,6 @@ TILE_ROWS = 12
 """Rows that go through a layer together: as many as can keep their sums over half of `COLUMNS` in AVX-512's registers."""
 TILES_TOGETHER = 6
 """Tiles of rows that a thread widens to float32 at once, then multiplies by one block of weights after another."""
-PAGE_TILE_ROWS = 6
-"""Rows that ``multiply`` and ``gemm`` multiply together: as many as can keep `PAGE` sums each in AVX2's 16 vector registers."""
 GEMM_TILES_TOGETHER = 12
 """Tiles of rows that a thread widens to float32 at once, then multiplies by one panel of `PAGE` outputs after another."""
 INT8_TILES_TOGETHER = 6

@@ -12,7 +12,7 @@ from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .abi import GEMM_TILES_TOGETHER, PAGE, PAGE_TILE_ROWS
+from .abi import GEMM_TILES_TOGETHER, NARROW_ROWS, PAGE
 from .intrinsics import FLOATS, INT64, WORDS, compiled, float32_at, floats_at, for_each_count, store_narrow, take, widen
 
 _I = types.int64
@@ -23,13 +23,13 @@ _HALVES = ir.VectorType(ir.IntType(16), PAGE)
 def _add_products(_typing, rows, x, stride, weight, begin, to, n_inputs):
     """``_add_products(rows, x, stride, weight, begin, to, n_inputs)``: add ``n_inputs`` products to ``to[rows, PAGE]``.
 
-    The ``rows`` rows of ``x``, at most `PAGE_TILE_ROWS`, begin ``stride`` apart. ``weight``, from ``begin`` on, has `PAGE`
+    The ``rows`` rows of ``x``, at most `NARROW_ROWS`, begin ``stride`` apart. ``weight``, from ``begin`` on, has `PAGE`
     outputs for each input.
     """
 
     def codegen(_context, builder, _signature, args):
         rows, *others = args
-        for_each_count(builder, rows, PAGE_TILE_ROWS, lambda count: _add_products_of(builder, count, *others))
+        for_each_count(builder, rows, NARROW_ROWS, lambda count: _add_products_of(builder, count, *others))
 
     return types.void(_I, x, _I, weight, _I, to, _I), codegen
 
@@ -89,10 +89,10 @@ def _store_tile(task, sums, rows, first, column, out):
 def _gemm(task, x, weight, out):
     """Multiply rows by packed weights. A unit of work is some tiles of rows and a panel of outputs."""
     scratch = take(task.next_scratch, task.scratch)
-    sums, wide = float32_at(scratch), scratch + 4 * PAGE_TILE_ROWS * PAGE
+    sums, wide = float32_at(scratch), scratch + 4 * NARROW_ROWS * PAGE
     stride = task.n_in + PAGE  # rows a power of two apart would compete for the same lines of the L1 cache
     panels = (task.n_out + PAGE - 1) // PAGE
-    tiles = (task.n_rows + PAGE_TILE_ROWS - 1) // PAGE_TILE_ROWS
+    tiles = (task.n_rows + NARROW_ROWS - 1) // NARROW_ROWS
     groups = (tiles + GEMM_TILES_TOGETHER - 1) // GEMM_TILES_TOGETHER
     opened = -1
     while True:

@@ -15,7 +15,7 @@ from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .abi import COLUMNS, INT8_TILES_TOGETHER, PAGE, PAGE_TILE_ROWS, SEGMENT
+from .abi import COLUMNS, INT8_TILES_TOGETHER, NARROW_ROWS, PAGE, SEGMENT
 from .activation import activate
 from .intrinsics import FAST, INT64, WORDS, compiled, float32_at, for_each_count, int8_at, int16_at, int32_at, take
 
@@ -88,13 +88,13 @@ def rescale_float32(tasks):
 def _sum_products(_typing, rows, x, stride, weight, to, n_pairs):
     """``_sum_products(rows, x, stride, weight, to, n_pairs)``: write sums over ``n_pairs`` pairs to ``to[rows, PAGE]``.
 
-    The ``rows`` rows of ``x``, at most `PAGE_TILE_ROWS`, begin ``stride`` apart. A pair is two inputs of each of `PAGE`
+    The ``rows`` rows of ``x``, at most `NARROW_ROWS`, begin ``stride`` apart. A pair is two inputs of each of `PAGE`
     outputs.
     """
 
     def codegen(_context, builder, _signature, args):
         rows, *others = args
-        for_each_count(builder, rows, PAGE_TILE_ROWS, lambda count: _sum_products_of(builder, count, *others))
+        for_each_count(builder, rows, NARROW_ROWS, lambda count: _sum_products_of(builder, count, *others))
 
     return types.void(types.int64, x, types.int64, weight, to, types.int64), codegen
 
@@ -159,7 +159,7 @@ def multiply_int8(tasks):
     task = carray(tasks, 1)[0]
     sums = int32_at(take(task.next_scratch, task.scratch))
     n_blocks = (task.n_out + COLUMNS - 1) // COLUMNS
-    tiles = (task.n_rows + PAGE_TILE_ROWS - 1) // PAGE_TILE_ROWS
+    tiles = (task.n_rows + NARROW_ROWS - 1) // NARROW_ROWS
     groups = (tiles + INT8_TILES_TOGETHER - 1) // INT8_TILES_TOGETHER
     while True:
         begin = take(task.next_unit, task.chunk)

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .abi import COLUMNS, GEMM_TILES_TOGETHER, PAGE, PAGE_TILE_ROWS, TILE_ROWS, TILES_TOGETHER
+from .abi import COLUMNS, GEMM_TILES_TOGETHER, NARROW_ROWS, PAGE, TILE_ROWS, TILES_TOGETHER
 
 try:
     from .runtime import Kernel, has_wide_vectors
@@ -105,7 +105,7 @@ class FloatGemm:
             n_in=n_in,
             n_out=self.n_out,
             summed=summed,
-            scratch=4 * PAGE_TILE_ROWS * (PAGE + GEMM_TILES_TOGETHER * (n_in + PAGE)),
+            scratch=4 * NARROW_ROWS * (PAGE + GEMM_TILES_TOGETHER * (n_in + PAGE)),
             weight=self.packed.data_ptr(),
             bias=0 if bias is None else bias.data_ptr(),
         )
@@ -130,7 +130,7 @@ class FloatGemm:
         """Map ``[rows, n_in] -> [rows, n_out]``, both in the dtype of the weights."""
         rows, n_rows = rows.contiguous(), len(rows)
         out = torch.empty(n_rows, self.n_out, dtype=self.dtype)
-        units = len(self.packed) * -(-n_rows // (PAGE_TILE_ROWS * GEMM_TILES_TOGETHER))
+        units = len(self.packed) * -(-n_rows // (NARROW_ROWS * GEMM_TILES_TOGETHER))
         self.kernel(n_rows=n_rows, chunk=max(1, units // 32), x=rows.data_ptr(), out=out.data_ptr())
         return out
 

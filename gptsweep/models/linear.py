@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import onednn
-from ..kernels.abi import COLUMNS, INT8_TILES_TOGETHER, NO_ACTIVATION, PAGE, PAGE_TILE_ROWS, RELU_SQUARED, SEGMENT, ZERO
+from ..kernels.abi import COLUMNS, INT8_TILES_TOGETHER, NARROW_ROWS, NO_ACTIVATION, PAGE, RELU_SQUARED, SEGMENT, ZERO
 from .architecture import Model
 from .fused import fuse
 from .layers import activation_code
@@ -182,7 +182,7 @@ class Int8Gemm:
             n_out=self.n_out,
             stride=self.stride,
             activation=activation,
-            scratch=4 * PAGE_TILE_ROWS * PAGE,
+            scratch=4 * NARROW_ROWS * PAGE,
             weight=self.packed.data_ptr(),
             weight_scales=scales.data_ptr(),
             bias=0 if bias is None else bias.data_ptr(),
@@ -193,7 +193,7 @@ class Int8Gemm:
         # For an odd `n_in`, the last pair of a row holds an uninitialised number; its weight is 0.
         quantised, scales = _quantised(self.quantise, x, torch.empty(n_rows, self.stride, dtype=torch.int16))
         out = torch.empty(n_rows, self.n_out)
-        units = -(-self.n_out // COLUMNS) * -(-n_rows // (PAGE_TILE_ROWS * INT8_TILES_TOGETHER))
+        units = -(-self.n_out // COLUMNS) * -(-n_rows // (NARROW_ROWS * INT8_TILES_TOGETHER))
         places = {"x": quantised.data_ptr(), "scales": scales.data_ptr(), "out": out.data_ptr()}
         self.multiply(n_rows=n_rows, chunk=max(1, units // 32), **places)
         return out
