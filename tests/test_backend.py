@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import pickle
@@ -43,6 +44,7 @@ def main() -> None:
     assert all(outcome.error is None for outcome in settle(root, Tables(resumed)))
     assert {row.noise_key for row in resumed.decoded} == {2}
     assert all(outcome.error is None for outcome in settle(root, Tables(Table()), num_samples=3))
+    importlib.import_module("gptsweep.multirun.point")  # as a driver of workers does for Hydra's jobs
     loaded = {"torch", "gptsweep.models.gpt2", "gptsweep.engine.engine"} & sys.modules.keys()
     print(json.dumps({"loaded": sorted(loaded), "lines": {k: v.count(b"\n") for k, v in files(root).items()}}))
 

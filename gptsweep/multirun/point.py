@@ -18,7 +18,6 @@ from ..analysis.metrics import PREFERENCE
 from ..analysis.own_metrics import OwnMetric
 from ..analysis.summary import summarise, text_metrics
 from ..config import point_from_config
-from ..engine.torch_backend import TorchBackends
 from ..errors import ConfigError, Interrupted
 from ..run.executors.local import LocalExecutor
 from ..run.jobs import Job, Outcome
@@ -42,6 +41,8 @@ def run_point(cfg: DictConfig, directory: Path) -> float | None:
     require_objective(cfg.objective)
     outcome = prepared.get({}).get(directory)
     if outcome is None:
+        from ..engine.torch_backend import TorchBackends  # late: it imports torch, which a driver of workers does not need
+
         job = Job(point_from_config(cfg), directory, cfg.overwrite)
         alone = HydraConfig.get().mode is not RunMode.MULTIRUN
         samples_each = job.point.sampling.num_samples if alone else None
