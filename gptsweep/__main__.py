@@ -231,7 +231,7 @@ def require_here() -> None:
 def main() -> int:
     """Run the command in ``sys.argv`` and return the exit status.
 
-    0; 1 for a sweep with failed points; 2 for a mistake that the user can fix; 130 for Ctrl-C; 143 for SIGTERM.
+    0; 1 for a sweep with failed points; 2 for a mistake that the user can fix; 130 for Ctrl-C; 143 for SIGTERM; 129 for SIGHUP.
     """
     ready_streams()
     arguments = sys.argv[1:]

@@ -455,8 +455,10 @@ def test_a_bug_in_one_point_is_reported_with_its_traceback(run: Run, place: Path
 # -- signals -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("sweep", [True, False])
+@pytest.mark.parametrize(
+    ("number", "status", "sweep"),
+    [(signal.SIGINT, 130, True), (signal.SIGINT, 130, False), (signal.SIGTERM, 143, True), (signal.SIGHUP, 129, False)],
+)
 def test_a_signal_keeps_what_is_finished_and_says_how_to_go_on(
     run: Run, place: Path, monkeypatch: pytest.MonkeyPatch, number: int, status: int, sweep: bool
 ) -> None:

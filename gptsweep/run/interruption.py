@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run between two steps, so that everything finished is on disk."""
+"""Ctrl-C, SIGTERM and SIGHUP end a run between two steps, so that everything finished is on disk."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from typing import Any
 
 from ..errors import Interrupted
 
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""The signals that end a run; SIGHUP comes when its terminal is closed, and Windows has none."""
+
 
 class Interruption:
-    """While entered, Ctrl-C and SIGTERM ask the run to end at its next step; a second Ctrl-C ends it at once."""
+    """While entered, these signals ask the run to end at its next step; a second Ctrl-C ends it at once.
+
+    A signal that is ignored, as ``nohup`` ignores SIGHUP, stays ignored.
+    """
 
     def __init__(self) -> None:
         self._signal: int | None = None
@@ -18,7 +24,8 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+            heeded = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._handle) for number in heeded}
         return self
 
     def __exit__(self, *_: object) -> None:
