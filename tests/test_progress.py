@@ -99,6 +99,20 @@ def test_the_bar_moves_and_the_time_left_is_reported_before_any_row_is_finished(
     assert meter.line(10.0) == "0/10 rows, 10 in flight, 100 tokens/s, 0:00:40 left"
 
 
+def test_the_time_left_survives_a_pause():
+    """A minute in which a laptop slept, or a job was pending, made hours out of a minute that was left."""
+    meter = Meter(started=0.0, rows_total=10, rows_in_flight=10, tokens_total=15000)
+    meter.measure(0.0)
+    now, lefts = 0.0, {}
+    for second in range(121):
+        meter.tokens += 1 if second == 60 else 100
+        now += 60 if second == 60 else 1
+        meter.measure(now)
+        lefts[second] = meter.seconds_left(now), (meter.tokens_total - meter.tokens) / 100
+    assert lefts[60][0] < 10 * lefts[60][1]
+    assert lefts[120][0] == pytest.approx(lefts[120][1], rel=0.1)
+
+
 @pytest.mark.parametrize("rows", [10, 180])
 @pytest.mark.parametrize("prompt", [1, 200, 256], ids=lambda tokens: f"prompt of {tokens}")
 def test_the_time_left_is_right_from_before_the_context_is_crossed_to_the_end(rows: int, prompt: int):

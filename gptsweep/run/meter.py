@@ -33,6 +33,16 @@ class _Average:
         return self._sum / self._weight if self._weight else None
 
 
+def _add_each(average: _Average, seconds: float, count: int) -> None:
+    """Add that ``count`` tokens took ``seconds``.
+
+    They weigh as long as so many usually take: a pause, such as a laptop's sleep, would outweigh all the rest.
+    """
+    each = seconds / count
+    usual = average.value
+    average.add(each, count * (each if usual is None else usual))
+
+
 @dataclass(slots=True)
 class _Mean:
     """The mean of all values."""
@@ -109,10 +119,10 @@ class Meter:
         others = max(tokens - windows, 0)
         for_windows = seconds * self._share_of_windows(others, windows, seconds)
         if others:
-            self._token_seconds.add((seconds - for_windows) / others, seconds - for_windows)
+            _add_each(self._token_seconds, seconds - for_windows, others)
             self._any_token.add(seconds - for_windows, others)
         if windows > 0:
-            self._window_seconds.add(for_windows / windows, for_windows)
+            _add_each(self._window_seconds, for_windows, windows)
             self._any_window.add(for_windows, windows)
         self._measured = now, self.tokens, self.windows
 
