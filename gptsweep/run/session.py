@@ -56,8 +56,8 @@ def run_jobs(
 ) -> Iterator[Outcome]:
     """Run jobs, those with the same model and device in one batched pass, and yield each job's outcome as it is settled.
 
-    What is on disk already is not made again. An error of one job leaves the others alone; Ctrl-C and SIGTERM end the run
-    between two steps of the engine, with every finished sample on disk, and what the others have in ``unfinished``.
+    What is on disk already is not made again. An error of one job leaves the others alone. Ctrl-C, SIGTERM and SIGHUP end the
+    run between two steps of the engine, with every finished sample on disk, and what the others have in ``unfinished``.
 
     Args:
         jobs: what to run; those with the same model and device begin as `_starting_order` says.
