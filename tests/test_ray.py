@@ -32,7 +32,7 @@ from test_remote import Threads
 from gptsweep.engine import torch_backend
 from gptsweep.engine.torch_backend import TorchBackends
 from gptsweep.records import DeviceSettings
-from gptsweep.run.executors.ray import RayPool, _ask
+from gptsweep.run.executors.ray import RayPool, _request_report
 from gptsweep.run.executors.remote import RemoteExecutor
 from gptsweep.run.jobs import Outcome
 from gptsweep.run.progress import Progress
@@ -146,7 +146,7 @@ def sweeping(root: Path, executor: RemoteExecutor, script: Path) -> Iterator[Non
 
 
 def pids(pool: RayPool) -> list[int]:
-    """The processes of the actors that have said where they are."""
+    """The processes of the actors whose place is known."""
     return [actor.place[0].pid for actor in list(pool._actors.values()) if actor.place is not None]
 
 
@@ -166,7 +166,7 @@ def test_a_killed_worker_loses_nothing_and_the_others_stay_for_the_next_batch(
 def test_an_actor_takes_rows_while_its_report_waits(pool: RayPool, monkeypatch: pytest.MonkeyPatch) -> None:
     actor = next(actor for actor in pool._actors.values() if actor.place is not None)
     monkeypatch.setattr("gptsweep.run.executors.ray._REPORT_SECONDS", 600)
-    report, other = _ask(actor.handle), actor.handle.resolve.remote(DeviceSettings())
+    report, other = _request_report(actor.handle), actor.handle.resolve.remote(DeviceSettings())
     ready, _ = ray.wait([report, other], timeout=300)
     assert ready == [other]
     while not ray.wait([report], timeout=0.1)[0]:

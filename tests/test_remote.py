@@ -41,7 +41,7 @@ class Threads:
     Args:
         backends: makes those of worker 1, 2, ….
         workers: how many.
-        dies: whether a worker, by number, ends now that it says this; it is not heard of again.
+        dies: whether a worker, by number, ends at this report, which is then lost.
     """
 
     several = True
@@ -76,7 +76,7 @@ class Threads:
         self.given.append(work)
         self.alive[worker].give(pickle.loads(pickle.dumps(work)))
 
-    def news(self, seconds: float) -> list[tuple[str, Report | Gone]]:
+    def poll(self, seconds: float) -> list[tuple[str, Report | Gone]]:
         self._fill()
         found: list[tuple[str, Report | Gone]] = []
         for name, worker in list(self.alive.items()):
@@ -129,11 +129,11 @@ def test_workers_that_die_lose_no_sample_and_make_none_twice(tmp_path: Path, who
         decoded.append(Table())
         return Tables(decoded[-1])
 
-    heard: dict[int, int] = {}
+    received: dict[int, int] = {}
 
     def dies(number: int, report: Report) -> bool:
-        heard[number] = heard.get(number, 0) + len(report.finished)
-        return number <= losses and report.busy and heard[number] >= 1
+        received[number] = received.get(number, 0) + len(report.finished)
+        return number <= losses and report.busy and received[number] >= 1
 
     for outcome in settle(tmp_path / "there", RemoteExecutor(Threads(tables, dies=dies), shards=9)):
         assert outcome.error is None
@@ -142,9 +142,10 @@ def test_workers_that_die_lose_no_sample_and_make_none_twice(tmp_path: Path, who
 
 def test_workers_that_are_preempted_again_and_again_fail_no_row(tmp_path: Path, whole: dict[str, bytes]) -> None:
     class Preempting(Threads):
-        def news(self, seconds: float) -> list[tuple[str, Report | Gone]]:
+        def poll(self, seconds: float) -> list[tuple[str, Report | Gone]]:
             return [
-                (name, Gone(said.why, counts=False) if isinstance(said, Gone) else said) for name, said in super().news(seconds)
+                (name, Gone(message.why, counts=False) if isinstance(message, Gone) else message)
+                for name, message in super().poll(seconds)
             ]
 
     pool = Preempting(lambda _: Tables(), workers=1, dies=lambda number, _: number <= min(3 * TRIES, len(pool.given)))
@@ -176,9 +177,9 @@ def test_a_worker_that_hangs_is_replaced(tmp_path: Path, whole: dict[str, bytes]
     end = threading.Event()
 
     class Silent(Threads):
-        def news(self, seconds: float) -> list[tuple[str, Report | Gone]]:
-            news = super().news(seconds)
-            return news if answers or not self.given else [(name, said) for name, said in news if name != "1"]
+        def poll(self, seconds: float) -> list[tuple[str, Report | Gone]]:
+            messages = super().poll(seconds)
+            return messages if answers or not self.given else [(name, message) for name, message in messages if name != "1"]
 
     def tables(number: int) -> Tables:
         return Tables(Table(before_row=lambda row: None if number != 1 or row.sample_index != 1 else hang()))
@@ -278,11 +279,11 @@ def test_a_random_stream_goes_on_in_another_worker(tmp_path: Path) -> None:
     def wanted(root: Path) -> list[Job]:
         return [Job(point, root / f"seed={point.seed}") for point in points]
 
-    heard: dict[int, int] = {}
+    received: dict[int, int] = {}
 
     def dies(number: int, report: Report) -> bool:
-        heard[number] = heard.get(number, 0) + len(report.finished)
-        return number <= 2 and report.busy and heard[number] >= 1
+        received[number] = received.get(number, 0) + len(report.finished)
+        return number <= 2 and report.busy and received[number] >= 1
 
     executor = RemoteExecutor(Threads(lambda _: TorchBackends(), dies=dies))
     assert all(o.error is None for o in settle(tmp_path, executor, wanted(tmp_path / "there")))
@@ -305,7 +306,7 @@ def test_errors_of_every_kind_come_back_from_a_worker() -> None:
         assert "test_remote.py" in str(back.__cause__)
 
 
-def test_a_stop_does_not_wait_until_a_report_has_news() -> None:
+def test_a_stop_does_not_wait_until_there_is_something_to_report() -> None:
     worker = Worker(Tables())
     waiting = threading.Thread(target=worker.report, args=(600,), daemon=True)
     waiting.start()

@@ -31,7 +31,7 @@ from gptsweep.records import DeviceSettings, ModelSource, SampleLogprobs, TokenL
 from gptsweep.run.executors import job_files
 from gptsweep.run.executors.remote import Gone, RemoteExecutor
 from gptsweep.run.executors.slurm import FOLDER, SlurmPool
-from gptsweep.run.executors.slurm_job import _Life
+from gptsweep.run.executors.slurm_job import _Server
 from gptsweep.run.executors.worker import Report, WorkerError
 from gptsweep.run.rows import Finished
 
@@ -131,13 +131,13 @@ def test_a_job_that_slurm_ends_writes_what_it_has_and_does_not_wait_to_be_killed
 def test_a_job_whose_sweep_has_ended_ends_without_an_error_in_its_log(tmp_path: Path) -> None:
     directory = tmp_path / "run" / "1"
     directory.mkdir(parents=True)
-    (directory / job_files.SAID).touch()
-    life = _Life(Tables(), directory, patience_s=300)
-    while not list(job_files.Lines(directory / job_files.SAID).read()):
+    (directory / job_files.MESSAGES).touch()
+    server = _Server(Tables(), directory, driver_timeout_s=300)
+    while not list(job_files.Lines(directory / job_files.MESSAGES).read()):
         time.sleep(0.01)
     shutil.rmtree(tmp_path / "run")
-    life.wait()
-    assert life.error is None
+    server.wait()
+    assert server.error is None
 
 
 def test_a_job_that_stands_still_is_killed_and_replaced(
@@ -182,7 +182,7 @@ def test_jobs_whose_time_is_over_are_requeued_and_go_on(
     pool._cluster.executor._executor.parameters |= {"timeout_min": 0.1, "signal_delay_s": 3}  # type: ignore[attr-defined]
     try:
         assert all(outcome.error is None for outcome in settle(tmp_path / "there", RemoteExecutor(pool)))
-        assert len(list(pool._run.iterdir())) == 2, "the driver's sign of life, and one job"
+        assert len(list(pool._run.iterdir())) == 2, "the driver's heartbeat, and one job"
     finally:
         pool.close()
     assert files(tmp_path / "there") == whole
@@ -216,8 +216,8 @@ def test_a_driver_that_is_killed_goes_on_and_keeps_what_its_jobs_finished_withou
     def finished() -> int:
         return sum(
             1
-            for said in root.glob(f"{FOLDER}/workers/*/*/{job_files.SAID}")
-            for _ in job_files.finished_rows(job_files.Lines(said))
+            for path in root.glob(f"{FOLDER}/workers/*/*/{job_files.MESSAGES}")
+            for _ in job_files.finished_rows(job_files.Lines(path))
         )
 
     driver = fork(drive)
@@ -253,8 +253,8 @@ def test_a_sweep_of_the_command_runs_in_jobs_by_one_override_and_a_tuner_keeps_t
     assert (tmp_path / "outputs/sweeps/there/report.html").exists()
 
 
-def asked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SLURM's queue is asked all the time."""
+def query_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Query SLURM's queue all the time."""
     for name in ("_QUEUE_SECONDS", "_SOON_SECONDS"):
         monkeypatch.setattr(f"gptsweep.run.executors.job_control.{name}", 0.0)
 
@@ -265,19 +265,19 @@ def answer(stubs: Path, queue: str) -> None:
     (stubs / "new").replace(stubs / "queue")
 
 
-def news_of(pool: SlurmPool) -> list[tuple[str, Report | Gone]]:
-    """The next that a pool says."""
-    while not (news := pool.news(0.01)):
+def poll_until_any(pool: SlurmPool) -> list[tuple[str, Report | Gone]]:
+    """Return the next messages of a pool."""
+    while not (messages := pool.poll(0.01)):
         pass
-    return news
+    return messages
 
 
-# -- what a cluster is asked --------------------------------------------------------------------------------------------------
+# -- the commands of a cluster ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """SLURM's commands, which note here what they are asked; ``queue`` is what squeue answers, and without it, it fails."""
+    """SLURM's commands, which record their arguments here; ``queue`` is what squeue prints; without it squeue fails."""
     commands = tmp_path / "commands"
     commands.mkdir()
     for name, does in {
@@ -301,7 +301,7 @@ def test_slurm_gets_an_array_with_the_settings_and_loses_it_at_the_end(tmp_path:
         setup=["module load cuda"], additional_parameters={"account": "me"},
     )  # fmt: skip
     pool = SlurmPool(Tables(), tmp_path, workers=3, parameters=launcher._parameters)
-    pool.news(0)
+    pool.poll(0)
     pool.close()
     script = (tmp_path / "sbatch").read_text()
     for line in (
@@ -326,7 +326,7 @@ def test_a_command_that_is_a_job_itself_submits_jobs_as_from_a_login_node(
     for name, value in (own | kept).items():
         monkeypatch.setenv(name, value)
     pool = SlurmPool(Tables(), tmp_path, workers=2)
-    pool.news(0)
+    pool.poll(0)
     pool.close()
     seen = dict(line.partition("=")[::2] for line in (stubs / "env").read_text().splitlines())
     assert {name: seen[name] for name in seen.keys() & (own | kept)} == kept
@@ -339,9 +339,9 @@ def test_what_sbatch_and_scancel_say_is_one_line(
     (stubs / "refusal").write_text("sbatch: error: invalid partition: x\nsbatch: error: Batch job submission failed\n")
     pool = SlurmPool(Tables(), tmp_path, workers=2)
     with pytest.raises(ConfigError, match=r": invalid partition: x; Batch job submission failed$"):
-        pool.news(0)
+        pool.poll(0)
     (stubs / "refusal").unlink()
-    pool.news(0)
+    pool.poll(0)
     errors = [f"scancel: error: Kill job error on job id 12_{job}: Unable to contact slurm controller\n" for job in (0, 1)]
     (stubs / "refusal").write_text("".join(errors))
     pool.close()
@@ -369,12 +369,12 @@ def test_a_driver_whose_workers_open_the_model_imports_no_torch(tmp_path: Path) 
 def test_without_accounting_a_job_that_slurm_has_no_more_is_noticed_and_nothing_is_printed(
     tmp_path: Path, stubs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    asked_at_once(monkeypatch)
+    query_at_once(monkeypatch)
     pool = SlurmPool(Tables(), tmp_path, workers=3)
     while not (stubs / "squeue").exists() or len((stubs / "squeue").read_text().splitlines()) < 3:
-        assert pool.news(0.01) == [], "as long as SLURM does not answer no job has ended"
+        assert pool.poll(0.01) == [], "as long as SLURM does not answer no job has ended"
     answer(stubs, "12_2|R|None\n7|PD|Priority\n12_0|CG|None\n")
-    ((name, gone),) = news_of(pool)
+    ((name, gone),) = poll_until_any(pool)
     pool.close()
     assert name == "job 12_1"
     assert isinstance(gone, Gone)
@@ -386,33 +386,33 @@ def test_without_accounting_a_job_that_slurm_has_no_more_is_noticed_and_nothing_
 def test_rows_of_a_job_that_slurm_puts_back_into_its_queue_do_not_wait_for_it_and_the_display_says_why_it_waits(
     tmp_path: Path, stubs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked_at_once(monkeypatch)
+    query_at_once(monkeypatch)
     answer(stubs, "12_0|PD|ReqNodeNotAvail, UnavailableNodes:n1\n12_1|PD|Priority\n")
     pool = SlurmPool(Tables(), tmp_path, workers=2)
     executor = RemoteExecutor(pool)
     while not pool.pending():
-        executor._news()
+        executor._poll()
     waits = "2 pending: Priority + ReqNodeNotAvail,UnavailableNodes:n1"
     assert pool.waiting_for == f"SLURM to start a job of this sweep ({waits}; see squeue --me)"
     assert executor._display() == f"0 workers ({waits})"
     answer(stubs, "12_0|R|None\n12_1|PD|Priority\n")
-    said = pool._jobs[0].said._path
+    path = pool._jobs[0].messages._path
 
-    def begin(life: str) -> None:
-        job_files.add_line(said, {"life": life, "began": ["n1", 3]})
+    def begin(process: str) -> None:
+        job_files.add_line(path, {"process": process, "started": ["n1", 3]})
         while not executor._workers:
-            executor._news()
+            executor._poll()
 
     begin("a")
     while pool.pending() != "1 pending: Priority":
-        executor._news()
+        executor._poll()
     answer(stubs, "12_0|PD|BeginTime\n12_1|PD|Priority\n")
     gone: list[tuple[str, Report | Gone]] = []
     while not gone:
-        gone += [(name, news) for name, news in executor._news() if isinstance(news, Gone)]
-    ((name, news),) = gone
+        gone += [(name, message) for name, message in executor._poll() if isinstance(message, Gone)]
+    ((name, message),) = gone
     assert name.endswith("(n1:3, job 12_0)")
-    assert news == Gone("SLURM has put its job back into the queue: BeginTime", counts=False)
+    assert message == Gone("SLURM has put its job back into the queue: BeginTime", counts=False)
     assert executor._display() == "0 workers (1 restarted; 2 pending: BeginTime + Priority)"
     answer(stubs, "12_0|R|None\n12_1|R|None\n")
     begin("b")
@@ -466,7 +466,7 @@ def test_our_launchers_names_leave_rays_and_submitits_own_plugins_theirs() -> No
 
 
 def test_lines_are_read_as_they_come_without_those_that_are_torn_or_damaged(tmp_path: Path) -> None:
-    path = tmp_path / "said"
+    path = tmp_path / "messages"
     lines = job_files.Lines(path)
     assert list(lines.read()) == []
     path.touch()
@@ -489,7 +489,7 @@ def test_finished_rows_come_back_from_their_files_and_strangers_rows_do_not(tmp_
     logprobs = SampleLogprobs(asked=2, tokens=(token,), ends=(1,), texts={7: "a", 9: "\ufffd"})
     row = Finished("a", (7,), "length", -1.5, -0.25, None, logprobs)
     for finished in (row, replace(row, logprobs=None, text="é\n\u2028", token_ids=(), finish_reason="eot")):
-        path = tmp_path / "said"
+        path = tmp_path / "messages"
         path.write_bytes(b"")
         good = job_files.fields_of(finished)
         bad = [

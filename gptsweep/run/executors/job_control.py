@@ -34,7 +34,7 @@ _ANSWER_SECONDS = 20.0
 _REASON_LENGTH = 40
 """Some of SLURM's reasons are sentences, and the display has one line for all."""
 _LOG_BYTES = 4096
-_OF_A_JOB = ("SLURM_", "SLURMD_", "SBATCH_CPU_BIND", "SBATCH_MEM_BIND")
+_JOB_VARIABLES = ("SLURM_", "SLURMD_", "SBATCH_CPU_BIND", "SBATCH_MEM_BIND")
 """How the environment variables begin that SLURM sets in a job. Its owner may have set others of ``SBATCH_``."""
 
 
@@ -43,11 +43,11 @@ class Queue:
     """The jobs that have not ended.
 
     Args:
-        asked: when the cluster was asked, by the monotonic clock. Of jobs submitted or started later it says nothing.
+        queried: when the cluster was asked, by the monotonic clock. It does not cover jobs submitted or started later.
         jobs: by id (``12``, or ``12_0`` in an array), why the job has to wait, or nothing if it has started.
     """
 
-    asked: float
+    queried: float
     jobs: Mapping[str, str]
 
 
@@ -75,7 +75,7 @@ class Cluster:
             raise ConfigError("hydra.launcher.cluster", name, f"{one_line(str(error))}; local needs no SLURM") from error
         self.executor.update_parameters(**parameters)
         self._answers: queue.SimpleQueue[Queue | None] = queue.SimpleQueue()
-        self._asking = False
+        self._querying = False
         self._next = math.inf
 
     def submit(self, calls: Sequence[Callable[[], None]]) -> list[submitit.Job[None]]:
@@ -86,7 +86,7 @@ class Cluster:
         """
         try:
             # submitit prints what sbatch says, and raises it, too.
-            with _unheard_interrupts(), _no_job_of_its_own(), redirect_stderr(io.StringIO()), self.executor.batch():
+            with _blocked_interrupts(), _hidden_job(), redirect_stderr(io.StringIO()), self.executor.batch():
                 jobs = [self.executor.submit(call) for call in calls]
         except (FailedJobError, FailedSubmissionError, OSError) as error:
             lines = [line.removeprefix("sbatch: error: ") for line in str(error).splitlines()]
@@ -95,17 +95,17 @@ class Cluster:
         return jobs
 
     def queue(self, jobs: Sequence[submitit.Job[None]]) -> Queue | None:
-        """Return which of ``jobs`` have not ended, if there is news of it. It never waits, as SLURM may take long to answer."""
+        """Return which of ``jobs`` have not ended; None without a new answer. It never waits, as SLURM may be slow."""
         if self.local:
             return Queue(math.inf, {job.job_id: "" for job in jobs if not job.done()})
         found = None
-        if self._asking:
+        if self._querying:
             with suppress(queue.Empty):
                 found = self._answers.get_nowait()
-                self._asking = False
-        if jobs and not self._asking and time.monotonic() >= self._next:
-            self._asking, self._next = True, time.monotonic() + _QUEUE_SECONDS
-            threading.Thread(target=lambda: self._answers.put(_ask()), name="squeue", daemon=True).start()
+                self._querying = False
+        if jobs and not self._querying and time.monotonic() >= self._next:
+            self._querying, self._next = True, time.monotonic() + _QUEUE_SECONDS
+            threading.Thread(target=lambda: self._answers.put(_query_queue()), name="squeue", daemon=True).start()
         return found
 
     def end(self, jobs: Sequence[submitit.Job[None]]) -> None:
@@ -129,12 +129,12 @@ def last_line(path: Path) -> str:
     return "without a log"
 
 
-def _ask() -> Queue | None:
+def _query_queue() -> Queue | None:
     """Ask ``squeue``, which works on every cluster; None if SLURM does not answer.
 
     ``sacct``, which submitit asks, knows no jobs if accounting is off, and complains on the terminal each time.
     """
-    asked = time.monotonic()
+    queried = time.monotonic()
     command = ["squeue", f"--user={os.getuid()}", "--array", "--noheader", "--format=%i|%t|%r"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=True)
@@ -144,7 +144,7 @@ def _ask() -> Queue | None:
         }
     except (OSError, subprocess.SubprocessError, ValueError):
         return None
-    return Queue(asked, jobs)
+    return Queue(queried, jobs)
 
 
 def _cancel(ids: Sequence[str]) -> str:
@@ -170,10 +170,10 @@ def _end_process(job: submitit.Job[None]) -> None:
 
 
 @contextmanager
-def _no_job_of_its_own() -> Iterator[None]:
+def _hidden_job() -> Iterator[None]:
     """Hide the job that this process runs in, if any: srun refuses some of its settings beside those of the new jobs."""
     own = (
-        [name for name in os.environ if name.startswith(_OF_A_JOB) and name != "SLURM_CONF"]
+        [name for name in os.environ if name.startswith(_JOB_VARIABLES) and name != "SLURM_CONF"]
         if "SLURM_JOB_ID" in os.environ
         else []
     )
@@ -185,7 +185,7 @@ def _no_job_of_its_own() -> Iterator[None]:
 
 
 @contextmanager
-def _unheard_interrupts() -> Iterator[None]:
+def _blocked_interrupts() -> Iterator[None]:
     """Block SIGINT in the processes started within, so that only the driver receives the terminal's Ctrl-C."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

@@ -32,7 +32,7 @@ from ...store.unfinished import token_logprobs
 from ..rows import Finished
 from .worker import Facts
 
-ASKED, SAID, SNAPSHOT = "asked.jsonl", "said.jsonl", "unfinished.pickle"
+REQUESTS, MESSAGES, SNAPSHOT = "requests.jsonl", "messages.jsonl", "unfinished.pickle"
 """The files in a job's directory: the driver's requests, the job's messages, and the state of its unfinished rows."""
 
 _MEANS = ("logprob_mean", "sampler_logprob_mean", "entropy_mean")
@@ -100,29 +100,29 @@ def unpacked(field: str) -> Any:
     return pickle.loads(base64.b64decode(field))
 
 
-def write_snapshot(directory: Path, turn: int, unfinished: tuple[tuple[int, Prefix], ...]) -> bool:
+def write_snapshot(directory: Path, batch: int, unfinished: tuple[tuple[int, Prefix], ...]) -> bool:
     """Store the state of a job's unfinished rows, and return whether that succeeded.
 
     Args:
         directory: the job's directory.
-        turn: the number of the work that the rows belong to.
+        batch: the number of the batch that the rows belong to.
         unfinished: pairs of a row's number and its prefix.
     """
-    body = pickle.dumps((turn, unfinished))
+    body = pickle.dumps((batch, unfinished))
     with suppress(OSError, ResultsError):
         atomic_write(directory / SNAPSHOT, hashlib.sha256(body).digest() + body)
         return True
     return False
 
 
-def read_snapshot(directory: Path, turn: int) -> tuple[tuple[int, Prefix], ...] | None:
-    """Read what `write_snapshot` stored last; None if it is missing, damaged, or from another turn."""
+def read_snapshot(directory: Path, batch: int) -> tuple[tuple[int, Prefix], ...] | None:
+    """Read what `write_snapshot` stored last; None if it is missing, damaged, or of another batch."""
     with suppress(OSError), os.fdopen(open_file(directory / SNAPSHOT, os.O_RDONLY), "rb") as file:
         data = file.read()
         digest, body = data[:32], data[32:]
         if hashlib.sha256(body).digest() == digest:
-            of, unfinished = pickle.loads(body)
-            return unfinished if of == turn else None
+            number, unfinished = pickle.loads(body)
+            return unfinished if number == batch else None
     return None
 
 
@@ -173,9 +173,9 @@ def finished_of(fields: Mapping[str, Any]) -> Finished:
     return Finished(text=text, token_ids=tuple(ids), finish_reason=reason, logprobs=logprobs, **means)
 
 
-def finished_rows(said: Lines) -> Iterator[tuple[str, str, Finished]]:
+def finished_rows(messages: Lines) -> Iterator[tuple[str, str, Finished]]:
     """Yield the finished rows in an earlier job's messages, each with its `name_of` and `maker_of`, skipping invalid ones."""
-    for line in said.read():
+    for line in messages.read():
         with suppress(ValueError, KeyError, TypeError):
             maker, rows = line["maker"], line["rows"]
             if type(maker) is str:

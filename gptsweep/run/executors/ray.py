@@ -27,13 +27,13 @@ from .worker import Place, Report, Worker
 
 log = get_logger(__name__)
 
-_LOOK_SECONDS = 5.0
+_CHECK_SECONDS = 5.0
 """How often the pool checks the size of the cluster."""
 _REPORT_SECONDS = 0.5
 _REPORTS = "reports"
 """Reports have a thread of an actor of their own, so that rows given meanwhile do not wait; other calls keep their order."""
 _STARTS = 3
-_PATIENCE_SECONDS = 10.0
+_LOG_WAITING_SECONDS = 10.0
 _LONGEST_WAIT_SECONDS = 60.0
 """The longest wait before another attempt if workers fail to start."""
 
@@ -65,10 +65,10 @@ class RayWorker(Worker):
 
 @dataclass(slots=True)
 class _Actor:
-    """An actor, its pending report, and its process and node once they are known."""
+    """An actor, the reference to its next message, and its process and node once they are known."""
 
     handle: Any
-    asked: Any
+    pending: Any
     place: tuple[Place, str] | None = None
 
 
@@ -112,10 +112,10 @@ class RayPool:
         self._actors: dict[str, _Actor] = {}
         self._resolved: dict[DeviceSettings, tuple[str, str]] = {}
         self._numbers = itertools.count(1)
-        self._refused = self._unborn = 0
+        self._refused = self._failed_starts = 0
         self._not_before = 0.0
-        self._room, self._looked = 0, -_LOOK_SECONDS
-        self._kept: list[tuple[str, Report | Gone]] = []
+        self._room, self._checked_at = 0, -_CHECK_SECONDS
+        self._buffered: list[tuple[str, Report | Gone]] = []
         self._model: tuple[ModelSource, DeviceSettings] | None = None
         needs = ", ".join(f"{name} {amount:g}" for name, amount in self._resources.items())
         self.several = True
@@ -126,8 +126,8 @@ class RayPool:
         """Implement `Pool.wanted`."""
         if self._workers is not None:
             return self._workers - self._refused
-        if time.monotonic() - self._looked >= _LOOK_SECONDS:
-            self._looked = time.monotonic()
+        if time.monotonic() - self._checked_at >= _CHECK_SECONDS:
+            self._checked_at = time.monotonic()
             self._room = sum(self._fits(node["Resources"]) for node in ray.nodes() if node["Alive"])
         return max(self._room - self._refused, 0 if self._refused else 1)
 
@@ -139,8 +139,8 @@ class RayPool:
         """Implement `Pool.resolve`."""
         while settings not in self._resolved:
             self._fill()
-            asked = [actor.handle.resolve.remote(settings) for actor in self._actors.values()]
-            ready, _ = ray.wait(asked, num_returns=1, timeout=_PATIENCE_SECONDS)
+            answers = [actor.handle.resolve.remote(settings) for actor in self._actors.values()]
+            ready, _ = ray.wait(answers, num_returns=1, timeout=_LOG_WAITING_SECONDS)
             if not ready and not any(actor.place for actor in self._actors.values()):
                 log.info("waiting for a worker: %s", self.waiting_for)
             for ref in ready:
@@ -149,7 +149,7 @@ class RayPool:
                 except RayTaskError as error:
                     raise error.cause from None
                 except RayError:
-                    self._kept += self.news(0)
+                    self._buffered += self.poll(0)
         return self._resolved[settings]
 
     def open(self, source: ModelSource, settings: DeviceSettings) -> None:
@@ -169,36 +169,36 @@ class RayPool:
         if worker in self._actors:
             self._actors[worker].handle.give.remote(work)
 
-    def news(self, seconds: float) -> list[tuple[str, Report | Gone]]:
-        """Implement `Pool.news`."""
+    def poll(self, seconds: float) -> list[tuple[str, Report | Gone]]:
+        """Implement `Pool.poll`."""
         self._fill()
-        found, self._kept = self._kept, []
+        found, self._buffered = self._buffered, []
         seconds = 0.0 if found else seconds
-        asked = {actor.asked: name for name, actor in self._actors.items()}
-        if not asked:
+        pending = {actor.pending: name for name, actor in self._actors.items()}
+        if not pending:
             time.sleep(seconds)
             return found
-        ready, _ = ray.wait(list(asked), num_returns=1, timeout=seconds)
+        ready, _ = ray.wait(list(pending), num_returns=1, timeout=seconds)
         if ready:  # collect all others that are ready, too
-            ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0)
+            ready, _ = ray.wait(list(pending), num_returns=len(pending), timeout=0)
         for ref in ready:
-            name = asked[ref]
+            name = pending[ref]
             actor = self._actors.pop(name)
             try:
-                said = ray.get(ref)
+                message = ray.get(ref)
             except Exception as error:  # an error of Ray's, or one that the actor's constructor raised
                 self._end(actor)
                 if actor.place is None:
-                    self._unborn += 1
-                    self._not_before = time.monotonic() + min(2.0**self._unborn, _LONGEST_WAIT_SECONDS)
+                    self._failed_starts += 1
+                    self._not_before = time.monotonic() + min(2.0**self._failed_starts, _LONGEST_WAIT_SECONDS)
                 found.append((name, Gone(_brief(error))))
                 continue
-            if isinstance(said, Report):
-                found.append((name, said))
+            if isinstance(message, Report):
+                found.append((name, message))
             else:
-                actor.place, self._unborn = said, 0
-                name = f"{name} ({said[0]})"
-            actor.asked = _ask(actor.handle)
+                actor.place, self._failed_starts = message, 0
+                name = f"{name} ({message[0]})"
+            actor.pending = _request_report(actor.handle)
             self._actors[name] = actor
         return found
 
@@ -208,13 +208,13 @@ class RayPool:
         found: list[tuple[str, Report | Gone]] = []
         if stopping:
             ray.wait(list(stopping.values()), num_returns=len(stopping), timeout=seconds + 1)
-        for name, asked in stopping.items():
+        for name, ref in stopping.items():
             actor = self._actors[name]
             why = f"it did not stop within {seconds:g} s"
             try:
-                last = ray.get(asked, timeout=0)
-                before = ray.get(actor.asked, timeout=seconds)
-                actor.asked = _ask(actor.handle)
+                last = ray.get(ref, timeout=0)
+                before = ray.get(actor.pending, timeout=seconds)
+                actor.pending = _request_report(actor.handle)
                 reports = [report for report in (before, last) if isinstance(report, Report)]
                 found += [(name, report) for report in sorted(reports, key=lambda report: report.tokens)]
                 if not last.busy:
@@ -280,7 +280,7 @@ class RayPool:
             _kill.options(num_cpus=0, scheduling_strategy=here).remote(place.pid, place.started)
 
 
-def _ask(handle: Any) -> Any:
+def _request_report(handle: Any) -> Any:
     """Ask an actor for a report."""
     return handle.report.options(concurrency_group=_REPORTS).remote(_REPORT_SECONDS)
 

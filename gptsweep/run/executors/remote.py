@@ -25,10 +25,10 @@ from .worker import Facts, Failure, Opened, Report, WorkerError
 log = get_logger(__name__)
 
 SHARDS_PER_WORKER = 8
-_NEWS_SECONDS = 0.25
+_POLL_SECONDS = 0.25
 _STOP_SECONDS = 5.0
 _SPEED_SECONDS = 1.0
-_PATIENCE_SECONDS = 10.0
+_LOG_WAITING_SECONDS = 10.0
 """After this time without a worker, the log says what the run is waiting for."""
 _EACH_SHOWN = 8
 """Up to this many workers are displayed with their own speeds; for more, only the lowest and the highest are."""
@@ -48,7 +48,7 @@ class Gone:
 
 
 class Pool(Protocol):
-    """Starts workers, each with a unique name, and communicates with them. Only `resolve`, `news` and `stop` may wait."""
+    """Starts workers, each with a unique name, and communicates with them. Only `resolve`, `poll` and `stop` may wait."""
 
     several: bool
     """Whether a worker takes several shards at a time."""
@@ -74,7 +74,7 @@ class Pool(Protocol):
     def give(self, worker: str, work: Work) -> None:
         """Send rows to a worker."""
 
-    def news(self, seconds: float) -> list[tuple[str, Report | Gone]]:
+    def poll(self, seconds: float) -> list[tuple[str, Report | Gone]]:
         """Wait up to ``seconds`` for messages, and return them by worker. Workers that are gone are replaced."""
 
     def stop(self, seconds: float) -> list[tuple[str, Report | Gone]]:
@@ -97,18 +97,18 @@ class _Worker:
     model: Facts | None = None
     same: bool = True
     report: Report = field(default_factory=Report)
-    heard: float = field(default_factory=time.monotonic)
+    seen_at: float = field(default_factory=time.monotonic)
     unfinished_tokens: int = 0
     speed: float | None = None
     measured: tuple[float, int] | None = None
 
-    def hear(self, report: Report) -> tuple[int, int]:
+    def update(self, report: Report) -> tuple[int, int]:
         """Record a report, and return the numbers of tokens and windows since the last one."""
         now = time.monotonic()
         # The counts of a restarted worker begin at 0.
         tokens = max(0, report.tokens - self.report.tokens)
         windows = max(0, report.windows - self.report.windows)
-        self.report, self.heard = report, now
+        self.report, self.seen_at = report, now
         self.unfinished_tokens += tokens
         then, before = self.measured or (now, report.tokens)
         if now - then >= _SPEED_SECONDS:
@@ -130,12 +130,12 @@ class RemoteExecutor:
 
     def __init__(self, pool: Pool, *, shards: int | None = None, heartbeat_s: float = 300.0, strict: bool = False) -> None:
         self.pool, self.shards, self.heartbeat_s, self.strict = pool, shards, heartbeat_s, strict
-        self._asked: tuple[ModelSource, DeviceSettings] | None = None
+        self._requested: tuple[ModelSource, DeviceSettings] | None = None
         self._model: OpenModel | None = None
         self._workers: dict[str, _Worker] = {}
         self._tokens = self._windows = self._restarted = 0
-        self._said, self._waited = set[str](), set[str]()
-        self._looked = self._alone_since = time.monotonic()
+        self._logged_differences, self._logged_waits = set[str](), set[str]()
+        self._polled_at = self._no_worker_since = time.monotonic()
 
     def resolve(self, settings: DeviceSettings) -> tuple[str, str]:
         """Implement `Executor.resolve`."""
@@ -151,21 +151,21 @@ class RemoteExecutor:
         Raises:
             WorkerError: several workers ended while they opened it.
         """
-        if self._model is not None and self._asked == (source, settings):
+        if self._model is not None and self._requested == (source, settings):
             return self._model
-        self._asked, self._model = (source, settings), None
+        self._requested, self._model = (source, settings), None
         for worker in self._workers.values():
             worker.model = None
         self.pool.open(source, settings)
         ended = 0
         while self._model is None:
-            for _, news in self._news():
-                if isinstance(news, Gone):
-                    ended += news.counts
+            for _, message in self._poll():
+                if isinstance(message, Gone):
+                    ended += message.counts
                     if ended >= TRIES:
-                        raise WorkerError(f"{counted(ended, 'worker')} ended while the model was being opened: {news.why}")
-                elif self._model is None and news.opened is not None and isinstance(news.opened.model, Failure):
-                    raise news.opened.model.raised()
+                        raise WorkerError(f"{counted(ended, 'worker')} ended while the model was being opened: {message.why}")
+                elif self._model is None and message.opened is not None and isinstance(message.opened.model, Failure):
+                    raise message.opened.model.raised()
         return self._model
 
     def run(self, model: OpenModel, plan: Plan, on_step: OnStep | None = None) -> Iterator[tuple[SampleKey, Result]]:
@@ -187,35 +187,35 @@ class RemoteExecutor:
         try:
             while batch.ledger.left:
                 self._hand_out(batch.ledger)
-                for name, news in self._news():
-                    yield from self._take(batch, name, news)
+                for name, message in self._poll():
+                    yield from self._take(batch, name, message)
                 try:
                     step()
                 except KeyboardInterrupt:
                     stopped = True
-                    for name, news in self._stop():
-                        yield from self._take(batch, name, news)
+                    for name, message in self._stop():
+                        yield from self._take(batch, name, message)
                     step()  # to write what has just arrived to disk
                     raise
         finally:
             if not stopped:
-                for name, news in self._stop():
-                    if isinstance(news, Report) and name in self._workers:
-                        batch.note(news, self._workers[name])
+                for name, message in self._stop():
+                    if isinstance(message, Report) and name in self._workers:
+                        batch.note(message, self._workers[name])
 
-    def _take(self, batch: _Batch, name: str, news: Report | Gone) -> Iterator[tuple[SampleKey, Result]]:
+    def _take(self, batch: _Batch, name: str, message: Report | Gone) -> Iterator[tuple[SampleKey, Result]]:
         """Apply a worker's message to the rows of a batch, and yield the samples that it finishes."""
         worker = self._workers.get(name)
-        if isinstance(news, Gone) and news.counts:
-            yield from batch.lose(name, WorkerError(f"the worker {name} ended: {news.why}"))
-        elif isinstance(news, Gone) or worker is None:
+        if isinstance(message, Gone) and message.counts:
+            yield from batch.lose(name, WorkerError(f"the worker {name} ended: {message.why}"))
+        elif isinstance(message, Gone) or worker is None:
             batch.ledger.withdraw(name)
         else:
-            batch.note(news, worker)
-            for number, finished in news.finished:
+            batch.note(message, worker)
+            for number, finished in message.finished:
                 yield from batch.finish(number, finished, worker)
-            if news.failure is not None:
-                error = news.failure.raised()
+            if message.failure is not None:
+                error = message.failure.raised()
                 log.warning("the worker %s dropped its rows: %s", name, describe(error))
                 worker.unfinished_tokens = 0
                 yield from batch.lose(name, error)
@@ -230,26 +230,26 @@ class RemoteExecutor:
             if work := ledger.take(name, workers, several=self.pool.several, alone=alone, resumes=worker.same):
                 self.pool.give(name, work)
 
-    def _news(self) -> list[tuple[str, Report | Gone]]:
+    def _poll(self) -> list[tuple[str, Report | Gone]]:
         """Collect the workers' messages. Kill workers that are silent or stuck for too long, and report them as gone."""
-        news = self.pool.news(_NEWS_SECONDS)
+        messages = self.pool.poll(_POLL_SECONDS)
         now = time.monotonic()
-        if now - self._looked > 2 * _NEWS_SECONDS + 1:  # this process was suspended, not the workers
+        if now - self._polled_at > 2 * _POLL_SECONDS + 1:  # this process was suspended, not the workers
             for worker in self._workers.values():
-                worker.heard += now - self._looked
-        self._looked = now
-        for name, each in news:
-            self._note(name, each)
+                worker.seen_at += now - self._polled_at
+        self._polled_at = now
+        for name, message in messages:
+            self._note(name, message)
         for name, worker in list(self._workers.items()):
-            if max(now - worker.heard, worker.report.idle_seconds) > self.heartbeat_s:
+            if max(now - worker.seen_at, worker.report.idle_seconds) > self.heartbeat_s:
                 why = f"it gave no sign of life for {self.heartbeat_s:g} s"
                 log.warning("ending the worker %s: %s", name, why)
                 self.pool.kill(name)
                 del self._workers[name]
                 self._restarted += 1
-                news.append((name, Gone(why)))
-        self._say_waiting(now)
-        return news
+                messages.append((name, Gone(why)))
+        self._log_waiting(now)
+        return messages
 
     def _note_model(self, name: str, worker: _Worker, opened: Opened) -> None:
         """Compare the model that a worker opened with that of the first worker.
@@ -271,8 +271,8 @@ class RemoteExecutor:
             self._refuse(name)
         elif differing := _differing(facts.provenance.made_by, self._model.backend.provenance.made_by):
             worker.same = False
-            if differing not in self._said:
-                self._said.add(differing)
+            if differing not in self._logged_differences:
+                self._logged_differences.add(differing)
                 done = (
                     "so they are ignored (hydra.launcher.strict=true)" if self.strict else "so bits may differ (promise: false)"
                 )
@@ -288,29 +288,29 @@ class RemoteExecutor:
 
     def _stop(self) -> Iterator[tuple[str, Report | Gone]]:
         """Stop the workers' batches, and yield their last messages."""
-        for name, news in self.pool.stop(_STOP_SECONDS):
-            self._note(name, news)
-            yield name, news
+        for name, message in self.pool.stop(_STOP_SECONDS):
+            self._note(name, message)
+            yield name, message
 
-    def _note(self, name: str, news: Report | Gone) -> None:
+    def _note(self, name: str, message: Report | Gone) -> None:
         """Record a worker's message."""
-        if isinstance(news, Gone):
-            log.warning("the worker %s ended (%s)", name, news.why)
+        if isinstance(message, Gone):
+            log.warning("the worker %s ended (%s)", name, message.why)
             self._restarted += self._workers.pop(name, None) is not None
             return
         worker = self._workers.setdefault(name, _Worker())
-        tokens, windows = worker.hear(news)
+        tokens, windows = worker.update(message)
         self._tokens += tokens
         self._windows += windows
-        if news.opened is not None and (news.opened.source, news.opened.settings) == self._asked:
-            self._note_model(name, worker, news.opened)
+        if message.opened is not None and (message.opened.source, message.opened.settings) == self._requested:
+            self._note_model(name, worker, message.opened)
 
-    def _say_waiting(self, now: float) -> None:
+    def _log_waiting(self, now: float) -> None:
         if self._workers:
-            self._alone_since = now
-            self._waited.clear()
-        elif now - self._alone_since > _PATIENCE_SECONDS and self.pool.waiting_for not in self._waited:
-            self._waited.add(self.pool.waiting_for)  # log it only once
+            self._no_worker_since = now
+            self._logged_waits.clear()
+        elif now - self._no_worker_since > _LOG_WAITING_SECONDS and self.pool.waiting_for not in self._logged_waits:
+            self._logged_waits.add(self.pool.waiting_for)  # log it only once
             log.info("waiting for a worker: %s", self.pool.waiting_for)
 
     def _display(self) -> str:

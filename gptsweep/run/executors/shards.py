@@ -78,7 +78,7 @@ def shards_of(rows: Sequence[Row], block_size: int | None, count: int) -> list[S
             costs[number] += _READ * len(row.prompt_ids)
     total = sum(costs)
     pieces: list[tuple[tuple[int, ...], float]] = []
-    for (stream, *_), numbers in itertools.groupby(range(len(rows)), lambda number: _kin(rows[number])):
+    for (stream, *_), numbers in itertools.groupby(range(len(rows)), lambda number: _group_key(rows[number])):
         together = tuple(numbers)
         cost = sum(costs[number] for number in together)
         if stream is not None or cost * count <= total:
@@ -94,7 +94,7 @@ def shards_of(rows: Sequence[Row], block_size: int | None, count: int) -> list[S
     return [Shard(tuple(numbers)) for numbers in slices.values()]
 
 
-def _kin(row: Row) -> tuple[Hashable, ...]:
+def _group_key(row: Row) -> tuple[Hashable, ...]:
     """Return a key that is equal for adjacent rows that share a random stream, or noise and prompt."""
     stream = stream_of(row)
     return (stream,) if stream is not None else (None, row.noise_key, row.prompt_index, row.sample_index, row.prompt_ids)

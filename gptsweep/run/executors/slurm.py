@@ -30,8 +30,8 @@ from ...records import DeviceSettings, ModelSource
 from ..rows import Finished
 from .job_control import Cluster, SubmissionError, last_line
 from .job_files import (
-    ASKED,
-    SAID,
+    MESSAGES,
+    REQUESTS,
     Lines,
     add_line,
     finished_of,
@@ -52,7 +52,7 @@ log = get_logger(__name__)
 FOLDER = ".submitit"
 """The folder in a sweep's directory with each job's log, where users of submitit look, and the message files in ``workers``."""
 _TOKEN = re.compile(r"[0-9a-f]{16}")
-_BEAT_SECONDS = 5.0
+_HEARTBEAT_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 _LONGEST_WAIT_SECONDS = 60.0
 
@@ -64,33 +64,33 @@ class _Job:
     Args:
         job: submitit's job.
         directory: the directory with its files (`job_files`).
-        said: reads its messages.
-        known: when it was submitted, or its latest start was heard of, by the monotonic clock.
+        messages: reads the messages that it sends.
+        seen_at: when it was submitted, or the message of its latest start arrived, by the monotonic clock.
         pending: why it is in SLURM's queue, such as ``Resources``; empty: it runs, or nothing is known.
         worker: name of the running worker; empty: none is running.
-        life: the id of its latest start, in its files.
+        process: the id of its latest start, in its files; empty: it has not started.
         maker: the `maker_of` its samples, once its model is open.
-        turn: how many times it was given rows.
-        left: the rows of the last time that are unfinished.
+        batch: the number of its latest batch; 0: it has had none.
+        left: the unfinished rows of that batch.
         stopped: the number of the last stop request that it obeyed.
         last: its last report, without finished rows.
     """
 
     job: submitit.Job[None]
     directory: Path
-    said: Lines
-    known: float = field(default_factory=time.monotonic)
+    messages: Lines
+    seen_at: float = field(default_factory=time.monotonic)
     pending: str = ""
     worker: str = ""
-    life: str = ""
+    process: str = ""
     maker: str | None = None
-    turn: int = 0
+    batch: int = 0
     left: set[int] = field(default_factory=set)
     stopped: int = 0
     last: Report = field(default_factory=Report)
 
-    def ask(self, what: str, value: object) -> None:
-        add_line(self.directory / ASKED, {"to": self.life, "do": what, "value": packed(value)})
+    def send(self, action: str, value: object) -> None:
+        add_line(self.directory / REQUESTS, {"to": self.process, "action": action, "value": packed(value)})
 
 
 class SlurmPool:
@@ -125,29 +125,29 @@ class SlurmPool:
     ) -> None:
         self._folder = directory.absolute() / FOLDER
         self._cluster = Cluster(cluster, self._folder / "%j", parameters or {})
-        self._workers, self._threads, self._patience = workers, threads, heartbeat_s
+        self._workers, self._threads, self._driver_timeout = workers, threads, heartbeat_s
         self._backends = pickle.dumps(backends)
         self._run = self._folder / "workers" / secrets.token_hex(8)
         self._earlier = [path for path in self._run.parent.glob("*") if _TOKEN.fullmatch(path.name)]
-        self._earlier_said = [Lines(said) for path in self._earlier for said in path.glob(f"*/{SAID}")]
-        self._adopted: dict[tuple[str, str], Finished] = {}
+        self._earlier_messages = [Lines(file) for path in self._earlier for file in path.glob(f"*/{MESSAGES}")]
+        self._recovered: dict[tuple[str, str], Finished] = {}
         """Rows that jobs of earlier drivers finished, by `name_of` and `maker_of`."""
         self._run.mkdir(parents=True)
         (self._run / DRIVER).touch()
-        for asked in self._run.parent.glob(f"*/*/{ASKED}"):
+        for requests in self._run.parent.glob(f"*/*/{REQUESTS}"):
             with contextlib.suppress(OSError):
-                add_line(asked, {"to": "all", "do": "end"})
+                add_line(requests, {"to": "all", "action": "end"})
         self._jobs: list[_Job] = []
         self._numbers = itertools.count(1)
         self._submitted = False
         self._not_before = 0.0
-        self._unheard = self._stops = 0
+        self._failed_starts = self._stops = 0
         self._model: tuple[ModelSource, DeviceSettings] | None = None
         self._resolving: list[DeviceSettings] = []
         self._resolved: dict[DeviceSettings, tuple[str, str] | Failure] = {}
-        self._kept: list[tuple[str, Report | Gone]] = []
+        self._buffered: list[tuple[str, Report | Gone]] = []
         self._closing = threading.Event()
-        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+        threading.Thread(target=self._heartbeat, name="heartbeat", daemon=True).start()
 
     @property
     def waiting_for(self) -> str:
@@ -169,13 +169,13 @@ class SlurmPool:
         if settings not in self._resolved:
             self._resolving.append(settings)
             for job in self._alive():
-                job.ask("resolve", settings)
+                job.send("resolve", settings)
             since, waited = time.monotonic(), set[str]()
             while settings not in self._resolved:
                 self._fill()
-                self._kept += self._look()
+                self._buffered += self._collect()
                 time.sleep(_POLL_SECONDS)
-                if time.monotonic() - since > 2 * _BEAT_SECONDS and not self._alive() and self.waiting_for not in waited:
+                if time.monotonic() - since > 2 * _HEARTBEAT_SECONDS and not self._alive() and self.waiting_for not in waited:
                     waited.add(self.waiting_for)
                     log.info("waiting for a worker: %s", self.waiting_for)
             self._resolving.remove(settings)
@@ -189,31 +189,31 @@ class SlurmPool:
         """Implement `Pool.open`."""
         self._model = source, settings
         for job in self._alive():
-            job.ask("open", self._model)
+            job.send("open", self._model)
         self._fill()
 
     def give(self, worker: str, work: Work) -> None:
         """Implement `Pool.give`."""
         for job in self._alive():
             if job.worker == worker:
-                self._adopt()
-                found = [(number, (name_of(row) or "", job.maker or "")) for number, row in work.rows] if self._adopted else []
-                known = {number: self._adopted.pop(key) for number, key in found if key in self._adopted}
+                self._recover()
+                keys = [(number, (name_of(row) or "", job.maker or "")) for number, row in work.rows] if self._recovered else []
+                known = {number: self._recovered.pop(key) for number, key in keys if key in self._recovered}
                 if known:
-                    self._kept.append((worker, replace(job.last, finished=tuple(known.items()))))
+                    self._buffered.append((worker, replace(job.last, finished=tuple(known.items()))))
                 rows = tuple((number, row) for number, row in work.rows if number not in known)
-                job.turn += 1
+                job.batch += 1
                 job.left = {number for number, _ in rows}
                 if rows:
-                    job.ask("give", (job.turn, Work(rows, replace(work.workload, rows=len(rows)))))
+                    job.send("give", (job.batch, Work(rows, replace(work.workload, rows=len(rows)))))
 
-    def news(self, seconds: float) -> list[tuple[str, Report | Gone]]:
-        """Implement `Pool.news`."""
+    def poll(self, seconds: float) -> list[tuple[str, Report | Gone]]:
+        """Implement `Pool.poll`."""
         self._fill()
-        found, self._kept = self._kept, []
+        found, self._buffered = self._buffered, []
         until = time.monotonic() + seconds
         while not found:
-            found = self._look()
+            found = self._collect()
             left = until - time.monotonic()
             if found or left <= 0:
                 break
@@ -223,26 +223,26 @@ class SlurmPool:
     def stop(self, seconds: float) -> list[tuple[str, Report | Gone]]:
         """Implement `Pool.stop`."""
         self._stops += 1
-        asked = [job for job in self._alive() if job.left]
-        for job in asked:
-            job.ask("stop", (self._stops, seconds))
+        stopping = [job for job in self._alive() if job.left]
+        for job in stopping:
+            job.send("stop", (self._stops, seconds))
         until = time.monotonic() + seconds + 1
-        found, self._kept = self._kept, []
-        while late := [job for job in asked if job.worker and job.stopped < self._stops]:
+        found, self._buffered = self._buffered, []
+        while late := [job for job in stopping if job.worker and job.stopped < self._stops]:
             if time.monotonic() > until:
                 break
-            found += self._look()
+            found += self._collect()
             time.sleep(_POLL_SECONDS)
         for job in late:
             found.append((job.worker, Gone(f"it did not stop within {seconds:g} s", counts=False)))
-            self._drop(job)
+            self._end_jobs(job)
         return found
 
     def kill(self, worker: str) -> None:
         """Implement `Pool.kill`."""
         for job in self._alive():
             if job.worker == worker:
-                self._drop(job)
+                self._end_jobs(job)
 
     def refuse(self, worker: str) -> None:
         """Implement `Pool.refuse`."""
@@ -253,20 +253,20 @@ class SlurmPool:
         """Implement `Pool.close`."""
         self._closing.set()
         self._workers = 0
-        self._drop(*self._jobs)
-        for path in [self._run, *(self._earlier if not self._adopted else [])]:
+        self._end_jobs(*self._jobs)
+        for path in [self._run, *(self._earlier if not self._recovered else [])]:
             shutil.rmtree(path, ignore_errors=True)
 
-    def _adopt(self) -> None:
+    def _recover(self) -> None:
         """Collect the rows that jobs of earlier drivers have finished, including jobs that are still ending."""
-        for said in self._earlier_said:
-            new = {(name, maker): finished for name, maker, finished in finished_rows(said)}
+        for messages in self._earlier_messages:
+            new = {(name, maker): finished for name, maker, finished in finished_rows(messages)}
             if new:
                 log.info("found %s of an earlier run's jobs", counted(len(new), "finished row"))
-                self._adopted |= new
+                self._recovered |= new
 
-    def _beat(self) -> None:
-        while not self._closing.wait(_BEAT_SECONDS):
+    def _heartbeat(self) -> None:
+        while not self._closing.wait(_HEARTBEAT_SECONDS):
             with contextlib.suppress(OSError):
                 os.utime(self._run / DRIVER)
 
@@ -285,9 +285,9 @@ class SlurmPool:
         directories = [self._run / f"{next(self._numbers)}" for _ in range(missing)]
         for directory in directories:
             directory.mkdir()
-            (directory / ASKED).touch()  # so that NFS does not cache their absence
-            (directory / SAID).touch()
-        calls = [WorkerJob(self._backends, directory, self._threads, self._patience) for directory in directories]
+            (directory / REQUESTS).touch()  # so that NFS does not cache their absence
+            (directory / MESSAGES).touch()
+        calls = [WorkerJob(self._backends, directory, self._threads, self._driver_timeout) for directory in directories]
         try:
             jobs = self._cluster.submit(calls)
         except SubmissionError as error:
@@ -297,9 +297,9 @@ class SlurmPool:
             self._not_before = time.monotonic() + _LONGEST_WAIT_SECONDS
             return
         self._submitted = True
-        self._jobs += [_Job(job, directory, Lines(directory / SAID)) for job, directory in zip(jobs, directories, strict=True)]
+        self._jobs += [_Job(job, path, Lines(path / MESSAGES)) for job, path in zip(jobs, directories, strict=True)]
 
-    def _look(self) -> list[tuple[str, Report | Gone]]:
+    def _collect(self) -> list[tuple[str, Report | Gone]]:
         """Read the jobs' messages without waiting.
 
         Raises:
@@ -308,9 +308,9 @@ class SlurmPool:
         found: list[tuple[str, Report | Gone]] = []
         queue = self._cluster.queue([job.job for job in self._jobs])  # before reading the lines, so that no last line is missed
         for job in list(self._jobs):
-            for line in job.said.read():
-                found += self._hear(job, line)
-            if queue is None or job.known >= queue.asked:
+            for line in job.messages.read():
+                found += self._handle(job, line)
+            if queue is None or job.seen_at >= queue.queried:
                 continue
             waits = queue.jobs.get(job.job.job_id)
             job.pending = waits or ""
@@ -322,9 +322,9 @@ class SlurmPool:
                 why = f"its log is {job.job.paths.stderr}"
                 if job.worker:
                     found.append((job.worker, Gone(f"its job ended without a message; {why}")))
-                elif not job.life:
-                    self._unheard += 1
-                    self._not_before = time.monotonic() + min(2.0**self._unheard, _LONGEST_WAIT_SECONDS)
+                elif not job.process:
+                    self._failed_starts += 1
+                    self._not_before = time.monotonic() + min(2.0**self._failed_starts, _LONGEST_WAIT_SECONDS)
                     found.append((f"job {job.job.job_id}", Gone(f"before it began; {why}")))
                     self._require_some(job)
         return found
@@ -335,27 +335,27 @@ class SlurmPool:
         Raises:
             ConfigError: they have.
         """
-        if self._unheard >= TRIES and not self._alive():
+        if self._failed_starts >= TRIES and not self._alive():
             path = job.job.paths.stderr
-            what = f"{counted(self._unheard, 'job')} ended before they began ({last_line(path)}); see {path}"
+            what = f"{counted(self._failed_starts, 'job')} ended before they began ({last_line(path)}); see {path}"
             raise ConfigError("hydra.launcher.cluster", self._cluster.name, what)
 
-    def _hear(self, job: _Job, line: Mapping[str, Any]) -> Iterator[tuple[str, Report | Gone]]:
+    def _handle(self, job: _Job, line: Mapping[str, Any]) -> Iterator[tuple[str, Report | Gone]]:
         """Handle a line of a job, and yield the messages in it."""
-        if "began" in line:
+        if "started" in line:
             if job.worker:
                 yield job.worker, Gone("its job was started again", counts=False)
-            host, pid = line["began"]
-            job.life, job.worker = line["life"], f"{next(self._numbers)} ({host}:{pid}, job {job.job.job_id})"
-            job.known, job.pending = time.monotonic(), ""
-            job.turn, job.left, job.maker, job.last = 0, set(), None, Report()
-            self._unheard = 0
+            host, pid = line["started"]
+            job.process, job.worker = line["process"], f"{next(self._numbers)} ({host}:{pid}, job {job.job.job_id})"
+            job.seen_at, job.pending = time.monotonic(), ""
+            job.batch, job.left, job.maker, job.last = 0, set(), None, Report()
+            self._failed_starts = 0
             for settings in self._resolving:
-                job.ask("resolve", settings)
+                job.send("resolve", settings)
             if self._model is not None:
-                job.ask("open", self._model)
+                job.send("open", self._model)
             yield job.worker, job.last
-        elif line["life"] != job.life or not job.worker:
+        elif line["process"] != job.process or not job.worker:
             return
         elif "resolved" in line:
             settings, answer = unpacked(line["resolved"])
@@ -371,17 +371,17 @@ class SlurmPool:
             report: Report = unpacked(line["report"])
         except Exception as error:  # unpickling can raise anything
             report = replace(job.last, failure=Failure(WorkerError(f"its error cannot be read: {error!r}"), ""))
-        own = line["turn"] == job.turn
+        own = line["batch"] == job.batch
         numbers = {number for number, *_ in line["rows"] if own} & job.left
         finished = tuple((number, finished_of(fields)) for number, _, fields in line["rows"] if number in numbers)
         job.left -= numbers
-        unfinished = read_snapshot(job.directory, job.turn) if own and line["kept"] else None
+        unfinished = read_snapshot(job.directory, job.batch) if own and line["snapshot"] else None
         failure = report.failure if own else None
         if report.opened is not None and not isinstance(report.opened.model, Failure):
             job.maker = maker_of(*report.opened.model)
         if "stopped" in line:
             job.left.clear()
-            job.stopped = line["stopped"] if line["stands"] else 0
+            job.stopped = line["stopped"] if line["idle"] else 0
         elif own and not line["left"] and job.left and failure is None:
             failure = Failure(WorkerError(f"its message about {counted(len(job.left), 'row')} is damaged"), "")
         if failure is not None:
@@ -389,11 +389,11 @@ class SlurmPool:
         job.last = replace(report, opened=None, failure=None)
         return replace(report, finished=finished, unfinished=unfinished, failure=failure)
 
-    def _drop(self, *jobs: _Job) -> None:
+    def _end_jobs(self, *jobs: _Job) -> None:
         """End jobs, even if they do not respond."""
         for job in jobs:
             self._jobs.remove(job)
             job.worker = ""
             with contextlib.suppress(OSError):
-                add_line(job.directory / ASKED, {"to": "all", "do": "end"})
+                add_line(job.directory / REQUESTS, {"to": "all", "action": "end"})
         self._cluster.end([job.job for job in jobs])

@@ -20,14 +20,14 @@ from ...engine.backend import Backends
 from ...errors import describe
 from ...files import open_file
 from ...records import Row
-from .job_files import ASKED, SAID, Lines, add_line, fields_of, maker_of, name_of, packed, unpacked, write_snapshot
+from .job_files import MESSAGES, REQUESTS, Lines, add_line, fields_of, maker_of, name_of, packed, unpacked, write_snapshot
 from .shards import Work
 from .worker import Failure, Place, Report, Worker
 
 DRIVER = "driver"
 """The file in a run's directory that the driver touches every few seconds as a heartbeat."""
-_LOOK_SECONDS = 0.25
-_BEAT_SECONDS = 1.0
+_REPORT_SECONDS = 0.25
+_HEARTBEAT_SECONDS = 1.0
 _STOP_SECONDS = 20.0
 """How long a job waits for its last step before it is requeued; submitit allows 90 s."""
 
@@ -40,14 +40,14 @@ class WorkerJob:
         backends: pickled `Backends`, unpickled only after the number of threads is set.
         directory: the job's directory with the files of `job_files`, inside the run's directory.
         threads: how many threads to compute with, unless ``OMP_NUM_THREADS`` is set.
-        patience_s: if the driver is silent for this many seconds, the job ends once its rows are finished.
+        driver_timeout_s: if the driver is silent for this many seconds, the job ends once its rows are finished.
     """
 
     backends: bytes
     directory: Path
     threads: int
-    patience_s: float
-    _life: _Life | None = field(default=None, init=False)
+    driver_timeout_s: float
+    _server: _Server | None = field(default=None, init=False)
 
     def __call__(self) -> None:
         """Serve requests until the job is to end.
@@ -56,51 +56,51 @@ class WorkerJob:
             Exception: what ended the worker.
         """
         os.environ.setdefault("OMP_NUM_THREADS", str(self.threads))
-        self._life = _Life(pickle.loads(self.backends), self.directory, self.patience_s)
+        self._server = _Server(pickle.loads(self.backends), self.directory, self.driver_timeout_s)
         signal.signal(signal.SIGTERM, self._end)  # submitit ignores it, until SIGKILL comes half a minute later
-        self._life.wait()
-        if self._life.error is not None:
-            raise self._life.error
+        self._server.wait()
+        if self._server.error is not None:
+            raise self._server.error
 
     def _end(self, *_: object) -> None:
         """End the job before SLURM kills it: it was cancelled, or is requeued without the signal that submitit waits for."""
-        if self._life is not None:
-            self._life.end("SLURM ends its job")
+        if self._server is not None:
+            self._server.end("SLURM ends its job")
 
     def checkpoint(self) -> DelayedSubmission:
         """Stop, and return what to run when the job is requeued. submitit calls this before a preemption or a timeout."""
-        if self._life is not None:
-            self._life.end("its job was preempted, or its time is over")
+        if self._server is not None:
+            self._server.end("its job was preempted, or its time is over")
         return DelayedSubmission(replace(self))
 
 
-class _Life:
-    """One start of a job; a requeued job has several.
+class _Server:
+    """Serves the driver's requests in one start of a job; a requeued job has several.
 
     It runs in its own thread, so that a signal, which Python handles in the main thread, cannot interrupt a write.
     """
 
-    def __init__(self, backends: Backends, directory: Path, patience_s: float) -> None:
+    def __init__(self, backends: Backends, directory: Path, driver_timeout_s: float) -> None:
         self.error: Exception | None = None
-        self._name = secrets.token_hex(8)
-        self._directory, self._patience = directory, patience_s
-        self._asked = Lines(directory / ASKED)
+        self._id = secrets.token_hex(8)
+        self._directory, self._driver_timeout = directory, driver_timeout_s
+        self._requests = Lines(directory / REQUESTS)
         self._backends = backends
         self._ending = ""
         self._over = False
-        self._turn = 0
+        self._batch = 0
         self._rows: dict[int, Row] = {}
         """The unfinished rows, by number."""
         self._maker: str | None = None
-        self._born = self._said = self._looked = self._driver_moved = time.monotonic()
-        self._driver = 0
+        self._started_at = self._sent_at = self._checked_at = self._driver_seen_at = time.monotonic()
+        self._driver_mtime = 0
         threading.Thread(target=self._run, name="job", daemon=True).start()
 
     def wait(self, seconds: float | None = None) -> None:
         """Wait until it has ended, by polling: a lock could deadlock if a signal arrives while another call waits."""
         until = None if seconds is None else time.monotonic() + seconds
         while not self._over and (until is None or time.monotonic() < until):
-            time.sleep(_LOOK_SECONDS / 4)
+            time.sleep(_REPORT_SECONDS / 4)
 
     def end(self, why: str) -> None:
         """End it between two steps, after writing its state."""
@@ -111,56 +111,56 @@ class _Life:
         try:
             self._serve()
         except Exception as error:
-            if isinstance(error, FileNotFoundError) and self._said > self._born and not self._directory.exists():
+            if isinstance(error, FileNotFoundError) and self._sent_at > self._started_at and not self._directory.exists():
                 return  # the sweep has ended, and its files with it
             self.error = error
             with suppress(OSError):
-                self._say(ended=describe(error), counts=True)
+                self._send(ended=describe(error), counts=True)
         finally:
             self._over = True
 
     def _serve(self) -> None:
         here = Place.here()
-        self._say(began=[here.host, here.pid])
+        self._send(started=[here.host, here.pid])
         worker = Worker(self._backends)
         while True:
-            for asked in self._asked.read():
-                if asked.get("to") == self._name:
-                    self._do(worker, asked)
-                elif asked.get("to") == "all":  # the only request to all is "end"
+            for request in self._requests.read():
+                if request.get("to") == self._id:
+                    self._handle(worker, request)
+                elif request.get("to") == "all":  # the only request to all is "end"
                     self._ending = "it was no longer needed"
             if self._ending:
-                self._tell(worker.stop(_STOP_SECONDS), ended=self._ending, counts=False)
+                self._send_report(worker.stop(_STOP_SECONDS), ended=self._ending, counts=False)
                 return
-            self._tell(worker.report(_LOOK_SECONDS))
+            self._send_report(worker.report(_REPORT_SECONDS))
             if self._driver_is_gone() and not self._rows:
-                self._say(ended="its driver is gone", counts=False)
+                self._send(ended="its driver is gone", counts=False)
                 return
 
-    def _do(self, worker: Worker, asked: Mapping[str, Any]) -> None:
-        what, value = asked["do"], unpacked(asked["value"])
-        if what == "resolve":
+    def _handle(self, worker: Worker, request: Mapping[str, Any]) -> None:
+        action, value = request["action"], unpacked(request["value"])
+        if action == "resolve":
             try:
-                self._say(resolved=packed((value, worker.resolve(value))))
+                self._send(resolved=packed((value, worker.resolve(value))))
             except Exception as error:
-                self._say(resolved=packed((value, Failure.of(error))))
-        elif what == "open":
+                self._send(resolved=packed((value, Failure.of(error))))
+        elif action == "open":
             worker.open(*value)
-        elif what == "give":
+        elif action == "give":
             work: Work
-            self._turn, work = value
+            self._batch, work = value
             self._rows = dict(work.rows)
             worker.give(work)
-        elif what == "stop":
+        elif action == "stop":
             number, seconds = value
             last = worker.stop(seconds)
-            self._tell(last, stopped=number, stands=not last.busy)
+            self._send_report(last, stopped=number, idle=not last.busy)
             self._rows.clear()
 
-    def _tell(self, report: Report, **more: object) -> None:
-        """Write a report if it has news, and otherwise a heartbeat every second."""
+    def _send_report(self, report: Report, **more: object) -> None:
+        """Write a report if it has anything new, and otherwise a heartbeat every second."""
         quiet = not (more or report.opened or report.finished or report.failure or report.unfinished is not None)
-        if quiet and time.monotonic() - self._said < _BEAT_SECONDS:
+        if quiet and time.monotonic() - self._sent_at < _HEARTBEAT_SECONDS:
             return
         if report.opened is not None and not isinstance(report.opened.model, Failure):
             self._maker = maker_of(*report.opened.model)
@@ -168,24 +168,26 @@ class _Life:
         rows = [(number, name_of(self._rows.pop(number)), fields_of(finished)) for number, finished in own]
         if report.failure is not None:
             self._rows.clear()
-        kept = report.unfinished is not None and write_snapshot(self._directory, self._turn, report.unfinished)
+        snapshot = report.unfinished is not None and write_snapshot(self._directory, self._batch, report.unfinished)
         rest = packed(replace(report, finished=(), unfinished=None))
-        self._say(turn=self._turn, rows=rows, maker=self._maker, left=len(self._rows), kept=kept, report=rest, **more)
+        self._send(
+            batch=self._batch, rows=rows, maker=self._maker, left=len(self._rows), snapshot=snapshot, report=rest, **more
+        )
 
-    def _say(self, **fields: object) -> None:
-        add_line(self._directory / SAID, {"life": self._name, **fields})
-        self._said = time.monotonic()
+    def _send(self, **fields: object) -> None:
+        add_line(self._directory / MESSAGES, {"process": self._id, **fields})
+        self._sent_at = time.monotonic()
 
     def _driver_is_gone(self) -> bool:
         now = time.monotonic()
-        if now - self._looked >= _BEAT_SECONDS:
-            self._looked = now
+        if now - self._checked_at >= _HEARTBEAT_SECONDS:
+            self._checked_at = now
             with suppress(OSError):
                 fd = open_file(self._directory.parent / DRIVER, os.O_RDONLY)  # opened, so that NFS asks the server
                 try:
                     touched = os.fstat(fd).st_mtime_ns
                 finally:
                     os.close(fd)
-                if touched != self._driver:
-                    self._driver, self._driver_moved = touched, now
-        return now - self._driver_moved > self._patience
+                if touched != self._driver_mtime:
+                    self._driver_mtime, self._driver_seen_at = touched, now
+        return now - self._driver_seen_at > self._driver_timeout

@@ -225,7 +225,7 @@ class Worker:
         self._before = self._windows_before = 0
         self._busy = self._stopping = False
         self._stops = 0
-        self._beat = self._snapshot_at = time.monotonic()
+        self._active_at = self._snapshot_at = time.monotonic()
         threading.Thread(target=self._work, name="engine", daemon=True).start()
 
     def place(self) -> Place:
@@ -249,9 +249,9 @@ class Worker:
             self._changed.notify_all()
 
     def report(self, seconds: float) -> Report:
-        """Wait for news and report it: at once if a model was opened or a batch failed, soon after rows finish.
+        """Wait for a reason to report: at once if a model was opened or a batch failed, soon after rows finish.
 
-        Without news, report after ``seconds``, or once `stop` is called in another thread.
+        Otherwise, report after ``seconds``, or once `stop` is called in another thread.
         """
         until = time.monotonic() + seconds
         with self._changed:
@@ -289,7 +289,7 @@ class Worker:
             tokens=self._before + self._progress.tokens,
             windows=self._windows_before + self._progress.windows,
             window_seconds=self._progress.window_seconds,
-            idle_seconds=time.monotonic() - self._beat if self._busy else 0.0,
+            idle_seconds=time.monotonic() - self._active_at if self._busy else 0.0,
         )
 
     def _work(self) -> None:
@@ -297,12 +297,12 @@ class Worker:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._to_open or self._given)
-                self._beat = time.monotonic()
-                asked, work = (self._to_open.popleft(), None) if self._to_open else (None, self._given)
+                self._active_at = time.monotonic()
+                to_open, work = (self._to_open.popleft(), None) if self._to_open else (None, self._given)
                 if work is not None:
                     self._given, self._busy = None, True
-            if asked is not None:
-                self._open(*asked)
+            if to_open is not None:
+                self._open(*to_open)
             elif work is not None:
                 failure = self._decode(work)
                 with self._changed:
@@ -336,7 +336,7 @@ class Worker:
                 with self._changed:
                     number = self._begun.pop(id(completion.row))
                     self._unsent.finished.append((number, finished))
-                    self._beat = time.monotonic()
+                    self._active_at = time.monotonic()
                     self._changed.notify_all()
             if self._begun:
                 raise RuntimeError(f"the backend ended without {len(self._begun):,} rows")
@@ -355,9 +355,9 @@ class Worker:
     def _on_step(self, progress: BackendProgress) -> None:
         with self._changed:
             self._progress = progress
-            self._beat = time.monotonic()
-            if self._stopping or self._beat - self._snapshot_at >= SNAPSHOT_SECONDS:
-                self._snapshot_at = self._beat
+            self._active_at = time.monotonic()
+            if self._stopping or self._active_at - self._snapshot_at >= SNAPSHOT_SECONDS:
+                self._snapshot_at = self._active_at
                 self._snapshot = tuple(
                     (self._begun[id(row)], prefix)
                     for row, prefix in progress.unfinished()
