@@ -18,7 +18,7 @@ import gptsweep  # noqa: F401  before torch: beside other work, tests whose thre
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from sweeps import composing, run  # noqa: F401  the fixtures
+from sweeps import composing, logging_kept, run  # noqa: F401  the fixtures
 from table_sweeps import whole  # noqa: F401  a fixture
 from torch import Tensor
 from visit import browser  # noqa: F401  a fixture
@@ -66,6 +66,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def _an_empty_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What lies where the tests are started, a ``data/`` of nanoGPT's say, decides nothing."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _the_log_of_one_test_alone() -> Iterator[None]:
+    """A handler that Hydra left would write what later tests log to a stream that is closed."""
+    with logging_kept():
+        yield
 
 
 @pytest.fixture

@@ -71,8 +71,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         monkeypatch.setattr(sys, "argv", ["gptsweep", *arguments])
         return Ended(command.main(), *capsys.readouterr())
 
-    with logging_kept():
-        yield run
+    yield run
     if (loky := sys.modules.get("joblib.externals.loky")) is not None:
         loky.get_reusable_executor().shutdown(wait=True)  # joblib's workers would stay, and in this directory
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 import subprocess
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -39,12 +38,10 @@ Jobs = list[tuple[DictConfig, Path]]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs the command in this process, in an empty directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
 
     def run(*arguments: str) -> Ended:
         monkeypatch.setattr(sys, "argv", ["gptsweep", *arguments])
@@ -54,10 +51,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
             status = int(ended.code or 0)
         return Ended(status, *capsys.readouterr())
 
-    yield run
-    for handler in set(root.handlers) - set(before[0]):
-        handler.close()
-    root.handlers[:], root.level = before
+    return run
 
 
 @pytest.fixture
