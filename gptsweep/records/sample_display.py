@@ -33,8 +33,7 @@ def samples_html(samples: Sequence[Sample]) -> str:
     """Each prompt once, then its completions as `sample_html` shows them; a line says what is left out."""
     shown = _first(samples)
     parts = []
-    for _, of_prompt in groupby(shown, key=_prompt_of):
-        prompted = list(of_prompt)
+    for prompted in _by_prompt(shown):
         parts.append(f'<div style="{_BOX}">{_prompt(prompted[0])}</div>')
         parts += [
             f'<div style="{_INDENT}"><div style="{_BOX}">{_completion(sample)}</div>{_small(_facts(sample))}</div>'
@@ -47,8 +46,7 @@ def samples_text(samples: Sequence[Sample]) -> str:
     """Each prompt's end, then a line for each of its completions with the beginning; a line says what is left out."""
     shown = _first(samples)
     lines = []
-    for _, of_prompt in groupby(shown, key=_prompt_of):
-        prompted = list(of_prompt)
+    for prompted in _by_prompt(shown):
         prompt = one_line(prompted[0].prompt)
         lines.append(prompt if len(prompt) <= _WIDTH else f"…{prompt[-_WIDTH:]}")
         for sample in prompted:
@@ -67,8 +65,9 @@ def _first(samples: Sequence[Sample]) -> Sequence[Sample]:
     return samples[:MAX_SAMPLES]
 
 
-def _prompt_of(sample: Sample) -> tuple[int, str]:
-    return sample.prompt_index, sample.prompt
+def _by_prompt(samples: Sequence[Sample]) -> list[list[Sample]]:
+    """The samples in their order, those of one prompt that follow each other in one list."""
+    return [list(found) for _, found in groupby(samples, key=lambda sample: (sample.prompt_index, sample.prompt))]
 
 
 def _counts(samples: Sequence[Sample], shown: Sequence[Sample]) -> str:
