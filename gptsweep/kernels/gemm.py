@@ -13,7 +13,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .abi import GEMM_TILES_TOGETHER, NARROW_ROWS, PAGE
-from .intrinsics import FLOATS, INT64, WORDS, compiled, float32_at, floats_at, for_each_count, store_narrow, take, widen
+from .intrinsics import FLOATS, INT64, WORDS, compiled, float32_at, floats_at, for_each_count, store_narrow, take, widen_rows
 
 _I = types.int64
 _HALVES = ir.VectorType(ir.IntType(16), PAGE)
@@ -63,14 +63,6 @@ def _widened(builder, place):
 
 
 @compiled()
-def _widen_rows(x, begin, count, width, wide, stride):
-    """Set ``wide[i * stride :][:width] = x[begin + i * width :][:width]`` for ``count`` rows."""
-    for row in range(count):
-        for i in range(width):
-            wide[row * stride + i] = widen(x[begin + row * width + i])
-
-
-@compiled()
 def _store_tile(task, sums, rows, first, column, out):
     """Add the bias to a tile's sums, and write them to ``out`` from row ``first`` and ``column`` on."""
     bias = float32_at(task.bias)
@@ -105,7 +97,7 @@ def _gemm(task, x, weight, out):
             first, last = group * tiles // groups, (group + 1) * tiles // groups
             start, end = first * task.n_rows // tiles, last * task.n_rows // tiles
             if group != opened:
-                _widen_rows(x, start * task.n_in, end - start, task.n_in, float32_at(wide), stride)
+                widen_rows(x, start * task.n_in, end - start, task.n_in, float32_at(wide), stride)
                 opened = group
             for tile in range(first, last):
                 row, rows = tile * task.n_rows // tiles, (tile + 1) * task.n_rows // tiles - tile * task.n_rows // tiles

@@ -93,6 +93,14 @@ def store_narrow(to, at, x):
 
 
 @compiled()
+def widen_rows(x, begin, count, width, wide, stride):
+    """Set ``wide[i * stride :][:width] = x[begin + i * width :][:width]`` for ``count`` rows."""
+    for row in range(count):
+        for i in range(width):
+            wide[row * stride + i] = widen(x[begin + row * width + i])
+
+
+@compiled()
 def ordered(x):
     """Map a float32 to an int32 of the same order: LLVM vectorises a maximum of integers, but not of floats that may be NaN."""
     bits = np.float32(x).view(np.int32)

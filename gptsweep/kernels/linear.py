@@ -11,7 +11,18 @@ from numba import carray, types
 from numba.extending import intrinsic
 
 from .abi import COLUMNS, PAGE, TILE_ROWS, TILES_TOGETHER
-from .intrinsics import INT64, bfloat16_at, compiled, float32_at, for_each_count, int32_at, store_narrow, take, widen
+from .intrinsics import (
+    INT64,
+    bfloat16_at,
+    compiled,
+    float32_at,
+    for_each_count,
+    int32_at,
+    store_narrow,
+    take,
+    widen,
+    widen_rows,
+)
 from .onednn import multiply_tile
 
 _I = types.int64
@@ -39,14 +50,6 @@ def _multiply(_typing, rows, x, stride, weight, to, n_words):
         for_each_count(builder, rows, TILE_ROWS, emit)
 
     return types.void(_I, x, _I, weight, to, _I), codegen
-
-
-@compiled()
-def _widen_rows(x, begin, count, width, wide, stride):
-    """Set ``wide[i * stride :][:width] = x[begin + i * width :][:width]`` for ``count`` rows."""
-    for row in range(count):
-        for i in range(width):
-            wide[row * stride + i] = widen(x[begin + row * width + i])
 
 
 @compiled()
@@ -93,7 +96,7 @@ def linear_bfloat16(tasks):
             # Tiles are as equal as possible: a short last one would widen its weights for few rows.
             start, end = first * task.n_rows // tiles, last * task.n_rows // tiles
             if group != opened:
-                _widen_rows(bfloat16_at(task.x), start * task.n_in, end - start, task.n_in, float32_at(wide), stride)
+                widen_rows(bfloat16_at(task.x), start * task.n_in, end - start, task.n_in, float32_at(wide), stride)
                 opened = group
             for tile in range(first, last):
                 row, rows = tile * task.n_rows // tiles, (tile + 1) * task.n_rows // tiles - tile * task.n_rows // tiles

@@ -27,7 +27,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +85,46 @@ def packed_bytes(packed: Tensor) -> int | None:
         return None
 
 
-class FloatGemm:
+class _Gemm:
+    """Multiplication of rows by packed weights with a kernel: ``[rows, n_in] -> [rows, n_out]``, both in one dtype.
+
+    Args:
+        dtype: the dtype of rows and results.
+        shape: ``(n_out, n_in)`` of the weight.
+        summed: how many inputs are added up before they are added to the rest.
+        weight: address of the packed weights.
+        bias: ``[n_out]``, or None.
+    """
+
+    name: ClassVar[str]
+    """The kernel."""
+    columns: ClassVar[int]
+    """Outputs in a block of packed weights."""
+    tile_rows: ClassVar[int]
+    tiles_together: ClassVar[int]
+
+    def __init__(self, dtype: torch.dtype, shape: torch.Size, summed: int, weight: int, bias: Tensor | None) -> None:
+        self.dtype, (self.n_out, n_in) = dtype, shape
+        self.kernel = Kernel(self.name, dtype)
+        self.kernel.set(
+            n_in=n_in,
+            n_out=self.n_out,
+            summed=summed,
+            scratch=4 * self.tile_rows * (self.columns + self.tiles_together * (n_in + PAGE)),
+            weight=weight,
+            bias=0 if bias is None else bias.data_ptr(),
+        )
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Map ``[rows, n_in] -> [rows, n_out]``."""
+        rows, n_rows = rows.contiguous(), len(rows)
+        out = torch.empty(n_rows, self.n_out, dtype=self.dtype)
+        units = -(-self.n_out // self.columns) * -(-n_rows // (self.tile_rows * self.tiles_together))
+        self.kernel(n_rows=n_rows, chunk=max(1, units // 32), x=rows.data_ptr(), out=out.data_ptr())
+        return out
+
+
+class FloatGemm(_Gemm):
     """Multiplication of rows by float32 or bfloat16 weights with the kernel ``gemm``, which gives oneDNN's bits in float32.
 
     bfloat16 takes two bytes a weight. It is widened as it is read, and the result is rounded once.
@@ -96,19 +135,12 @@ class FloatGemm:
         summed: how many inputs are added up before they are added to the rest.
     """
 
+    name, columns, tile_rows, tiles_together = "gemm", PAGE, NARROW_ROWS, GEMM_TILES_TOGETHER
+
     def __init__(self, weight: Tensor, bias: Tensor | None, summed: int) -> None:
-        self.dtype, (self.n_out, n_in) = weight.dtype, weight.shape
-        padded = nn.functional.pad(weight, (0, 0, 0, -self.n_out % PAGE))
-        self.packed, self.bias = padded.view(-1, PAGE, n_in).transpose(1, 2).contiguous(), bias
-        self.kernel = Kernel("gemm", self.dtype)
-        self.kernel.set(
-            n_in=n_in,
-            n_out=self.n_out,
-            summed=summed,
-            scratch=4 * NARROW_ROWS * (PAGE + GEMM_TILES_TOGETHER * (n_in + PAGE)),
-            weight=self.packed.data_ptr(),
-            bias=0 if bias is None else bias.data_ptr(),
-        )
+        padded = nn.functional.pad(weight, (0, 0, 0, -len(weight) % PAGE))
+        self.packed, self.bias = padded.view(-1, PAGE, weight.shape[1]).transpose(1, 2).contiguous(), bias
+        super().__init__(weight.dtype, weight.shape, summed, self.packed.data_ptr(), bias)
 
     @staticmethod
     def is_for_this_cpu() -> bool:
@@ -126,14 +158,6 @@ class FloatGemm:
         summed = _float_sums(min(len(weight), _OUTPUTS_TRIED), weight.shape[1])
         return None if summed is None else cls(weight if weight.dtype == torch.bfloat16 else weight.float(), bias, summed)
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        """Map ``[rows, n_in] -> [rows, n_out]``, both in the dtype of the weights."""
-        rows, n_rows = rows.contiguous(), len(rows)
-        out = torch.empty(n_rows, self.n_out, dtype=self.dtype)
-        units = len(self.packed) * -(-n_rows // (NARROW_ROWS * GEMM_TILES_TOGETHER))
-        self.kernel(n_rows=n_rows, chunk=max(1, units // 32), x=rows.data_ptr(), out=out.data_ptr())
-        return out
-
 
 @functools.cache
 @torch.inference_mode()
@@ -144,7 +168,7 @@ def _float_sums(n_out: int, n_in: int) -> int | None:
     return next((summed for summed in _RUNS if _same_bits(FloatGemm(weight, bias, summed), rows, wanted)), None)
 
 
-class Bf16Gemm:
+class Bf16Gemm(_Gemm):
     """Multiplication of rows by packed bfloat16 weights with the kernel ``linear``, which gives the same bits as oneDNN.
 
     A single row runs at memory bandwidth, which oneDNN does not reach. Many rows run at the speed of float32 multiplications.
@@ -160,21 +184,14 @@ class Bf16Gemm:
         ValueError: the packed buffer is smaller than what would be read, or of unknown size.
     """
 
+    name, columns, tile_rows, tiles_together = "linear", COLUMNS, TILE_ROWS, TILES_TOGETHER
+
     def __init__(self, shape: torch.Size, packed: Tensor, bias: Tensor | None, summed: int) -> None:
-        self.n_out, n_in = shape
-        needed, found = 2 * n_in * COLUMNS * math.ceil(self.n_out / COLUMNS), packed_bytes(packed)
+        n_out, n_in = shape
+        needed, found = 2 * n_in * COLUMNS * math.ceil(n_out / COLUMNS), packed_bytes(packed)
         if found is None or found < needed:
             raise ValueError(f"the packed weights are {found} bytes, and {needed} would be read")
-        self.dtype = torch.bfloat16
-        self.kernel = Kernel("linear", self.dtype)
-        self.kernel.set(
-            n_in=n_in,
-            n_out=self.n_out,
-            summed=summed,
-            scratch=4 * TILE_ROWS * (COLUMNS + TILES_TOGETHER * (n_in + PAGE)),
-            weight=torch.ops.mkldnn.data_ptr(packed),
-            bias=0 if bias is None else bias.data_ptr(),
-        )
+        super().__init__(torch.bfloat16, shape, summed, torch.ops.mkldnn.data_ptr(packed), bias)
 
     @classmethod
     def of(cls, weight: Tensor, packed: Tensor, bias: Tensor | None) -> Bf16Gemm | None:
@@ -190,14 +207,6 @@ class Bf16Gemm:
             return None
         rows = torch.linspace(-2, 2, 3 * weight.shape[1]).sin().view(3, -1).bfloat16()
         return gemm if torch.equal(gemm(rows), linear(rows, packed, bias)) else None
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        """Map ``bfloat16 [rows, n_in] -> bfloat16 [rows, n_out]``."""
-        rows, n_rows = rows.contiguous(), len(rows)
-        out = torch.empty(n_rows, self.n_out, dtype=torch.bfloat16)
-        units = -(-self.n_out // COLUMNS) * -(-n_rows // (TILE_ROWS * TILES_TOGETHER))
-        self.kernel(n_rows=n_rows, chunk=max(1, units // 32), x=rows.data_ptr(), out=out.data_ptr())
-        return out
 
 
 @functools.cache
