@@ -94,7 +94,7 @@ class Report(Callback):
             if config.reference is not None:
                 read_reference(config.reference)
             if config.compare_samplers is not None:
-                from .analysis.asked import require_comparisons  # late: pandas
+                from .analysis.comparison_request import require_comparisons  # late: pandas
 
                 require_comparisons(config.compare_samplers, config.reference)
             points = check_sweep(config, loader)

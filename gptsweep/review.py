@@ -17,9 +17,9 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from .analysis.asked import Asked, kept, metric_of, named_metrics
 from .analysis.best import Verdicts, verdicts
 from .analysis.columns import keys_of, label, ordered, plain
+from .analysis.comparison_request import ComparisonRequest, metric_name, read_request, split_metrics
 from .analysis.frames import read_sweep
 from .analysis.metrics import MAUVE, METRICS, PREFERENCE
 from .analysis.rated import rated, require_ratings
@@ -141,10 +141,10 @@ def review(options: argparse.Namespace, console: Console | None = None) -> None:
     Raises:
         GptsweepError: a name, a condition or a path is wrong.
     """
-    options.metric, options.own = named_metrics(options.metric or ())
+    options.metric, options.own = split_metrics(options.metric or ())
     alone = options.path[0] if len(options.path) == 1 else None
     whole = rated(read_sweep(*options.path), alone, options.ratings or (), keep=not options.no_report).scored(*options.own)
-    if MAUVE.name in map(metric_of, options.metric):
+    if MAUVE.name in map(metric_name, options.metric):
         reference_of(options, whole)  # scores the text if requested
         opened = partial(open_maker, whole, options.model)
         whole = whole.scored(mauve_metric(options.path[0], opened, scored_the_text=options.model is None))
@@ -199,11 +199,11 @@ def review_samplers(options: argparse.Namespace, whole: Sweep, sweep: Sweep, con
     for other in ("diff", "best", "group", "sort", "plots"):
         if given := getattr(options, other):
             raise ResultsError(other, str(given), "cannot be combined with --samplers")
-    asked = Asked(tuple(options.metric), tuple(options.by.split(",")) if options.by else None)
-    if not asked.metrics:
+    request = ComparisonRequest(tuple(options.metric), tuple(options.by.split(",")) if options.by else None)
+    if not request.metrics:
         raise ResultsError("metric", None, "say what is best: --samplers --metric NAME:min, NAME:max or NAME:reference")
     text = reference_of(options, whole)
-    found = asked.compare(sweep, text)
+    found = request.compare(sweep, text)
     if options.where:
         found = [replace(each, notes=(*each.notes, f"only points for which {options.where}")) for each in found]
     if format_of(options) == "table":
@@ -217,7 +217,7 @@ def review_samplers(options: argparse.Namespace, whole: Sweep, sweep: Sweep, con
     say_problems(whole, text)
     if not options.no_report and len(options.path) == 1:
         if not options.where:
-            asked.keep(options.path[0])
+            request.save(options.path[0])
         bring_up_to_date(options.path[0], whole, text, found)
 
 
@@ -240,7 +240,7 @@ def say_problems(sweep: Sweep, reference: Reference | None) -> None:
 def reference_of(options: argparse.Namespace, sweep: Sweep) -> Reference | None:
     """The reference text: the requested one, which must be available, else the one scored earlier."""
     directory = options.path[0]
-    if options.model and not options.reference and MAUVE.name not in map(metric_of, options.metric):
+    if options.model and not options.reference and MAUVE.name not in map(metric_name, options.metric):
         raise ResultsError("model", options.model, "needs --reference FILE:path or --metric mauve")
     if options.reference == "null":
         (directory / REFERENCE).unlink(missing_ok=True)
@@ -269,9 +269,9 @@ def bring_up_to_date(
 
     Without ``comparisons``, the page shows the comparisons of samplers that were requested before.
     """
-    if comparisons is None and (asked := kept(path)) is not None:
+    if comparisons is None and (request := read_request(path)) is not None:
         try:
-            comparisons = asked.compare(sweep, reference)
+            comparisons = request.compare(sweep, reference)
         except ResultsError as error:
             say(f"gptsweep.review: no comparison of samplers: {error}", error=True)
     try:
@@ -343,7 +343,7 @@ def best_of(
     options: argparse.Namespace, sweep: Sweep, rows: pd.DataFrame, reference: Mapping[str, float | None] | None
 ) -> Verdicts | None:
     """Evaluate ``--best``."""
-    return verdicts(sweep, rows, Aim.of(options.best, reference, sweep.declared, asked_by="best")) if options.best else None
+    return verdicts(sweep, rows, Aim.of(options.best, reference, sweep.declared, option="best")) if options.best else None
 
 
 def flat(rows: pd.DataFrame, names: Sequence[str], reference: Mapping[str, float | None] | None = None) -> pd.DataFrame:

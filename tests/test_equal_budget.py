@@ -22,8 +22,8 @@ from rich.console import Console
 from sweeps import Run, save_checkpoint
 
 from gptsweep import review
-from gptsweep.analysis.asked import Asked, kept
 from gptsweep.analysis.budgets import compare_families, expected_best, expected_chosen, halves, rank_weights
+from gptsweep.analysis.comparison_request import ComparisonRequest, read_request
 from gptsweep.analysis.frames import read_sweep
 from gptsweep.analysis.samplers import MAX_CLUSTERS, blocks, family_of
 from gptsweep.config_schema import CONF_DIR
@@ -255,7 +255,7 @@ def test_a_sweep_ends_with_the_comparison_that_its_setting_asks_for(run: Run, tm
     directory = tmp_path / "outputs" / "sweeps" / "s"
     names = ["top_k", "top_k + min_p"]
     assert [family["name"] for family in page_samplers(directory)[0]["families"]] == names
-    assert kept(directory) == Asked(("perplexity:min",))
+    assert read_request(directory) == ComparisonRequest(("perplexity:min",))
     assert review.main([str(directory), "--format", "csv"]) == 0
     assert [family["name"] for family in page_samplers(directory)[0]["families"]] == names
     assert review.main([str(directory), "--samplers", "--metric", "seq_rep_4", "--by", "top_k"]) == 0
@@ -278,7 +278,7 @@ def test_a_sweep_ends_with_the_comparison_by_a_metric_of_ones_own_and_by_mauve(r
     directory = tmp_path / "outputs" / "sweeps" / "s"
     assert [family["name"] for family in page_samplers(directory)[1]["families"]] == ["no truncation", "top_k"]
     assert all("own_for_comparison:vowels" in path.read_text() for path in directory.glob(f"*/{schema.SCORES}"))
-    assert kept(directory) == Asked(("perplexity:min",))  # what later pages know; results name no function
+    assert read_request(directory) == ComparisonRequest(("perplexity:min",))  # what later pages know; results name no function
 
 
 @pytest.mark.parametrize(
@@ -307,14 +307,14 @@ def test_a_mistaken_setting_is_reported_before_any_work(run: Run, tmp_path: Path
 )  # fmt: skip
 def test_a_damaged_record_of_what_was_asked_for_costs_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / "samplers.json").write_text(text)
-    assert kept(tmp_path) is None
+    assert read_request(tmp_path) is None
 
 
 def test_a_comparison_that_cannot_be_had_costs_no_page(
     sweep_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_point(tmp_path / "s" / "a", made_samples(temperature=0.5, top_k=5, seed=1))
-    Asked(("diversity",), ("banana\x1b[31m",)).keep(tmp_path / "s")
+    ComparisonRequest(("diversity",), ("banana\x1b[31m",)).save(tmp_path / "s")
     assert review.main([str(tmp_path / "s"), "--format", "csv"]) == 0
     err = capsys.readouterr().err
     assert "no comparison of samplers: by=banana\\x1b[31m: is not a setting here" in err

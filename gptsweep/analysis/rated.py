@@ -10,8 +10,8 @@ from ..errors import ResultsError
 from ..files import open_inside
 from ..store.ratings import keep_ratings, read_ratings
 from ..store.schema import RATINGS
+from .comparison_request import metric_name
 from .metrics import PREFERENCE
-from .samplers import parted
 from .sweep import Sweep
 
 
@@ -55,5 +55,5 @@ def require_ratings(metrics: Sequence[str], sweep: Sweep) -> None:
     Raises:
         ResultsError: there are none.
     """
-    if sweep.ratings is None and PREFERENCE.name in (parted(text)[0] for text in metrics):
+    if sweep.ratings is None and PREFERENCE.name in map(metric_name, metrics):
         raise ResultsError("ratings", None, f"{PREFERENCE.name} needs ratings; give them with --ratings FILE")

@@ -32,7 +32,7 @@ MAX_CLUSTERS = 400
 """More clusters are merged into this many blocks to bound the cost; blocks of independent clusters are independent, too."""
 
 
-def parted(text: str) -> tuple[str, Direction | None]:
+def split_direction(text: str) -> tuple[str, Direction | None]:
     """Split ``METRIC:min``, ``METRIC:max`` or ``METRIC:reference`` into metric and direction; None if no direction is given."""
     name, _, given = text.rpartition(":")
     for direction in DIRECTIONS:
@@ -56,7 +56,7 @@ class Aim:
         reference: Mapping[str, float | None] | None = None,
         declared: Mapping[str, Metric] = METRICS,
         *,
-        asked_by: str = "metric",
+        option: str = "metric",
     ) -> Aim:
         """Parse ``METRIC:min``, ``METRIC:max`` or ``METRIC:reference``; without a direction the metric's usual one applies.
 
@@ -64,32 +64,32 @@ class Aim:
             text: as the user typed it.
             reference: the metrics of a reference text.
             declared: the metrics by name.
-            asked_by: the option to name in errors.
+            option: the option to name in errors.
 
         Raises:
             ResultsError: there is no such metric, it has no usual direction, or the reference text lacks it.
         """
-        name, direction = cls.split(text, declared, asked_by=asked_by)
+        name, direction = cls.split(text, declared, option=option)
         target = (reference or {}).get(name) if direction == "reference" else None
         if direction == "reference" and (target is None or not math.isfinite(target)):
             wanted = "there is no reference text with this metric; give one with --reference FILE:path"
-            raise ResultsError(asked_by, text, wanted)
+            raise ResultsError(option, text, wanted)
         return cls(declared[name], direction, target)
 
     @staticmethod
-    def split(text: str, declared: Mapping[str, Metric] = METRICS, *, asked_by: str = "metric") -> tuple[str, Direction]:
+    def split(text: str, declared: Mapping[str, Metric] = METRICS, *, option: str = "metric") -> tuple[str, Direction]:
         """Return the metric's name and the direction.
 
         Raises:
             ResultsError: there is no such metric, or no direction is given and it has no usual one.
         """
-        name, given = parted(text)
+        name, given = split_direction(text)
         if name not in declared:
-            raise ResultsError(asked_by, name, f"must be one of {', '.join(declared)}")
+            raise ResultsError(option, name, f"must be one of {', '.join(declared)}")
         usual: dict[str, Direction] = {"lower": "min", "higher": "max"}
         direction = given or usual.get(declared[name].direction)
         if direction is None:
-            raise ResultsError(asked_by, text, f"has no best direction by itself; use {name}:min, {name}:max, {name}:reference")
+            raise ResultsError(option, text, f"has no best direction by itself; use {name}:min, {name}:max, {name}:reference")
         return name, direction
 
     def score(self, ratio: Floats) -> Floats:

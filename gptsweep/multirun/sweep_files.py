@@ -142,10 +142,11 @@ def write_report(directory: Path, *, show_rows: bool, compare: str | None, open_
         directory: the sweep's directory.
         show_rows: whether to print the first rows of the review, and the command that shows the rest.
         compare: the setting ``compare_samplers``: the comparison to add to the report, and to print with the rows. None: the
-            report has the comparisons that were asked for before.
+            report has the comparisons that were requested earlier.
         open_model: loads the model for MAUVE's features, if the comparison uses it.
     """
-    from ..analysis.asked import Asked, kept, metric_of, named_metrics  # imported late: pandas
+    # Imported late: pandas.
+    from ..analysis.comparison_request import ComparisonRequest, metric_name, read_request, split_metrics
     from ..analysis.frames import read_sweep
     from ..analysis.metrics import MAUVE
     from ..analysis.reference import kept_reference, with_own
@@ -161,15 +162,15 @@ def write_report(directory: Path, *, show_rows: bool, compare: str | None, open_
             print_first_rows(directory, sweep)
         reference, comparisons = kept_reference(directory, sweep), []
         try:
-            asked = kept(directory)
+            request = read_request(directory)
             if compare is not None:
-                names, own = named_metrics([compare], "compare_samplers")
-                asked = Asked(tuple(names))
-                asked.keep(directory)
+                names, own = split_metrics([compare], "compare_samplers")
+                request = ComparisonRequest(tuple(names))
+                request.save(directory)
                 sweep, reference = sweep.scored(*own), with_own(reference, directory, own)
-                if MAUVE.name in map(metric_of, names):
+                if MAUVE.name in map(metric_name, names):
                     sweep = sweep.scored(mauve_metric(directory, open_model))
-            comparisons = asked.compare(sweep, reference) if asked else []
+            comparisons = request.compare(sweep, reference) if request else []
         except GptsweepError as error:
             log.warning("no comparison of samplers: %s", error)
         if compare is not None and show_rows:

@@ -14,7 +14,7 @@ from ..store.schema import COMPARISONS
 from .metrics import MAUVE, METRICS
 from .own_metrics import OwnMetric
 from .reference import Reference
-from .samplers import Aim, SamplerComparison, parted
+from .samplers import Aim, SamplerComparison, split_direction
 from .sweep import Sweep
 
 MAX_BYTES = 1 << 16
@@ -22,7 +22,7 @@ MAX_BYTES = 1 << 16
 MAX_METRICS = 20
 
 
-def named_metrics(texts: Sequence[str], setting: str = "metric") -> tuple[list[str], list[OwnMetric]]:
+def split_metrics(texts: Sequence[str], setting: str = "metric") -> tuple[list[str], list[OwnMetric]]:
     """Split comma-separated metrics, each optionally followed by ``:min``, ``:max`` or ``:reference``.
 
     Returns:
@@ -33,7 +33,7 @@ def named_metrics(texts: Sequence[str], setting: str = "metric") -> tuple[list[s
     """
     names, own = [], []
     for text in (text.strip() for each in texts for text in each.split(",") if text.strip()):
-        name, direction = parted(text)
+        name, direction = split_direction(text)
         if ":" in name:
             own.append(OwnMetric.named(name, setting))
             name = own[-1].metric.name
@@ -41,13 +41,13 @@ def named_metrics(texts: Sequence[str], setting: str = "metric") -> tuple[list[s
     return names, own
 
 
-def metric_of(text: str) -> str:
+def metric_name(text: str) -> str:
     """Return the metric's name from ``METRIC:min`` and the like."""
-    return parted(text)[0]
+    return split_direction(text)[0]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ComparisonRequest:
     """Requested sampler comparisons: one for each of ``metrics`` (parsed by `Aim.of`), with families defined by ``by``."""
 
     metrics: tuple[str, ...]
@@ -62,13 +62,13 @@ class Asked:
         metrics = reference.metrics if reference else None
         return [sweep.compare_samplers(name, self.by, reference=metrics) for name in self.metrics]
 
-    def keep(self, directory: Path) -> None:
+    def save(self, directory: Path) -> None:
         """Write ``samplers.json``, without metrics that later pages cannot compute: user-defined ones and MAUVE."""
-        if metrics := [name for name in self.metrics if metric_of(name) in METRICS]:
+        if metrics := [name for name in self.metrics if metric_name(name) in METRICS]:
             atomic_write(directory / COMPARISONS, (json.dumps({"metrics": metrics, "by": self.by}) + "\n").encode())
 
 
-def kept(directory: Path) -> Asked | None:
+def read_request(directory: Path) -> ComparisonRequest | None:
     """Read ``samplers.json``; None if it is missing, damaged, or names an unknown metric."""
     try:
         found = read_json(directory / COMPARISONS, MAX_BYTES, open_inside)
@@ -78,31 +78,31 @@ def kept(directory: Path) -> Asked | None:
     lists = [metrics] if by is None else [metrics, by]
     if not all(isinstance(each, list) and each and all(isinstance(name, str) for name in each) for each in lists):
         return None
-    if len(metrics) > MAX_METRICS or any(metric_of(name) not in METRICS for name in metrics):
+    if len(metrics) > MAX_METRICS or any(metric_name(name) not in METRICS for name in metrics):
         return None
-    return Asked(tuple(metrics), by and tuple(by))
+    return ComparisonRequest(tuple(metrics), by and tuple(by))
 
 
-def require_comparisons(asked: str, reference: str | None) -> None:
+def require_comparisons(value: str, reference: str | None) -> None:
     """Check the setting ``compare_samplers`` before any work starts.
 
     Args:
-        asked: the value of ``compare_samplers``.
-        reference: the value of the setting ``reference``.
+        value: its value.
+        reference: the value of ``reference``.
 
     Raises:
         ConfigError: no direction says what is best, a user-defined metric cannot be loaded, or a reference text is missing.
     """
-    names, own = named_metrics([asked], "compare_samplers")
+    names, own = split_metrics([value], "compare_samplers")
     if not names:
-        raise ConfigError("compare_samplers", asked, "must be METRIC:min, METRIC:max or METRIC:reference, or null")
+        raise ConfigError("compare_samplers", value, "must be METRIC:min, METRIC:max or METRIC:reference, or null")
     declared = {**METRICS, MAUVE.name: MAUVE, **{each.metric.name: each.metric for each in own}}
     try:
         for text in names:
             name, direction = Aim.split(text, declared)
             if name == MAUVE.name and direction == "reference":
-                raise ConfigError("compare_samplers", asked, f"{name} already compares with the reference text; use {name}:max")
+                raise ConfigError("compare_samplers", value, f"{name} already compares with the reference text; use {name}:max")
             if (direction == "reference" or name == MAUVE.name) and reference is None:
-                raise ConfigError("compare_samplers", asked, "needs a reference text; give one with reference=FILE:path")
+                raise ConfigError("compare_samplers", value, "needs a reference text; give one with reference=FILE:path")
     except ResultsError as error:
-        raise ConfigError("compare_samplers", asked, f"{error.value} {error.wanted}") from error
+        raise ConfigError("compare_samplers", value, f"{error.value} {error.wanted}") from error
