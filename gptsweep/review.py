@@ -172,7 +172,7 @@ def review(options: argparse.Namespace, console: Console | None = None) -> None:
             write_frame(difference.reset_index(), form)
     elif form == "table":
         best = best_of(options, sweep, rows, reference)
-        print_sweep(console, sweep, rows, names, best, reference, asked_metrics=bool(options.metric))
+        print_sweep(console, sweep, rows, names, best, reference, show_all=bool(options.metric))
         if sweep.ratings:
             print_ratings(console, sweep.ratings, sweep.ratings.ranked(rows))
     else:

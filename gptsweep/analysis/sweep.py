@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from ..display import counted
 from ..errors import ConfigError, ResultsError
 from ..store.ratings import Rating
-from ..store.schema import MEANS, SAMPLE_KEY
+from ..store.schema import MEANS, SAMPLE_KEY, STATUSES
 from . import stats as compare
 from .columns import ordered
 from .metrics import METRICS, PREFERENCE, Metric, Outcome
@@ -92,6 +93,13 @@ class Sweep:
         are the texts of the ids.
         """
         return token_frame(self.samples, self.directories)
+
+    @property
+    def headline(self) -> str:
+        """The numbers of points, by status, and of samples: ``12 points (11 complete, 1 failed), 960 samples``."""
+        found = self.summary["status"].value_counts()
+        statuses = ", ".join(f"{found[status]} {status}" for status in STATUSES if status in found)
+        return f"{counted(len(self.summary), 'point')} ({statuses}), {counted(len(self.samples), 'sample')}"
 
     @property
     def metrics(self) -> list[str]:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..display import counted, one_line
-from ..store.schema import STATUSES
 from .columns import label, plain
 from .metrics import Metric
 from .numbers import like, number
@@ -24,9 +23,6 @@ def sweep_html(sweep: Sweep) -> str:
     rows = sweep.group()
     keys = [key for key in sweep.swept if key != "seed"]
     metrics = [sweep.declared[name] for name in sweep.metrics if sweep.declared[name].default]
-    done = sweep.summary["status"].value_counts()
-    said = ", ".join(f"{done[status]} {status}" for status in STATUSES if status in done)
-    head = f"{counted(len(sweep.summary), 'point')} ({said}), {counted(len(sweep.samples), 'sample')}"
     headings = [*keys, "samples", *(metric.label for metric in metrics)]
     body = [
         [
@@ -42,7 +38,7 @@ def sweep_html(sweep: Sweep) -> str:
     notes += [one_line(problem) for problem in sweep.problems[:3]]
     table = "".join(f"<tr>{_cells('td', row)}</tr>" for row in body)
     return (
-        f"<div><b>{html.escape(one_line(head))}</b><table><thead><tr>{_cells('th', headings)}</tr></thead>"
+        f"<div><b>{html.escape(one_line(sweep.headline))}</b><table><thead><tr>{_cells('th', headings)}</tr></thead>"
         f"<tbody>{table}</tbody></table><small>{html.escape('; '.join(notes))}</small></div>"
     )
 

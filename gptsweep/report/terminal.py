@@ -27,7 +27,7 @@ from ..analysis.samplers import SamplerComparison
 from ..analysis.stats import BY_CHANCE
 from ..analysis.sweep import Sweep
 from ..display import counted, one_line, visible
-from ..store.schema import SAMPLE_KEY, STATUSES
+from ..store.schema import SAMPLE_KEY
 from .tables import FEWEST, Column, fitting, print_blocks, print_in_parts, print_table
 
 FIRST_NAMES = 8
@@ -52,7 +52,7 @@ def settings_of_row(row: Mapping[Any, Any], keys: Sequence[str]) -> dict[str, An
 
 def print_sweep(
     console: Console, sweep: Sweep, rows: pd.DataFrame, names: Sequence[str], best: Verdicts | None,
-    reference: Mapping[str, float | None] | None, *, asked_metrics: bool,
+    reference: Mapping[str, float | None] | None, *, show_all: bool,
 ) -> None:  # fmt: skip
     """Print the table of the sweep, then the effect of each setting.
 
@@ -63,16 +63,13 @@ def print_sweep(
         names: the metrics.
         best: the result of ``--best``.
         reference: the metrics of the reference text.
-        asked_metrics: whether the user named the metrics; then all are shown.
+        show_all: whether every metric must be shown, because the user named them.
     """
-    done = sweep.summary["status"].value_counts()
-    said = ", ".join(f"{done[status]} {status}" for status in STATUSES if status in done)
-    points, samples = counted(len(sweep.summary), "point"), counted(len(sweep.samples), "sample")
-    console.print(Text(f"{points} ({said}), {samples}", style="bold"))
+    console.print(Text(sweep.headline, style="bold"))
     console.print()
     metrics = [sweep.declared[name] for name in names]
     marks, by = (best.marks, best.aim.metric.name) if best else ([""] * len(rows), "")
-    left_out = print_rows(console, rows.head(MAX_ROWS), metrics, marks, by, reference, whole=asked_metrics)
+    left_out = print_rows(console, rows.head(MAX_ROWS), metrics, marks, by, reference, whole=show_all)
     if left_out:
         more = ", ".join(metric.label for metric in left_out)
         console.print(
