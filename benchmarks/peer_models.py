@@ -40,8 +40,8 @@ def gpt2_files(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         if name == "lm_head.weight":
             continue
         layer = name.split(".")[-2]
-        turned = name.endswith("weight") and layer in ("c_attn", "c_proj", "c_fc")
-        tensors[name] = tensor.t() if turned else tensor
+        transposed = name.endswith("weight") and layer in ("c_attn", "c_proj", "c_fc")
+        tensors[name] = tensor.t() if transposed else tensor
     config = model.config
     return tensors, {
         "architectures": ["GPT2LMHeadModel"],

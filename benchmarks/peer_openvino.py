@@ -152,7 +152,7 @@ def _llama(graph: _Graph) -> Any:
     both = op.unsqueeze(op.concat([angles, angles], 2), _integers(2))
     cos, sin = op.cos(both), op.sin(both)
 
-    def turned(x: Any) -> Any:
+    def rotated(x: Any) -> Any:
         a, b = op.split(x, op.constant(np.int64(3)), 2).outputs()
         return op.add(op.multiply(x, cos), op.multiply(op.concat([op.negative(b), a], 3), sin))
 
@@ -164,7 +164,7 @@ def _llama(graph: _Graph) -> Any:
         k, v = (graph.heads(layer(y, f"{block}.self_attn.{name}"), graph.n_kv_heads) for name in ("k_proj", "v_proj"))
         if config["model_type"] == "qwen3":
             q, k = norm(q, f"{block}.self_attn.q_norm"), norm(k, f"{block}.self_attn.k_norm")
-        x = op.add(x, layer(graph.attention(i, turned(q), turned(k), v), f"{block}.self_attn.o_proj"))
+        x = op.add(x, layer(graph.attention(i, rotated(q), rotated(k), v), f"{block}.self_attn.o_proj"))
         y = norm(x, f"{block}.post_attention_layernorm")
         gate, up = layer(y, f"{block}.mlp.gate_proj"), layer(y, f"{block}.mlp.up_proj")
         x = op.add(x, layer(op.multiply(op.swish(gate), up), f"{block}.mlp.down_proj"))

@@ -411,10 +411,10 @@ def bars_table(results: dict[str, Results], *, judged: bool) -> str:
         if bar.work in results:
             try:
                 ratio = bar.ratio(results[bar.work])
-                told = f"{ratio:.3g} | {('yes' if bar.holds(ratio) else 'no') if judged else 'too small to say'}"
+                cell = f"{ratio:.3g} | {('yes' if bar.holds(ratio) else 'no') if judged else 'too small to say'}"
             except KeyError:
-                told = "| not run"
-            lines.append(f"| {bar.work} | {bar.what} | {'at most' if bar.at_most else 'at least'} {bar.bar:g} | {told} |")
+                cell = "| not run"
+            lines.append(f"| {bar.work} | {bar.what} | {'at most' if bar.at_most else 'at least'} {bar.bar:g} | {cell} |")
     return "\n".join(lines)
 
 
@@ -466,7 +466,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/peers"), help="writes OUTPUT.md and OUTPUT.json")
     args = parser.parse_args()
     engines = {"gptsweep", *chosen(args.peers, peers, "--peers")} | ({"vllm"} if args.vllm else set())
-    told = machine()
+    host = machine()
     bench = Bench(args.threads, args.timeout)
     results: dict[str, Results] = {}
     reasons: dict[str, dict[str, str]] = {}
@@ -477,11 +477,11 @@ def main() -> None:
         jobs = [quick(job) if args.quick else job for job in WORKS[work] if job.engine in engines]
         results[work], reasons[work] = bench.work(dict.fromkeys(jobs), 1 if args.quick else args.repeats)
         # After each work, so that a run that is cut off leaves what it has.
-        facts = "\n".join(f"- {key}: {value}" for key, value in told.items())
+        facts = "\n".join(f"- {key}: {value}" for key, value in host.items())
         page = "\n\n".join((title, facts, bars_table(results, judged=not args.quick), speeds_table(results, reasons))) + "\n"
         args.output.with_suffix(".md").write_text(page)
         runs = {work: {name: result.runs for name, result in named.items()} for work, named in results.items()}
-        data = {"machine": told, "quick": args.quick, "results": runs, "not_run": reasons}
+        data = {"machine": host, "quick": args.quick, "results": runs, "not_run": reasons}
         args.output.with_suffix(".json").write_text(json.dumps(data, indent=1))
     print(page)
 

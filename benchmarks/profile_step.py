@@ -232,8 +232,8 @@ def main() -> None:
     parts["linear"] = parts.pop("blocks") + parts.pop("head")
     parts["bookkeeping"] = total - sum(parts.values())
     noise = "independent" if args.independent else "common"
-    told = f"{args.rows} rows of {noise} noise, prompt {args.prompt}, {torch.get_num_threads()} threads"
-    print(f"{args.shape} {args.dtype}, {told}")
+    setup = f"{args.rows} rows of {noise} noise, prompt {args.prompt}, {torch.get_num_threads()} threads"
+    print(f"{args.shape} {args.dtype}, {setup}")
     print(f"{'entropy':18}{statistics.fmean(entropies):9.2f} nats")
     print(f"{'sequences':18}{statistics.fmean(sequences[2:]):9.1f}")
     for part, seconds in sorted(parts.items(), key=lambda item: -item[1]):

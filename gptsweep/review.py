@@ -110,12 +110,12 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return the exit status: 0, or 2 after a mistake."""
     ready_streams()
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    for place, word in enumerate(words[:-1]):
-        if word == "--sort" and words[place + 1].startswith("-"):  # argparse would take it for a flag
-            words[place : place + 2] = [f"--sort={words[place + 1]}"]
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    for place, argument in enumerate(argv[:-1]):
+        if argument == "--sort" and argv[place + 1].startswith("-"):  # argparse would take it for a flag
+            argv[place : place + 2] = [f"--sort={argv[place + 1]}"]
             break
-    options = parser().parse_args(words)
+    options = parser().parse_args(argv)
     try:
         review(options)
         sys.stdout.flush()

@@ -199,17 +199,18 @@ class SamplerComparison:
         leaders, here = (self.claims(here=each) for each in (False, True))
         if leaders:
             rest = "" if sum(map(len, leaders.values())) == self.budgets else "; at other budgets the data cannot tell"
-            said = f"By {self.aim}, {self.said(leaders)}{rest}."
+            text = f"By {self.aim}, {self.phrase(leaders)}{rest}."
         else:
-            said = f"By {self.aim}, the data cannot tell which family is ahead, at any budget{upto(self.budgets)}."
+            text = f"By {self.aim}, the data cannot tell which family is ahead, at any budget{upto(self.budgets)}."
             if pairs := self.pair_claims():
-                said += f" It can tell that {pairs}."
+                text += f" It can tell that {pairs}."
             elif here:
-                said += f" Among the settings tried here, {self.said(here)}; but others of the same families may reverse that."
+                tried = f"Among the settings tried here, {self.phrase(here)}"
+                text += f" {tried}; but others of the same families may reverse that."
         count = len(self.comparison.contrasts)
         compared = f"{count} pairs of families" if count > 1 else "one pair of families"
         budgets = f"{self.budgets} {'budget' if self.budgets == 1 else 'budgets'}"
-        return f"{said} Compared: {compared} at {budgets}, 95 % for all together."
+        return f"{text} Compared: {compared} at {budgets}, 95 % for all together."
 
     def claims(self, *, here: bool) -> dict[int, list[int]]:
         """For each family, the budgets at which it is ahead of all others."""
@@ -219,8 +220,8 @@ class SamplerComparison:
                 found.setdefault(at, []).append(place + 1)
         return found
 
-    def said(self, claims: dict[int, list[int]]) -> str:
-        """Put `claims` into a sentence."""
+    def phrase(self, claims: dict[int, list[int]]) -> str:
+        """State which families are ahead of all others, and with how many settings tried."""
         others = len(self.families) - 1
         parts = []
         for at, budgets in claims.items():
@@ -253,8 +254,8 @@ def ranges(budgets: Sequence[int]) -> str:
             runs[-1].append(each)
         else:
             runs.append([each])
-    said = listed([part for run in runs for part in (map(str, run) if len(run) < 3 else [f"{run[0]} to {run[-1]}"])])
-    return f"{said} {'setting' if list(budgets) == [1] else 'settings'}"
+    text = listed([part for run in runs for part in (map(str, run) if len(run) < 3 else [f"{run[0]} to {run[-1]}"])])
+    return f"{text} {'setting' if list(budgets) == [1] else 'settings'}"
 
 
 def listed(names: Sequence[str]) -> str:

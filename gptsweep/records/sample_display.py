@@ -101,8 +101,8 @@ def _completion(sample: Sample) -> str:
             f"{found.texts[top]!r} {math.exp(logprob):.1%}"
             for top, logprob in zip(token.top_ids, token.top_logprobs, strict=True)
         )
-        said = f"{math.exp(token.logprob):.1%}, rank {token.rank}; likeliest: {likely}"
-        title = html.escape(one_line(said))
+        measured = f"{math.exp(token.logprob):.1%}, rank {token.rank}; likeliest: {likely}"
+        title = html.escape(one_line(measured))
         pieces.append(
             f'<span style="background:rgba(200,90,40,{shade:.2f})" title="{title}">{_escaped(text[begin:end])}</span>'
         )

@@ -32,9 +32,9 @@ def print_ratings(console: Console, ratings: Ratings, found: RankedSettings) -> 
     names = list(ratings.raters.items())
     raters = ", ".join(f"{one_line(name)} {count}" for name, count in names[:MAX_RATERS])
     more = f" and {counted(len(names) - MAX_RATERS, 'more')}" if len(names) > MAX_RATERS else ""
-    said = f"{counted(len(ratings.table), 'rating')} by {counted(len(names), 'rater')} ({raters}{more})"
+    summary = f"{counted(len(ratings.table), 'rating')} by {counted(len(names), 'rater')} ({raters}{more})"
     console.print()
-    console.print(Text(f"Which setting is preferred: {said}", style="bold"))
+    console.print(Text(f"Which setting is preferred: {summary}", style="bold"))
     for note in ratings.notes:
         console.print(Text(note, style="dim"))
     if table.empty:

@@ -134,11 +134,11 @@ def score(model: OpenModel, text: str, *, length: int, pieces: int) -> list[dict
         logprob, entropy = backend.score(ids, start, start + length)
         piece = ids[start : start + length]
         place = {"prompt_index": 0, "seed": 0, "sample_index": index, "prompt_tokens": start}
-        said = {
+        text_fields = {
             "completion": completion_text(model.tokenizer, piece, (), None),
             "token_ids": piece,
             "completion_tokens": length,
             "finish_reason": "length",
         }
-        records.append(place | said | {"logprob_mean": logprob, "sampler_logprob_mean": None, "entropy_mean": entropy})
+        records.append(place | text_fields | {"logprob_mean": logprob, "sampler_logprob_mean": None, "entropy_mean": entropy})
     return records
