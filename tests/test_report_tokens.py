@@ -38,7 +38,7 @@ def with_tokens(sample: Sample) -> Sample:
         )
     named = sorted({*sample.token_ids, *itertools.chain.from_iterable(token.top_ids for token in tokens)})
     made = SampleLogprobs(
-        asked=3,
+        alternatives=3,
         tokens=tuple(tokens),
         ends=tuple(itertools.accumulate(map(len, pieces))),
         texts={token: " " + VOCABULARY[token] for token in named},

@@ -486,7 +486,7 @@ def test_lines_are_read_as_they_come_without_those_that_are_torn_or_damaged(tmp_
 
 def test_finished_rows_come_back_from_their_files_and_strangers_rows_do_not(tmp_path: Path) -> None:
     token = TokenLogprobs(-1.5, -0.25, 2, 3.0, 5, (7, 9), (-0.5, -1.5))
-    logprobs = SampleLogprobs(asked=2, tokens=(token,), ends=(1,), texts={7: "a", 9: "\ufffd"})
+    logprobs = SampleLogprobs(alternatives=2, tokens=(token,), ends=(1,), texts={7: "a", 9: "\ufffd"})
     row = Finished("a", (7,), "length", -1.5, -0.25, None, logprobs)
     for finished in (row, replace(row, logprobs=None, text="é\n\u2028", token_ids=(), finish_reason="eot")):
         path = tmp_path / "messages"

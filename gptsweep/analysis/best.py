@@ -16,7 +16,7 @@ from .sweep import Sweep
 from .with_the_best import with_the_best
 
 PLACES = 30
-"""Samples of each point that are compared at least, however many points there are; fewer leave most settings untold."""
+"""Samples of each point that are compared at least, however many points there are; fewer leave most settings unclear."""
 
 
 @dataclass(frozen=True, eq=False)

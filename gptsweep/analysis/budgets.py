@@ -24,7 +24,7 @@ curve.
 
 A family is more than the settings that were tried. For two equal families, a difference has two sources: the choice of samples
 and the choice of settings. Both are simulated independently and added: the centred bootstrap of the difference, and the
-difference after all settings of both families are dealt at random to two families of the same sizes. The noise of single
+difference after a random permutation of the settings of both families. The noise of single
 settings enters both, which is conservative, as in Owen 2007, The Pigeonhole Bootstrap. A family is *ahead* where the difference
 divided by its standard deviation exceeds the level that 95 % of these draws stay below at every budget and for every pair of
 families (max-T, Westfall and Young 1993, Resampling-Based Multiple Testing). So with probability 95 %, none of the claims about
@@ -194,7 +194,7 @@ def compare_families(scores: Scores, family: Ints) -> Comparison:
         budgets = min(len(members[a]), len(members[b]))
         moved = apart_again[a][:, :budgets] - apart_again[b][:, :budgets]
         by_samples.append((moved - moved.mean(axis=0)) * math.sqrt(clusters / (clusters - 1)))
-        by_both.append(by_samples[-1] + dealt(whole[0, members[a]], whole[0, members[b]], rng))
+        by_both.append(by_samples[-1] + permuted(whole[0, members[a]], whole[0, members[b]], rng))
     contrasts = []
     least = 1e-9 * float(np.abs(whole).max(initial=0.0))  # a difference within rounding does not count
     for (a, b), here, wanted in zip(pairs, margins(by_samples, clusters), margins(by_both, clusters), strict=True):
@@ -223,11 +223,11 @@ def curve(mean: Floats, again: Floats, clusters: int) -> Curve:
     return Curve(mean, low, high)
 
 
-def dealt(a: Floats, b: Floats, rng: np.random.Generator) -> Floats:
-    """[RESAMPLES, budgets]: the difference of two families' curves after their settings are dealt to them at random."""
+def permuted(a: Floats, b: Floats, rng: np.random.Generator) -> Floats:
+    """[RESAMPLES, budgets]: the difference of two families' curves after a random permutation of all their settings."""
     every, budgets = np.sort(np.concatenate([a, b])), min(len(a), len(b))
     order = rng.random((RESAMPLES, len(every))).argsort(axis=1)
-    first, second = (every[np.sort(dealt, axis=1)] for dealt in (order[:, : len(a)], order[:, len(a) :]))
+    first, second = (every[np.sort(places, axis=1)] for places in (order[:, : len(a)], order[:, len(a) :]))
     found: Floats = first @ rank_weights(len(a))[:budgets].T - second @ rank_weights(len(b))[:budgets].T
     return found
 

@@ -109,9 +109,9 @@ class Ratings:
         ranking = bradley_terry(self.between(labels, codes, settings)[0])
         return [[contrast(ranking, a, b) for b in range(settings)] for a in range(settings)]
 
-    def with_the_best(self, labels: pd.Index[Any], codes: Ints, settings: int, sign: int, asked: int) -> WithTheBest:
+    def with_the_best(self, labels: pd.Index[Any], codes: Ints, settings: int, sign: int, best: int) -> WithTheBest:
         """`with_the_best.with_the_best` for preferences; ``sign`` is -1 if low is better."""
-        return preferred(bradley_terry(self.between(labels, codes, settings)[0]), asked, sign)
+        return preferred(bradley_terry(self.between(labels, codes, settings)[0]), best, sign)
 
     def ranked(self, rows: pd.DataFrame) -> RankedSettings:
         """The settings of a `Sweep.group`, best first, without those that were not compared."""
@@ -173,14 +173,14 @@ class RankedSettings:
     unit: str
 
 
-def preferred(ranking: Ranking, asked: int, sign: int = 1) -> WithTheBest:
+def preferred(ranking: Ranking, best: int, sign: int = 1) -> WithTheBest:
     """`with_the_best.with_the_best` from the model of the ratings, with Bonferroni critical values."""
     met, clusters, size = ranking.comparisons.met, ranking.comparisons.clusters, ranking.comparisons.settings
     both = np.outer(met, met) & ~np.eye(size, dtype=bool)
     known = both & (clusters >= MIN_PAIRS)
     ahead = np.where(known, sign * (ranking.preference[None, :] - ranking.preference[:, None]), np.nan)
     limit = np.full(size, stdtrit(max(1, clusters - 1), 1 - (1 - COVERAGE) / max(1, int(met.sum()) - 1)))
-    return among_the_best(ahead, ranking.difference_errors, limit, np.where(both[asked], clusters, 0))
+    return among_the_best(ahead, ranking.difference_errors, limit, np.where(both[best], clusters, 0))
 
 
 def contrast(ranking: Ranking, a: int, b: int) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class WithTheBest(NamedTuple):
     """How settings compare with the best one, simultaneously for all of them; each array is [settings].
 
     ``low`` and ``high`` bound the lead of the best of the other settings, in units of the score; they are NaN if there are too
-    few pairs. ``independent`` is the number of independent pairs with the setting that was asked about.
+    few pairs. ``independent`` is the number of independent pairs with the best one as measured.
     """
 
     may_be_best: Mask
@@ -42,14 +42,14 @@ class WithTheBest(NamedTuple):
     independent: Ints
 
 
-def with_the_best(num: Floats, den: Floats, clusters: Ints, score: Callable[[Floats], Floats], asked: int = 0) -> WithTheBest:
+def with_the_best(num: Floats, den: Floats, clusters: Ints, score: Callable[[Floats], Floats], best: int = 0) -> WithTheBest:
     """Compute multiple comparisons with the best, as in this module's docstring. Pairs count where both settings have a value.
 
     Args:
         num, den: [settings, pairs]; two settings form a pair in each column; ``den`` is 0 where a setting has no value.
         clusters: [pairs], equal for pairs that are not independent.
         score: maps sum(num) / sum(den) to scores; higher is better.
-        asked: the setting that ``independent`` is about.
+        best: the setting that is best as measured, whose pairs ``independent`` counts.
     """
     size = len(num)
     kinds, kind = np.unique(den > 0, axis=0, return_inverse=True)
@@ -119,7 +119,7 @@ def with_the_best(num: Floats, den: Floats, clusters: Ints, score: Callable[[Flo
         most = np.zeros((len(rows), RESAMPLES))
         ahead, spread, shared = compared(rows, order, most)
         some = ~np.isnan(ahead)
-        independent[rows], known[rows] = shared[order == asked], some.any(axis=1)
+        independent[rows], known[rows] = shared[order == best], some.any(axis=1)
         for number in np.flatnonzero(known[rows]):
             limit[rows[number]] = critical(most[number], int(shared[some[number]].min()))
         lead[rows] = greatest(ahead - limit[rows, None] * spread, -np.inf)

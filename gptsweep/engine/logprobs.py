@@ -18,17 +18,17 @@ from torch import Tensor
 from ..records import LOGPROB_DIGITS, TokenLogprobs
 
 
-def token_logprobs(logits: Tensor, records: npt.NDArray[Any], asked: Sequence[int]) -> list[TokenLogprobs]:
+def token_logprobs(logits: Tensor, records: npt.NDArray[Any], alternatives: Sequence[int]) -> list[TokenLogprobs]:
     """The records of tokens that have just been sampled.
 
     Args:
         logits: ``[sequences, vocab_size]``, floating point; ``records["logits_row"]`` is each row's index into them.
         records: `ROW` records ``[rows]``.
-        asked: the number of alternatives that each row requests; fewer if the vocabulary is smaller.
+        alternatives: the number of alternatives that each row requests; fewer if the vocabulary is smaller.
     """
     read, place = np.unique(records["logits_row"], return_inverse=True)  # rows that share a sequence share their alternatives
     x = logits[torch.from_numpy(read).to(logits.device)].float()
-    ids, values = likeliest(x, min(max(asked), x.shape[-1]))
+    ids, values = likeliest(x, min(max(alternatives), x.shape[-1]))
     at = torch.from_numpy(place).to(x.device)
     own = x[at, torch.from_numpy(records["token"].copy()).to(x.device)]
     ranks = torch.stack([1 + (x[each] > logit).sum() for each, logit in zip(place.tolist(), own, strict=True)]).tolist()
@@ -47,7 +47,7 @@ def token_logprobs(logits: Tensor, records: npt.NDArray[Any], asked: Sequence[in
             top_logprobs=tuple(tops[:n]),
         )
         for logprob, sampler_logprob, entropy, survivors, rank, shared, tops, n in zip(
-            *measured, ranks, place.tolist(), top_logprobs, asked, strict=True
+            *measured, ranks, place.tolist(), top_logprobs, alternatives, strict=True
         )
     ]
 

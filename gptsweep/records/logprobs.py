@@ -34,14 +34,14 @@ class SampleLogprobs:
     """A line of ``logprobs.jsonl``, without the identity of its sample.
 
     Args:
-        asked: ``sampling.logprobs``, the number of alternatives per token (fewer if the vocabulary is smaller).
+        alternatives: ``sampling.logprobs``, the number of alternatives per token (fewer if the vocabulary is smaller).
         tokens: one record per token of the sample.
         ends: for each token, the number of completed characters after it: token i is the text from ``ends[i - 1]`` to
             ``ends[i]``. Empty for a token whose character continues in the next one, and for text that was cut off.
         texts: the text of each id that occurs, by ascending id; bytes that are not a character by themselves are U+FFFD.
     """
 
-    asked: int
+    alternatives: int
     tokens: tuple[TokenLogprobs, ...]
     ends: tuple[int, ...]
     texts: Mapping[int, str]

@@ -266,7 +266,7 @@ def _sample_logprobs(tokenizer: Tokenizer, completion: Completion, text: str) ->
     ids = completion.token_ids
     named = sorted({*ids, *itertools.chain.from_iterable(token.top_ids for token in completion.logprobs)})
     return SampleLogprobs(
-        asked=completion.row.sampling.logprobs,
+        alternatives=completion.row.sampling.logprobs,
         tokens=completion.logprobs,
         ends=tuple(text_ends(tokenizer, ids, len(text))),
         texts={token: tokenizer.decode([token]) for token in named},

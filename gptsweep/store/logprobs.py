@@ -37,7 +37,7 @@ def line_of(sample: Sample) -> bytes:
         "point_id": sample.point_id,
         "prompt_index": sample.prompt_index,
         "sample_index": sample.sample_index,
-        "alternatives": found.asked,
+        "alternatives": found.alternatives,
         "token_ids": sample.token_ids,
         "ends": found.ends,
         **{name: [getattr(token, name) for token in found.tokens] for name in (*NUMBERS, *COUNTS, *LISTS)},

@@ -145,7 +145,7 @@ def fields_of(finished: Finished) -> dict[str, Any]:
     fields = {name: getattr(finished, name) for name in ("text", "token_ids", "finish_reason", *_MEANS)}
     if (own := finished.logprobs) is not None:
         tokens = list(map(tuple, own.tokens))
-        fields["logprobs"] = {"asked": own.asked, "tokens": tokens, "ends": own.ends, "texts": list(own.texts.items())}
+        fields["logprobs"] = {"asked": own.alternatives, "tokens": tokens, "ends": own.ends, "texts": list(own.texts.items())}
     return fields
 
 
@@ -167,7 +167,7 @@ def finished_of(fields: Mapping[str, Any]) -> Finished:
         if not all(type(each) is str for each in texts.values()):
             raise ValueError("a text is not a string")
         logprobs = SampleLogprobs(
-            asked=own["asked"], tokens=tuple(map(token_logprobs, own["tokens"])), ends=tuple(own["ends"]), texts=texts
+            alternatives=own["asked"], tokens=tuple(map(token_logprobs, own["tokens"])), ends=tuple(own["ends"]), texts=texts
         )
     _require_counts(ids)
     return Finished(text=text, token_ids=tuple(ids), finish_reason=reason, logprobs=logprobs, **means)
