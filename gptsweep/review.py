@@ -23,7 +23,7 @@ from .analysis.comparison_request import ComparisonRequest, metric_name, read_re
 from .analysis.frames import read_sweep
 from .analysis.metrics import MAUVE, METRICS, PREFERENCE
 from .analysis.rated import rated, require_ratings
-from .analysis.reference import Reference, kept_reference, with_own
+from .analysis.reference import Reference, saved_reference, with_own
 from .analysis.row_filter import where
 from .analysis.samplers import Aim, SamplerComparison
 from .analysis.sweep import Sweep
@@ -33,7 +33,7 @@ from .report import report
 from .report.ratings import print_ratings, with_ranking
 from .report.terminal import default_metrics, print_difference, print_samplers, print_sweep, settings_of_row
 from .run.nearness import mauve_metric
-from .run.reference import maker_name, update_reference
+from .run.reference import model_name, update_reference
 from .run.rows import OpenModel
 from .store.csv_files import csv_bytes
 from .store.durable import atomic_write
@@ -146,7 +146,7 @@ def review(options: argparse.Namespace, console: Console | None = None) -> None:
     whole = rated(read_sweep(*options.path), alone, options.ratings or (), keep=not options.no_report).scored(*options.own)
     if MAUVE.name in map(metric_name, options.metric):
         reference_of(options, whole)  # scores the text if requested
-        opened = partial(open_maker, whole, options.model)
+        opened = partial(open_model_of, whole, options.model)
         whole = whole.scored(mauve_metric(options.path[0], opened, scored_the_text=options.model is None))
     sweep = whole.only(where(whole.summary, options.where)) if options.where else whole
     if sweep.summary.empty:
@@ -245,20 +245,20 @@ def reference_of(options: argparse.Namespace, sweep: Sweep) -> Reference | None:
     if options.reference == "null":
         (directory / REFERENCE).unlink(missing_ok=True)
     elif options.reference:
-        text = update_reference(directory, sweep, options.reference, partial(open_maker, sweep, options.model))
+        text = update_reference(directory, sweep, options.reference, partial(open_model_of, sweep, options.model))
         return with_own(text, directory, options.own)
-    return with_own(kept_reference(directory, sweep), directory, options.own)
+    return with_own(saved_reference(directory, sweep), directory, options.own)
 
 
-def open_maker(sweep: Sweep, named: str | None) -> OpenModel:
+def open_model_of(sweep: Sweep, named: str | None) -> OpenModel:
     """Load the model that made these samples, in the same dtype.
 
     Raises:
-        GptsweepError: as `maker_name` and `gptsweep.load`.
+        GptsweepError: as `model_name` and `gptsweep.load`.
     """
     from .api import load  # late: torch, not before there is a text to score
 
-    name, dtype = maker_name(sweep, named)
+    name, dtype = model_name(sweep, named)
     return load(name, dtype=dtype)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gptsweep.analysis.frames import read_sweep
-from gptsweep.analysis.reference import Reference, kept_reference
+from gptsweep.analysis.reference import Reference, saved_reference
 from gptsweep.analysis.summary import summary_of
 from gptsweep.analysis.sweep import Sweep
 from gptsweep.records import Sample, Sampling
@@ -197,5 +197,5 @@ def write_report(
     sweep = sweep or read_sweep(directory)
     path = directory / "report.html"
     comparisons = [sweep.compare_samplers(metric) for metric in samplers]
-    path.write_bytes(report(sweep, directory.resolve().name, reference or kept_reference(directory, sweep), comparisons))
+    path.write_bytes(report(sweep, directory.resolve().name, reference or saved_reference(directory, sweep), comparisons))
     return path

@@ -191,7 +191,7 @@ def test_the_terminal_says_who_rated_and_whether_they_agree(
     review.review(review.parser().parse_args([str(sweep_dir), "--ratings", *files, "--format", "table", "--no-report"]), narrow)
     blocks = narrow.export_text().split("Which setting is preferred")[1]
     assert blocks.index("# 1  temperature=0.5") < blocks.index("# 2  temperature=1") < blocks.index("# 0  temperature=0")
-    monkeypatch.setattr(rated, "keep_ratings", refused)
+    monkeypatch.setattr(rated, "save_ratings", refused)
     assert review.main([str(sweep_dir), "--ratings", *files, "--format", "table"]) == 0
     assert "could not save the ratings: ratings=null: no space" in capsys.readouterr().err
     first = text.split("Which setting is preferred")[1]

@@ -18,7 +18,7 @@ from sweeps import Run, save_checkpoint
 
 from gptsweep import api, review
 from gptsweep.analysis.frames import read_sweep
-from gptsweep.analysis.reference import kept_reference
+from gptsweep.analysis.reference import saved_reference
 from gptsweep.engine.torch_backend import TorchBackend
 from gptsweep.errors import ResultsError
 from gptsweep.models.files.tokenizers import CharTokenizer
@@ -129,7 +129,7 @@ def test_page_and_table_show_the_distance(
     assert reviewed(monkeypatch, lm, results, "--metric", "diversity", "--format", "csv", *asked) == (0, ["shakespeare"])
     header, row = capsys.readouterr().out.splitlines()
     assert header.endswith("diversity,diversity_se,diversity_n,diversity_distance")
-    kept = kept_reference(results, read_sweep(results))
+    kept = saved_reference(results, read_sweep(results))
     assert kept is not None
     values = dict(zip(header.split(","), row.split(","), strict=True))
     goal = kept.metrics["diversity"]
@@ -181,7 +181,7 @@ def test_a_run_scores_the_text_of_its_own_config_with_its_own_model(run: Run) ->
     assert run(*model, *sampling).status == 0
     assert run("-m", *model, *sampling, "seed=1,2").status == 0
     for path in (Path("outputs/runs/x"), Path("outputs/sweeps/x")):
-        kept = kept_reference(path, read_sweep(path))
+        kept = saved_reference(path, read_sweep(path))
         assert kept is not None
         assert kept.metrics["perplexity"] is not None
         assert kept.note.startswith("the reference text is short: it makes 1 piece of 8 tokens, and a point has 5 samples")
@@ -193,7 +193,7 @@ def test_a_run_scores_the_text_of_its_own_config_with_its_own_model(run: Run) ->
         jobs = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []  # else ten processes import torch
         name = f"name={launcher}"
         assert run("-m", *model, *sampling, "seed=1,2", name, f"hydra/launcher={launcher}", *jobs).status == 0
-        assert kept_reference(Path("outputs/sweeps", launcher), read_sweep(f"outputs/sweeps/{launcher}")) == kept
+        assert saved_reference(Path("outputs/sweeps", launcher), read_sweep(f"outputs/sweeps/{launcher}")) == kept
         assert "Reference text FILE:text.txt." in Path("outputs/sweeps", launcher, "report.html").read_text()
 
 

@@ -113,9 +113,9 @@ class OwnMetric:
         """
         samples = [_sample(record) for record in records]
         count = 1 if self.metric.per == "point" else len(samples)
-        kept = directory if self.source else None
+        cache = directory if self.source else None
         stamp = hashlib.sha256(repr([tuple(sample.values()) for sample in samples]).encode("utf-8", "replace")).hexdigest()
-        if kept and (found := read_scores(kept, self.key, source=self.source, samples=stamp, count=count)) is not None:
+        if cache and (found := read_scores(cache, self.key, source=self.source, samples=stamp, count=count)) is not None:
             return found
         place = f" of {directory}" if directory else ""
         if self.metric.per == "point":
@@ -123,8 +123,8 @@ class OwnMetric:
         else:
             where = [f"sample {sample['prompt_index']}-{sample['sample_index']}{place}" for sample in samples]
             values = [self._value(sample, at) for sample, at in zip(samples, where, strict=True)]
-        if kept:
-            write_scores(kept, self.key, source=self.source, samples=stamp, values=values)
+        if cache:
+            write_scores(cache, self.key, source=self.source, samples=stamp, values=values)
         return values
 
     def mean(self, records: Sequence[Record], directory: Path | None) -> float | None:

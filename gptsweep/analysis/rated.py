@@ -8,7 +8,7 @@ from pathlib import Path
 from ..display import say
 from ..errors import ResultsError
 from ..files import open_inside
-from ..store.ratings import keep_ratings, read_ratings
+from ..store.ratings import read_ratings, save_ratings
 from ..store.schema import RATINGS
 from .comparison_request import metric_name
 from .metrics import PREFERENCE
@@ -27,23 +27,23 @@ def rated(sweep: Sweep, directory: Path | None, files: Sequence[str], *, keep: b
     Raises:
         ResultsError: a named file cannot be read, or none of them rates these samples.
     """
-    kept = directory / RATINGS if directory else None
+    saved = directory / RATINGS if directory else None
     if list(files) == ["null"]:
-        if kept and keep:
-            kept.unlink(missing_ok=True)
+        if saved and keep:
+            saved.unlink(missing_ok=True)
         return sweep
     if files:
         ratings = [each for name in files for each in read_ratings(Path(name))]
         found = sweep.rated(ratings)
         if directory and keep:
             try:
-                keep_ratings(directory, ratings)
+                save_ratings(directory, ratings)
             except ResultsError as error:
                 say(f"gptsweep.review: could not save the ratings: {error}", error=True)
         return found
-    if kept and kept.exists():
+    if saved and saved.exists():
         try:
-            return sweep.rated(read_ratings(kept, open_inside))
+            return sweep.rated(read_ratings(saved, open_inside))
         except ResultsError as error:
             say(f"gptsweep.review: no ratings: {error}", error=True)
     return sweep

@@ -35,15 +35,15 @@ class Reference:
     note: str = ""
 
 
-def kept_reference(directory: Path, sweep: Sweep) -> Reference | None:
+def saved_reference(directory: Path, sweep: Sweep) -> Reference | None:
     """Load what an earlier run or review scored; None if there is none."""
-    kept = read_kept(directory)
-    return None if kept is None or sweep.samples.empty else reference_of(kept, sweep)
+    saved = read_reference_json(directory)
+    return None if saved is None or sweep.samples.empty else reference_of(saved, sweep)
 
 
-def reference_of(kept: Mapping[str, Any], sweep: Sweep) -> Reference:
+def reference_of(saved: Mapping[str, Any], sweep: Sweep) -> Reference:
     """Compute the metrics of the content of ``reference.json``, and check that it is long enough for these samples."""
-    samples = kept["samples"]
+    samples = saved["samples"]
     row = summary_of(samples)
     metrics = {name: row[name] for name in METRICS}
     length, pieces = samples[0]["completion_tokens"], len(samples)
@@ -55,36 +55,36 @@ def reference_of(kept: Mapping[str, Any], sweep: Sweep) -> Reference:
         note = f"{have}, and a sample has {wanted_length:,}; metrics of shorter text are not comparable"
     elif pieces < wanted_pieces:
         note = f"{have}, and a point has {counted(wanted_pieces, 'sample')}; metrics of whole points are not comparable"
-    return Reference(metrics, kept["source"], note)
+    return Reference(metrics, saved["source"], note)
 
 
 def with_own(text: Reference | None, directory: Path, own: Sequence[OwnMetric]) -> Reference | None:
     """Add user-defined metrics of the pieces to the reference text; each piece is a sample without a prompt.
 
     Args:
-        text: the result of `kept_reference` for ``directory``.
+        text: the result of `saved_reference` for ``directory``.
         directory: the directory with its pieces.
         own: the metrics.
 
     Raises:
         ResultsError: a function fails.
     """
-    if text is None or not own or (known := read_kept(directory)) is None:
+    if text is None or not own or (known := read_reference_json(directory)) is None:
         return text
     pieces = [{"prompt": "", "prompt_id": "0"} | piece for piece in known["samples"]]
     return replace(text, metrics={**text.metrics, **{each.metric.name: each.mean(pieces, None) for each in own}})
 
 
-def read_kept(directory: Path) -> dict[str, Any] | None:
+def read_reference_json(directory: Path) -> dict[str, Any] | None:
     """Read ``reference.json``; None if it is missing or damaged."""
     try:
-        kept = read_json(directory / REFERENCE, MAX_BYTES)
+        saved = read_json(directory / REFERENCE, MAX_BYTES)
     except (OSError, ValueError):
         return None
-    if not isinstance(kept, dict) or not isinstance(kept.get("wanted"), dict) or not isinstance(kept.get("source"), str):
+    if not isinstance(saved, dict) or not isinstance(saved.get("wanted"), dict) or not isinstance(saved.get("source"), str):
         return None
-    samples = kept.get("samples")
-    return kept if isinstance(samples, list) and 0 < len(samples) <= MAX_PIECES and all(map(is_piece, samples)) else None
+    samples = saved.get("samples")
+    return saved if isinstance(samples, list) and 0 < len(samples) <= MAX_PIECES and all(map(is_piece, samples)) else None
 
 
 def is_piece(record: Any) -> bool:

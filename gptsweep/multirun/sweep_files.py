@@ -149,7 +149,7 @@ def write_report(directory: Path, *, show_rows: bool, compare: str | None, open_
     from ..analysis.comparison_request import ComparisonRequest, metric_name, read_request, split_metrics
     from ..analysis.frames import read_sweep
     from ..analysis.metrics import MAUVE
-    from ..analysis.reference import kept_reference, with_own
+    from ..analysis.reference import saved_reference, with_own
     from ..report import report
     from ..report.terminal import print_comparisons, print_first_rows
     from ..run.nearness import mauve_metric
@@ -160,7 +160,7 @@ def write_report(directory: Path, *, show_rows: bool, compare: str | None, open_
         sweep = read_sweep(directory)
         if show_rows:
             print_first_rows(directory, sweep)
-        reference, comparisons = kept_reference(directory, sweep), []
+        reference, comparisons = saved_reference(directory, sweep), []
         try:
             request = read_request(directory)
             if compare is not None:

@@ -29,7 +29,7 @@ log = get_logger(__name__)
 def overhead_here() -> Overhead:
     """Return what a command and a point cost on this machine, measured now or earlier."""
     return Overhead(
-        **_kept({"of": "overhead"}, lambda: asdict(measured()), lasts=lambda found: not Overhead(**found).is_borrowed)
+        **_cached({"of": "overhead"}, lambda: asdict(measured()), cacheable=lambda found: not Overhead(**found).is_borrowed)
     )
 
 
@@ -53,18 +53,18 @@ def speed_here(checkpoint: Checkpoint, *, device: torch.device, dtype: str, samp
         )  # fmt: skip
         return asdict(speed)
 
-    found = _kept(name, measure)
+    found = _cached(name, measure)
     return Speed(**{**found, "steps": tuple((int(count), float(seconds)) for count, seconds in found["steps"])})
 
 
-def _kept(
+def _cached(
     name: Mapping[str, Any],
     measure: Callable[[], dict[str, Any]],
-    lasts: Callable[[dict[str, Any]], bool] = lambda _found: True,
+    cacheable: Callable[[dict[str, Any]], bool] = lambda _found: True,
 ) -> dict[str, Any]:
     """Return what was measured under this name, on this machine and with these versions; if nothing was, measure it now.
 
-    A new measurement is cached if ``lasts`` says so.
+    A new measurement is cached if ``cacheable`` says so.
     """
     machine = {
         "processor": platform.processor() or platform.machine(),
@@ -76,13 +76,13 @@ def _kept(
     text = json.dumps({**machine, **name}, sort_keys=True, default=str)
     path = user_cache("plan") / f"{name['of']}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
     try:
-        kept = json.loads(path.read_bytes())
-        if kept["of"] == text and all(is_number(leaf, 0, math.inf) for leaf in _leaves(kept["measured"])):
-            return dict(kept["measured"])
+        cached = json.loads(path.read_bytes())
+        if cached["of"] == text and all(is_number(leaf, 0, math.inf) for leaf in _leaves(cached["measured"])):
+            return dict(cached["measured"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # the file is missing or damaged
     found = measure()
-    if not lasts(found):
+    if not cacheable(found):
         return found
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

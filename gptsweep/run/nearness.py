@@ -12,7 +12,7 @@ from typing import Any
 from ..analysis.mauve import MIN_TEXTS, VERSION, mauve
 from ..analysis.metrics import MAUVE
 from ..analysis.own_metrics import OwnMetric
-from ..analysis.reference import read_kept
+from ..analysis.reference import read_reference_json
 from ..engine.backend import Featurizer
 from ..errors import ResultsError
 from .rows import OpenModel
@@ -33,7 +33,7 @@ def mauve_metric(directory: Path, open_model: Callable[[], OpenModel], *, scored
         ResultsError: there is no reference text.
         GptsweepError: as ``open_model``.
     """
-    if (known := read_kept(directory)) is None:
+    if (known := read_reference_json(directory)) is None:
         raise ResultsError("metric", MAUVE.name, "needs a reference text; give one with --reference FILE:path")
     opened = cache(open_model)
     made_by = {name: known["wanted"].get(name) for name in ("weights", "tokenizer", "dtype")}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ..analysis.frames import read_sweep
-from ..analysis.reference import MAX_PIECES, Reference, read_kept, reference_of
+from ..analysis.reference import MAX_PIECES, Reference, read_reference_json, reference_of
 from ..analysis.sweep import Sweep
 from ..display import get_logger
 from ..engine.backend import Scorer
@@ -56,10 +56,10 @@ def update_reference(directory: Path, sweep: Sweep, source: str, open_model: Cal
     pieces = min(MAX_PIECES, int(sweep.summary["num_samples"].max()))
     sha256 = hashlib.sha256(text.encode(errors="replace")).hexdigest()
     wanted: dict[str, object] = {"sha256": sha256, "length": length, "pieces": pieces}
-    maker = maker_of(directory, sweep)
-    kept = read_kept(directory)
-    known = {name: maker.get(name) for name in ("weights", "tokenizer", "dtype")}
-    if kept is None or kept["wanted"] != wanted | known:
+    manifest = first_manifest(directory, sweep)
+    saved = read_reference_json(directory)
+    known = {name: manifest.get(name) for name in ("weights", "tokenizer", "dtype")}
+    if saved is None or saved["wanted"] != wanted | known:
         log.info("scoring the reference text, %s", source)
         model = open_model()
         found = {"weights": model.fingerprint, "tokenizer": model.tokenizer.fingerprint, "dtype": model.dtype}
@@ -67,9 +67,9 @@ def update_reference(directory: Path, sweep: Sweep, source: str, open_model: Cal
             if known[name] not in (None, found[name]):
                 raise ResultsError("reference", source, f"the model is not the one that made these samples: different {name}")
         samples = score(model, text, length=length, pieces=pieces)
-        kept = {"wanted": wanted | found, "source": source, "samples": samples}
-        atomic_write(directory / REFERENCE, (json.dumps(kept, indent=1) + "\n").encode())
-    return reference_of(kept, sweep)
+        saved = {"wanted": wanted | found, "source": source, "samples": samples}
+        atomic_write(directory / REFERENCE, (json.dumps(saved, indent=1) + "\n").encode())
+    return reference_of(saved, sweep)
 
 
 def score_own(directory: Path, source: str, open_model: Callable[[], OpenModel]) -> None:
@@ -83,7 +83,7 @@ def score_own(directory: Path, source: str, open_model: Callable[[], OpenModel])
             log.warning("%s", reference.note)
 
 
-def maker_of(directory: Path, sweep: Sweep) -> dict[str, Any]:
+def first_manifest(directory: Path, sweep: Sweep) -> dict[str, Any]:
     """The origin of the samples from the first finished point's manifest: ``model``, ``weights``, ``tokenizer``, ``dtype``."""
     done = sweep.summary.loc[sweep.summary["status"] == "complete", "directory"]
     for name in done.head(1):
@@ -93,7 +93,7 @@ def maker_of(directory: Path, sweep: Sweep) -> dict[str, Any]:
     return {}
 
 
-def maker_name(sweep: Sweep, named: str | None) -> tuple[str, str]:
+def model_name(sweep: Sweep, named: str | None) -> tuple[str, str]:
     """The model that made these samples and its dtype. ``named`` is a name for `gptsweep.load`; None: a known model's name.
 
     Raises:

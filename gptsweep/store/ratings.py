@@ -72,7 +72,7 @@ def read_ratings(path: Path, opened: Callable[[Path], BinaryIO] = open_to_read) 
     return found
 
 
-def keep_ratings(directory: Path, ratings: Sequence[Rating]) -> None:
+def save_ratings(directory: Path, ratings: Sequence[Rating]) -> None:
     """Write a sweep's ``ratings.jsonl`` for later reviews.
 
     Raises:

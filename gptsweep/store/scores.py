@@ -33,28 +33,28 @@ def read_scores(directory: Path, name: str, *, source: str, samples: str, count:
         samples: a hash of the samples.
         count: the expected number of values.
     """
-    kept = _kept(directory).get(name)
-    if not isinstance(kept, dict) or (kept.get("source"), kept.get("samples")) != (source, samples):
+    entry = _all_scores(directory).get(name)
+    if not isinstance(entry, dict) or (entry.get("source"), entry.get("samples")) != (source, samples):
         return None
-    values = kept.get("values")
+    values = entry.get("values")
     return values if isinstance(values, list) and len(values) == count and all(map(_is_value, values)) else None
 
 
 def write_scores(directory: Path, name: str, *, source: str, samples: str, values: Sequence[float | None]) -> None:
     """Cache the values of a metric, see `read_scores`; if the file cannot be written, log a warning."""
-    kept = _kept(directory) | {name: {"source": source, "samples": samples, "values": list(values)}}
+    scores = _all_scores(directory) | {name: {"source": source, "samples": samples, "values": list(values)}}
     try:
-        atomic_write(directory / SCORES, (json.dumps(kept, indent=1, allow_nan=False) + "\n").encode())
+        atomic_write(directory / SCORES, (json.dumps(scores, indent=1, allow_nan=False) + "\n").encode())
     except (OSError, ResultsError) as error:
         log.warning("could not save the values of %s: %s", name, error)
 
 
-def _kept(directory: Path) -> dict[str, Any]:
+def _all_scores(directory: Path) -> dict[str, Any]:
     try:
-        kept = read_json(directory / SCORES)
+        scores = read_json(directory / SCORES)
     except (OSError, ValueError):
         return {}
-    return kept if isinstance(kept, dict) else {}
+    return scores if isinstance(scores, dict) else {}
 
 
 def _is_value(value: object) -> bool:

@@ -21,7 +21,7 @@ with instrumented():
     from gptsweep.analysis.tokens import logprobs_of
     from gptsweep.errors import GptsweepError
     from gptsweep.store.durable import seal
-    from gptsweep.store.ratings import keep_ratings, read_ratings
+    from gptsweep.store.ratings import read_ratings, save_ratings
 from made_sweep import made_samples, write_point
 
 SWEEP = Path(tempfile.mkdtemp(dir=MEMORY)) / "sweep"
@@ -46,7 +46,7 @@ def target(data: bytes) -> None:
         if RATINGS.exists():
             ratings = read_ratings(RATINGS)
             sweep.rated(ratings).group(["temperature"])
-            keep_ratings(SWEEP, ratings)
+            save_ratings(SWEEP, ratings)
             assert list(map(repr, read_ratings(SWEEP / "ratings.jsonl"))) == list(map(repr, ratings))
     except GptsweepError as error:
         check_message(error)

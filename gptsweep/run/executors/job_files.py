@@ -126,14 +126,14 @@ def read_snapshot(directory: Path, batch: int) -> tuple[tuple[int, Prefix], ...]
     return None
 
 
-def name_of(row: Row) -> str | None:
+def row_hash(row: Row) -> str | None:
     """Hash everything but the model that determines a row's tokens. None if earlier rows of its random stream do, too."""
     if row.sampling.rng != "counter":
         return None
     return hashlib.sha256(repr(replace(row, prefix=None)).encode()).hexdigest()[:32]
 
 
-def maker_of(model: Facts, tokenizer: Tokenizer) -> str:
+def model_hash(model: Facts, tokenizer: Tokenizer) -> str:
     """Hash the model and everything else that determines the bits of its samples."""
     how = model.provenance
     decides = model.fingerprint, tokenizer.fingerprint, how.arithmetic, how.device, dict(how.made_by)
@@ -174,14 +174,14 @@ def finished_of(fields: Mapping[str, Any]) -> Finished:
 
 
 def finished_rows(messages: Lines) -> Iterator[tuple[str, str, Finished]]:
-    """Yield the finished rows in an earlier job's messages, each with its `name_of` and `maker_of`, skipping invalid ones."""
+    """Yield the finished rows in an earlier job's messages, each with its `row_hash` and `model_hash`. Skip invalid ones."""
     for line in messages.read():
         with suppress(ValueError, KeyError, TypeError):
-            maker, rows = line["maker"], line["rows"]
-            if type(maker) is str:
-                for _, name, fields in rows:
-                    if type(name) is str:
-                        yield name, maker, finished_of(fields)
+            model, rows = line["maker"], line["rows"]
+            if type(model) is str:
+                for _, row, fields in rows:
+                    if type(row) is str:
+                        yield row, model, finished_of(fields)
 
 
 def _require_counts(values: list[Any]) -> None:

@@ -36,10 +36,10 @@ from .job_files import (
     add_line,
     finished_of,
     finished_rows,
-    maker_of,
-    name_of,
+    model_hash,
     packed,
     read_snapshot,
+    row_hash,
     unpacked,
 )
 from .remote import Gone
@@ -69,7 +69,7 @@ class _Job:
         pending: why it is in SLURM's queue, such as ``Resources``; empty: it runs, or nothing is known.
         worker: name of the running worker; empty: none is running.
         process: the id of its latest start, in its files; empty: it has not started.
-        maker: the `maker_of` its samples, once its model is open.
+        model_hash: the `job_files.model_hash` of its open model; empty: none is open yet.
         batch: the number of its latest batch; 0: it has had none.
         left: the unfinished rows of that batch.
         stopped: the number of the last stop request that it obeyed.
@@ -83,7 +83,7 @@ class _Job:
     pending: str = ""
     worker: str = ""
     process: str = ""
-    maker: str | None = None
+    model_hash: str = ""
     batch: int = 0
     left: set[int] = field(default_factory=set)
     stopped: int = 0
@@ -131,7 +131,7 @@ class SlurmPool:
         self._earlier = [path for path in self._run.parent.glob("*") if _TOKEN.fullmatch(path.name)]
         self._earlier_messages = [Lines(file) for path in self._earlier for file in path.glob(f"*/{MESSAGES}")]
         self._recovered: dict[tuple[str, str], Finished] = {}
-        """Rows that jobs of earlier drivers finished, by `name_of` and `maker_of`."""
+        """Rows that jobs of earlier drivers finished, by `row_hash` and `model_hash`."""
         self._run.mkdir(parents=True)
         (self._run / DRIVER).touch()
         for requests in self._run.parent.glob(f"*/*/{REQUESTS}"):
@@ -197,7 +197,7 @@ class SlurmPool:
         for job in self._alive():
             if job.worker == worker:
                 self._recover()
-                keys = [(number, (name_of(row) or "", job.maker or "")) for number, row in work.rows] if self._recovered else []
+                keys = [(number, (row_hash(row) or "", job.model_hash)) for number, row in work.rows] if self._recovered else []
                 known = {number: self._recovered.pop(key) for number, key in keys if key in self._recovered}
                 if known:
                     self._buffered.append((worker, replace(job.last, finished=tuple(known.items()))))
@@ -260,7 +260,7 @@ class SlurmPool:
     def _recover(self) -> None:
         """Collect the rows that jobs of earlier drivers have finished, including jobs that are still ending."""
         for messages in self._earlier_messages:
-            new = {(name, maker): finished for name, maker, finished in finished_rows(messages)}
+            new = {(row, model): finished for row, model, finished in finished_rows(messages)}
             if new:
                 log.info("found %s of an earlier run's jobs", counted(len(new), "finished row"))
                 self._recovered |= new
@@ -348,7 +348,7 @@ class SlurmPool:
             host, pid = line["started"]
             job.process, job.worker = line["process"], f"{next(self._numbers)} ({host}:{pid}, job {job.job.job_id})"
             job.seen_at, job.pending = time.monotonic(), ""
-            job.batch, job.left, job.maker, job.last = 0, set(), None, Report()
+            job.batch, job.left, job.model_hash, job.last = 0, set(), "", Report()
             self._failed_starts = 0
             for settings in self._resolving:
                 job.send("resolve", settings)
@@ -378,7 +378,7 @@ class SlurmPool:
         unfinished = read_snapshot(job.directory, job.batch) if own and line["snapshot"] else None
         failure = report.failure if own else None
         if report.opened is not None and not isinstance(report.opened.model, Failure):
-            job.maker = maker_of(*report.opened.model)
+            job.model_hash = model_hash(*report.opened.model)
         if "stopped" in line:
             job.left.clear()
             job.stopped = line["stopped"] if line["idle"] else 0

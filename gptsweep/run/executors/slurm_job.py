@@ -20,7 +20,7 @@ from ...engine.backend import Backends
 from ...errors import describe
 from ...files import open_file
 from ...records import Row
-from .job_files import MESSAGES, REQUESTS, Lines, add_line, fields_of, maker_of, name_of, packed, unpacked, write_snapshot
+from .job_files import MESSAGES, REQUESTS, Lines, add_line, fields_of, model_hash, packed, row_hash, unpacked, write_snapshot
 from .shards import Work
 from .worker import Failure, Place, Report, Worker
 
@@ -91,7 +91,7 @@ class _Server:
         self._batch = 0
         self._rows: dict[int, Row] = {}
         """The unfinished rows, by number."""
-        self._maker: str | None = None
+        self._model_hash: str | None = None
         self._started_at = self._sent_at = self._checked_at = self._driver_seen_at = time.monotonic()
         self._driver_mtime = 0
         threading.Thread(target=self._run, name="job", daemon=True).start()
@@ -163,15 +163,15 @@ class _Server:
         if quiet and time.monotonic() - self._sent_at < _HEARTBEAT_SECONDS:
             return
         if report.opened is not None and not isinstance(report.opened.model, Failure):
-            self._maker = maker_of(*report.opened.model)
+            self._model_hash = model_hash(*report.opened.model)
         own = [(number, finished) for number, finished in report.finished if number in self._rows]
-        rows = [(number, name_of(self._rows.pop(number)), fields_of(finished)) for number, finished in own]
+        rows = [(number, row_hash(self._rows.pop(number)), fields_of(finished)) for number, finished in own]
         if report.failure is not None:
             self._rows.clear()
         snapshot = report.unfinished is not None and write_snapshot(self._directory, self._batch, report.unfinished)
         rest = packed(replace(report, finished=(), unfinished=None))
         self._send(
-            batch=self._batch, rows=rows, maker=self._maker, left=len(self._rows), snapshot=snapshot, report=rest, **more
+            batch=self._batch, rows=rows, maker=self._model_hash, left=len(self._rows), snapshot=snapshot, report=rest, **more
         )
 
     def _send(self, **fields: object) -> None:
