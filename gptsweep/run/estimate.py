@@ -1,8 +1,8 @@
-"""How long rows take, by the seconds of a decode step's parts: the scheduler, simulated without a model.
+"""Estimate the time that rows take, from the measured parts of a decode step. This simulates the scheduler without a model.
 
-Rows that share noise and prompt are one sequence until they sample different tokens. When that is, is not known beforehand, so
-a time is a range: from rows that never part to rows that part at once. Between them stands the time of rows that part after
-`PARTING` tokens in the mean.
+Rows that share noise and prompt are one sequence until they diverge, that is, sample different tokens. When they will is not
+known beforehand, so a time is a range: from rows that never diverge to rows that diverge at once. The likely time is that of
+rows that diverge after `DIVERGENCE` tokens on average.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from ..engine.calibration import attended
 from ..engine.engine import MOST_CACHED_PROMPTS
 from .rows import POINTS_TOGETHER, Plan
 
-PARTING = 30.0
-"""Tokens after which rows that share noise part: benchmarks/shared_work.py, temperatures from 0.7 to 0.9; top_k parts later."""
+DIVERGENCE = 30.0
+"""The mean number of tokens until rows that share noise diverge: benchmarks/shared_work.py, temperatures from 0.7 to 0.9. Rows
+that differ in top_k diverge later."""
 
 
 class StepSeconds(Protocol):
-    """As `engine.calibration.Speed`."""
+    """The fields of `engine.calibration.Speed` that an estimate needs, in seconds."""
 
     @property
     def row(self) -> float: ...
@@ -36,9 +37,14 @@ class StepSeconds(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowShape:
-    """What of a row decides its time: tokens of the prompt, new ones, whole windows read again, and whom it shares with.
+    """What determines the time of a row.
 
-    Rows of one ``group`` sample the same tokens for a while; a ``prompt`` is read once for rows that name it alike.
+    Args:
+        prompt_tokens: the length of its prompt.
+        new_tokens: the most tokens that it samples.
+        windows: for how many of them the model reads a whole window again.
+        group: equal for rows that share noise and prompt, and so sample the same tokens for a while.
+        prompt: equal for rows whose prompt is read once for all of them.
     """
 
     prompt_tokens: int
@@ -50,23 +56,23 @@ class RowShape:
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """A time in seconds: where rows part at once, as they are likely to, and where they never part."""
+    """A time in seconds: ``apart`` if rows diverge at once, ``likely``, and ``together`` if they never diverge."""
 
     apart: float
     likely: float
     together: float
 
     def plus(self, seconds: float) -> Seconds:
-        """This time and so many seconds more."""
+        """Add ``seconds`` to each."""
         return Seconds(self.apart + seconds, self.likely + seconds, self.together + seconds)
 
 
 def shapes(plan: Plan, windows_of: Sequence[int]) -> list[RowShape]:
-    """The rows of a plan, in its order.
+    """Return the shape of each row of a plan, in its order.
 
     Args:
-        plan: of the rows.
-        windows_of: `windows_read` of each.
+        plan: the plan.
+        windows_of: for each row, how many windows are read again (`windows_read`).
     """
     found = []
     for each, windows in zip(plan.recipients, windows_of, strict=True):
@@ -91,14 +97,22 @@ def seconds_of(
     block_size: int | None,
     windows: Sequence[int | None] = (None,),
 ) -> Seconds:
-    """Seconds of decoding ``rows``, ``max_rows`` together at most; each layer sees so many positions as ``windows`` says."""
+    """Estimate the seconds that decoding takes.
+
+    Args:
+        rows: the rows, in the order in which they start.
+        speed: the seconds of a step's parts.
+        max_rows: the maximum number of rows decoded together.
+        block_size: the length of the context in tokens; None: unlimited.
+        windows: the attention window of each layer, in positions; None: unlimited.
+    """
     positions = sum(_positions(row, block_size, windows) for row in rows)
     times = [_seconds(rows, speed, max_rows, block_size, ratio, positions) for ratio in sharing(rows)]
     return Seconds(*times)
 
 
 def sharing(rows: Sequence[RowShape]) -> tuple[float, float, float]:
-    """Sequences read over rows sampled: where rows part at once, as they are likely to, and where they never part."""
+    """Return the ratio of sequences read to rows sampled: if rows diverge at once, likely, and if they never diverge."""
     groups: dict[Hashable, list[int]] = defaultdict(list)
     for row in rows:
         groups[row.group].append(row.new_tokens)
@@ -109,13 +123,13 @@ def sharing(rows: Sequence[RowShape]) -> tuple[float, float, float]:
             some = lengths[begin : begin + POINTS_TOGETHER]
             longest = max(some)
             together += longest
-            likely += longest + sum(_apart(length) for length in some) - _apart(longest)
+            likely += longest + sum(_diverged(length) for length in some) - _diverged(longest)
     return 1.0, likely / total, together / total
 
 
-def _apart(tokens: int) -> float:
-    """For how many of its tokens a row is a sequence of its own, where it parts from another after `PARTING` in the mean."""
-    return tokens - PARTING * (1 - math.exp(-tokens / PARTING))
+def _diverged(tokens: int) -> float:
+    """Return for how many of its tokens a row is a sequence of its own, if the time to divergence is exponential."""
+    return tokens - DIVERGENCE * (1 - math.exp(-tokens / DIVERGENCE))
 
 
 def _seconds(
@@ -133,7 +147,7 @@ def _seconds(
 
 
 def _positions(row: RowShape, block_size: int | None, windows: Sequence[int | None]) -> float:
-    """Positions that the steps of a row attend to, all together; where tokens are dropped, as if it were read full."""
+    """Count the positions that all steps of a row attend to; beyond the context, each step counts as one of a full context."""
     first, last = row.prompt_tokens, row.prompt_tokens + row.new_tokens
     most = last if block_size is None else min(last, block_size)
     within = attended(most, windows) - attended(min(first, most), windows)
@@ -142,7 +156,10 @@ def _positions(row: RowShape, block_size: int | None, windows: Sequence[int | No
 
 
 def batches(lengths: Iterable[int], max_rows: int) -> Iterable[tuple[int, int]]:
-    """How many steps run with how many rows: each row takes a free place in turn, for as many steps as it has new tokens."""
+    """Return pairs of a number of steps and the number of rows that run in each of them.
+
+    Rows take free slots in order, each for as many steps as it has new tokens.
+    """
     running: list[int] = []
     steps: Counter[int] = Counter()
     now = 0
@@ -161,7 +178,7 @@ def batches(lengths: Iterable[int], max_rows: int) -> Iterable[tuple[int, int]]:
 
 
 def shard(rows: Sequence[RowShape], machines: int) -> list[RowShape]:
-    """The rows of the first of so many machines, which has the most groups of rows that share noise; those stay together."""
+    """Return the rows of the first of ``machines`` machines, which has the most groups. A group of rows is never split."""
     if machines == 1:
         return list(rows)
     groups: dict[Hashable, list[RowShape]] = defaultdict(list)
