@@ -1,4 +1,4 @@
-"""How fast a run is, and how long it will take: from counts to speed and time left. Nothing here prints."""
+"""Compute the speed of a run and the time left from its counts. Nothing here prints."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from ..display import counted, duration
 
 SPEED_SECONDS = 10.0
-"""Time constant of the speed's moving average."""
+"""Time constant of the moving averages."""
 
 SPEED_INTERVAL = 0.25
-"""Seconds over which the speed is measured, at least."""
+"""The shortest time over which the speed is measured."""
 
 
 @dataclass(slots=True)
 class _Average:
-    """An exponential moving average over time that is unbiased from its first value on."""
+    """An exponential moving average over time, unbiased from its first value on."""
 
     _sum: float = 0.0
     _weight: float = 0.0
@@ -29,14 +29,14 @@ class _Average:
 
     @property
     def value(self) -> float | None:
-        """None before the first `add`."""
+        """The average; None before the first `add`."""
         return self._sum / self._weight if self._weight else None
 
 
 def _add_each(average: _Average, seconds: float, count: int) -> None:
-    """Add that ``count`` tokens took ``seconds``.
+    """Add the time of one token, from the ``seconds`` that ``count`` tokens took.
 
-    They weigh as long as so many usually take: a pause, such as a laptop's sleep, would outweigh all the rest.
+    The weight is the usual time of so many tokens, because a pause, such as a laptop's sleep, would outweigh all the rest.
     """
     each = seconds / count
     usual = average.value
@@ -57,17 +57,17 @@ class _Mean:
 
     @property
     def value(self) -> float | None:
-        """None before the first `add`."""
+        """The mean; None before the first `add`."""
         return self._sum / self._count if self._count else None
 
 
 @dataclass(slots=True)
 class Meter:
-    """The counts so far, and what follows from them: speed, fraction, time left.
+    """The counts of a run, and what follows from them: the speed, the fraction done and the time left.
 
     A token for which the model reads a whole window again (``windows`` counts them) takes ten to a hundred times as long as
-    another, so each kind is timed by itself. Nothing is known of a model that is not open yet: its tokens are assumed to take
-    as long as those of the models so far.
+    another, so the two kinds are timed separately. The tokens of models that are not open yet are assumed to take as long as
+    those of earlier models.
     """
 
     started: float
@@ -92,18 +92,18 @@ class Meter:
     _any_window: _Mean = field(default_factory=_Mean)
 
     def begin_model(self) -> None:
-        """As `Progress.begin_model`."""
+        """See `Progress.begin_model`."""
         self._measured = None
         self._speed, self._token_seconds, self._window_seconds = _Average(), _Average(), _Average()
 
     def expect_windows(self, done: int, total: int, seconds: float | None, ahead: int = 0) -> None:
-        """As `Progress.expect_windows`."""
+        """See `Progress.expect_windows`."""
         self.windows, self.windows_total, self.windows_ahead = done, total, ahead
         if seconds is not None and self._window_seconds.value is None:
             self._window_seconds.add(seconds, seconds)
 
     def measure(self, now: float) -> None:
-        """Update the speed, and the seconds that a token of each kind takes.
+        """Update the speed and the seconds per token of each kind. ``now`` is the time by the run's clock, in seconds.
 
         The first call of each model only starts the clock, so that loading it does not count.
         """
@@ -127,7 +127,7 @@ class Meter:
         self._measured = now, self.tokens, self.windows
 
     def _share_of_windows(self, others: int, windows: int, seconds: float) -> float:
-        """The share of ``seconds`` that went into windows, by what is known of each kind of token."""
+        """The share of ``seconds`` spent on windows, from what is known of each kind of token."""
         if windows <= 0 or others == 0:
             return float(windows > 0)
         token, window = self._token_seconds.value, self._window_seconds.value
@@ -139,12 +139,12 @@ class Meter:
 
     @property
     def speed(self) -> float | None:
-        """Tokens a second; None until it has been measured."""
+        """Tokens per second; None until it has been measured."""
         return self._speed.value
 
     @property
     def fraction(self) -> float:
-        """The share of the time that has passed, 0 to 1; of the tokens, or rows, while their times are not known."""
+        """The share of the time that has passed, from 0 to 1; while times are unknown, the share of tokens or of rows."""
         if not self.tokens_total:
             return min(self.rows_done / self.rows_total, 1.0) if self.rows_total else 0.0
         done, left = self._seconds_of(self.tokens - self.windows, self.windows), self._seconds_left()
@@ -160,7 +160,7 @@ class Meter:
         return None if own is None or ahead is None else own + ahead
 
     def _seconds_of(self, others: int, windows: int) -> float | None:
-        """Seconds for tokens of the open model, at its own speed where that has been measured."""
+        """Seconds for tokens of the open model, at its own speed if that has been measured."""
         return _seconds(
             others, windows, _known(self._token_seconds, self._any_token), _known(self._window_seconds, self._any_window)
         )
@@ -172,7 +172,7 @@ class Meter:
         )
 
     def seconds_left(self, now: float) -> float | None:
-        """Seconds to the end at this speed; None where that is not known yet."""
+        """Seconds to the end at this speed; None if that is not known yet."""
         if self.tokens_total:
             return self._seconds_left()
         if self.rows_done and self.rows_total:
@@ -180,7 +180,7 @@ class Meter:
         return None
 
     def line(self, now: float) -> str:
-        """``12/80 rows, 64 in flight, 3/24 points, 1,234 tokens/s, 0:00:12 left``; what is not known is left out."""
+        """``12/80 rows, 64 in flight, 3/24 points, 1,234 tokens/s, 0:00:12 left``, without what is not known."""
         if not self.rows_total:
             return "starting"
         parts = [f"{self.rows_done:,}/{counted(self.rows_total, 'row')}", f"{self.rows_in_flight:,} in flight"]
@@ -213,7 +213,7 @@ def _known(first: _Average | _Mean, second: _Average | _Mean) -> float | None:
 
 
 def _seconds(others: int, windows: int, token: float | None, window: float | None) -> float | None:
-    """Seconds for tokens of both kinds, from the seconds of one; a window whose time is not known takes a token's."""
+    """Seconds for tokens of both kinds, given the seconds of one; a window of unknown time counts as another token."""
     window = token if window is None else window
     if (token is None and others > 0) or (window is None and windows > 0):
         return None

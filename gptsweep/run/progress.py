@@ -1,4 +1,4 @@
-"""How far a run is: a bar and the finished samples on a terminal, log lines elsewhere."""
+"""The progress of a run: a bar and the finished samples on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .meter import Meter
 log = get_logger(__name__)
 
 RULE = "---------------"
-"""What nanoGPT's ``sample.py`` prints between samples."""
+"""The line that nanoGPT's ``sample.py`` prints between samples."""
 
 TEXT_SECONDS = 0.25
 LOG_SECONDS = 10.0
@@ -32,19 +32,20 @@ LONGEST_LOG_SECONDS = 300.0
 
 
 class Progress:
-    """Context manager that shows how far a run is.
+    """Context manager that shows the progress of a run.
 
-    On a terminal: a bar with rows done, rows in flight, points done, tokens a second and the time left; log lines and
-    finished samples, each with its label, go above it. Where standard output is not a terminal, finished samples are written to
-    it as ``sample.py`` does, and the bar is on standard error if that is a terminal. Without a bar, as with ``TERM=dumb``, a
-    log line comes after 10 s, then at intervals that grow with the run, up to 5 minutes. Every run ends with one log line.
+    A terminal shows a bar with rows done, rows in flight, points done, tokens per second and the time left; log lines and
+    finished samples, each with its label, go above it. If standard output is not a terminal, finished samples are written to it
+    as ``sample.py`` does, and the bar is on standard error if that is a terminal. Without a bar, as with ``TERM=dumb``, a log
+    line comes after 10 s, then at intervals that grow with the run, up to 5 minutes. Every run ends with one log line.
 
     Args:
         quiet: whether to show no samples.
-        samples_each: samples of each prompt, where there is one point: a pipe gets them in their order. None: as they finish.
-        live_text: whether to show, on one line below the bar, a text that is being made.
-        stream: where to show, a terminal or not; None: standard output and error as they are on enter.
-        clock: seconds from anywhere, never going back.
+        samples_each: for a run of one point, the number of samples of each prompt: a pipe then gets them in order. None: as
+            they finish.
+        live_text: whether to show the text of an unfinished sample, on one line below the bar.
+        stream: the output, a terminal or not; None: standard output and error as they are on enter.
+        clock: a monotonic clock in seconds.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Progress:
         self.samples_each = samples_each
         self.live_text = live_text
         self.refusal: OSError | None = None
-        """Why standard output takes no more samples: BrokenPipeError if its reader has gone."""
+        """Why standard output takes no more samples: BrokenPipeError if its reader has closed the pipe."""
         self._held: dict[tuple[int, int], str] = {}
         self._shown: set[tuple[int, int]] = set()
         self._next = 0, 0
@@ -76,7 +77,7 @@ class Progress:
         stream = self._stream or self._where()
         self._meter = Meter(started=self._clock())
         self._log_at = self._meter.started + LOG_SECONDS
-        # Asked of the stream alone: FORCE_COLOR, which build servers set, makes rich take any pipe for a terminal.
+        # rich is not asked, because FORCE_COLOR, which build servers set, makes it take any pipe for a terminal.
         if _is_terminal(stream):
             self._console = Console(file=stream, force_terminal=True, highlight=False, markup=False, emoji=False)
             if not self._console.is_dumb_terminal:
@@ -105,18 +106,18 @@ class Progress:
         points_total: int | None = None,
         tokens_ahead: int | None = None,
     ) -> None:
-        """Set how far the run is; cheap enough for every decode step. A count that is None stays as it was.
+        """Set the counts; cheap enough for every decode step. A count that is None stays as it was.
 
         Args:
             rows_done: samples finished so far in this run.
-            rows_total: samples this run has to make.
+            rows_total: samples that this run generates.
             rows_in_flight: samples being decoded.
-            tokens: tokens sampled so far in this run, those of rows in flight included.
-            tokens_total: tokens expected at the end: those of finished rows, and max_new_tokens of each other. With it the bar
-                moves while no row has finished yet.
+            tokens: tokens sampled so far in this run, including those of rows in flight.
+            tokens_total: tokens expected at the end: those of finished rows, and ``max_new_tokens`` of every other row. With it
+                the bar moves before the first row finishes.
             points_done: points of the sweep whose files are written.
             points_total: points of the sweep.
-            tokens_ahead: those of ``tokens_total`` that are of models which are not open yet.
+            tokens_ahead: how many of ``tokens_total`` belong to models that are not open yet.
         """
         given = {
             "rows_done": rows_done,
@@ -140,31 +141,31 @@ class Progress:
             log.info("%s", meter.line(now))
 
     def show_workers(self, workers: str) -> None:
-        """Show who decodes, where that is not this process; empty: nobody else."""
+        """Describe the other processes that decode; empty: there are none."""
         self._meter.workers = workers
 
     def begin_model(self) -> None:
-        """Begin to measure another model: loading is not decoding, and each model has its own speed."""
+        """Start measuring another model: loading it does not count, and it has a speed of its own."""
         self._meter.begin_model()
 
     def expect_windows(self, done: int, total: int, seconds: float | None, ahead: int = 0) -> None:
-        """Set how many tokens make the model read a whole window again; called before the `update` that counts them as tokens.
+        """Set for how many tokens the model reads a whole window again. Call it before the `update` that counts these tokens.
 
         Args:
-            done: of the tokens so far.
-            total: of the tokens expected at the end.
-            seconds: how long one takes, where that is known beforehand.
-            ahead: those of ``total`` that are of models which are not open yet.
+            done: how many of the tokens so far.
+            total: how many of the tokens expected at the end.
+            seconds: the time for one, if it is known beforehand.
+            ahead: how many of ``total`` belong to models that are not open yet.
         """
         self._meter.expect_windows(done, total, seconds, ahead)
 
     def show_sample(self, text: str, place: tuple[int, int], label: str) -> None:
-        """Show a finished sample: labelled above the bar, or on standard output as ``sample.py`` does. Nothing when quiet.
+        """Show a finished sample: above the bar with its label, or on standard output as ``sample.py`` does; nothing if quiet.
 
         Args:
             text: prompt and completion.
             place: its ``(prompt_index, sample_index)``.
-            label: what it is a sample of.
+            label: the heading, such as its point.
         """
         if self.quiet:
             return
@@ -184,23 +185,23 @@ class Progress:
 
     @property
     def text_due(self) -> bool:
-        """Whether it is time for a `show_text`: a few times a second, where there is a bar and it is wanted."""
+        """Whether to call `show_text` now: a few times a second, if there is a bar and the text is wanted."""
         return self.live_text and self._bar is not None and self._clock() >= self._text_at
 
     def show_text(self, text: str) -> None:
-        """Show the end of a text that is being made, on one line below the bar."""
+        """Show the end of an unfinished sample's text, on one line below the bar."""
         if self._bar is not None and self._console is not None:
             self._text_at = self._clock() + TEXT_SECONDS
             self._bar.text = printable(one_line(text[-500:]), self._console.encoding)[1 - self._console.width :]
 
     def write_rest(self, samples: Iterable[tuple[tuple[int, int], str, str]]) -> None:
-        """Write the samples of a finished run that standard output does not have yet, such as those that were on disk before.
+        """Write the samples that standard output does not have yet, such as those that were on disk before the run.
 
         Args:
-            samples: place, text and label of every sample, in their order.
+            samples: place, text and label of every sample, in order.
 
         Raises:
-            ResultsError: standard output did not take all of them, though its reader is still there.
+            ResultsError: standard output could not be written, and not because its reader closed the pipe.
         """
         self._held.clear()
         if not self.quiet and self._stream is None:
@@ -219,7 +220,7 @@ class Progress:
         if self.refusal is None:
             try:
                 write_out(f"{text}\n{RULE}\n")
-            except OSError as refusal:  # the run goes on: its files are what counts
+            except OSError as refusal:  # the run continues, as its files have every sample
                 self.refusal = refusal
 
     def _where(self) -> IO[str]:
@@ -227,9 +228,9 @@ class Progress:
             return sys.stdout
         try:
             piped = stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode)
-        except OSError:  # a stand-in without a descriptor
+        except OSError:  # a replacement for the stream, without a descriptor
             piped = False
-        # What is written to a pipe may well come out on the same terminal, as from `| tee`.
+        # A pipe may end on the same terminal, as with `| tee`.
         return sys.stdout if piped and not self.quiet else sys.stderr
 
     def _start_bar(self, console: Console) -> None:
@@ -246,7 +247,7 @@ class Progress:
         )
         self._bar.add_task("", total=1.0)
         self._bar.start()
-        # Handlers made earlier hold the terminal itself and would write through the middle of the bar.
+        # Existing handlers write to the terminal directly and would break the bar.
         for handler in _stream_handlers():
             stream = _behind_proxy(handler.stream)
             if _is_terminal(stream):
@@ -254,7 +255,7 @@ class Progress:
 
 
 class _Bar(Bar):
-    """The bar, and below it a line of text."""
+    """The bar with a line of text below it."""
 
     text = ""
 
@@ -265,7 +266,7 @@ class _Bar(Bar):
 
 
 class _Fraction(BarColumn):
-    """The bar, filled from the meter at each refresh rather than at each update."""
+    """The bar, which reads the meter at each refresh rather than at each update."""
 
     def __init__(self, meter: Meter, bar_width: int) -> None:
         super().__init__(bar_width=bar_width)
@@ -277,7 +278,7 @@ class _Fraction(BarColumn):
 
 
 class _Line(ProgressColumn):
-    """The counts beside the bar: those that fit, whole."""
+    """The counts beside the bar, without those that do not fit."""
 
     def __init__(self, meter: Meter, clock: Callable[[], float], width: int) -> None:
         super().__init__()
@@ -288,11 +289,11 @@ class _Line(ProgressColumn):
     def render(self, task: Task) -> Text:
         parts, workers = self._meter.line(self._clock()).split(", "), self._meter.workers
         if workers and self._is_too_long(parts):
-            parts[-1] = parts[-1].partition(" of ")[0]  # without the speed of each: the time left counts more
+            parts[-1] = parts[-1].partition(" of ")[0]  # without the speed of each worker: the time left matters more
         while self._is_too_long(parts) and len(parts) > (3 if workers else 2):
             del parts[1]
         if workers and self._is_too_long(parts):
-            parts[-1] = parts[-1].partition(" (")[0]  # without those that were restarted
+            parts[-1] = parts[-1].partition(" (")[0]  # without the count of restarted workers
         if workers and self._is_too_long(parts) and len(parts) > 2:
             parts.pop()
         return Text(", ".join(parts), no_wrap=True, overflow="ellipsis")
@@ -302,14 +303,14 @@ class _Line(ProgressColumn):
 
 
 def printable(text: str, encoding: str = "utf-8") -> str:
-    """``text`` for a terminal: control characters but newline and tab, and what ``encoding`` lacks, as backslash escapes."""
+    """Escape control characters, except newline and tab, and characters that ``encoding`` lacks, with backslashes."""
     return visible(text).encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _is_terminal(stream: IO[str]) -> bool:
     try:
         return stream.isatty()
-    except (AttributeError, ValueError):  # a stand-in that is not a complete file, or a closed one
+    except (AttributeError, ValueError):  # a replacement that is not a complete file, or a closed stream
         return False
 
 
@@ -318,7 +319,7 @@ def _behind_proxy(stream: IO[str]) -> IO[str]:
 
 
 def _stream_handlers() -> list[logging.StreamHandler[Any]]:
-    """Every handler that prints, of the root logger and of all others."""
+    """Return the handlers of all loggers that write to a stream, not to a file."""
     loggers = [
         logging.getLogger(),
         *(item for item in logging.root.manager.loggerDict.values() if isinstance(item, logging.Logger)),
