@@ -1,6 +1,6 @@
-"""From points to rows: which samples a plan makes, in which order they start, and which of them are the same.
+"""From points to rows: which samples a plan generates, in which order they start, and which of them share a row.
 
-A `Task` is a point whose prompts are read and encoded; a `Plan` is what an executor runs. Both are data: they pickle.
+A `Task` is a point whose prompts are read and encoded; a `Plan` is what an executor runs. Both can be pickled.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from ..records import (
 from .sample_identity import canonical_settings, independent_key
 
 POINTS_TOGETHER = 64
-"""Points that share noise whose samples are started side by side: with 256 rows in flight, four samples of each."""
+"""How many points that share noise are started together: with 256 rows in flight, that is four samples of each."""
 
 Key = tuple[int, int]
-"""A sample's place in its point: ``(prompt_index, sample_index)``."""
+"""The key of a sample in its point: ``(prompt_index, sample_index)``."""
 
 SampleKey = tuple[int, Key]
-"""A sample of a `Plan`: the place of its task among the plan's, and its own place in that."""
+"""The key of a sample in a `Plan`: the index of its task, and its key in the point."""
 
 Prompts = tuple[tuple[Prompt, ...], tuple[tuple[int, ...], ...]]
 """Prompts, and their token ids."""
@@ -51,7 +51,7 @@ Prompts = tuple[tuple[Prompt, ...], tuple[tuple[int, ...], ...]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OpenModel:
-    """A model that is ready to run: what was asked for, its backend, and its tokenizer."""
+    """A model that is ready to run: its backend and tokenizer, and the settings that it was opened with."""
 
     source: ModelSource
     device: DeviceSettings
@@ -65,7 +65,7 @@ class OpenModel:
 
     @property
     def dtype(self) -> str:
-        """As resolved, never ``auto``."""
+        """The resolved dtype, never ``auto``."""
         return self.backend.provenance.dtype
 
     @property
@@ -75,21 +75,21 @@ class OpenModel:
 
     @property
     def arithmetic(self) -> str:
-        """What the layers compute in, as `point_id` takes it: ``dtype``, or a name of its own where bits differ."""
+        """What the layers compute in, as `point_id` hashes it: ``dtype``, or another name where bits differ."""
         return self.backend.provenance.arithmetic
 
     @property
     def promise(self) -> bool:
-        """Whether samples are the same to the bit whatever else is in the batch, on this machine and torch build."""
+        """Whether samples are batch-invariant on this machine with this build of torch."""
         return self.backend.promise
 
 
 def encoded(model: OpenModel, prompts: tuple[Prompt, ...], *, chat_template: bool = False) -> Prompts:
-    """The prompts with their token ids; with ``chat_template`` each is one turn of a user.
+    """Encode prompts; with ``chat_template``, each as a user's turn.
 
     Raises:
-        ConfigError: the model has no chat template.
-        PromptError: a prompt has a character that the model does not know.
+        ConfigError: the model has no chat template, or it fails.
+        PromptError: a prompt has a character that is not in the model's vocabulary.
     """
     encode = model.tokenizer.encode_turn if chat_template else model.tokenizer.encode
     return prompts, tuple(tuple(encode(prompt.text)) for prompt in prompts)
@@ -97,7 +97,7 @@ def encoded(model: OpenModel, prompts: tuple[Prompt, ...], *, chat_template: boo
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A `Completion` as text, without its row: what comes back from where rows run. Means as of `Completion`."""
+    """A finished row: a `Completion` with its text and without its row. The means are those of `Completion`, in nats."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -108,16 +108,16 @@ class Finished:
     logprobs: SampleLogprobs | None = None
 
     def __reduce__(self) -> tuple[type[Finished], tuple[object, ...]]:
-        # Thousands a second are unpickled: as arguments in a third of the time of a data class's own way.
+        # A driver unpickles thousands per second; from arguments this takes a third of a data class's usual time.
         means = self.logprob_mean, self.sampler_logprob_mean, self.entropy_mean
         return Finished, (self.text, self.token_ids, self.finish_reason, *means, self.logprobs)
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, completion: Completion) -> Finished:
-        """Decode a completion: its text, without what ended it.
+        """Decode a completion. The text excludes the stop string or end token that ended it.
 
         Raises:
-            ConfigError: the backend has no log-probabilities of single tokens.
+            ConfigError: ``sampling.logprobs`` is set, and the backend does not record them.
         """
         sampling, ids = completion.row.sampling, completion.token_ids
         last = ids[-1] if ids else None
@@ -138,7 +138,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """A point with its prompts read and encoded: ready for the engine of the model it belongs to."""
+    """A point with encoded prompts and settings checked against its model. ``noise_key`` is the 64-bit key of its noise."""
 
     point: Point
     prompts: tuple[Prompt, ...]
@@ -150,11 +150,11 @@ class Task:
 
     @classmethod
     def of(cls, model: OpenModel, point: Point, prompts: Prompts) -> Task:
-        """Hold a point and its prompts against the model.
+        """Resolve ``overflow=auto``, and check the point against the model.
 
         Raises:
-            PromptError: a prompt does not fit.
-            ConfigError: a setting does not go with the model.
+            PromptError: a prompt is longer than the model's context, with ``overflow=stop`` or ``extend``.
+            ConfigError: the model does not support a setting.
         """
         sampling = point.sampling
         if sampling.overflow == AUTO:
@@ -187,7 +187,7 @@ class Task:
         if len({*sampling.suppress_tokens, *sampling.stop_token_ids, *model.backend.end_tokens}) >= model.backend.vocab_size:
             raise ConfigError("sampling.suppress_tokens", list(sampling.suppress_tokens), "leaves no token to sample")
         tokenizer = model.tokenizer.fingerprint
-        if sampling.chat_template:  # what it puts around a prompt is in no fingerprint, and may name the day
+        if sampling.chat_template:  # no fingerprint covers the text that it adds, which may contain the date
             tokenizer = fingerprint_of(tokenizer, prompt_ids)
         identity = point_id(point, prompts=texts, weights=model.fingerprint, tokenizer=tokenizer,
                             dtype=model.arithmetic, device_type=model.device_type)  # fmt: skip
@@ -197,11 +197,11 @@ class Task:
 
     @property
     def keys(self) -> Iterator[Key]:
-        """``(prompt_index, sample_index)`` of every sample the point asks for, in the order of the file."""
+        """The keys of all samples of the point, in the order of the file."""
         return itertools.product(range(len(self.prompts)), range(self.point.sampling.num_samples))
 
     def row(self, key: Key, prefix: Prefix | None = None) -> Row:
-        """The row of one sample, which goes on after ``prefix``."""
+        """The row of one sample, which continues after ``prefix``."""
         sampling = self.point.sampling
         return Row(
             prompt_ids=self.prompt_ids[key[0]],
@@ -214,8 +214,8 @@ class Task:
             prefix=prefix,
         )
 
-    def goes_on(self, model: OpenModel, key: Key, prefix: Prefix) -> bool:
-        """Whether ``prefix`` can be what one sample of the point has before it is finished."""
+    def can_resume(self, model: OpenModel, key: Key, prefix: Prefix) -> bool:
+        """Whether ``prefix`` is a possible state of this sample while unfinished, so that it can continue after it."""
         sampling, ids, backend = self.point.sampling, prefix.token_ids, model.backend
         if key[0] >= len(self.prompts) or (prefix.stream is None) != (sampling.rng == "counter") or not backend.resumes(prefix):
             return False
@@ -232,14 +232,14 @@ class Task:
         )
 
     def dedup_key(self, key: Key) -> object:
-        """Equal for samples with the same tokens: greedy ones of any seed, and those of points that differ in name alone."""
+        """A key that is equal for samples with the same tokens, such as greedy samples of any seed."""
         sampling = canonical_settings(self.point.sampling)
         if sampling.temperature == 0:
             return self.prompt_ids[key[0]], sampling
         return self.prompt_ids[key[0]], sampling, self.noise_key, key
 
     def sample(self, key: Key, finished: Finished) -> Sample:
-        """The line of ``samples.jsonl`` that a finished row makes, and that of ``logprobs.jsonl``."""
+        """Make the record of a sample, with its logprobs if requested, from its finished row."""
         sampling, prompt = self.point.sampling, self.prompts[key[0]]
         return Sample(
             point_id=self.point_id,
@@ -262,7 +262,7 @@ class Task:
 
 
 def _sample_logprobs(tokenizer: Tokenizer, completion: Completion, text: str) -> SampleLogprobs:
-    """The records of a completion with the texts of their tokens; ``text`` is the completion's."""
+    """The logprobs of a completion whose text is ``text``, with the texts of the tokens in them."""
     ids = completion.token_ids
     named = sorted({*ids, *itertools.chain.from_iterable(token.top_ids for token in completion.logprobs)})
     return SampleLogprobs(
@@ -281,12 +281,12 @@ def _has_logprobs(prefix: Prefix, alternatives: int) -> bool:
 
 @lru_cache(16)
 def _breakers(tokenizer: Any, breakers: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
-    """`breaker_tokens`, which looks at the whole vocabulary, once for all points of a sweep."""
+    """`breaker_tokens`, cached for all points of a sweep, because it scans the whole vocabulary."""
     return breaker_tokens(tokenizer, breakers)
 
 
 def _most_tokens(backend: Backend, sampling: Sampling) -> int | None:
-    """The most tokens of a row that the model reads at once; None: no limit, or the row drops its oldest."""
+    """The maximum number of tokens in a row's context; None: unlimited, or the row drops its oldest tokens."""
     return {"stop": backend.block_size, "extend": backend.extends_to}.get(sampling.overflow)
 
 
@@ -299,9 +299,9 @@ class Plan:
     """Rows for one batched pass, in the order in which to start them.
 
     Args:
-        tasks: the points they belong to.
-        recipients: for each row the samples that it makes, one or several; they all come out the same.
-        prefixes: what samples go on after. Rows read them when they start.
+        tasks: the points of the rows.
+        recipients: for each row, the samples that get its result, one or several.
+        prefixes: the prefixes after which samples continue. Rows read them when they start.
         workload: bounds on the rows.
     """
 
@@ -318,13 +318,13 @@ class Plan:
         wanted: Sequence[Iterable[Key]] | None = None,
         prefixes: Prefixes | None = None,
     ) -> Plan:
-        """Plan samples of ``tasks``; `_starting_order` says what begins first.
+        """Plan samples of ``tasks``, in the order of `_starting_order`.
 
         Args:
-            model: the model of all of them.
+            model: the model of all tasks.
             tasks: the points.
-            wanted: the samples to make of each; None: all.
-            prefixes: what samples of each go on after.
+            wanted: for each task, the samples to generate; None: all.
+            prefixes: for each task, the prefixes after which samples continue; None: there are none.
         """
         prefixes = [{} for _ in tasks] if prefixes is None else prefixes
         each_wanted = [list(keys) for keys in (wanted or [task.keys for task in tasks])]
@@ -351,22 +351,22 @@ class Plan:
         return cls(tuple(tasks), recipients, prefixes, workload)
 
     def rows(self) -> Iterator[tuple[Row, list[SampleKey]]]:
-        """The rows, each made when it is asked for, and the samples that each makes."""
+        """Yield each row, created on demand, with the samples that get its result."""
         for each in self.recipients:
             place, key = each[0]
             yield self.tasks[place].row(key, _begun(each, self.prefixes)), each
 
 
 def _begun(recipients: Iterable[SampleKey], prefixes: Prefixes) -> Prefix | None:
-    """The prefix of the first of ``recipients``, which all come out the same, that has one."""
+    """The prefix of the first of ``recipients`` that has one. All have the same tokens, so any prefix will do."""
     return next((prefixes[place][key] for place, key in recipients if key in prefixes[place]), None)
 
 
 def _starting_order(tasks: Sequence[Task], wanted: Sequence[Sequence[Key]], prefixes: Prefixes) -> Iterator[SampleKey]:
-    """Samples in the order in which to start them: of some points that share noise, the same sample beside one another.
+    """Yield samples in the order in which they start. The same sample of points that share noise is started together.
 
-    Their ids are equal until their settings make a difference, and for so long they are computed once. A stream's samples
-    come one after another instead, those already there included unless a prefix says where the stream is.
+    The tokens of such samples are equal until their settings make a difference, and until then they are computed once. Samples
+    of a random stream (``rng=torch``) follow each other, including those on disk, unless a prefix has the stream's state.
     """
     with_noise: dict[int, list[int]] = defaultdict(list)
     streams: dict[int, list[object]] = {}
@@ -388,7 +388,7 @@ def _starting_order(tasks: Sequence[Task], wanted: Sequence[Sequence[Key]], pref
 
 
 def _firsts(task: Task, wanted: Iterable[Key], prefixes: Mapping[Key, Prefix]) -> list[int]:
-    """By prompt, the first sample to draw from its stream: the latest that has a prefix, if none before it is wanted."""
+    """For each prompt, the first sample to draw from its stream: the last with a prefix, unless an earlier one is wanted."""
     samples = task.point.sampling.num_samples
     lowest: dict[int, int] = {}
     for prompt, sample in wanted:

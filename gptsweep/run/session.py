@@ -220,7 +220,7 @@ class _Batch:
         refused = 0
         for task in self.missing:
             for key, prefix in found.get(task.point_id, {}).items():
-                if task.goes_on(self.model, key, prefix):
+                if task.can_resume(self.model, key, prefix):
                     self.prefixes[task][key] = prefix
                 else:
                     refused += 1
