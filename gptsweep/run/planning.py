@@ -1,4 +1,4 @@
-"""What jobs would take: rows, tokens, disk, memory, time; from the shapes of their models, and nothing is written."""
+"""Estimate what jobs take: rows, tokens, disk, memory and time, from the shapes of their models. Nothing is written."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from .rows import Finished, Key, OpenModel, Plan, Prompts, Task, encoded
 log = get_logger(__name__)
 
 TEXT = "It was a bright cold day, and the clocks in the tower of the old town were striking; nobody had asked them to. "
-"""How long a token is in a file is taken from this, where the model knows its characters."""
+"""Text for estimating the bytes of a token in a file, if the model's vocabulary has its characters."""
 _CHECK_BYTES = 16
 _LOADED_BYTES_A_SECOND = 1e9
-"""How fast weights are read, hashed and laid out."""
+"""The assumed speed of reading, hashing and packing weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,17 +57,22 @@ class Outline:
     promise: bool = True
 
     def resumes(self, prefix: Prefix) -> bool:
-        """As `Backend.resumes`."""
+        """Return False: there is no model."""
         return False
 
     def run(self, rows: Iterable[Row], workload: Workload, on_step: OnStep | None) -> Iterator[Completion]:
-        """As `Backend.run`: it has no model."""
+        """Raise NotImplementedError: there is no model."""
         raise NotImplementedError("a plan runs no rows")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelPlan:
-    """The rows that are left of one model, and what they take. Bytes and seconds; `Seconds` by number of machines."""
+    """The remaining rows of one model, and what they take.
+
+    ``new_tokens`` is the most that they sample, and for ``windows`` of these the model reads a whole window again.
+    ``overflowing`` rows may exceed the context. ``sample_seconds`` is the driver's work on the samples. ``seconds`` is the
+    decoding time by number of machines.
+    """
 
     name: str
     rows: int
@@ -86,7 +91,7 @@ class ModelPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepPlan:
-    """What a sweep takes: ``samples`` are all, ``done`` those on disk; rows, disk and time are those of what is left."""
+    """What a sweep takes. ``samples`` counts all samples, ``done`` those on disk; the rest is about the remaining ones."""
 
     points: int
     points_done: int
@@ -101,26 +106,27 @@ class SweepPlan:
 
     @property
     def points_left(self) -> int:
+        """The number of points that are not complete."""
         return self.points - self.points_done
 
     @property
     def files(self) -> int:
-        """Files and directories that will be made."""
+        """The number of files and directories that will be created."""
         return math.ceil(self.points_left * self.overhead.files)
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes that will be written and stay."""
+        """The bytes that the results will take on disk."""
         each = self.overhead.file_bytes + self.overhead.row_bytes
         return sum(model.sample_bytes for model in self.models) + math.ceil(self.points_left * each)
 
     @property
     def worker_bytes(self) -> int:
-        """Memory of a worker at most, of the model that takes the most."""
+        """The most memory that a worker takes, with the largest model, in bytes."""
         return self.process_bytes + max((model.weight_bytes + model.cache_bytes for model in self.models), default=0)
 
     def seconds(self, machines: int) -> Seconds:
-        """Of the whole command on so many machines; the driver's own work is done by one."""
+        """The time of the whole command on this many machines. The driver's own work is done by one of them."""
         fixed = self.overhead.command + self.points_left * self.overhead.point
         fixed += sum(model.weight_bytes / _LOADED_BYTES_A_SECOND for model in self.models)
         total = Seconds(0.0, 0.0, 0.0)
@@ -130,7 +136,7 @@ class SweepPlan:
         return total.plus(fixed)
 
     def limits(self, machines: int) -> list[tuple[str, float]]:
-        """What there is too little of first, with the share that is taken of each; above 1 it is too little."""
+        """The resources and the share of each that the sweep takes, the scarcest first; above 1 there is too little."""
         found = [("disk", self.disk_bytes / max(1, self.free_disk))]
         found += [
             ("memory", (self.process_bytes + model.weight_bytes + model.cache_bytes) / max(1, model.free_bytes))
@@ -145,7 +151,7 @@ class SweepPlan:
         return sorted(found, key=lambda limit: -limit[1])
 
     def lines(self) -> list[tuple[str, str]]:
-        """The plan in words: name and value."""
+        """The plan as text: pairs of a name and a value."""
         rows = sum(model.rows for model in self.models)
         prompt_tokens, new_tokens = (sum(getattr(m, name) for m in self.models) for name in ("prompt_tokens", "new_tokens"))
         found = [("note", self.note)] if self.note else []
@@ -185,7 +191,7 @@ class SweepPlan:
         return found
 
     def as_json(self) -> dict[str, Any]:
-        """The plan for programs."""
+        """The plan as JSON-compatible data."""
         machines = sorted(self.models[0].seconds) if self.models else []
         return {
             **asdict(self),
@@ -198,15 +204,15 @@ class SweepPlan:
 
 
 def planned(jobs: Sequence[tuple[Point, Path]], machines: Sequence[int], note: str = "") -> SweepPlan:
-    """Plan points and the directories of their results.
+    """Plan a sweep.
 
     Args:
-        jobs: both.
-        machines: for how many the time is estimated; one always is.
-        note: said first.
+        jobs: its points, each with its run directory.
+        machines: the numbers of machines for which to estimate the time, besides one.
+        note: the first line of the plan, if not empty.
 
     Raises:
-        GptsweepError: a model is not there, or a setting or prompt does not go with it.
+        GptsweepError: a model is missing or cannot be read, or does not support a setting or a prompt.
     """
     counts = sorted({1, *machines})
     groups: dict[tuple[ModelSource, DeviceSettings], list[tuple[Point, Path]]] = defaultdict(list)
@@ -249,7 +255,11 @@ def planned(jobs: Sequence[tuple[Point, Path]], machines: Sequence[int], note: s
 
 
 def outline(checkpoint: Checkpoint, shape: Architecture, source: ModelSource, settings: DeviceSettings) -> OpenModel:
-    """A model that knows its shape and its tokenizer, and has no weights."""
+    """Make a model with a shape and a tokenizer but without weights.
+
+    Raises:
+        DeviceError: the device or dtype is not available.
+    """
     device = resolve_device(settings.name)
     dtype = resolve_dtype(settings.dtype, device)
     set_threads(settings)
@@ -264,7 +274,7 @@ def outline(checkpoint: Checkpoint, shape: Architecture, source: ModelSource, se
 
 
 def on_disk(directory: Path, task: Task) -> set[Key]:
-    """The samples of a point that its directory has, as far as can be told without the model's weights."""
+    """The keys of the samples that a run directory has of a point, as far as is known without the model's weights."""
     manifest = read_manifest(directory) if directory.is_dir() else None
     wanted = len(task.prompts) * task.point.sampling.num_samples
     if manifest is not None and manifest.get("status") == "complete" and manifest.get("lines") == wanted:
@@ -304,9 +314,9 @@ def _model_plan(
     sampling = tasks[0].point.sampling
     speed = speed_here(checkpoint, device=device, dtype=dtype, sampling=sampling, threads=model.backend.provenance.threads)
     bytes_of = _line_bytes(model.tokenizer, tasks[0])
-    made = [key for each in plan.recipients for key in each]
-    lengths = [tasks[place].point.sampling.max_new_tokens for place, _ in made]
-    sample = _canned(model.tokenizer, tasks[0], sum(lengths) // len(lengths))
+    keys = [key for each in plan.recipients for key in each]
+    lengths = [tasks[place].point.sampling.max_new_tokens for place, _ in keys]
+    sample = _typical_sample(model.tokenizer, tasks[0], sum(lengths) // len(lengths))
     return ModelPlan(
         name=model.source.name,
         rows=len(rows),
@@ -319,8 +329,8 @@ def _model_plan(
         cache_bytes=cache_pages(shape, plan.workload, max_rows) * page_bytes(shape, cached),
         free_bytes=free,
         sample_bytes=math.ceil(sum(bytes_of[0] + _prompt_bytes(tasks[p], k) + bytes_of[1] * n
-                                   for (p, k), n in zip(made, lengths, strict=True))),
-        sample_seconds=sample_seconds([sample] * 32) * len(made),
+                                   for (p, k), n in zip(keys, lengths, strict=True))),
+        sample_seconds=sample_seconds([sample] * 32) * len(keys),
         seconds={count: seconds_of(shard(rows, count), speed, max_rows, block_size, shape.windows) for count in machines},
     )  # fmt: skip
 
@@ -329,33 +339,33 @@ def _windows(plan: Plan, sample: tuple[int, Key], block_size: int | None) -> int
     place, key = sample
     task = plan.tasks[place]
     sampling, prompt_tokens = task.point.sampling, len(task.prompt_ids[key[0]])
-    if sampling.overflow == "rebase" and block_size is not None:  # half a context again for each half that fills up
+    if sampling.overflow == "rebase" and block_size is not None:
+        # A full context is cut to its last half, which is read again: in total one window for every block_size tokens.
         return max(0, prompt_tokens + sampling.max_new_tokens - block_size) // block_size
     return windows_read(sampling, prompt_tokens, sampling.max_new_tokens, block_size)
 
 
 def _weight_bytes(model: Architecture, dtype: str, device: torch.device) -> int:
-    """Bytes of the parameters once loaded; a weight of a linear layer takes what `bytes_of_weight` says."""
+    """The bytes of the loaded parameters; see `bytes_of_weight` for those of linear layers."""
     stored = stored_dtype(dtype)
     total = sum(p.numel() * (4 if model.stays_float32(name) else stored.itemsize) for name, p in model.named_parameters())
     linear: int = sum(getattr(layer.parent, layer.name).weight.numel() for layer in model.linear_layers())
     return total + linear * (bytes_of_weight(dtype, device) - stored.itemsize)
 
 
-def _canned(tokenizer: Tokenizer, task: Task, tokens: int, key: Key = (0, 0)) -> Sample:
-    """A sample of so many tokens, as long as text is in this tokenizer."""
+def _typical_sample(tokenizer: Tokenizer, task: Task, tokens: int, key: Key = (0, 0)) -> Sample:
+    """A sample of ``tokens`` tokens whose text has a typical length for this tokenizer."""
     try:
         ids = tuple(tokenizer.encode(TEXT))
     except GptsweepError:
         ids = tuple(range(0, tokenizer.vocab_size, max(1, tokenizer.vocab_size // 100)))
     ids = (ids * (1 + tokens // len(ids)))[:tokens]
-    made = Finished(tokenizer.decode(ids), ids, "length", -1 / 3, -1 / 7, 4 / 3)
-    return task.sample(key, made)
+    return task.sample(key, Finished(tokenizer.decode(ids), ids, "length", -1 / 3, -1 / 7, 4 / 3))
 
 
 def _line_bytes(tokenizer: Tokenizer, task: Task) -> tuple[float, float]:
-    """Bytes of a line of ``samples.jsonl`` without prompt and tokens, its checksum included; and of each token."""
-    short, long = (len(_canned(tokenizer, task, tokens).line()) for tokens in (1, 201))
+    """The bytes of a line of ``samples.jsonl`` without prompt and tokens but with its checksum, and the bytes per token."""
+    short, long = (len(_typical_sample(tokenizer, task, tokens).line()) for tokens in (1, 201))
     each = (long - short) / 200
     return short - each - _prompt_bytes(task, (0, 0)) + _CHECK_BYTES, each
 
@@ -365,12 +375,12 @@ def _prompt_bytes(task: Task, key: Key) -> int:
 
 
 def _existing(path: Path) -> Path:
-    """The nearest directory above that is there."""
+    """The nearest existing directory at or above ``path``."""
     return next(each for each in (path, *path.parents) if each.is_dir())
 
 
 def size(count: float) -> str:
-    """``1.2 GB``: bytes for people."""
+    """Format a number of bytes, such as ``1.2 GB``."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:,.0f} {unit}" if unit == "bytes" or count >= 100 else f"{count:.1f} {unit}"
