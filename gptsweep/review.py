@@ -32,7 +32,7 @@ from .errors import GptsweepError, ResultsError
 from .report import report
 from .report.ratings import print_ratings, with_ranking
 from .report.terminal import default_metrics, print_difference, print_samplers, print_sweep, settings_of_row
-from .run.nearness import mauve_metric
+from .run.mauve import mauve_metric
 from .run.reference import model_name, update_reference
 from .run.rows import OpenModel
 from .store.csv_files import csv_bytes

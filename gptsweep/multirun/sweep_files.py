@@ -152,7 +152,7 @@ def write_report(directory: Path, *, show_rows: bool, compare: str | None, open_
     from ..analysis.reference import saved_reference, with_own
     from ..report import report
     from ..report.terminal import print_comparisons, print_first_rows
-    from ..run.nearness import mauve_metric
+    from ..run.mauve import mauve_metric
 
     if not any(directory.glob(f"**/{MANIFEST}")) and not any(directory.glob(f"**/{PARTIAL}")):
         return

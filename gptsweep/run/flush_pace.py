@@ -1,4 +1,4 @@
-"""Decide when to write finished samples: every point's file needs a sync, so where syncs are slow, samples are batched."""
+"""Decide when to write finished samples. Every point's file needs a sync, so if syncs are slow, samples are batched."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 
 SHARE = 0.1
-"""Flushing takes about this share of the time, …"""
+"""The share of the time that flushing may take."""
 SECONDS = 5.0
 SAMPLES = 10_000
-"""… but samples wait at most this many seconds, and at most this many wait. A kill loses them; any other end does not."""
+"""Samples wait at most this many seconds, and at most this many wait. Only a kill loses them."""
 
 
 class FlushPace:
@@ -22,22 +22,22 @@ class FlushPace:
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._began = self._next = clock()
-        self._held = 0
+        self._waiting = 0
 
     def add(self) -> None:
         """Count a waiting sample."""
-        self._held += 1
+        self._waiting += 1
 
     @property
     def due(self) -> bool:
         """Whether a flush is due."""
-        return self._held >= SAMPLES or (self._held > 0 and self._clock() >= self._next)
+        return self._waiting >= SAMPLES or (self._waiting > 0 and self._clock() >= self._next)
 
     def begin(self) -> None:
-        """Note that a flush begins."""
+        """Record that a flush begins."""
         self._began = self._clock()
 
     def end(self) -> None:
-        """Note that it has ended: no sample waits."""
+        """Record that it has ended: no sample waits."""
         now = self._clock()
-        self._held, self._next = 0, now + min(SECONDS, (now - self._began) * (1 / SHARE - 1))
+        self._waiting, self._next = 0, now + min(SECONDS, (now - self._began) * (1 / SHARE - 1))

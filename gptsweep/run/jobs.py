@@ -1,4 +1,4 @@
-"""Jobs and their outcomes, and what is known of both without loading a model: from the job itself and from disk."""
+"""Jobs and their outcomes, and what can be found out about them without loading a model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """A point, and the run directory for its results."""
+    """A point and its run directory. ``overwrite``: whether the samples of another point there are replaced."""
 
     point: Point
     directory: Path
@@ -42,7 +42,14 @@ class Outcome:
 
 
 def work_ahead(groups: Mapping[Any, Sequence[Job]]) -> list[tuple[int, int]]:
-    """The rows and the most tokens of each group, as far as files say; none for the first group, which is opened next."""
+    """Estimate the number of rows, and the most tokens, that each group still has to generate.
+
+    Args:
+        groups: the jobs of each model, in the order in which the models are opened.
+
+    Returns:
+        Rows and tokens by group, from the files on disk; 0 for the first group, which is opened next.
+    """
     prompts: dict[str, int] = {}
     ahead = [(0, 0)]
     for group in itertools.islice(groups.values(), 1, None):
@@ -66,7 +73,7 @@ def work_ahead(groups: Mapping[Any, Sequence[Job]]) -> list[tuple[int, int]]:
 
 
 def without_model(jobs: Iterable[Job], failure: Exception, executor: Executor) -> Iterator[Outcome]:
-    """The outcomes of jobs whose model cannot be loaded; jobs that were finished earlier stay finished."""
+    """Yield the outcomes of jobs whose model cannot be loaded: ``failure``, unless a job was finished earlier."""
     for job in jobs:
         try:
             summary = finished(job, executor)
@@ -78,9 +85,12 @@ def without_model(jobs: Iterable[Job], failure: Exception, executor: Executor) -
 
 
 def finished(job: Job, executor: Executor) -> Mapping[str, Any] | None:
-    """The row of ``summary.csv`` of a job whose directory has all its samples, so that it needs no model; otherwise None.
+    """Return the row of ``summary.csv`` of a job that was finished earlier, and so needs no model; otherwise None.
 
-    Without the model there is no point_id to compare with the directory's; model, settings and prompts must be equal instead.
+    Without the model the point_id is not known, so the model's name, the settings and the prompts are compared instead.
+
+    Raises:
+        GptsweepError: the prompts cannot be read, or the directory is in use.
     """
     directory, point = job.directory, job.point
     manifest = read_manifest(directory) or {}
@@ -115,8 +125,8 @@ def disk_full(error: Exception) -> bool:
     return isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def mendable(error: Exception, key: str, value: object) -> Exception:
-    """Return ``error``; if memory ran out, an error that says what to do."""
+def with_advice(error: Exception, key: str, value: object) -> Exception:
+    """Return ``error``, or, if memory ran out, an error about ``key`` that says what would work."""
     if not isinstance(error, MemoryError):
         return error
     what = "does not fit in memory, even one row at a time; use a smaller model, dtype or sampling.max_new_tokens"

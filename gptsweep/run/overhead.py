@@ -22,16 +22,21 @@ from ..store.schema import SAMPLES, SWEEP
 log = get_logger(__name__)
 
 SECONDS = 12.0
-"""The time limit of both sweeps together; what is not known by then is taken from a machine with two cores."""
+"""The time limit of both sweeps together. If they exceed it, the cost of a point is that of another machine."""
 _FEW, _MANY = 2, 66
 _SAMPLES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overhead:
-    """Seconds per command and per point, and what a point leaves: files, their bytes, and bytes of ``sweep.csv``.
+    """The cost of a sweep apart from decoding.
 
-    The bytes include neither ``samples.jsonl`` nor the checksums of its lines.
+    Args:
+        command: seconds per command.
+        point: seconds per point.
+        files: files and directories per point.
+        file_bytes: bytes of these files, without ``samples.jsonl`` and the checksums of its lines.
+        row_bytes: bytes of a point's row of ``sweep.csv``.
     """
 
     command: float
@@ -70,14 +75,14 @@ def measured(limit: float = SECONDS) -> Overhead:
         return Overhead(
             command=few - _FEW * point,
             point=point,
-            files=len(files) / len(points) + 2,  # the directory, and that of Hydra's files
+            files=len(files) / len(points) + 2,  # the directory itself, and the one with Hydra's files
             file_bytes=sum(path.stat().st_size for path in files if path.name != SAMPLES) / len(points),
             row_bytes=(sweep / SWEEP).stat().st_size / len(points),
         )
 
 
 def _timed(place: Path, points: int, limit: float) -> float | None:
-    """Return the seconds that a sweep takes, or None where it does not end within ``limit``."""
+    """Return the seconds that a sweep takes, or None if it does not end within ``limit``."""
     place.mkdir()
     command = [sys.executable, "-m", "gptsweep", "-m", f"seed=range(0,{points})", "name=calibration", "quiet=true",
                "sampling.num_samples=1", "sampling.max_new_tokens=1"]  # fmt: skip
@@ -102,7 +107,7 @@ def _timed(place: Path, points: int, limit: float) -> float | None:
 
 
 def sample_seconds(samples: Sequence[Sample], clock: Callable[[], float] = time.process_time) -> float:
-    """Measure the driver's seconds per sample, by ``clock``: for its line, and its share of the metrics of its point."""
+    """Measure the driver's seconds per sample, by ``clock``: for its line, and for its share of its point's metrics."""
     samples = list(samples)[:_SAMPLES]
     began = clock()
     lines = [sample.line().encode() for sample in samples]

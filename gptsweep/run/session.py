@@ -27,7 +27,7 @@ from ..store.writer import PointWriter
 from .executors import Executor, InFlight, MadeElsewhere
 from .flush_pace import FlushPace
 from .interruption import Interruption
-from .jobs import Job, Outcome, disk_full, mendable, without_model, work_ahead
+from .jobs import Job, Outcome, disk_full, with_advice, without_model, work_ahead
 from .manifest import provenance, settings_of
 from .open_points import OpenPoints, sample_of
 from .progress import Progress
@@ -81,7 +81,7 @@ def run_jobs(
             try:
                 model = executor.open(source, device)
             except Exception as error:  # of any kind: the other models' points go on
-                failure = mendable(error, "model", source.name)
+                failure = with_advice(error, "model", source.name)
                 yield from without_model(group, failure, executor)
                 progress.update(rows_total=done.rows_total + done.rows_ahead)
                 continue
@@ -191,7 +191,7 @@ class _Batch:
                     speed = (read_manifest(job.directory) or {}).get("tokens_per_second")
                     yield self._settled(Outcome(job, summary=self._finish(task, speed)))
             except Exception as error:
-                yield self._settled(Outcome(job, error=mendable(error, "start", point.start)))
+                yield self._settled(Outcome(job, error=with_advice(error, "start", point.start)))
 
     def _say_change(self, writer: PointWriter) -> None:
         """Log, once for each change, that points go on where another machine or version left them.
@@ -367,7 +367,7 @@ class _Batch:
         self.missing.pop(task, None)
         with contextlib.suppress(GptsweepError, OSError):  # keep what can be kept
             self.points.add(task, self.fresh.pop(task, []))
-        return self._settled(Outcome(self.jobs[task], error=mendable(error, "device.max_rows", self.model.backend.max_rows)))
+        return self._settled(Outcome(self.jobs[task], error=with_advice(error, "device.max_rows", self.model.backend.max_rows)))
 
     def _settled(self, outcome: Outcome) -> Outcome:
         self.done.points += 1

@@ -1,4 +1,4 @@
-"""MAUVE of a sweep's points against its reference text: a model computes features, `analysis.mauve` does the rest."""
+"""MAUVE of a sweep's points against its reference text, with features from a model; see `analysis.mauve`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .rows import OpenModel
 
 
 def mauve_metric(directory: Path, open_model: Callable[[], OpenModel], *, scored_the_text: bool = True) -> OwnMetric:
-    """MAUVE against the reference text of ``directory`` as a metric of points, see `Sweep.scored`.
+    """Make MAUVE against the reference text of ``directory`` a metric of points, for `Sweep.scored`.
 
-    Texts are read from their first token, without their prompts. Empty ones are left out. Values are cached with a hash of the
-    pieces of the text and of the model's identity.
+    Features are those of completions without their prompts; empty completions are left out. Values are cached with a hash of
+    the pieces of the text and of the model's identity.
 
     Args:
         directory: the sweep or run.
@@ -42,7 +42,7 @@ def mauve_metric(directory: Path, open_model: Callable[[], OpenModel], *, scored
     reference = [str(piece["completion"]) for piece in known["samples"]]
     of_reference = cache(lambda: features_of(opened(), reference))
 
-    def nearness(samples: Sequence[Mapping[str, Any]]) -> float | None:
+    def value_of(samples: Sequence[Mapping[str, Any]]) -> float | None:
         texts = [sample["completion"] for sample in samples if sample["completion"]]
         if min(len(texts), len(reference)) < MIN_TEXTS:
             return None
@@ -50,11 +50,11 @@ def mauve_metric(directory: Path, open_model: Callable[[], OpenModel], *, scored
         return None if isinstance(value, str) else value
 
     source = json.dumps([VERSION, made_by, reference], sort_keys=True)
-    return OwnMetric(MAUVE, nearness, hashlib.sha256(source.encode()).hexdigest(), MAUVE.name)
+    return OwnMetric(MAUVE, value_of, hashlib.sha256(source.encode()).hexdigest(), MAUVE.name)
 
 
 def features_of(model: OpenModel, texts: Sequence[str]) -> list[list[float]]:
-    """Features of texts that are not empty, ``[n, n_features]``.
+    """Compute the features of texts that are not empty, ``[n, n_features]``.
 
     Raises:
         PromptError: a text has a character that is not in the model's vocabulary.
