@@ -1,6 +1,7 @@
 """The data types: what a user asks for (`Point`), what the engine runs (`Row`), what is written to disk (`Sample`).
 
-All are frozen and check their own invariants, so no other code has to.
+All are frozen and check their own invariants, so no other code has to: an empty prompt raises `PromptError`, any other invalid
+value `ConfigError`.
 """
 
 from .checks import EXAMPLES, coerce, is_number, require

@@ -18,7 +18,11 @@ changes neither this nor the schema version: ids and lines name it only if it is
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One point of a sweep as configured; nothing has been read from disk yet."""
+    """One point of a sweep as configured; nothing has been read from disk yet. ``start`` is as `prompts.read_prompts` reads it.
+
+    Raises:
+        ConfigError: a field has the wrong type, or the seed is not from 0 to 2**64 - 1.
+    """
 
     model: ModelSource = field(default_factory=ModelSource)
     device: DeviceSettings = field(default_factory=DeviceSettings)

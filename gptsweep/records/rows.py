@@ -19,14 +19,18 @@ SCHEMA_VERSION = 1
 """The format of lines and manifests; incremented when a field changes its meaning or is removed, not when one is added."""
 FINISH_REASONS = ("length", "stop", "eot", "overflow", "repetition")
 FINISH_REASONS_OF_0_1 = FINISH_REASONS[:4]
-"""Every summary has counts of these; of other reasons only if they occurred."""
+"""Every summary counts these; other reasons only if they occurred."""
 _JSON = json.JSONEncoder(ensure_ascii=True, allow_nan=False)  # shared, because a driver writes thousands of lines a second
 FinishReason = Literal["length", "stop", "eot", "overflow", "repetition"]
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt: its text, and the id that its samples carry."""
+    """One prompt: its text, and its id, which its samples have as ``prompt_id``.
+
+    Raises:
+        PromptError: the text is empty.
+    """
 
     id: str
     text: str
@@ -58,9 +62,12 @@ class Row:
 
     Rows with equal ``prompt_ids`` share one prefill. ``noise_key`` is the 64-bit key of the counter-based noise; with
     ``prompt_index`` and ``sample_index`` it determines every random number of the row. ``end_tokens`` end the sample if
-    ``sampling.stop_at_eot``; a text of ``sampling.stop`` ends it once the backend has decoded it. ``dry_breakers`` are token
-    ids that end a repetition. A row with a ``prefix`` continues after it, with the same result as without; among rows that
-    draw from one stream (``rng=torch``), only the first may have a prefix.
+    ``sampling.stop_at_eot``; a text of ``sampling.stop`` ends it once the backend has decoded it. ``dry_breakers`` are
+    sequences of token ids that end a repetition. A row with a ``prefix`` continues after it, with the same result as without;
+    among rows that draw from one stream (``rng=torch``), only the first may have a prefix.
+
+    Raises:
+        PromptError: there are no ``prompt_ids``.
     """
 
     prompt_ids: tuple[int, ...]
@@ -105,7 +112,9 @@ class Completion:
 class Sample:
     """A line of ``samples.jsonl``. It has no time and no path, so that a point gives the same bytes everywhere.
 
-    ``logprobs``, which is written to a file of its own, is set if ``sampling.logprobs`` requests it.
+    ``completion`` is the text of ``token_ids`` without the stop string or end token that ended it. ``prompt_tokens`` is the
+    length of the prompt. The means are those of `Completion`, in nats. ``logprobs``, which is written to a file of its own, is
+    set if ``sampling.logprobs`` requests it.
     """
 
     point_id: str
@@ -157,7 +166,11 @@ class Sample:
         return sample_html(self)
 
     def line(self) -> str:
-        """One line of JSON, newline included; lone surrogates and control characters are escaped."""
+        """The sample as one line of JSON, newline included; lone surrogates and control characters are escaped.
+
+        Raises:
+            ValueError: a mean is not a finite number.
+        """
         return _JSON.encode(self.as_json()) + "\n"
 
 

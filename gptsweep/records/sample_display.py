@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 MAX_SAMPLES = 50
 MAX_TOKENS = 20_000
-"""A list shows samples up to these bounds: shaded tokens are elements, and a browser must hold all of them."""
+"""A list shows no more samples and tokens than this: every shaded token is an element of the page."""
 _WIDTH = 70
-"""Of each text, this many characters are on a line of a terminal."""
+"""The maximum number of characters of a text on a line of a terminal."""
 _BOX = "white-space:pre-wrap;overflow-wrap:anywhere;font-family:monospace;text-align:left;max-width:60em;margin:.3em 0"
 _INDENT = "margin-left:1.5em"
 _NATS = 8.0
@@ -66,7 +66,7 @@ def _first(samples: Sequence[Sample]) -> Sequence[Sample]:
 
 
 def _by_prompt(samples: Sequence[Sample]) -> list[list[Sample]]:
-    """The samples in their order, those of one prompt that follow each other in one list."""
+    """Group adjacent samples of the same prompt, in order."""
     return [list(found) for _, found in groupby(samples, key=lambda sample: (sample.prompt_index, sample.prompt))]
 
 

@@ -37,7 +37,10 @@ class Sampling:
     ``dry_breakers`` may be given as one text or any collection of texts. ``stop_on_repetition`` is empty, or a maximum period n
     and a count k: a sample ends when its last tokens are one period of up to n tokens, k times. ``chat_template``: each prompt
     is a user's turn. ``logprobs``: the number of alternatives to record at each token, with measurements (`TokenLogprobs`); 0
-    records nothing.
+    records nothing. docs/settings.md describes the other settings.
+
+    Raises:
+        ConfigError: a value has the wrong type or is out of its range, or ``order`` lacks an active step.
     """
 
     num_samples: int = 10

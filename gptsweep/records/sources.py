@@ -27,7 +27,11 @@ DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
-    """Which model to load: the config group ``model``."""
+    """Which model to load: the config group ``model``, with the keys of all its choices.
+
+    Raises:
+        ConfigError: a value is wrong, or the model needs a ``path`` that is not set.
+    """
 
     name: str = "shakespeare"
     out_dir: str = "out"
@@ -67,6 +71,9 @@ class DeviceSettings:
 
     ``name`` is ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. ``threads`` None: torch's own. ``max_rows`` None: planned
     from memory.
+
+    Raises:
+        ConfigError: a value is wrong. Whether the machine has the device is checked when a model is loaded.
     """
 
     name: str = "auto"
