@@ -1,4 +1,7 @@
-"""The Python interface: load a model, generate with it, and sweep its settings without a run directory."""
+"""The Python interface: load a model, generate with it, and sweep its settings without a run directory.
+
+This module is long because the docstrings of its functions are the API reference.
+"""
 
 from __future__ import annotations
 
@@ -101,10 +104,12 @@ class LM(OpenModel):
         Raises:
             ConfigError: a setting is out of range.
             PromptError: a prompt is empty, cannot be encoded, or does not fit with ``overflow="stop"``.
+            ModelError: the model's logits contain NaN or infinity.
+            MemoryError: not even one row fits into memory.
         """
         texts = [prompts] if isinstance(prompts, str) else _listed("prompts", prompts)
         task = self._task(texts, seed, num_samples=num_samples, **sampling)
-        return Samples(sample for _, sample in _made(self, [task]))
+        return Samples(sample for _, sample in _generated(self, [task]))
 
     def stream(self, prompt: str, *, seed: int = 1337, **sampling: Any) -> Iterator[str]:
         """Continue a prompt and yield the text piece by piece; joined, the pieces are the ``completion`` of `generate`.
@@ -116,6 +121,7 @@ class LM(OpenModel):
 
         Raises:
             ConfigError, PromptError: as in `generate`, before the first piece.
+            ModelError, MemoryError: as in `generate`.
         """
         if "num_samples" in sampling:
             raise ConfigError("sampling.num_samples", sampling["num_samples"], "stream makes one sample; use generate for more")
@@ -142,8 +148,8 @@ class LM(OpenModel):
             sampling=sampling_of(("prompts", "seed"), num_samples=num_samples, **_MODELS_OWN | sampling),
             seed=seed,
         )
-        asked = tuple(Prompt(str(i), text) for i, text in enumerate(texts))
-        return Task.of(self, point, encoded(self, asked, chat_template=point.sampling.chat_template))
+        prompts = tuple(Prompt(str(i), text) for i, text in enumerate(texts))
+        return Task.of(self, point, encoded(self, prompts, chat_template=point.sampling.chat_template))
 
     def _repr_html_(self) -> str:
         """Show in notebooks which model is loaded and how it computes."""
@@ -246,7 +252,7 @@ def load(
 
 
 def open_model(source: ModelSource, settings: DeviceSettings) -> LM:
-    """`load` for the records that a config makes."""
+    """Load a model as `load` does, from the records of a config."""
     return LM(source, settings, *TorchBackends().open(source, settings))
 
 
@@ -345,7 +351,8 @@ def sweep(
         varying fastest.
 
     Raises:
-        ConfigError, PromptError: as in `LM.generate`.
+        ConfigError, PromptError, MemoryError: as in `LM.generate`.
+        ModelError: as in `LM.generate`; or ``lm`` is not a loaded model.
     """
     import pandas as pd  # late: half a second that only this function needs
 
@@ -365,7 +372,7 @@ def sweep(
             seed=number,
         )
         tasks.append(Task.of(lm, point, encoded(lm, read_prompts(text), chat_template=point.sampling.chat_template)))
-    samples = _made(lm, tasks)
+    samples = _generated(lm, tasks)
     records: list[dict[str, Any]] = []
     for _, of_point in itertools.groupby(samples, key=lambda found: found[0][0]):
         lines = [
@@ -380,15 +387,15 @@ def sweep(
     return pd.DataFrame(records).astype(dict.fromkeys(METRICS, float) if records else {})
 
 
-def _made(lm: LM, tasks: Sequence[Task]) -> list[tuple[SampleKey, Sample]]:
-    """All samples of some points, in order, in one batched pass; in a notebook with a progress bar."""
+def _generated(lm: LM, tasks: Sequence[Task]) -> list[tuple[SampleKey, Sample]]:
+    """Generate all samples of some points in one batched pass, and return them in order; a notebook shows a progress bar."""
     plan = Plan.of(lm, tasks)
-    made = []
+    samples = []
     with NotebookBar(sum(map(len, plan.recipients))) as bar:
         for found in LocalExecutor(TorchBackends()).run(lm, plan, bar.on_step):
-            made.append(found)
+            samples.append(found)
             bar.add_sample()
-    return sorted(made, key=itemgetter(0))
+    return sorted(samples, key=itemgetter(0))
 
 
 def _points(points: Any, others: Mapping[str, Any]) -> list[dict[str, Any]]:
