@@ -18,9 +18,13 @@ from ..records import Completion, DeviceSettings, ModelSource, Prefix, Row, Samp
 class Workload:
     """Bounds on the rows of a run, known before it starts.
 
-    The number of rows; the most tokens in a prompt and in a row; the new tokens of all rows together, without those of
-    prefixes, and for how many of them the model reads a whole window again (`windows_read`); and whether a row continues past
-    the context with ``overflow=extend``.
+    Args:
+        rows: the number of rows.
+        prompt_tokens: the most tokens in a prompt.
+        row_tokens: the most tokens in a row, prompt included.
+        new_tokens: the most tokens that all rows sample together, without those of prefixes.
+        windows: for how many of these the model reads a whole window again (`windows_read`).
+        extends: whether a row continues past the context with ``overflow=extend``.
     """
 
     rows: int
@@ -59,15 +63,17 @@ def windows_read(sampling: Sampling, prompt_tokens: int, new_tokens: int, block_
 
 @dataclass(slots=True)
 class BackendProgress:
-    """A backend's progress: rows in flight, tokens sampled so far, and tokens expected in total if no more rows stop early.
+    """A backend's progress.
 
-    ``windows`` counts the tokens for which a whole window was read again. ``window_seconds`` is the time for one, measured
-    beforehand; None if there are too few or they are not wanted.
-
-    ``workers`` describes, for display, the other processes that decode.
-
-    ``unfinished`` returns the rows that have started and not ended, each with its tokens so far. It may be called at any
-    moment, also after an error has ended the run.
+    Args:
+        rows_in_flight: rows being decoded.
+        tokens: tokens sampled so far.
+        tokens_total: tokens expected in total if no more rows stop early.
+        windows, windows_total: for how many of these tokens a whole window is read again.
+        window_seconds: the seconds for one of them, measured beforehand; None: not measured, because there are few.
+        workers: for display, the other processes that decode; empty: there are none.
+        unfinished: returns the rows that have started and not ended, each with its tokens so far. It may be called at any
+            moment, also after an error has ended the run.
     """
 
     rows_in_flight: int = 0

@@ -100,6 +100,9 @@ class KVCache:
 
         Args:
             spans: at most one per sequence.
+
+        Raises:
+            IndexError: no page is free.
         """
         tables, begins, ends = np.array(spans, np.int64).T
         first, counts, needed = begins // PAGE, self.page_count[tables], -(-ends // PAGE)
@@ -141,8 +144,8 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     """Zeros; on a CPU the system provides memory page by page on first write, while `torch.zeros` writes all of it at once."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    words = {2: np.int16, 4: np.int32}[dtype.itemsize]
-    return torch.from_numpy(np.zeros(shape, words)).view(dtype)
+    integers = {2: np.int16, 4: np.int32}[dtype.itemsize]
+    return torch.from_numpy(np.zeros(shape, integers)).view(dtype)
 
 
 def page_bytes(shape: CacheShape, dtype: torch.dtype) -> int:

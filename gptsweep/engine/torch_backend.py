@@ -78,7 +78,7 @@ class TorchBackend:
         )
 
     def resumes(self, prefix: Prefix) -> bool:
-        """As `Backend.resumes`."""
+        """Implement `Backend.resumes`."""
         try:
             if prefix.stream is not None:
                 stream_at(prefix.stream)
@@ -87,7 +87,7 @@ class TorchBackend:
         return True
 
     def run(self, rows: Iterable[Row], workload: Workload, on_step: OnStep | None) -> Iterator[Completion]:
-        """As `Backend.run`."""
+        """Implement `Backend.run`."""
         try:
             yield from self.engine.run(rows, workload, on_step)
         except RuntimeError as error:  # torch's allocators raise these
@@ -96,7 +96,7 @@ class TorchBackend:
             raise
 
     def score(self, ids: Sequence[int], start: int, end: int) -> tuple[float, float]:
-        """See `Scorer.score`. A token is scored with at least half a context before it, if the text has that much."""
+        """Implement `Scorer.score`. A token is scored with at least half a context before it, if the text has that much."""
         block_size = self.block_size or end
         stride = max(1, block_size // 2)
         logprob = entropy = 0.0
@@ -112,7 +112,7 @@ class TorchBackend:
         return logprob / (end - start), entropy / (end - start)
 
     def features(self, ids: Sequence[int]) -> list[float]:
-        """See `Featurizer.features`: the residual stream after the last block, normalised."""
+        """Implement `Featurizer.features`: the residual stream after the last block, normalised."""
         with torch.inference_mode():
             window = torch.tensor([ids[: self.block_size]], device=self.engine.device)
             positions = torch.arange(window.shape[-1], device=window.device)
@@ -129,12 +129,12 @@ class TorchBackends:
         self._received: dict[ModelSource, Checkpoint] = {}
 
     def resolve(self, settings: DeviceSettings) -> tuple[str, str]:
-        """As `Backends.resolve`."""
+        """Implement `Backends.resolve`."""
         device = resolve_device(settings.name)
         return resolve_dtype(settings.dtype, device), device.type
 
     def open(self, source: ModelSource, settings: DeviceSettings) -> tuple[TorchBackend, Tokenizer]:
-        """As `Backends.open`."""
+        """Implement `Backends.open`."""
         try:
             loaded = load_model(source, settings, self._received.pop(source, None))
             backend = TorchBackend(loaded, settings.max_rows)
@@ -147,12 +147,12 @@ class TorchBackends:
         return backend, loaded.tokenizer
 
     def pack(self, source: ModelSource) -> tuple[Checkpoint, Iterator[NDArray[np.uint8]]]:
-        """As `Ships.pack`."""
+        """Implement `Ships.pack`."""
         checkpoint = open_checkpoint(source, hashed=False)
         return checkpoint, pack(checkpoint)
 
     def receive(self, source: ModelSource, outline: object, weights: Sequence[NDArray[np.uint8]]) -> None:
-        """As `Ships.receive`."""
+        """Implement `Ships.receive`."""
         assert isinstance(outline, Checkpoint)
         self._received[source] = unpack(outline, weights)
 
