@@ -11,10 +11,10 @@ function drawHead() {
   const open = ["partial", "failed", "missing"].filter((status) => facts.statuses[status]);
   const lines = [...data.problems];
   if (open.length || lines.length) {
-    const said = open.map((status) => `${plural(facts.statuses[status], "point")} ${status}`);
-    if (facts.damaged) said.push(plural(facts.damaged, "damaged line") + " left out");
-    else if (lines.length && !facts.statuses.failed) said.push(plural(lines.length, "problem"));
-    const summary = said.join(", ") || plural(lines.length, "problem");
+    const counts = open.map((status) => `${plural(facts.statuses[status], "point")} ${status}`);
+    if (facts.damaged) counts.push(plural(facts.damaged, "damaged line") + " left out");
+    else if (lines.length && !facts.statuses.failed) counts.push(plural(lines.length, "problem"));
+    const summary = counts.join(", ") || plural(lines.length, "problem");
     $("problems").append(lines.length
       ? el("details", { class: "problem" }, el("summary", {}, summary), el("ul", {}, lines.map((line) => el("li", {}, line))))
       : el("p", { class: "problem" }, summary));

@@ -4,7 +4,7 @@
 
 const VERDICTS = ["left", "right", "tie", "both_bad", "skip"], SCORES = { left: 1, right: 0, tie: 0.5, both_bad: 0.5 };
 const MAX_RATED = 24, SHARED_EVERY = 4, NEAR = 2, RATED_UNDER = `gptsweep ratings: ${data.title}`;
-const rating = { all: [], rater: "", pair: null, since: 0, hidden: 0, tally: false, kept: true, said: "" };
+const rating = { all: [], rater: "", pair: null, since: 0, hidden: 0, tally: false, stored: true, message: "" };
 const sampleId = (i) => `${data.point_ids[samples.point[i]]}-${samples.place[i]}-${samples.index[i]}`;
 const sampleWith = new Map();
 const idsOf = (i, j) => [sampleId(i), sampleId(j)].sort().join(" ");
@@ -19,17 +19,17 @@ function hash(text) {
 
 function loadRatings() {
   try {
-    const kept = JSON.parse(localStorage.getItem(RATED_UNDER) || "{}"), text = (one) => typeof one === "string" && one.length <= 200;
-    rating.all = (Array.isArray(kept.ratings) ? kept.ratings : []).filter((one) => one && text(one.left) && text(one.right) && text(one.rater)
+    const stored = JSON.parse(localStorage.getItem(RATED_UNDER) || "{}"), text = (one) => typeof one === "string" && one.length <= 200;
+    rating.all = (Array.isArray(stored.ratings) ? stored.ratings : []).filter((one) => one && text(one.left) && text(one.right) && text(one.rater)
       && VERDICTS.includes(one.verdict) && Number.isFinite(one.seconds));
-    rating.rater = text(kept.rater) ? kept.rater : "";
-  } catch { rating.kept = false; }
+    rating.rater = text(stored.rater) ? stored.rater : "";
+  } catch { rating.stored = false; }
 }
 function keepRatings() {
   try {
     localStorage.setItem(RATED_UNDER, JSON.stringify({ rater: rating.rater, ratings: rating.all }));
-    rating.kept = true;
-  } catch { rating.kept = false; }
+    rating.stored = true;
+  } catch { rating.stored = false; }
 }
 
 /** The settings that take part in the rating. */
@@ -130,7 +130,7 @@ function judge(verdict) {
   rating.all.push({ left: sampleId(left), right: sampleId(right), verdict, seconds, rater: rating.rater });
   keepRatings();
   rating.tally = false;
-  rating.said = { left: "Left one.", right: "Right one.", tie: "A tie.", both_bad: "Both bad.", skip: "Skipped." }[verdict];
+  rating.message = { left: "Left one.", right: "Right one.", tie: "A tie.", both_bad: "Both bad.", skip: "Skipped." }[verdict];
   drawRate();
 }
 function takeBack() {
@@ -138,7 +138,7 @@ function takeBack() {
   if (at < 0) return;
   rating.all.splice(at, 1);
   keepRatings();
-  rating.said = "Taken back.";
+  rating.message = "Taken back.";
   drawRate();
 }
 
@@ -201,7 +201,7 @@ function drawRate() {
   if (!next || !rating.pair || next.left !== rating.pair.left || next.right !== rating.pair.right) rating.since = performance.now();
   rating.pair = next;
   const verdicts = judged.filter((one) => one.verdict !== "skip").length;
-  $("rate-count").textContent = `${rating.said} ${verdicts} rated`.trim();
+  $("rate-count").textContent = `${rating.message} ${verdicts} rated`.trim();
   const press = (verdict, key, ...text) => el("button", { type: "button", class: `verdict-${verdict}`, "aria-keyshortcuts": key, disabled: !next, onclick: () => judge(verdict) }, text);
   const wide = (text) => el("span", { class: "wide" }, text), narrow = (text) => el("span", { class: "narrow" }, text), key = (text) => el("kbd", { "aria-hidden": "true" }, text);
   fill($("rate-verdicts"),
@@ -236,19 +236,19 @@ function drawRateMore(settings) {
       : el("span", { class: "note" }, `Compared are the ${plural(settings.length, "setting")} shown among the samples: ${readable.length.toLocaleString("en")} are too many to tell apart by hand.`)),
     el("button", { type: "button", id: "save-ratings", disabled: !rating.all.length, onclick: () => saveAs(fileName("ratings"), asLines(rating.all)) }, "Save ratings"),
     el("button", { type: "button", id: "save-pairs", disabled: !pairs, onclick: () => saveAs(fileName("pairs"), asLines(preferencePairs())) }, "Save pairs (prompt, chosen, rejected)"),
-    el("span", { class: rating.kept ? "note" : "problem" }, rating.kept ? "Ratings are kept in this browser." : "This browser keeps nothing for this page: save your ratings before you leave it."));
+    el("span", { class: rating.stored ? "note" : "problem" }, rating.stored ? "Ratings are kept in this browser." : "This browser keeps nothing for this page: save your ratings before you leave it."));
 }
 /** Give unnamed ratings the first name that is entered; any other name is another rater. */
 function rename(name) {
   if (!rating.rater) for (const one of mine()) one.rater = name;
   rating.rater = name;
-  rating.said = "";
+  rating.message = "";
   keepRatings();
   drawRate();
 }
 
 function openRate(open) {
-  rating.said = "";
+  rating.message = "";
   update({ rate: open }, drawRate);
   if (open) { scrollTo(0, 0); $("rate-h").focus({ preventScroll: true }); } else { drawCharts(); $("rate-open").focus(); }
 }

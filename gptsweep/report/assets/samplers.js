@@ -16,15 +16,15 @@ function samplerFigure({ metric, aim, distance, lower, sentence, notes, halved, 
   const y = scale([least(values)], [most(values)], box.bottom, box.top, { name: metric });
   const at = (i, v) => `${x.of(i + 1).toFixed(1)} ${y.of(v).toFixed(1)}`;
   const line = (all) => all.map((v, i) => (v === null ? "" : `${i && all[i - 1] !== null ? "L" : "M"}${at(i, v)}`)).join("");
-  const said = (family, i) => `${showOf(metric, family.best[i])}${family.low[i] === null ? "" : ` [${showLike(metric, family.low[i], family.best[i])}, ${showLike(metric, family.high[i], family.best[i])}]`}`;
-  const spoken = (family, i) => `${short(family.name, 60)}, best of ${plural(i + 1, "setting")}: ${said(family, i)}; on the same ${halved} ${showOf(metric, family.same[i])}${family.leads[i] ? "; ahead of every other family" : ""}`;
+  const withInterval = (family, i) => `${showOf(metric, family.best[i])}${family.low[i] === null ? "" : ` [${showLike(metric, family.low[i], family.best[i])}, ${showLike(metric, family.high[i], family.best[i])}]`}`;
+  const describe = (family, i) => `${short(family.name, 60)}, best of ${plural(i + 1, "setting")}: ${withInterval(family, i)}; on the same ${halved} ${showOf(metric, family.same[i])}${family.leads[i] ? "; ahead of every other family" : ""}`;
   const bands = families.map((family, f) => family.low[0] !== null && el("path", { class: "band", fill: lineColour(f),
     d: `${line(family.low)}${family.high.map((v, i) => `L${at(i, v)}`).reverse().join("")}Z` }));
   const lines = families.map((family, f) => [
     el("path", { class: "line same", stroke: lineColour(f), d: line(family.same) }),
     el("path", { class: "line", stroke: lineColour(f), d: line(family.best) }),
     family.best.map((v, i) => v !== null && mark(f, x.of(i + 1), y.of(v), family.leads[i] ? 6.5 : longest > 40 ? 2.5 : 4, { class: "dot", fill: lineColour(f),
-      onmouseenter: () => { $("samplers-read").textContent = spoken(family, i); } }, el("title", {}, spoken(family, i))))]);
+      onmouseenter: () => { $("samplers-read").textContent = describe(family, i); } }, el("title", {}, describe(family, i))))]);
   const names = families.map((family, f) => el("span", { class: "family" },
     el("svg", { width: 28, height: 12, viewBox: "0 0 28 12", "aria-hidden": "true" },
       el("path", { class: "line", stroke: lineColour(f), d: "M1 6h26", "stroke-dasharray": dashOf(f) }), mark(f, 14, 6, 4, { fill: lineColour(f) })),
@@ -36,6 +36,6 @@ function samplerFigure({ metric, aim, distance, lower, sentence, notes, halved, 
     el("p", { class: "families" }, names),
     frame(x, y, W, H, box, "settings tried", label, [bands, lines], alt),
     tableOf(["settings tried", ...families.map((family) => short(family.name, 60))],
-      () => budgets.map((n, i) => [String(n), ...families.map((family) => (i < family.best.length ? `${said(family, i)} (${showOf(metric, family.same[i])} on the same ${halved})` : "–"))])),
+      () => budgets.map((n, i) => [String(n), ...families.map((family) => (i < family.best.length ? `${withInterval(family, i)} (${showOf(metric, family.same[i])} on the same ${halved})` : "–"))])),
   ];
 }

@@ -44,8 +44,8 @@ function readAddress() {
     state.fixed[k] = place < 0 ? open[k] : place;
   });
   if (given.has("points")) {
-    const asked = given.get("points").split(",").map(group).filter((g) => g !== null);
-    if (asked.length) state.columns = [...new Set(asked)].slice(0, MAX_COLUMNS);
+    const named = given.get("points").split(",").map(group).filter((g) => g !== null);
+    if (named.length) state.columns = [...new Set(named)].slice(0, MAX_COLUMNS);
   }
   state.rate = given.get("rate") === "1" && readable.length > 1;
   state.among = given.get("among") === "shown" ? "shown" : "";
