@@ -20,7 +20,7 @@ from gptsweep.errors import ResultsError
 
 
 def drawn(rng: np.random.Generator, truth: np.ndarray, prompts: int, missing: float = 0.0) -> WithTheBest:
-    """What is said of settings with these scores: common noise by prompt, each one's own, some samples missing."""
+    """The comparison of settings with these scores: common noise by prompt, each one's own, some samples missing."""
     size = len(truth)
     den = (rng.random((size, prompts)) >= missing).astype(float)
     own = rng.normal(size=(size, prompts)) * np.linspace(0.7, 1.3, size)[:, None]
@@ -127,6 +127,6 @@ def test_differences_are_those_of_the_same_pairs_as_everywhere(tmp_path: Path) -
             for a, b in ((0, 1), (0, len(rows) - 1)):
                 both = (den[a] > 0) & (den[b] > 0)
                 means = [aim.score((num[at] * both).sum() / (den[at] * both).sum()) for at in (a, b)]
-                told = sweep.compare(*(rows.loc[at, keys].to_dict() for at in (a, b))).loc[name]
-                assert [*means] == pytest.approx([told["a"], told["b"]]), (name, keys)
+                compared = sweep.compare(*(rows.loc[at, keys].to_dict() for at in (a, b))).loc[name]
+                assert [*means] == pytest.approx([compared["a"], compared["b"]]), (name, keys)
             assert verdicts(sweep, rows, aim).marks.count("best") == 1

@@ -126,15 +126,15 @@ def test_a_model_is_asked_and_the_prompt_stays_what_was_typed(tmp_path: Path, ca
     lm = gptsweep.load(tmp_path)
     settings: dict[str, Any] = {"max_new_tokens": 4, "temperature": 0.0}
     with caplog.at_level(logging.INFO):
-        (asked,) = lm.generate("the", chat_template=True, **settings)
+        (templated,) = lm.generate("the", chat_template=True, **settings)
     assert "the chat template turns the first prompt into: '<user>the'" in caplog.text
-    assert (asked.prompt, asked.prompt_tokens) == ("the", len("<user>the"))
+    assert (templated.prompt, templated.prompt_tokens) == ("the", len("<user>the"))
     (plain,) = lm.generate("<user>the", **settings)
-    assert plain.token_ids == asked.token_ids
+    assert plain.token_ids == templated.token_ids
     (tmp_path / "chat_template.jinja").write_text("({{ messages[0].role }}){{ messages[0].content }}")
     other = gptsweep.load(tmp_path)
     assert other.generate("<user>the", **settings)[0].point_id == plain.point_id
-    assert other.generate("the", chat_template=True, **settings)[0].point_id != asked.point_id
+    assert other.generate("the", chat_template=True, **settings)[0].point_id != templated.point_id
 
 
 # --- templates from strangers ---------------------------------------------------------------------------------------------

@@ -207,8 +207,8 @@ def test_a_number_in_quotes_is_a_prompt_and_one_without_is_refused_as_its_charac
 
 
 def test_a_run_can_be_read_back_from_the_config_file_it_left(tmp_path: Path) -> None:
-    asked = ["model=resume", "model.out_dir=o", "sampling.logit_bias={5:1}", r"sampling.stop=[\n]", "seed=3", "name=night"]
-    composed = compose("config", asked)
+    overrides = ["model=resume", "model.out_dir=o", "sampling.logit_bias={5:1}", r"sampling.stop=[\n]", "seed=3", "name=night"]
+    composed = compose("config", overrides)
     OmegaConf.save(composed, tmp_path / "config.yaml")
     read = OmegaConf.load(tmp_path / "config.yaml")
     assert isinstance(read, DictConfig)

@@ -42,8 +42,8 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     real = Engine.run
 
-    def counted(self: Engine, asked: Any, *arguments: Any) -> Any:
-        rows = list(asked)
+    def counted(self: Engine, requested: Any, *arguments: Any) -> Any:
+        rows = list(requested)
         if arguments and rows:  # not the engine's own, that times a window
             sizes.append(len(rows))
         return real(self, rows, *arguments)

@@ -97,8 +97,8 @@ def test_the_metrics_of_the_page_have_values(here: Path) -> None:
     code = blocks("A metric")
     lines = [sample.as_json() for sample in made_samples(temperature=0.8, top_k=None, seed=1)]
     own = module_of(code["my_metrics.py"], here / "my_metrics.py")
-    asked = [sum(letter == "?" for letter in line["completion"]) for line in lines]
-    assert [own.questions(line) for line in lines] == asked
+    counts = [sum(letter == "?" for letter in line["completion"]) for line in lines]
+    assert [own.questions(line) for line in lines] == counts
     assert 1 <= own.openings(lines) <= len(lines)
     assert [OwnMetric.of(each).metric.per for each in (own.questions, own.openings)] == ["sample", "point"]
     before = dict(METRICS)

@@ -73,9 +73,9 @@ def test_a_command_composes_its_config_once(run: Run, tmp_path: Path, monkeypatc
     composed: list[str] = []
     real = ConfigLoaderImpl._load_configuration_impl
 
-    def compose(self: ConfigLoaderImpl, **asked: Any) -> Any:
-        composed.append(" ".join(asked["overrides"]))
-        return real(self, **asked)
+    def compose(self: ConfigLoaderImpl, **arguments: Any) -> Any:
+        composed.append(" ".join(arguments["overrides"]))
+        return real(self, **arguments)
 
     monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", compose)
     assert run(*(SWEEP if how == "sweep" else SINGLE), "name=n").status == 0

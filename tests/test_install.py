@@ -142,9 +142,9 @@ def test_a_wheel_samples_and_sweeps_outside_the_checkout_and_says_what_it_promis
     """Libraries kept to AVX2, as on most processors; and a platform that numba has no wheel for."""
     limits = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"} if machine == "AVX2" else {}
     program = SAMPLE if limits else WITHOUT_NUMBA + SAMPLE
-    *told, package = python(program, path=wheel, cwd=tmp_path, **limits).splitlines()
+    *lines, package = python(program, path=wheel, cwd=tmp_path, **limits).splitlines()
     assert Path(package).is_relative_to(wheel)
-    assert told[-1] == "Results: outputs/sweeps/s"
+    assert lines[-1] == "Results: outputs/sweeps/s"
     manifests = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/*/*/**/manifest.json")]
     assert len(manifests) == 3
     log = (tmp_path / "outputs/runs/r/gptsweep.log").read_text()

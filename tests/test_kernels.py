@@ -54,12 +54,12 @@ COMPARE = """
 import contextlib, io, json, pathlib, sys
 import compile_kernels
 shipped, others = map(pathlib.Path, sys.argv[1:])
-said = {}
+messages = {}
 for other in others.iterdir():
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         print(compile_kernels.difference(other, shipped))
-    said[other.name] = printed.getvalue()
-print(json.dumps(said))
+    messages[other.name] = printed.getvalue()
+print(json.dumps(messages))
 """
 CHANGES = ("none", "sources", "code", "kernels", "compiler")
 
@@ -86,19 +86,19 @@ def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.parametrize("change", CHANGES)
 def test_the_check_tells_an_archive_that_is_not_of_its_sources(change: str, differences: dict[str, str]) -> None:
     """`.ci/run` has it compare the package's archive with one made anew, which takes too long here."""
-    said = differences[change].strip()
+    message = differences[change].strip()
     triple, compilers = zipfile.ZipFile(kernels.SHIPPED).comment.decode().split(maxsplit=2)[1:]
     if change == "none":
-        assert not said
+        assert not message
     elif change == "compiler":
-        assert said == f"made for {triple} with numba 0, not {triple} with {compilers}: the code itself is not compared"
+        assert message == f"made for {triple} with numba 0, not {triple} with {compilers}: the code itself is not compared"
     else:
         found = {
             "sources": "it was made of other sources",
             "code": "LLVM's code of store-bfloat16 is another",
             "kernels": "it has activate-bfloat16, ",
         }
-        assert said.startswith(found[change])
+        assert message.startswith(found[change])
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])

@@ -125,10 +125,10 @@ def test_texts_of_tokens_make_up_the_completion_whatever_its_bytes(lm: LM) -> No
     assert any(sample.finish_reason == "stop" for sample in samples)
 
 
-@pytest.mark.parametrize("asked", [-1, 1001, 2.5])
-def test_a_number_of_alternatives_that_makes_no_sense_is_an_error(asked: float) -> None:
+@pytest.mark.parametrize("logprobs", [-1, 1001, 2.5])
+def test_a_number_of_alternatives_that_makes_no_sense_is_an_error(logprobs: float) -> None:
     with pytest.raises(ConfigError, match="logprobs"):
-        gptsweep.records.Sampling(logprobs=asked)  # type: ignore[arg-type]
+        gptsweep.records.Sampling(logprobs=logprobs)  # type: ignore[arg-type]
 
 
 # -- the file ----------------------------------------------------------------------------------------------------------------

@@ -104,11 +104,11 @@ def test_the_review_keeps_it_beside_the_points(
     Path("text.txt").write_text("abc no de\nhij " * 100)
     small = ("model=resume", "sampling.max_new_tokens=8", "start=a", "quiet=true", "name=s")
     assert run("-m", "sampling.temperature=0.5,1.5", "sampling.num_samples=24", *small).status == 0
-    asked = ["outputs/sweeps/s", "--metric", "mauve", "--format", "json"]
+    command = ["outputs/sweeps/s", "--metric", "mauve", "--format", "json"]
 
     def reviewed(*more: str) -> tuple[int, str, str]:
         capsys.readouterr()
-        return review.main([*asked, *more]), *capsys.readouterr()
+        return review.main([*command, *more]), *capsys.readouterr()
 
     status, _, err = reviewed()
     assert status == 2

@@ -305,13 +305,14 @@ def test_a_sample_ends_where_the_assistant_does_and_where_another_text_begins(to
 def test_a_chat_template_asks_a_model_and_leaves_others_as_they_were(run: Run) -> None:
     saved()
     lm = gptsweep.load(HERE)
-    (plain,), (asked,) = (lm.generate("the r", chat_template=chat, max_new_tokens=4, temperature=0.0) for chat in (False, True))
-    assert (plain.prompt_tokens, asked.prompt_tokens) == (3, 6)
-    assert asked.prompt == "the r"
-    assert plain.point_id != asked.point_id
+    greedy: dict[str, Any] = {"max_new_tokens": 4, "temperature": 0.0}
+    (plain,), (templated,) = (lm.generate("the r", chat_template=chat, **greedy) for chat in (False, True))
+    assert (plain.prompt_tokens, templated.prompt_tokens) == (3, 6)
+    assert templated.prompt == "the r"
+    assert plain.point_id != templated.point_id
     assert "chat_template" not in plain.as_json()
     wrapped = "<|bos|><|user_start|>the r<|user_end|><|assistant_start|>"
-    assert lm.generate(wrapped, max_new_tokens=4, temperature=0.0)[0].token_ids == asked.token_ids
+    assert lm.generate(wrapped, max_new_tokens=4, temperature=0.0)[0].token_ids == templated.token_ids
     assert run(*SWEPT, "sampling.chat_template=true,false", "sampling.temperature=1.0").status == 0
     found = gptsweep.read_sweep("outputs/sweeps/s")
     assert found.swept == ("chat_template",)

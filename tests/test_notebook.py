@@ -47,9 +47,9 @@ def lm(tmp_path_factory: pytest.TempPathFactory) -> LM:
 def test_a_stream_is_the_text_of_generate_in_whole_characters(
     lm: LM, seed: int, length: int, stop: list[str], more: dict[str, Any]
 ) -> None:
-    asked = {"max_new_tokens": length, "temperature": 1.5, "top_k": None, "stop": stop, "seed": seed, **more}
-    pieces = list(lm.stream("Once", **asked))
-    assert "".join(pieces) == lm.generate("Once", **asked)[0].completion
+    settings = {"max_new_tokens": length, "temperature": 1.5, "top_k": None, "stop": stop, "seed": seed, **more}
+    pieces = list(lm.stream("Once", **settings))
+    assert "".join(pieces) == lm.generate("Once", **settings)[0].completion
     assert all(pieces)
 
 

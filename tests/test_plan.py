@@ -140,14 +140,14 @@ def test_the_positions_that_layers_attend_to_are_those_of_their_windows(length: 
 
 
 def test_greedy_rows_are_measured_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[Row]] = []
-    engine = SimpleNamespace(vocab_size=5, run=lambda rows, *_: asked.append(rows) or [])
+    ran: list[list[Row]] = []
+    engine = SimpleNamespace(vocab_size=5, run=lambda rows, *_: ran.append(rows) or [])
     for temperature, alike in ((0.0, False), (0.0, True), (1.0, False)):
         with contextlib.suppress(IndexError, statistics.StatisticsError):  # it makes no steps
             calibration._seconds(engine, Sampling(temperature=temperature), 16, 8, share=1.0, alike=alike)  # type: ignore[arg-type]
-    different = [{(row.prompt_ids, row.noise_key * row.sampling.temperature) for row in rows} for rows in asked]
+    different = [{(row.prompt_ids, row.noise_key * row.sampling.temperature) for row in rows} for rows in ran]
     assert list(map(len, different)) == [16, 1, 16]
-    assert {len(row.prompt_ids) for rows in asked for row in rows} == {8}
+    assert {len(row.prompt_ids) for rows in ran for row in rows} == {8}
 
 
 def test_a_calibration_ends_in_time_on_a_busy_machine(

@@ -328,8 +328,8 @@ def test_the_judge_of_the_documentation_writes_ratings(
 
     def answer(request: Any) -> io.BytesIO:
         a, b = json.loads(request.data)["messages"][0]["content"].split("\n\nA: ")[1].split("\n\nB: ")
-        said = "A" if a > b else "B is better"
-        return io.BytesIO(json.dumps({"choices": [{"message": {"content": said}}]}).encode())
+        answer = "A" if a > b else "B is better"
+        return io.BytesIO(json.dumps({"choices": [{"message": {"content": answer}}]}).encode())
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("urllib.request.urlopen", answer)

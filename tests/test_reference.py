@@ -125,8 +125,8 @@ def reviewed(monkeypatch: pytest.MonkeyPatch, lm: Any, *arguments: object) -> tu
 def test_page_and_table_show_the_distance(
     results: Path, lm: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ("--reference", f"FILE:{results.parent}/text.txt")
-    assert reviewed(monkeypatch, lm, results, "--metric", "diversity", "--format", "csv", *asked) == (0, ["shakespeare"])
+    options = ("--reference", f"FILE:{results.parent}/text.txt")
+    assert reviewed(monkeypatch, lm, results, "--metric", "diversity", "--format", "csv", *options) == (0, ["shakespeare"])
     header, row = capsys.readouterr().out.splitlines()
     assert header.endswith("diversity,diversity_se,diversity_n,diversity_distance")
     kept = saved_reference(results, read_sweep(results))
@@ -218,8 +218,8 @@ def test_a_review_opens_nothing_that_the_results_name(
         assert reviewed(monkeypatch, lm, results, "--reference", f"FILE:{results.parent}/text.txt") == (2, [])
         assert "to open it, add --model" in capsys.readouterr().err
         path.write_text(path.read_text().replace(row, "shakespeare"))
-    asked = ("--reference", f"FILE:{results.parent}/text.txt", "--model", "mine")
-    assert reviewed(monkeypatch, lm, results, *asked) == (0, ["mine"])
+    options = ("--reference", f"FILE:{results.parent}/text.txt", "--model", "mine")
+    assert reviewed(monkeypatch, lm, results, *options) == (0, ["mine"])
     assert secret.read_text().startswith("the secret")
 
 

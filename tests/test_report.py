@@ -329,19 +329,19 @@ def test_the_page_and_the_review_say_the_same_of_two_points(browser: Any, tmp_pa
         for group, temperature in ((1, 0.25), (2, 1.2)):
             cells = seen.locator(".points tbody tr").nth(group).locator("td.n").all()[1:]
             for name, cell in zip(sweep.metrics, cells, strict=True):
-                told = sweep.compare({"temperature": 0.2}, {"temperature": temperature}).loc[name]
-                mark = "?" if told["reason"] else "" if told["differs"] else "≈"
+                change = sweep.compare({"temperature": 0.2}, {"temperature": temperature}).loc[name]
+                mark = "?" if change["reason"] else "" if change["differs"] else "≈"
                 marks.append(mark)
-                assert cell.inner_text().partition(" ")[0].strip("0123456789.−-±") == mark, (name, cell.inner_text(), told)
+                assert cell.inner_text().partition(" ")[0].strip("0123456789.−-±") == mark, (name, cell.inner_text(), change)
                 found = re.fullmatch(
                     r"\+?(\S+) \[(\S+), (\S+)\] from the baseline, (\d+) pairs?", cell.get_attribute("title") or ""
                 )
                 assert found, name
-                assert int(found[4]) == told["pairs"], name
+                assert int(found[4]) == change["pairs"], name
                 shown = [read_number(each) for each in found.groups()[:3]]
-                wanted = [told["difference"], told["low"], told["high"]]
-                if told["pairs"] > 1:
-                    assert shown == pytest.approx(wanted, rel=0.006, abs=0.006 * abs(told["difference"]) + 5e-4), name
+                wanted = [change["difference"], change["low"], change["high"]]
+                if change["pairs"] > 1:
+                    assert shown == pytest.approx(wanted, rel=0.006, abs=0.006 * abs(change["difference"]) + 5e-4), name
         assert re.search(
             r"of \d+ comparisons [\d.]+ would differ by chance alone", seen.locator("#points-controls").inner_text()
         )
@@ -371,8 +371,8 @@ def test_a_number_has_the_same_digits_in_the_terminal_and_on_the_page(browser: A
     )
     page.close()
     for (metric, value, error), found in zip(cases, shown, strict=True):
-        said = [numbers.number(metric, value), *(numbers.like(metric, edge, value) for edge in (error, -error))]
-        assert [each.replace("\u2212", "-") for each in found] == said, (metric.unit, value, error)
+        formatted = [numbers.number(metric, value), *(numbers.like(metric, edge, value) for edge in (error, -error))]
+        assert [each.replace("\u2212", "-") for each in found] == formatted, (metric.unit, value, error)
     assert numbers.number(shares, 0.0625) == "0.063"
     assert numbers.like(shares, -0.0004, 0.5) == "0.000"
 
@@ -398,16 +398,16 @@ def test_every_surface_shows_the_same_numbers(browser: Any, tmp_path: Path, caps
         assert review.main([str(root), "--ratings", str(tmp_path / "me.jsonl"), *arguments]) == 0
         return capsys.readouterr().out
 
-    asked = "preference,perplexity,entropy_mean,distinct_2,self_bleu_4,seq_rep_4,completion_tokens_mean"
-    table = pd.read_csv(io.StringIO(reviewed("--format", "csv", "--metric", asked)))
+    wanted = "preference,perplexity,entropy_mean,distinct_2,self_bleu_4,seq_rep_4,completion_tokens_mean"
+    table = pd.read_csv(io.StringIO(reviewed("--format", "csv", "--metric", wanted)))
     terminal = [
-        reviewed("--format", "table", "--best", best, "--metric", asked) for best in ("perplexity:min", "preference:max")
+        reviewed("--format", "table", "--best", best, "--metric", wanted) for best in ("perplexity:min", "preference:max")
     ]
     sweep = read_sweep(root).rated(read_ratings(tmp_path / "me.jsonl"))
     rows = sweep.group()
     assert rows["num_samples"].tolist() == [18, 18, 18]
     shown = []
-    for name in (found for found in asked.split(",") if found in sweep.metrics):
+    for name in (found for found in wanted.split(",") if found in sweep.metrics):
         metric = sweep.declared[name]
         for row, of_csv in zip(rows.to_dict("records"), table.to_dict("records"), strict=True):
             mean, error = row[name], row[f"{name}_se"]
@@ -445,11 +445,11 @@ def test_the_page_has_the_means_of_the_review_whatever_is_left_open(browser: Any
             assert (float(mean), float(error)) == pytest.approx((row["perplexity"], row["perplexity_se"]), rel=5e-3, abs=6e-3)
             assert int(n) == row["perplexity_n"] == 12
             cell.hover()
-            told = sweep.compare(base, {key: row[key] for key in ("temperature", "top_k")}).loc["perplexity"]
+            change = sweep.compare(base, {key: row[key] for key in ("temperature", "top_k")}).loc["perplexity"]
             shown = re.findall(r"; ([≈?]?) ?\+?(\S+) \[(\S+), (\S+)\] from the baseline", seen.locator("#read").inner_text())[0]
-            assert shown[0] == ("?" if told["reason"] else "" if told["differs"] else "≈")
+            assert shown[0] == ("?" if change["reason"] else "" if change["differs"] else "≈")
             assert [read_number(each) for each in shown[1:]] == pytest.approx(
-                [told["difference"], told["low"], told["high"]], rel=0.006, abs=0.006
+                [change["difference"], change["low"], change["high"]], rel=0.006, abs=0.006
             )
 
 

@@ -443,10 +443,10 @@ def test_a_log_is_not_written_through_a_link(tmp_path, capsys):
     (tmp_path / "run.log").symlink_to(tmp_path / "precious")
     for name in ("run.log", "other.log"):
         handler = LogFile(tmp_path / name)
-        handler.emit(logging.makeLogRecord({"msg": "told"}))
+        handler.emit(logging.makeLogRecord({"msg": "logged"}))
         handler.close()
     assert (tmp_path / "precious").read_text() == "mine"
-    assert (tmp_path / "other.log").read_text() == "told\n"
+    assert (tmp_path / "other.log").read_text() == "logged\n"
     assert capsys.readouterr().err.count("run.log: it is a symbolic link") == 1
 
 
@@ -456,7 +456,7 @@ def test_a_log_is_not_written_through_a_link(tmp_path, capsys):
 def fork(
     work: Callable[[Callable[[Sample], None]], None], kill: Callable[[int, IO[bytes]], list[bytes]]
 ) -> tuple[bool, set[Key]]:
-    """Run ``work`` in a child process that may be killed; whether it was, and the keys of the samples it told of.
+    """Run ``work`` in a child process that may be killed; whether it was, and the keys of the samples that it acknowledged.
 
     Forked from this process, which has imported everything, so that what is killed is the writing, not the imports.
     """
@@ -488,11 +488,11 @@ def write_last_first(directory: Path, wanted: list[Sample], tell: Callable[[Samp
             finish(writer)
 
 
-def assert_nothing_lost_and_nothing_claimed(directory: Path, told: set[Key]) -> set[Key]:
-    """After a crash every sample that was told of is there, once, and a manifest claims what is there; the keys found."""
+def assert_nothing_lost_and_nothing_claimed(directory: Path, acknowledged: set[Key]) -> set[Key]:
+    """After a crash every sample that was acknowledged is there, once, and a manifest claims what is there; the keys found."""
     found, damaged = read_samples(directory) if directory.exists() else ([], 0)
     keys = [(sample["prompt_index"], sample["sample_index"]) for sample in found]
-    assert told <= set(keys), "a finished sample was lost"
+    assert acknowledged <= set(keys), "a finished sample was lost"
     assert len(keys) == len(set(keys))
     assert damaged == 0
     manifest = read_manifest(directory)
@@ -506,11 +506,11 @@ def assert_nothing_lost_and_nothing_claimed(directory: Path, told: set[Key]) -> 
 def test_sigkill_at_twenty_random_moments_loses_no_sample_and_makes_none_twice(tmp_path):
     wanted = make_samples(3, 40)
     moments = random.Random(0)
-    told: set[Key] = set()
+    acknowledged: set[Key] = set()
     kills = 0
 
     def kill(child: int, pipe: IO[bytes]) -> list[bytes]:
-        """Killed when so many samples were told, or a moment later: in the middle of a write, a rename, a sync."""
+        """Killed when so many samples were acknowledged, or a moment later: in the middle of a write, a rename, a sync."""
         lines = list(itertools.islice(pipe, moments.choice([1, 5, 10, 20, 30, 120])))
         for _ in range(moments.randrange(30_000)):
             pass
@@ -518,14 +518,14 @@ def test_sigkill_at_twenty_random_moments_loses_no_sample_and_makes_none_twice(t
         return lines
 
     for directory in (tmp_path / str(number) for number in itertools.count()):
-        told.clear()
+        acknowledged.clear()
         complete = False
         while not complete and kills < 20:
             killed, new = fork(lambda tell, directory=directory: write_last_first(directory, wanted, tell), kill)
-            assert not new & told, "a finished sample was made again"
-            told |= new
+            assert not new & acknowledged, "a finished sample was made again"
+            acknowledged |= new
             kills += killed
-            assert_nothing_lost_and_nothing_claimed(directory, told)
+            assert_nothing_lost_and_nothing_claimed(directory, acknowledged)
             complete = not killed
         run(directory, wanted)
         assert_complete(directory, wanted)
@@ -559,8 +559,8 @@ def test_sigkill_at_every_step_of_extending_a_point_loses_no_sample_and_makes_no
                 setattr(os, name, killing(getattr(os, name)))
             write_last_first(directory, wanted, tell)
 
-        killed, told = fork(work, lambda child, pipe: [])
-        found = assert_nothing_lost_and_nothing_claimed(directory, told | {sample.key for sample in earlier})
+        killed, acknowledged = fork(work, lambda child, pipe: [])
+        found = assert_nothing_lost_and_nothing_claimed(directory, acknowledged | {sample.key for sample in earlier})
         assert {sample.key for sample in run(directory, wanted)} == {sample.key for sample in wanted} - found
         assert_complete(directory, wanted)
         if not killed:
@@ -614,13 +614,13 @@ def test_a_power_cut_at_every_step_loses_no_sample_and_leaves_nothing_that_looks
     wanted = make_samples(2, 3)
     directory = tmp_path / "run"
     disk = Disk(directory)
-    told: set[Key] = set()
+    acknowledged: set[Key] = set()
     cuts = itertools.count()
     real = {name: getattr(os, name) for name in ("fsync", "replace", "unlink")}
 
     def cut(claimed: int = 0) -> None:
         for copy in disk.copies_after_power_loss(tmp_path / f"cut {next(cuts)}"):
-            found = assert_nothing_lost_and_nothing_claimed(copy, told)
+            found = assert_nothing_lost_and_nothing_claimed(copy, acknowledged)
             assert not claimed or read_manifest(copy)["lines"] == claimed, "finish had returned"
             with monkeypatch.context() as patch:
                 for name, call in real.items():
@@ -643,7 +643,7 @@ def test_a_power_cut_at_every_step_loses_no_sample_and_leaves_nothing_that_looks
             for sample in samples[::order]:
                 if sample.key not in writer.done:
                     writer.add([sample])
-                    told.add(sample.key)
+                    acknowledged.add(sample.key)
                     cut()
             finish(writer)
             cut(claimed=len(samples))

@@ -151,14 +151,14 @@ def test_a_frame_from_python_has_the_columns_of_the_review(lm: LM, out_dir: Path
     assert set(METRICS) <= set(frame)
     for seed, rows in frame.groupby("seed"):
         for name, metric in METRICS.items():
-            told = summary.loc[seed, name]
+            reported = summary.loc[seed, name]
             if name.endswith("perplexity"):  # of all tokens: these samples are equally long
-                assert np.exp(np.log(rows[name]).mean()) == pytest.approx(told)
+                assert np.exp(np.log(rows[name]).mean()) == pytest.approx(reported)
             elif metric.per == "point":
                 assert rows[name].nunique(dropna=False) == 1
-                assert rows[name].iloc[0] == pytest.approx(told, nan_ok=True)
+                assert rows[name].iloc[0] == pytest.approx(reported, nan_ok=True)
             else:
-                assert rows[name].mean() == pytest.approx(told, nan_ok=True)
+                assert rows[name].mean() == pytest.approx(reported, nan_ok=True)
 
 
 def test_points_of_ones_own_are_crossed_with_the_other_settings(lm: LM) -> None:

@@ -41,12 +41,12 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Row]:
     rows: list[Row] = []
     real = Engine.run
 
-    def noted(self: Engine, asked: Any, *arguments: Any) -> Any:
+    def noted(self: Engine, given: Any, *arguments: Any) -> Any:
         if not arguments:  # the engine's own, that times a window
-            return real(self, asked)
+            return real(self, given)
 
         def each() -> Any:
-            for row in asked:
+            for row in given:
                 rows.append(row)
                 yield row
 
@@ -355,9 +355,9 @@ def test_a_point_that_fails_leaves_the_others_alone(run: Run, place: Path) -> No
         "python -m gptsweep -m model.out_dir=out,none,two start=a,JSONL:bad.jsonl model=resume "
         "sampling.num_samples=2 sampling.max_new_tokens=6 quiet=true name=n"
     )
-    told = lines[-3:-1]  # an error that points share is told once
-    assert all(line.startswith("outputs/sweeps/n/") for line in told)
-    assert sorted(line.count(" and 1 more: ") for line in told) == [1, 1]
+    failures = lines[-3:-1]  # an error that points share is printed once
+    assert all(line.startswith("outputs/sweeps/n/") for line in failures)
+    assert sorted(line.count(" and 1 more: ") for line in failures) == [1, 1]
     assert len(samples_of(place / "outputs/sweeps/n")) == 2
     rows = table(place / "outputs/sweeps/n")
     assert sorted(row["status"] for row in rows) == ["complete"] * 2 + ["failed"] * 4
@@ -503,9 +503,9 @@ def test_a_sweep_killed_at_any_moment_goes_on_to_the_same_bytes(place: Path) -> 
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(gptsweep.__file__).parents[1]), str(Path(__file__).parent)])},
     )
     assert driver.returncode == 0, driver.stderr[-3000:]
-    told = json.loads(driver.stdout.splitlines()[-1])
-    assert told["kills"] == 12
-    assert told["moments"] >= 3
+    result = json.loads(driver.stdout.splitlines()[-1])
+    assert result["kills"] == 12
+    assert result["moments"] >= 3
 
 
 def test_a_full_disk_loses_nothing_that_was_finished(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,14 +140,14 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     return given
 
 
-@pytest.mark.parametrize(("own", "asked", "given"), [(2, None, [2]), (8, None, []), (None, None, []), (2, 6, [6])])
+@pytest.mark.parametrize(("own", "chosen", "given"), [(2, None, [2]), (8, None, []), (None, None, []), (2, 6, [6])])
 def test_torch_is_given_fewer_threads_never_more_unless_asked(
-    counts: list[int], monkeypatch: pytest.MonkeyPatch, own: int | None, asked: int | None, given: list[int]
+    counts: list[int], monkeypatch: pytest.MonkeyPatch, own: int | None, chosen: int | None, given: list[int]
 ) -> None:
     monkeypatch.setattr(loading, "own_count", lambda: own)
-    free_cores = loading.set_threads(DeviceSettings(threads=asked))
+    free_cores = loading.set_threads(DeviceSettings(threads=chosen))
     assert counts == given
-    assert (free_cores is not None) == (own is not None and asked is None)
+    assert (free_cores is not None) == (own is not None and chosen is None)
 
 
 def test_a_compiled_model_keeps_the_threads_it_was_compiled_for() -> None:
