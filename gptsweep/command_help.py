@@ -75,6 +75,7 @@ def help_text() -> str:
 
 
 def read_conf(name: str) -> str:
+    """The text of ``conf/<name>.yaml``."""
     return (CONF_DIR / f"{name}.yaml").read_text(encoding="utf-8")
 
 

@@ -185,6 +185,7 @@ _IN_QUOTES = 'put it in quotes, as in key: "1e3" in a file and \'key="1e3"\' on 
 
 
 def typed(value: object) -> str:
+    """Format a value as users type it: ``true``, not ``True``."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -199,6 +200,7 @@ def register() -> None:
 
 
 def whole_schema() -> DictConfig:
+    """The schema of all keys, with a `TextNode` for each that holds text."""
     schema = _with_text(OmegaConf.structured(Config))
     # Hydra forbids new keys in every mapping of a composed config; the keys of this one are the user's.
     OmegaConf.set_struct(schema.sampling.logit_bias, False)

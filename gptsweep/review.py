@@ -238,7 +238,11 @@ def say_problems(sweep: Sweep, reference: Reference | None) -> None:
 
 
 def reference_of(options: argparse.Namespace, sweep: Sweep) -> Reference | None:
-    """The reference text: the requested one, which must be available, else the one scored earlier."""
+    """The reference text: the requested one, which is scored if necessary, else the one scored earlier, else None.
+
+    Raises:
+        GptsweepError: see `update_reference` and `with_own`; or ``--model`` is given without a use for it.
+    """
     directory = options.path[0]
     if options.model and not options.reference and MAUVE.name not in map(metric_name, options.metric):
         raise ResultsError("model", options.model, "needs --reference FILE:path or --metric mauve")
@@ -287,7 +291,11 @@ def bring_up_to_date(
 
 
 def chosen_metrics(sweep: Sweep, names: Sequence[str]) -> list[str]:
-    """The metrics to show: the requested ones, else the default ones that have values."""
+    """The metrics to show: the requested ones, else the default ones that have values.
+
+    Raises:
+        ResultsError: there is no metric of such a name.
+    """
     for name in names:
         if name not in sweep.declared:
             raise ResultsError(
@@ -297,7 +305,11 @@ def chosen_metrics(sweep: Sweep, names: Sequence[str]) -> list[str]:
 
 
 def sorted_rows(rows: pd.DataFrame, by: str | None) -> pd.DataFrame:
-    """Sort the rows as requested, empty values last, and renumber them from 0."""
+    """Sort the rows by a column (``-column``: descending), empty values last, and renumber them from 0.
+
+    Raises:
+        ResultsError: there is no such column.
+    """
     if not by:
         return rows
     name = by.removeprefix("-")
@@ -308,7 +320,11 @@ def sorted_rows(rows: pd.DataFrame, by: str | None) -> pd.DataFrame:
 
 
 def choice(text: str, sweep: Sweep, rows: pd.DataFrame) -> str | dict[str, Any]:
-    """Parse a point: the number of a row, ``key=value`` pairs, or a directory."""
+    """Parse a point: the number of a row, ``key=value`` pairs, or a directory.
+
+    Raises:
+        ResultsError: there is no such row, setting or value.
+    """
     if text.isdecimal():
         if len(text) > MOST_DIGITS or int(text) >= len(rows):
             raise ResultsError("diff", text, f"is not a row; there are rows 0 to {len(rows) - 1}")
@@ -329,7 +345,11 @@ def choice(text: str, sweep: Sweep, rows: pd.DataFrame) -> str | dict[str, Any]:
 
 
 def matching(key: str, typed: str, values: Sequence[Any]) -> Any:
-    """Find the value that was meant, for a number typed in another way (``1.0`` for 1)."""
+    """Find the value that was meant, for a number typed in another way (``1.0`` for 1).
+
+    Raises:
+        ResultsError: no value equals it.
+    """
     for value in values:
         try:
             if not isinstance(value, str) and value is not None and float(typed) == float(value):
@@ -342,7 +362,11 @@ def matching(key: str, typed: str, values: Sequence[Any]) -> Any:
 def best_of(
     options: argparse.Namespace, sweep: Sweep, rows: pd.DataFrame, reference: Mapping[str, float | None] | None
 ) -> Verdicts | None:
-    """Evaluate ``--best``."""
+    """Compare the rows with the best one for ``--best``; None without it.
+
+    Raises:
+        ResultsError: see `Aim.of` and `verdicts`.
+    """
     return verdicts(sweep, rows, Aim.of(options.best, reference, sweep.declared, option="best")) if options.best else None
 
 

@@ -45,7 +45,11 @@ def where(table: pd.DataFrame, expression: str) -> Mask:
 
 
 def truth(node: ast.expr, table: pd.DataFrame, expression: str) -> Mask:
-    """Evaluate a condition for each row."""
+    """Evaluate a condition for each row; see `where` for ``expression``, which errors show.
+
+    Raises:
+        ResultsError: it is not a condition, or contains an unknown column or a forbidden operation.
+    """
     if isinstance(node, ast.BoolOp):
         parts = [truth(part, table, expression) for part in node.values]
         both = np.logical_and if isinstance(node.op, ast.And) else np.logical_or
@@ -66,7 +70,11 @@ def truth(node: ast.expr, table: pd.DataFrame, expression: str) -> Mask:
 
 
 def compared(left: ast.expr, op: ast.cmpop, right: ast.expr, table: pd.DataFrame, expression: str) -> Mask:
-    """Evaluate one comparison for each row."""
+    """Evaluate one comparison for each row.
+
+    Raises:
+        ResultsError: the operator does not go with its operands, or see `value`.
+    """
     if isinstance(op, (ast.In, ast.NotIn)):
         if not isinstance(right, (ast.List, ast.Tuple, ast.Set)):
             raise ResultsError("where", expression, f"in needs a list; {WANTED}")
@@ -89,7 +97,12 @@ def compared(left: ast.expr, op: ast.cmpop, right: ast.expr, table: pd.DataFrame
 
 
 def value(node: ast.expr, table: pd.DataFrame, expression: str) -> Any:
-    """Evaluate a column, a constant, or arithmetic on them; None for ``null``."""
+    """Evaluate a column, a constant, or arithmetic on them; None for ``null``.
+
+    Raises:
+        ResultsError: an unknown column, or anything else.
+        TypeError: arithmetic on text.
+    """
     if isinstance(node, ast.Constant) and isinstance(node.value, (int, float, str, bool, type(None))):
         return node.value
     if isinstance(node, ast.Name):

@@ -140,6 +140,9 @@ class Sweep:
             and n counts samples; a metric per point is averaged over its points, and n counts points. Samples and points found
             in several directories count once. Errors are over independent clusters (see the module `stats`): different prompts,
             seeds or sample_index for metrics per sample, seeds for metrics per point; with one seed the latter have no error.
+
+        Raises:
+            ResultsError: ``by`` names a column that is not a setting.
         """
         keys = [key for key in self.swept if key != "seed"] if by is None else list(by)
         for key in keys:
@@ -180,7 +183,7 @@ class Sweep:
         return pd.DataFrame(columns)
 
     def compare(self, a: PointChoice, b: PointChoice) -> pd.DataFrame:
-        """The change from ``a`` to ``b`` in every metric, in units of the metric.
+        """The change from ``a`` to ``b`` in every metric, in units of the metric. Unknown points raise `ResultsError`.
 
         Samples are paired by prompt, seed, sample_index and every swept setting that ``a`` and ``b`` leave open. With common
         noise, a pair shares its random numbers, so its difference is much less noisy than that of two means. Intervals are 95 %

@@ -39,7 +39,7 @@ _REMEDIES = {
 
 @contextlib.contextmanager
 def refusals_as_results_errors(path: Path) -> Iterator[None]:
-    """Turn operating system errors at ``path`` into one clear line."""
+    """Turn each OSError into a `ResultsError` about ``path``: one line that says what would work."""
     try:
         yield
     except OSError as error:
@@ -51,7 +51,10 @@ def refusals_as_results_errors(path: Path) -> Iterator[None]:
 def atomic_write(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data`` atomically: at any moment a reader finds the complete old file or the complete new one.
 
-    The new content is durable on return. On failure this raises `ResultsError` and the old file is unchanged.
+    The new content is durable on return.
+
+    Raises:
+        ResultsError: it cannot be written; the old file is unchanged.
     """
     path = Path(path)
     with refusals_as_results_errors(path):
@@ -60,7 +63,11 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 
 def append(path: Path, data: bytes) -> int:
-    """Append complete lines, fsync, and return the offset at which they start. On failure no partial line is left."""
+    """Append complete lines, fsync, and return the offset in bytes at which they start.
+
+    Raises:
+        OSError: they cannot be written; no partial line is left.
+    """
     with os.fdopen(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab", buffering=0) as file:
         start = file.tell()
         try:
@@ -75,17 +82,19 @@ def append(path: Path, data: bytes) -> int:
 
 
 def write_all(file: BinaryIO, data: bytes) -> None:
+    """Write all of ``data`` to an unbuffered file, whose ``write`` may write only a part."""
     view = memoryview(data)
     while view:
         view = view[file.write(view) :]
 
 
 def replace(path: Path, chunks: Iterable[bytes]) -> None:
+    """Replace ``path`` atomically by a synced file; `sync_directory` makes its name durable. On OSError it is unchanged."""
     os.replace(write_temporary(path, chunks), path)
 
 
 def write_temporary(path: Path, chunks: Iterable[bytes]) -> Path:
-    """Write and fsync a file beside ``path``; on failure it is removed."""
+    """Write and fsync a file beside ``path``, and return its path; on failure it is removed."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
         with open(temporary, "xb") as file:
@@ -104,7 +113,7 @@ def seal(body: bytes) -> bytes:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make new names in ``directory`` durable, if system and file system support it."""
+    """Make new names in ``directory`` durable, if the operating system and the file system support that."""
     if sys.platform == "win32":
         return
     fd = os.open(directory, os.O_RDONLY)

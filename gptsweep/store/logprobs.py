@@ -28,7 +28,11 @@ _MOST_LINE = 1 << 28
 
 
 def line_of(sample: Sample) -> bytes:
-    """Encode the line of a sample that has ``logprobs``."""
+    """Encode the line of a sample.
+
+    Raises:
+        ValueError: it has no ``logprobs``.
+    """
     found = sample.logprobs
     if found is None:
         raise ValueError(f"sample {sample.key} of point {sample.point_id} has no log-probabilities")

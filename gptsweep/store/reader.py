@@ -97,6 +97,9 @@ def read_samples(path: str | Path) -> tuple[list[dict[str, Any]], int]:
     A run directory gives its finished and its partial samples together, without duplicates, ordered by ``(prompt_index,
     sample_index)``, even while another process writes there; a file gives its lines in order. A line that a process is still
     writing, or had not finished when it was killed, does not count as damaged.
+
+    Raises:
+        ResultsError: ``path`` does not exist or cannot be read.
     """
     path = Path(path)
     # The partial file first: if the point is finished between the two reads, its samples are seen twice, not never.

@@ -119,10 +119,13 @@ class PointWriter:
         """Write ``samples``, in any order; they are durable on return. Samples that are already on disk are skipped.
 
         ``made_by`` says what determined their bits; None: the writer's own.
+
+        Raises:
+            ResultsError: they cannot be written, or a sample that is generated again for its logprobs has other tokens.
+            ValueError: a sample belongs to another point.
         """
-        strangers = {sample.point_id for sample in samples} - {self.point_id}
-        if strangers:
-            raise ValueError(f"samples of point {strangers.pop()} given to the writer of point {self.point_id}")
+        if others := {sample.point_id for sample in samples} - {self.point_id}:
+            raise ValueError(f"samples of point {others.pop()} given to the writer of point {self.point_id}")
         lines = {
             sample.key: self._encoder.line(sample).encode() for sample in samples if sample.key not in self._samples.places
         }
