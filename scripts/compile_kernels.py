@@ -1,16 +1,16 @@
-"""Compile the loops of the CPU kernels to LLVM's code, for the package: ``gptsweep/data/kernels.zip``.
+"""Compile the loops of the CPU kernels to LLVM bitcode, for the package: ``gptsweep/data/kernels.zip``.
 
     python scripts/compile_kernels.py            # after a change in gptsweep/kernels/
-    python scripts/compile_kernels.py --check    # is the archive what the sources give?
+    python scripts/compile_kernels.py --check    # does the archive match the sources?
 
-A user's machine makes machine code of that in two seconds at first use; numba takes ten to twenty for the loops themselves.
-Where the archive is not of these loops, and on other systems than the one it was made on, numba compiles them at first use.
+At first use, a user's machine compiles the bitcode to machine code, in two seconds; numba takes ten to twenty seconds for the
+loops themselves. It compiles them only if the archive does not match the loops or was built for another platform.
 
-The archive is committed. The package's build could make it, but that would make the README's commands slower and less sure.
-numba takes 21 s of CPU for all kernels on a slow machine and 10 s on a fast one, whether a user needs them or not. `pip` builds
-in an environment of its own, so it would download numba and llvmlite (63 MB) once more, perhaps in a version other than the
-installed one, and would need wheels of them for the platform. `.ci/run` checks instead that the archive is what the sources
-give: the digest of the sources has to match, and LLVM's code of each kernel, unless another numba or llvmlite made it.
+The archive is committed. The package's build could create it, but that would make the README's commands slower and less
+reliable. numba takes 10 to 21 s of CPU for all kernels, whether a user needs them or not. `pip` builds in an environment of its
+own, so it would download numba and llvmlite (63 MB) again, perhaps in other versions than the installed ones, and would need
+wheels of them for the platform. Instead, `.ci/run` checks that the archive matches the sources: the digest of the sources must
+be equal, and so must the bitcode of each kernel, unless it was built with another numba or llvmlite.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 
 from llvmlite import binding
 
-# One kernel is written for AVX-512, so numba compiles for a processor that has it, whichever this one is.
+# One kernel is written for AVX-512, so numba compiles for a processor with AVX-512, whatever this one is.
 os.environ |= {
     "NUMBA_CPU_NAME": "skylake-avx512",
     "NUMBA_CPU_FEATURES": "+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512cd,+avx2,+fma",
@@ -36,7 +36,7 @@ from gptsweep.kernels import runtime as kernels
 
 
 def compile_to(path: Path) -> None:
-    """Write the archive: LLVM's bitcode of each kernel; its comment says what it was made of, for what, and by what."""
+    """Write the archive: the bitcode of each kernel, and a comment with the sources' digest, the platform and the compilers."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
         compilers = f"numba {version('numba')} llvmlite {version('llvmlite')}"
         archive.comment = f"{kernels.archive_key()} {compilers}".encode()
@@ -46,7 +46,7 @@ def compile_to(path: Path) -> None:
 
 
 def difference(shipped: Path, fresh: Path) -> str:
-    """How the archive at ``shipped`` differs from what the sources give, ``fresh``; empty where it does not."""
+    """Describe how the archive ``shipped`` differs from ``fresh``, which was just built; empty if it does not."""
     with zipfile.ZipFile(shipped) as old, zipfile.ZipFile(fresh) as new:
         made, wanted = (archive.comment.decode().split(maxsplit=2) for archive in (old, new))
         if made[0] != wanted[0]:
@@ -64,9 +64,9 @@ def difference(shipped: Path, fresh: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing, and fail where the archive is not of the sources")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the archive does not match")
     check = parser.parse_args().check
-    kernels.machine()  # LLVM knows of it from here on
+    kernels.machine()  # initialises LLVM for this processor
     if not check:
         compile_to(kernels.SHIPPED)
         print(f"{kernels.SHIPPED}: {kernels.SHIPPED.stat().st_size:,} bytes")

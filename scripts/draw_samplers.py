@@ -1,9 +1,9 @@
-"""Draw what each sampler makes of two distributions, for ``docs/samplers.md``.
+"""Draw the effect of each sampler on two distributions, for ``docs/samplers.md``.
 
     python scripts/draw_samplers.py
 
-Writes an SVG a sampler into ``docs/samplers/``. Grey is the model, colour what is sampled from, as `gptsweep.distribution`
-has it: on the left a model that is sure of the next token, on the right one that is not.
+It writes one SVG file per sampler into ``docs/samplers/``. Grey is the model's distribution, colour the one sampled from (by
+`gptsweep.distribution`): on the left for a model that is certain of the next token, on the right for one that is not.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MODEL, SAMPLED, TEXT = "#8c8c8c", "#c2571a", "#808080"
 
 
 def panel(model: Sequence[float], sampled: Sequence[float], left: float) -> list[str]:
-    """Bars of both, side by side for each token."""
+    """The bars of both distributions, side by side for each token."""
     top = max(*model, *sampled)
     bars = []
     for place, (before, after) in enumerate(zip(model, sampled, strict=True)):
@@ -71,7 +71,7 @@ def picture(settings: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Draw them all."""
+    """Draw all samplers."""
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     for name, settings in SHOWN.items():
         (DIRECTORY / f"{name}.svg").write_text(picture(settings))

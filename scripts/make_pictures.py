@@ -2,8 +2,8 @@
 
     python scripts/make_pictures.py [SWEEP [SAMPLERS]]
 
-Without SWEEP one is run into a temporary directory, and ``experiment=samplers`` without SAMPLERS. Needs the extra ``test``
-(playwright) and Debian's chromium. Writes ``docs/report.png``, ``docs/samples.png``, ``docs/report-dark.png``,
+Without SWEEP, a sweep is run in a temporary directory; without SAMPLERS, ``experiment=samplers``. It needs the extra ``test``
+(playwright) and Debian's chromium, and writes ``docs/report.png``, ``docs/samples.png``, ``docs/report-dark.png``,
 ``docs/review.png`` and ``docs/samplers.png``.
 """
 
@@ -51,7 +51,7 @@ PAPER = TerminalTheme(
 
 
 def run_sweep(directory: Path) -> Path:
-    """The sweep that is shown."""
+    """Run the sweep to show, and return its directory."""
     text = directory / "sonnet.txt"
     text.write_text(SONNET)
     sweep = directory / "shakespeare"
@@ -61,7 +61,7 @@ def run_sweep(directory: Path) -> Path:
 
 
 def run_samplers(directory: Path) -> Path:
-    """The comparison of samplers that is shown."""
+    """Run the comparison of samplers to show, and return its directory."""
     sweep = directory / "samplers"
     command = [sys.executable, "-m", "gptsweep", "-m", "experiment=samplers", f"hydra.sweep.dir={sweep}", "quiet=true"]
     subprocess.run(command, check=True, cwd=ROOT)
@@ -69,7 +69,7 @@ def run_samplers(directory: Path) -> Path:
 
 
 def terminal(sweep: Path, path: Path) -> None:
-    """The table of the command as an SVG file, as a terminal of 104 columns shows it."""
+    """Write the table of the command as an SVG file, as a terminal of 104 columns shows it."""
     options = review.parser().parse_args([str(sweep), "--best", "seq_rep_4:reference", "--no-report", "--format", "table",
                                           "--metric", "perplexity,seq_rep_4,diversity,self_bleu_4"])  # fmt: skip
     with open(os.devnull, "w") as nowhere:
@@ -79,7 +79,7 @@ def terminal(sweep: Path, path: Path) -> None:
 
 
 def telling_view(sweep: Path) -> str:
-    """The address of three points and of the sample in which their texts stay together longest."""
+    """The address of the page with three points, at the sample whose texts diverge last."""
     found = read_sweep(sweep)
     groups = found.group()
     middle = groups.index[groups["top_k"] == 65][1:4]
@@ -96,13 +96,13 @@ def telling_view(sweep: Path) -> str:
 
 
 def clip(page: Any, selector: str, path: Path) -> None:
-    """A picture of one part of the page, with some air around it."""
+    """Take a picture of one part of the page, with a margin."""
     box = page.locator(selector).bounding_box()
     page.screenshot(path=path, full_page=True, clip={"x": 0, "y": max(0, box["y"]), "width": 1200, "height": box["height"]})
 
 
 def main() -> None:
-    """Make them all."""
+    """Make all pictures."""
     DOCS.mkdir(exist_ok=True)
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:

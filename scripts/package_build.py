@@ -1,7 +1,7 @@
 """The build step of the package, named in ``pyproject.toml``: ``conf/`` goes into a wheel as ``gptsweep.conf``.
 
-Were it said by ``package-dir`` there, an editable install would find modules by a hook that comes after the working directory,
-and ``import gptsweep`` would take the directory of a clone for the package, wherever that is called ``gptsweep``.
+With ``package-dir`` instead, an editable install would find modules through an import hook that comes after the working
+directory, so ``import gptsweep`` would take a clone's directory of that name for the package.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ CONF = Path("conf")
 
 
 class BuildPy(build_py.build_py):
-    """setuptools' own, with the files of ``conf/`` among the package's data."""
+    """setuptools' command, with the files of ``conf/`` among the package's data."""
 
     def _get_data_files(self) -> list[tuple[str, str, str, list[str]]]:
         files = [str(path.relative_to(CONF)) for path in _settings()]
@@ -23,7 +23,7 @@ class BuildPy(build_py.build_py):
         return [*super()._get_data_files(), ("gptsweep.conf", str(CONF), into, files)]
 
     def get_source_files(self) -> list[str]:
-        """What a source distribution needs of them, and this file."""
+        """The files of ``conf/`` that a source distribution needs, and this file."""
         return [*super().get_source_files(), *map(str, _settings()), "scripts/package_build.py"]
 
 

@@ -2,5 +2,5 @@
 
 
 def on_page_content(html: str, **_: object) -> str:
-    """GitHub wants a pipe in the code of a table escaped; Python-Markdown would show the backslash."""
+    """Remove backslashes before pipes in the code of tables: GitHub requires them, but Python-Markdown shows them."""
     return html.replace(r"&lt;\|endoftext\|&gt;", "&lt;|endoftext|&gt;")

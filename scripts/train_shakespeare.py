@@ -1,23 +1,23 @@
-"""Train the character-level model that gptsweep carries in its package (``model=shakespeare``).
+"""Train the character-level model that ships with gptsweep (``model=shakespeare``).
 
     OMP_NUM_THREADS=1 python scripts/train_shakespeare.py --text tinyshakespeare.txt
 
 The text is nanoGPT's ``shakespeare_char``: the first nine tenths are trained on, the last tenth is held out. The matrices
 inside the blocks are trained with Muon (Jordan et al., 2024), embeddings and norms with AdamW, in float32 on the CPU. The
-architecture is Qwen3's, with a window in every layer, so a sample can grow for ever at a constant cost a token. One directory
-gets
+architecture is Qwen3's, with a window in every layer, so a sample can grow without limit at a constant cost per token. The
+output directory gets
 
     model.safetensors    float16 weights under transformers' names; metadata: ``config`` (as in a ``config.json`` of Qwen3) and
                          ``training``, both JSON
     vocab.json           the characters, in the order of their ids
-    train.log            the machine and one line an evaluation
+    train.log            the machine, and one line per evaluation
 
-and is always loadable: every evaluation that is better than those before replaces ``model.safetensors``. The validation loss is
-that of the file (float16 weights), over the whole of the last tenth, in nats a character, each read after at least half a
-training window; ``in windows of 256`` is the loss where nothing is known before each 256, as version 0.1's was measured.
+and is always loadable: each evaluation that improves on all earlier ones replaces ``model.safetensors``. The validation loss is
+that of the file (float16 weights) over the whole last tenth, in nats per character, each read after at least half a training
+window. ``in windows of 256`` is the loss without any text before each window, as it was measured for version 0.1.
 
 Every random number of a step is drawn from (seed, step), so a run that is killed and resumed writes the same bytes as one that
-was not, and two runs on one kind of machine with one torch build do too.
+was not, and so do two runs on machines of one kind with the same build of torch.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the script belongs to a checkout: train what stands here, not what is installed
+sys.path.insert(0, str(ROOT))  # import gptsweep from this checkout, not the installed one
 
 from gptsweep.models.decoder import Block, Decoder, DecoderConfig  # noqa: E402
 from gptsweep.models.layers import NormConfig, RotaryConfig  # noqa: E402
@@ -53,7 +53,7 @@ from gptsweep.models.qwen import Qwen3  # noqa: E402
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything besides the text that decides which weights come out; rates are peaks, see `rate`."""
+    """Everything besides the text that determines the weights. Learning rates are peaks; see `rate`."""
 
     n_layer: int = 4
     n_head: int = 6
@@ -72,11 +72,11 @@ class Recipe:
     seed: int = 1337
 
     def rate(self, step: int) -> float:
-        """Fraction of the peak rate: linear warm-up, flat, then linear to zero over the last ``decay`` of the steps."""
+        """The fraction of the peak rate: a linear warm-up, a plateau, then linear to 0 over the last ``decay`` of the steps."""
         return min(1.0, (step + 1) / self.warm_up, (self.steps - step) / (self.decay * self.steps))
 
     def settings(self, vocab_size: int) -> dict[str, object]:
-        """The model's shape as a ``config.json`` of Qwen3 says it."""
+        """The model's shape in the form of Qwen3's ``config.json``."""
         return {
             "model_type": "qwen3",
             "vocab_size": vocab_size,
@@ -98,7 +98,7 @@ class Recipe:
         }
 
     def shape(self, vocab_size: int) -> DecoderConfig:
-        """The same as the package's own description."""
+        """The model's shape as a `DecoderConfig`."""
         return DecoderConfig(
             vocab_size=vocab_size,
             block_size=self.block_size,
@@ -116,12 +116,12 @@ class Recipe:
 
     @property
     def flat_until(self) -> int:
-        """Up to this step a run does not depend on ``steps``."""
+        """The last step that does not depend on ``steps``."""
         return math.floor(self.steps * (1 - self.decay))
 
 
 class Corpus:
-    """The text as ids, as nanoGPT's ``shakespeare_char`` prepares it."""
+    """The token ids of the text, as nanoGPT's ``shakespeare_char`` prepares them."""
 
     def __init__(self, text: str) -> None:
         self.vocabulary = sorted(set(text))
@@ -154,7 +154,7 @@ def validation_loss(model: Decoder, ids: Tensor, length: int, known: int) -> flo
 
 
 def add_dropout(model: Decoder, p: float) -> None:
-    """Dropout where nanoGPT has it (embeddings, ends of both branches; not inside attention), as hooks on a plain model."""
+    """Add dropout as in nanoGPT (after the embedding and both residual branches, not inside attention), by forward hooks."""
 
     def drop(module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         return F.dropout(output, p, module.training)
@@ -166,13 +166,13 @@ def add_dropout(model: Decoder, p: float) -> None:
 
 
 class Muon(torch.optim.Optimizer):
-    """`torch.optim.Muon`, but that it makes updates orthogonal in float32: bfloat16, which torch's takes, is slow on most CPUs.
+    """`torch.optim.Muon`, but orthogonalising in float32, because bfloat16, which torch uses, is slow on most CPUs.
 
     Args:
         matrices: parameters of two dimensions.
-        lr: learning rate.
-        weight_decay: part of a parameter that a step of rate 1 takes off.
-        momentum: of the gradient, as Nesterov's.
+        lr: the learning rate.
+        weight_decay: the share of a parameter that a step of rate 1 removes.
+        momentum: Nesterov momentum of the gradient.
     """
 
     def __init__(self, matrices: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
@@ -180,7 +180,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Change the parameters by their gradients."""
+        """Update the parameters from their gradients."""
         for group in self.param_groups:
             for matrix in group["params"]:
                 mean = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix))
@@ -191,7 +191,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Nearly the orthogonal matrix nearest to ``matrix [n, m]``, by five Newton-Schulz steps (Jordan et al., 2024)."""
+    """Approximate the orthogonal matrix nearest to ``matrix [n, m]``, by five Newton-Schulz steps (Jordan et al., 2024)."""
     wide = matrix.T if len(matrix) > matrix.shape[1] else matrix
     wide = wide / wide.norm().clamp(min=1e-7)
     for _ in range(5):
@@ -232,14 +232,14 @@ def float16_weights(model: Decoder) -> dict[str, Tensor]:
 
 
 def as_stored(model: Decoder) -> Decoder:
-    """A plain model (no hooks) in float32 with the weights as they are stored."""
+    """A model without hooks, in float32, with the weights rounded as they are stored."""
     stored = Llama(model.config)
     stored.load_state_dict({name: weight.half().float() for name, weight in model.state_dict().items()})
     return stored.eval()
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Write ``data`` so that ``path`` holds either the old bytes or the new ones, never a part."""
+    """Write ``data`` so that ``path`` always holds either all old bytes or all new ones."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(data)
@@ -247,7 +247,7 @@ def replace(path: Path, data: bytes) -> None:
 
 
 def ordered(data: bytes) -> bytes:
-    """The same safetensors file with its header's keys in order: the library writes metadata in an order that varies."""
+    """Sort the keys in the header of a safetensors file, because the library writes metadata in a varying order."""
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
@@ -255,14 +255,14 @@ def ordered(data: bytes) -> bytes:
 
 
 def machine() -> str:
-    """The processor's name where Linux gives it, the processor's family elsewhere."""
+    """The processor's name on Linux, its architecture elsewhere."""
     cpuinfo = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
     return found[1] if found else platform.machine()
 
 
 class Training:
-    """One run: the model, its optimisers, and how far they have come."""
+    """The state of a run: the model, its optimisers, and the number of steps done."""
 
     def __init__(self, corpus: Corpus, recipe: Recipe, out: Path, state_file: Path) -> None:
         self.corpus, self.recipe, self.out, self.state_file = corpus, recipe, out, state_file
@@ -275,11 +275,11 @@ class Training:
 
     @property
     def characters(self) -> int:
-        """Characters trained on so far, repetitions counted."""
+        """The number of characters trained on so far, repetitions included."""
         return self.step * self.recipe.batch_size * self.recipe.block_size
 
     def save(self) -> None:
-        """Keep the state, so that `resume` goes on from here."""
+        """Save the state for `resume`."""
         state = {
             "recipe": dataclasses.asdict(self.recipe),
             "text": self.corpus.sha256,
@@ -292,7 +292,11 @@ class Training:
         replace(self.state_file, data.getvalue())
 
     def resume(self) -> None:
-        """Go on from the kept state. Raises ValueError where it belongs to another run."""
+        """Load the saved state.
+
+        Raises:
+            ValueError: it belongs to another run.
+        """
         state = torch.load(self.state_file, weights_only=True)
         before = Recipe(**state["recipe"])
         same = dataclasses.replace(before, steps=self.recipe.steps) == self.recipe and state["text"] == self.corpus.sha256
@@ -306,7 +310,7 @@ class Training:
             optimiser.load_state_dict(kept)
 
     def advance(self) -> Tensor:
-        """One step; its loss."""
+        """Do one step, and return its loss."""
         torch.manual_seed(self.recipe.seed * 1_000_003 + self.step)
         inputs, targets = self.corpus.batch(self.recipe.batch_size, self.recipe.block_size)
         loss = F.cross_entropy(self.model(inputs).flatten(0, 1), targets.flatten())
@@ -321,7 +325,7 @@ class Training:
         return loss.detach()
 
     def export(self, weights: dict[str, Tensor], loss: float) -> None:
-        """Write the files that the package carries. No times in them: the same run gives the same bytes."""
+        """Write the files of the package. They contain no time, so the same run gives the same bytes."""
         facts = dataclasses.asdict(self.recipe) | {
             "step": self.step,
             "characters": self.characters,
@@ -371,7 +375,7 @@ class Training:
 
 
 def arguments(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace, Recipe]:
-    """The command line: where things are, and one option a field of `Recipe`."""
+    """The command line: paths, and one option per field of `Recipe`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--text", type=Path, required=True, help="the text to learn, UTF-8")
     parser.add_argument("--out", type=Path, default=ROOT / "gptsweep/data/shakespeare", help="directory for the model")
