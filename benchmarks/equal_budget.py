@@ -1,11 +1,11 @@
-"""How often the comparison of samplers is right: simulated sweeps whose families are the same, or differ by a known size.
+"""How often the comparison of samplers is right, on simulated sweeps whose families are equal or differ by a known effect.
 
     python benchmarks/equal_budget.py [--sweeps 200]
 
-Each line is 200 sweeps made by ``tests/planted.py``: how often the comparison says that any family is ahead of any other, at
-any budget (``ahead``), the same said of the settings that were tried alone (``here``), how often the wrong one is ahead, and
-how often the right one is at budgets 1, 2, 4 and all. Sizes are in standard deviations of what the settings of one family are
-worth. Some minutes on a core.
+Each line is for 200 sweeps by ``tests/planted.py``: how often the comparison finds any family ahead of any other at any budget
+(``ahead``), how often it does so for the tried settings alone (``here``), how often the wrong family is ahead, and how often
+the right one is at budgets 1, 2, 4 and all. Effects are in standard deviations over the settings of one family. It takes some
+minutes on one core.
 """
 
 from __future__ import annotations

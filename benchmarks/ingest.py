@@ -1,12 +1,12 @@
-"""How many samples a driver takes in from workers: unpickling, lines, summaries, manifests and syncs, without a model.
+"""How many samples per second a driver takes from workers: unpickling, lines, summaries, manifests and syncs, without a model.
 
     python benchmarks/ingest.py [--workers 1 4 16] [--points 100] [--samples 200] [--tokens 100]
 
-Workers are processes that hold canned samples, pickled beforehand, and stream them over pipes as fast as they are read. The
-driver is the real one: the session and the store put them into run directories, with every sync and every metric. Each line is
-a run in a process of its own. ``wall/s`` are samples a second; ``CPU/s`` samples a second of the driver's own CPU: what they
-would be on an idle machine whose disk took no time. ``grown`` is what the driver's memory grows by between a quarter of the
-samples and the last, and ``plan`` what jobs, points and rows took before.
+Workers are processes with canned samples, pickled beforehand, which they stream over pipes as fast as they are read. The driver
+is the real one: the session and the store write them to run directories, with every sync and every metric. Each line is a run
+in a process of its own. ``wall/s`` is in samples per second; ``CPU/s`` is in samples per second of the driver's own CPU time,
+the rate on an idle machine whose disk takes no time. ``grown`` is how much the driver's memory grows from a quarter of the
+samples to the last, and ``plan`` how much jobs, points and rows took before.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from gptsweep.run.rows import Finished, OpenModel, Plan, SampleKey
 from gptsweep.run.session import run_jobs
 
 BATCH = 64
-"""Samples that a worker sends at a time."""
+"""The number of samples that a worker sends at a time."""
 CANNED = 256
-"""Different texts."""
+"""The number of different texts."""
 LETTERS = "abcdefghijklmnopqrstuvwxyz .,;:'!?\nABCDEFGHIJKLMNOPQRSTUVWXYZ"
 HOW = Provenance(dtype="float32", device="cpu", arithmetic="float32", threads=1, made_by={"canned": 1}, versions={})
 
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def measure(root: Path, arguments: argparse.Namespace) -> dict[str, float]:
-    """One run in this process: samples a second of wall time and of CPU time, and bytes a sample."""
+    """Do one run in this process: samples per second of wall time and of CPU time, and bytes per sample."""
     before = memory()
     jobs = []
     for number in range(arguments.points):  # they share noise, so a message holds samples of up to 64 points
@@ -97,7 +97,7 @@ def measure(root: Path, arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def memory() -> int:
-    """Bytes of this process in memory."""
+    """The resident memory of this process, in bytes."""
     return int(psutil.Process().memory_info().rss)
 
 
@@ -116,7 +116,7 @@ class Canned:
 
 
 class Streaming:
-    """An executor whose workers stream canned samples; ``began`` is the time when they were let go."""
+    """An executor whose workers stream canned samples; ``began`` is the time when they started to."""
 
     def __init__(self, workers: int, tokens: int) -> None:
         self.workers, self.tokens = workers, tokens
@@ -169,7 +169,7 @@ class Streaming:
 
 
 def stream(pipe: Connection, model: OpenModel, plan: Plan, keys: list[SampleKey], tokens: int) -> None:
-    """A worker: make the messages, wait for the word, and send them."""
+    """Run a worker: prepare the messages, wait for the driver's signal, and send them."""
     numbers = random.Random(keys[0][0])
     texts = [tuple(numbers.randrange(len(LETTERS)) for _ in range(tokens)) for _ in range(CANNED)]
     messages = []
@@ -186,7 +186,7 @@ def stream(pipe: Connection, model: OpenModel, plan: Plan, keys: list[SampleKey]
 
 
 def finished(model: OpenModel, ids: tuple[int, ...]) -> Finished:
-    """A canned row, as it comes back from a worker."""
+    """A finished row with canned text."""
     return Finished(model.tokenizer.decode(ids), ids, "length", -1.2345678901234567, -1.1234567890123456, 1.3456789012345678)
 
 

@@ -1,8 +1,8 @@
-"""GFLOP/s of linear layers alone, by this project's kernels and by oneDNN: those that this CPU has.
+"""GFLOP/s of linear layers alone, by those of this project's kernels and of oneDNN's layers that this CPU has.
 
     python benchmarks/layer_speed.py [--rows 1 2 8 16 64 256] [--layers 768x2304 3072x768 768x50257]
 
-Layers are ``n_in x n_out``; each is run again and again, so that weights that fit a cache lie in it; the median counts.
+Layers are ``n_in x n_out``. Each runs repeatedly, so weights that fit into a cache are read from it; the median counts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gptsweep.models.linear import OneDnn
 
 
 def gigaflops(run: Callable[[Tensor], Tensor], x: Tensor, n_out: int, repeats: int) -> float:
-    """Of the product of ``x [rows, n_in]`` with ``n_out`` outputs."""
+    """Measure the GFLOP/s of the product of ``x [rows, n_in]`` with ``n_out`` outputs."""
     run(x)
     times = []
     for _ in range(repeats):

@@ -1,7 +1,7 @@
 """One engine, one job, one process: ``python peer_engines.py JOB_JSON``, run by peers.py in an environment with that engine.
 
-Each function below loads the model, warms up, and returns what it measured. All get token ids and give token ids; the time is
-from the first prompt handed over to the last token back, prefill included.
+Each function below loads the model, warms up, and returns its measurements. All take and return token ids; the time is from the
+first prompt to the last token, prefill included.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import Any
 RESULT = "RESULT "
 """The line of standard output that holds the result, as JSON."""
 SAME_OF = 16
-"""Samples that the promise is tried on."""
+"""The number of samples to test batch invariance with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What to generate, by whom; ``batch`` None leaves the number of rows decoded together to the engine."""
+    """What to generate, and with which engine; ``batch`` None leaves the number of rows decoded together to the engine."""
 
     engine: str
     dtype: str = "bfloat16"
@@ -41,16 +41,16 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What the job is called in tables; jobs that differ in ``batch`` alone share it."""
+        """The job's name in tables; jobs that differ only in ``batch`` share it."""
         return " ".join(filter(None, (self.engine, self.dtype, self.variant)))
 
     @property
     def warm_up(self) -> Job:
-        """As many rows for two tokens: buffers, kernels and threads are there afterwards."""
+        """The same rows with two tokens each, so that buffers, kernels and threads exist afterwards."""
         return replace(self, tokens=2)
 
     def directory(self, made_by: str) -> Path:
-        """Where the model lies that ``made_by`` reads."""
+        """The directory of the model in the format that ``made_by`` writes."""
         return Path(self.models) / f"{self.shape}-{made_by}"
 
     def settings(self) -> list[tuple[float, int | None, int]]:
@@ -59,20 +59,20 @@ class Job:
         return [point for point in points for _ in range(-(-self.rows // 16))][: self.rows]
 
     def batches(self) -> Iterator[int]:
-        """Rows of each call, for engines that decode what they are handed in one batch."""
+        """The number of rows of each call, for engines that decode all rows of a call in one batch."""
         batch = self.batch or self.rows
         for begin in range(0, self.rows, batch):
             yield min(batch, self.rows - begin)
 
 
 GGUF_TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "int8": "Q8_0"}
-"""What llama.cpp's files call a dtype of linear layers."""
+"""The names of dtypes of linear layers in llama.cpp's files."""
 
 Measured = dict[str, Any]
 
 
 def timed(job: Job, run: Callable[[Job], int]) -> Measured:
-    """Warm up, then run: tokens generated and the seconds they took."""
+    """Warm up, then run: the number of tokens generated and the seconds they took."""
     run(job.warm_up)
     begin = time.perf_counter()
     tokens = run(job)
@@ -88,10 +88,10 @@ def prompt_of(job: Job) -> list[int]:
 
 
 def gptsweep(job: Job) -> Measured:
-    """This project; ``limit`` is the speed of its linear layers alone on as many rows, before and after.
+    """This project. ``limit`` is the speed of its linear layers alone on the same number of rows, before and after the run.
 
-    Variant ``independent``: each row has noise of its own; else points share it, as in a sweep. ``entropy``: the mean at
-    temperature 1.
+    In the variant ``independent`` each row has noise of its own; otherwise points share it, as in a sweep. ``entropy`` is the
+    mean at temperature 1.
     """
     from profile_step import linear_limit
     from shapes import grid, random_model
@@ -127,7 +127,7 @@ def gptsweep(job: Job) -> Measured:
 
 
 def nanogpt(job: Job) -> Measured:
-    """A plain sampling loop in nanoGPT's manner: the whole window through the model for every token, in float32."""
+    """A plain sampling loop like nanoGPT's: the model reads the whole window for every token, in float32."""
     import torch
     from shapes import random_weights
 
@@ -155,10 +155,10 @@ def nanogpt(job: Job) -> Measured:
 
 
 def openvino(job: Job) -> Measured:
-    """OpenVINO GenAI's continuous batching, every row a request with its own settings.
+    """OpenVINO GenAI's continuous batching, with each row as a request with its own settings.
 
-    Variants: ``prefix`` switches prefix caching on; ``shared`` asks for the samples of a point as one request with
-    ``num_return_sequences``, which shares their prompt.
+    The variant ``prefix`` switches prefix caching on; ``shared`` makes the samples of a point one request with
+    ``num_return_sequences``, so that they share their prompt.
     """
     import numpy as np
     import openvino as ov
@@ -203,7 +203,7 @@ def openvino(job: Job) -> Measured:
 
 
 def ctranslate2(job: Job) -> Measured:
-    """CTranslate2, one setting for all rows: it takes no settings by row."""
+    """CTranslate2, with the same settings for all rows, as it takes none per row."""
     import ctranslate2 as ct2
 
     directory = job.directory("ctranslate2")
@@ -229,7 +229,7 @@ def ctranslate2(job: Job) -> Measured:
 
 
 def transformers(job: Job) -> Measured:
-    """Hugging Face's `generate`, one setting for all rows."""
+    """Hugging Face's `generate`, with the same settings for all rows."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -254,7 +254,7 @@ def transformers(job: Job) -> Measured:
 
 
 def llamacpp(job: Job) -> Measured:
-    """llama.cpp by its own interface, as its example of batched decoding does it: ``batch`` sequences at a time.
+    """llama.cpp through its C API, like its example of batched decoding: ``batch`` sequences at a time.
 
     The prompt is read once, and its keys and values are shared; every row has a sampler of its own.
     """
@@ -314,7 +314,7 @@ def llamacpp(job: Job) -> Measured:
 
 
 def vllm(job: Job) -> Measured:
-    """vLLM's CPU backend, every row a request with its own settings."""
+    """vLLM's CPU backend, with each row as a request with its own settings."""
     from vllm import LLM, SamplingParams
 
     llm = LLM(str(job.directory("hf")), dtype=job.dtype, max_num_seqs=job.batch or 256, max_model_len=1024)
@@ -334,12 +334,12 @@ def vllm(job: Job) -> Measured:
 
 
 def same(together: list[Any], alone: list[Any]) -> Measured:
-    """How many samples are the same in a batch and alone."""
+    """Count the samples that are equal in a batch and alone."""
     return {"same": sum(list(a) == list(b) for a, b in zip(together, alone, strict=True))}
 
 
 def peak_memory() -> int:
-    """Bytes of the process's peak resident set. (`resource` would count the parent's, which was there before.)"""
+    """The peak resident memory of this process, in bytes; `resource` would include the parent's before the fork."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return 1024 * int(line.split()[1])

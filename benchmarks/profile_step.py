@@ -1,16 +1,17 @@
-"""Where a decode step's time goes: linear layers, attention, choosing tokens, the small operations, and Python between them.
+"""Where a decode step's time goes: linear layers, attention, sampling, small operations, and Python in between.
 
     python benchmarks/profile_step.py [--rows 256] [--dtype bfloat16] [--shape gpt2] [--independent]
     python benchmarks/profile_step.py --sampling typical_p=0.9              # with more settings
-    python benchmarks/profile_step.py --sampling each                      # choosing tokens alone, by each sampler
+    python benchmarks/profile_step.py --sampling each                      # sampling alone, with each sampler
 
-The model has random weights of the given shape, the rows one 32-token prompt; steps are measured once all rows are in flight.
-Rows that have drawn the same tokens are one sequence; `sequences` is their mean number. `limit` times the linear layers alone,
-on the same number of rows, and `share` is how much of the step they are. `entropy` is the mean at temperature 1.
+The model has random weights and the given shape, and the rows share a prompt of 32 tokens; steps are measured once all rows are
+in flight. Rows that have sampled the same tokens are one sequence; `sequences` is their mean number. `limit` is the time of the
+linear layers alone on the same number of rows, and `share` is their share of the step. `entropy` is the mean at temperature 1.
 
-`--sampling each` samples from random logits, of the deviation `--deviation`, after a text of 1,000 tokens, on one thread, and
-counts its CPU time: each sampler is switched on beside top_k 200, as `sampling` has it by default, and alone. `times` are those
-of top_k 200 alone; `bar` is the most that they should be beside it. Alone, each draws from all tokens, as `none` does.
+`--sampling each` samples from random logits with the standard deviation `--deviation`, after a text of 1,000 tokens, on one
+thread, and counts its CPU time: with each sampler in addition to top_k 200, which is the default, and with each alone. `times`
+is the multiple of the time of top_k 200 alone, and `bar` the most that it should be in addition to top_k. Alone, each sampler
+samples from all tokens, as `none` does.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from gptsweep.records import Row, Sampling
 
 
 def timed(spent: dict[str, float], part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function``, its time added to ``spent[part]``."""
+    """Wrap ``function`` to add its time to ``spent[part]``."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         begin = time.perf_counter()
@@ -99,7 +100,7 @@ def linear_limit(model: GPT | Decoder, rows: int, repeats: int) -> float:
 
 
 def head_of(model: GPT | Decoder) -> nn.Module:
-    """The layer that makes logits."""
+    """The layer that computes the logits."""
     return model.lm_head if isinstance(model, GPT) else model.head
 
 
@@ -117,11 +118,11 @@ EACH: dict[str, tuple[dict[str, Any], str]] = {
     "mirostat": ({"mirostat_tau": 5.0}, ""),
     "dynatemp": ({"dynatemp_range": 0.3}, ""),
 }
-"""Each sampler's settings, and how many times the time of top_k 200 it may take."""
+"""Each sampler's settings, and the multiple of the time of top_k 200 that it may take."""
 
 
 def each_sampler(rows: int, deviation: float) -> None:
-    """Print what choosing a token costs by each sampler, and how many times that of top_k 200 it is."""
+    """Print the time of sampling a token with each sampler, and its ratio to that of top_k 200."""
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(rows, VOCABULARY, generator=generator) * deviation
@@ -136,7 +137,7 @@ def each_sampler(rows: int, deviation: float) -> None:
 
 
 def time_of_choosing(sampling: Sampling, logits: torch.Tensor, text: tuple[int, ...]) -> float:
-    """Seconds of CPU that a row takes, the least of seven tries.
+    """The CPU time of a row in seconds, the least of seven measurements.
 
     Args:
         sampling: the settings of all rows.

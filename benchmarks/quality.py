@@ -21,7 +21,7 @@ DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 @torch.inference_mode()
 def mean_logprob(lm: gptsweep.LM, ids: Tensor) -> float:
-    """Nats a token over ``ids [windows, block_size + 1]``: the first of each window is given."""
+    """Mean log-probability in nats per token of ``ids [windows, block_size + 1]``, given the first token of each window."""
     total = 0.0
     for window in ids.split(16):
         logprobs = lm.model(window[:, :-1]).double().log_softmax(-1)

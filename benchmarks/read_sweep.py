@@ -17,7 +17,7 @@ from gptsweep.records import Sample, Sampling
 
 
 def write_point(directory: Path, temperature: float, seed: int, num_samples: int, rng: random.Random) -> None:
-    """A complete point of ``num_samples`` samples of 64 tokens, about 250 characters each."""
+    """Write a complete point with ``num_samples`` samples of 64 tokens, about 250 characters each."""
     directory.mkdir(parents=True)
     samples = []
     for index in range(num_samples):
@@ -41,7 +41,7 @@ def write_point(directory: Path, temperature: float, seed: int, num_samples: int
 
 
 def main(points: int = 1_000, num_samples: int = 100) -> None:
-    """Write a sweep into a temporary directory, read it once, print seconds and the peak of memory."""
+    """Write a sweep into a temporary directory, read it once, and print the seconds and the peak memory."""
     rng = random.Random(0)
     with tempfile.TemporaryDirectory() as root:
         for number in range(points):

@@ -1,12 +1,12 @@
-"""The same sweep here, on Ray and by submitit on this machine: what an executor costs over the local one on the same cores.
+"""The cost of an executor relative to the local one on the same cores: one sweep locally, on Ray, and through submitit.
 
     python benchmarks/scaling.py [--seconds 60] [--shards 1 2 4] [--executors ray slurm]
 
-Each line is a command of its own, start to end, kept to as many cores as there are shards. The local executor computes with as
-many threads as it has cores, a worker with one. The sweep is as long as one thread takes ``--seconds`` for. ``overhead`` is the
-time of the whole command against that of the local one, ``first`` the time until a sample is on disk. In the last line of an
-executor a worker is killed in the middle: ``overhead`` is then against the same run undisturbed, so that it is the cost of the
-shard that is lost. ``same`` says whether every ``samples.jsonl`` has the bytes of the local run.
+Each line is one command, timed from start to end, on as many cores as there are shards. The local executor computes with as
+many threads as cores, a worker with one. The sweep takes one thread ``--seconds``. ``overhead`` is the time of the whole
+command relative to the local one, ``first`` the time until a sample is on disk. In the last line of an executor, a worker is
+killed in the middle: ``overhead`` is then relative to the same run undisturbed, so it is the cost of the lost shard. ``same``
+says whether every ``samples.jsonl`` has the bytes of the local run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LAUNCHERS = {
     "slurm": ["hydra/launcher=fused_slurm", "hydra.launcher.cluster=local"],
 }
 WORKERS = ("ray::RayWorker", "submitit.core._submit")
-"""What the command line of a worker has in it."""
+"""Text that occurs in the command line of a worker, by executor."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,16 @@ def main() -> None:
 
 
 def sized(place: Path, seconds: float) -> int:
-    """How many samples a point has for a sweep of about ``seconds`` on one thread."""
+    """The number of samples per point for a sweep of about ``seconds`` on one thread."""
     few = 32
-    run(place, "local", 1, few)  # compiles and caches what is to be cached
+    run(place, "local", 1, few)  # fills the caches
     run(place, "local", 1, few)
     manifests = [json.loads(path.read_text()) for path in (place / "outputs/sweeps/run").glob("*/manifest.json")]
     return max(few, round(seconds * manifests[0]["tokens_per_second"] / 200 / 4))
 
 
 def run(place: Path, executor: str, shards: int, samples: int, kill_after: float | None = None) -> Ended:
-    """One command on as many cores as shards."""
+    """Run one command on as many cores as shards."""
     cores = sorted(os.sched_getaffinity(0))[:shards]
     settings = ["-m", "name=run", "quiet=true", "overwrite=true", "seed=1,2,3,4", f"sampling.num_samples={samples}",
                 "sampling.max_new_tokens=200", f"device.threads={len(cores) if executor == 'local' else 1}",

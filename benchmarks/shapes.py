@@ -1,8 +1,8 @@
-"""What the benchmarks share: models of known shapes with random weights, and grids of rows.
+"""The models of known shapes with random weights, and the grids of rows, that the benchmarks share.
 
-Weights of one deviation give nearly flat logits, and points that share noise then stay together longer than on a trained model.
-So the layers' weights are three times as large as GPT-2's initial ones, and the last norm's weight gives logits a deviation
-with which their mean entropy at temperature 1 is about GPT-2's on text, 3.5 nats; `profile_step.py` and `peers.py` say it.
+With GPT-2's initial weights, logits would be nearly flat, and points that share noise would diverge later than with a trained
+model. So the layers' weights are three times as large, and the last norm's weight gives the logits a standard deviation with
+which their mean entropy at temperature 1 is about that of GPT-2 on text, 3.5 nats; `profile_step.py` and `peers.py` print it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from gptsweep.models.qwen import Qwen3
 from gptsweep.records import Row, Sampling
 
 _LARGER = 3.0
-"""By what the weights of linear layers inside blocks are larger than GPT-2's initial ones."""
+"""The factor by which the weights of linear layers in blocks exceed GPT-2's initial ones."""
 _DEVIATION = 0.02
-"""Of the embedding, which is the head."""
+"""The standard deviation of the weights of the embedding, which is also the head."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ LEAST_VOCABULARY = 49152
 
 
 def random_weights(shape: str) -> GPT | Decoder:
-    """A model in float32, not packed, its weights drawn from one seed."""
+    """A model in float32, not packed, with random weights from one seed."""
     wanted = SHAPES[shape]
     model = wanted.architecture(wanted.config).initialise(torch.Generator().manual_seed(0))  # type: ignore[arg-type]
     model.eval().requires_grad_(False)
@@ -102,7 +102,7 @@ def random_weights(shape: str) -> GPT | Decoder:
 
 
 def random_model(shape: str, dtype: str) -> GPT | Decoder:
-    """The same, packed, in a dtype."""
+    """The model of `random_weights`, packed in a dtype."""
     model = random_weights(shape)
     if dtype == "int8":
         pack(model, Int8Linear)
@@ -115,10 +115,11 @@ def random_model(shape: str, dtype: str) -> GPT | Decoder:
 
 
 def grid(rows: int, prompt_tokens: int, new_tokens: int, top_k: int | None = 200, *, independent: bool = False) -> list[Row]:
-    """Rows of a sweep over 4 temperatures x 2 top_k x 2 seeds, as many samples a point as it takes; one shared prompt.
+    """``rows`` rows of a sweep over 4 temperatures x 2 top_k x 2 seeds, with one shared prompt.
 
-    In the order in which a sweep starts them: of the points of a seed the first sample, then the next. Points of a seed share
-    their noise, and rows are one sequence while they draw the same tokens; ``independent``: each row has noise of its own.
+    They have the order in which a sweep starts them: the first sample of each point of a seed, then the second. Points of a
+    seed share their noise, and rows are one sequence while they sample the same tokens. ``independent``: each row has noise of
+    its own.
     """
     prompt = tuple(Random(1).choices(range(LEAST_VOCABULARY), k=prompt_tokens))
     settings = itertools.product((1, 2), range(-(-rows // 16)), (0.7, 0.8, 0.9, 1.0), (top_k, top_k and top_k // 4))

@@ -1,12 +1,12 @@
-"""What a busy core costs: the same work on torch's threads as they are, as here, passive, and on one thread.
+"""The cost of a busy core: the same work with torch's default threads, with gptsweep's, with passive ones, and on one thread.
 
     python benchmarks/shared_machine.py [--busy 1] [--repeats 7] [--dtype float32] [--spin 300 3000 10000]
 
-Each way is a process of its own, started once; they take turns, first on the machine as it is, then beside ``--busy``
-processes that do nothing but keep a core. `small` is the embedded model with 10 rows, many short parallel regions a step;
-`large` is a grid of 256 rows of GPT-2's shape with random weights. Ratios are of the fastest turns, so that what else runs on
-the machine tells less; the first part wants a machine that does nothing else, and the load before it is printed.
-``--spin`` tries other values of GOMP_SPINCOUNT. Only `gptsweep's` and those have their number of threads follow the free cores.
+Each way is a process of its own, started once. They run in turn, first on the machine as it is, then beside ``--busy``
+processes that each occupy a core. `small` is the embedded model with 10 rows, with many short parallel regions per step;
+`large` is a grid of 256 rows of GPT-2's shape with random weights. Ratios are of the fastest measurements, to limit the effect
+of other processes; the first part needs an idle machine, and prints the load before it. ``--spin`` tries other values of
+GOMP_SPINCOUNT. Only with `gptsweep's` and these does the number of threads follow the free cores.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ IDLE_BAR, BUSY_BAR = 0.98, 0.85
 
 
 def serve(dtype: str) -> None:
-    """Do the work that each line of standard input names, and answer with the seconds that it took."""
+    """Do the work that each line of standard input names, and print the seconds that it took."""
     from shapes import grid, random_model
 
     from gptsweep.engine.engine import Engine
@@ -64,7 +64,7 @@ def serve(dtype: str) -> None:
 
 
 class Way:
-    """A process that waits in one way."""
+    """A process whose threads wait in one way."""
 
     def __init__(self, settings: dict[str, str], dtype: str) -> None:
         kept = {name: value for name, value in os.environ.items() if name not in SETTINGS}
@@ -81,7 +81,7 @@ class Way:
 
 @contextlib.contextmanager
 def busy(count: int) -> Iterator[None]:
-    """So many processes that keep a core each."""
+    """Run ``count`` processes that occupy a core each."""
     processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
@@ -92,7 +92,7 @@ def busy(count: int) -> Iterator[None]:
 
 
 def measure(ways: dict[str, Way], work: str, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each way's turns; the ways take turns."""
+    """Measure the seconds of each way ``repeats`` times, in turn."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():

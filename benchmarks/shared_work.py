@@ -1,10 +1,10 @@
-"""How much of a sweep is computed once: tokens that were read by the model, of those that its samples are made of.
+"""How much of a sweep is computed only once: the share of its samples' tokens that the model reads.
 
     python benchmarks/shared_work.py [--samples 4] [--tokens 100]
 
-The embedded model; sweeps over temperature, top_k and seed. Rows share a pass while their ids so far are equal: with common
-noise, points that differ in top_k or a little in temperature choose the same tokens for a while. Counts, so the machine's
-speed does not matter. ``decoded`` is the share of all tokens that went through the model, prompts included.
+The sweeps are over temperature, top_k and seed, with the embedded model. Rows are one sequence while their ids are equal: with
+common noise, points that differ in top_k or a little in temperature sample the same tokens for a while. These are counts, so
+the machine's speed does not matter. ``decoded`` is the share of all tokens that went through the model, prompts included.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""What a point of a sweep costs apart from decoding: composing, directories, logs, files. Fused and basic side by side.
+"""The cost of a sweep's point apart from decoding: composing, directories, logs, files; with the fused and the basic launcher.
 
     python benchmarks/sweep_overhead.py [--points 100 1000 10000] [--basic-points 100]
-    python benchmarks/sweep_overhead.py --added smollm2-135m [--dtype bfloat16]   # to the engine's own time
+    python benchmarks/sweep_overhead.py --added smollm2-135m [--dtype bfloat16]   # beyond the engine's own time
 
-A sweep over seeds of a two-layer model, a sample of one token a point, each in a process of its own. ``startup`` (imports, the
-model, compiling kernels) is not counted; everything else of the command is, ``sweep.csv`` and ``report.html`` included.
-``compose`` is one composition by Hydra in the same process: 40 ms on an idle machine, so it tells how busy this one is.
+Each sweep is over seeds of a two-layer model, with one sample of one token per point, in a process of its own. ``startup``
+(imports, the model, compiling kernels) is not counted; everything else is, including ``sweep.csv`` and ``report.html``.
+``compose`` is one composition by Hydra in the same process: 40 ms on an idle machine, so it shows how busy this one is.
 
-``--added`` makes 256 samples of 64 tokens at 16 points with a model of a shape, by `gptsweep.sweep` and by a command. It prints
-the wall time outside the engine's steps: of the call alone, and of the whole process, from its start to its end.
+``--added`` generates 256 samples of 64 tokens at 16 points with a model of the given shape, by `gptsweep.sweep` and by a
+command. It prints the wall time outside the engine's steps: of the call alone, and of the whole process.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def measure(launcher: str, points: int) -> dict[str, float]:
-    """One sweep in this process, after a sweep of two points that warms everything up; milliseconds a point, megabytes."""
+    """Run one sweep in this process, after a warm-up of two points: milliseconds per point, and megabytes."""
     from sweeps import save_checkpoint
 
     from gptsweep.__main__ import main as command
@@ -106,7 +106,7 @@ SIZES = {"num_samples": 16, "max_new_tokens": 64}
 
 
 def added(shape: str, dtype: str) -> None:
-    """Print what `gptsweep.sweep` and a whole command add to the engine's own time."""
+    """Print the time that `gptsweep.sweep` and a whole command add to the engine's own."""
     from peer_models import write_hf
 
     with tempfile.TemporaryDirectory() as place:
@@ -138,7 +138,7 @@ def by_sweep(directory: Path, dtype: str) -> dict[str, float]:
 
 
 def by_command(directory: Path, dtype: str) -> dict[str, float]:
-    """The same of one command, which loads the model itself."""
+    """Seconds of one command, which loads the model itself, and of the engine's steps in it."""
     from gptsweep.__main__ import main as command
 
     keys = SWEPT | {name: [size] for name, size in SIZES.items()}

@@ -1,12 +1,12 @@
-"""Wall time of one sweep three ways: fused, Hydra's basic launcher with this project's engine, a nanoGPT-style loop.
+"""Wall time of one sweep in three ways: the fused launcher, Hydra's basic launcher, and a loop like nanoGPT's.
 
     python benchmarks/sweep_speed.py [--shape gpt2] [--samples 8] [--tokens 64] [--slow-seeds 4] [--dtype float32]
 
 24 points (3 temperatures x 2 top_k x 4 seeds), 8 samples each, of a model of GPT-2's shape with random weights, from a
-checkpoint in nanoGPT's format. Each way is a command as a user gives it, start of the process and loading the model included.
-The loop is nanoGPT's sample.py: a process a point; one sample after another; for each token the whole context again.
-``--slow-seeds``: the slower two run so many of the 4 seeds. ``--loop-samples``: the loop makes so many samples. Their times are
-scaled to all.
+checkpoint in nanoGPT's format. Each way is a command as users type it, timed with the start of its process and loading the
+model. The loop is that of nanoGPT's sample.py: one process per point, one sample after another, and the whole context for each
+token. The two slower ways run only ``--slow-seeds`` of the 4 seeds, and the loop generates only ``--loop-samples`` samples;
+their times are scaled up.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def timed(command: list[str], place: str) -> float:
 
 
 def save(out_dir: Path, config: GPTConfig) -> None:
-    """A checkpoint as nanoGPT's train.py leaves it, without an optimizer's state."""
+    """Write a checkpoint as nanoGPT's train.py does, without the optimizer's state."""
     out_dir.mkdir()
     model = GPT(config).initialise(torch.Generator().manual_seed(0))
     sizes = {name: getattr(config, name) for name in ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size")}
@@ -104,7 +104,7 @@ def save(out_dir: Path, config: GPTConfig) -> None:
 
 @torch.inference_mode()
 def loop(temperature: float, top_k: int, samples: int, tokens: int) -> None:
-    """What nanoGPT's sample.py does for one point."""
+    """Do what nanoGPT's sample.py does for one point."""
     saved = torch.load("out/ckpt.pt", weights_only=True)
     model = GPT(GPTConfig(**{key: value for key, value in saved["model_args"].items() if key != "dropout"})).eval()
     model.load_state_dict(saved["model"])
@@ -113,7 +113,7 @@ def loop(temperature: float, top_k: int, samples: int, tokens: int) -> None:
         ids = torch.tensor([[198]])
         for _ in range(tokens):
             hidden = model.hidden(ids, torch.arange(ids.shape[1]), model.attend_within)
-            logits = model.logits(hidden[:, -1]) / temperature  # as in nanoGPT, of the last place alone
+            logits = model.logits(hidden[:, -1]) / temperature  # as in nanoGPT, at the last position only
             logits[logits < torch.topk(logits, top_k).values[:, [-1]]] = -torch.inf
             ids = torch.cat((ids, torch.multinomial(F.softmax(logits, dim=-1), num_samples=1)), dim=1)
     Path("seconds").write_text(str(time.perf_counter() - since))
