@@ -25,8 +25,8 @@ SAME = {
     "the same, 4 families": Planted(families=4),
     "the same, 6 independent samples": Planted(clusters=6),
     "all settings worth the same": Planted(spread=0.0),
-    "samples that suit one family": Planted(liking=2.0, same_settings=True),
-    "samples that suit one family, 8 of them": Planted(liking=2.0, same_settings=True, clusters=8),
+    "samples that suit one family": Planted(family_noise=2.0, same_settings=True),
+    "samples that suit one family, 8 of them": Planted(family_noise=2.0, same_settings=True, clusters=8),
 }
 AHEAD = {
     f"one family ahead by {lead:g}, noise {noise:g}": Planted(lead=lead, noise=noise)

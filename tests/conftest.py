@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Configuration and fixtures of all tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: each process has a core; tests of threads set their count
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: each process has one core
 
 import gptsweep  # noqa: F401  before torch: beside other work, tests whose threads spin take many times as long
 
@@ -25,7 +25,7 @@ from visit import browser  # noqa: F401  a fixture
 
 from gptsweep.models.gpt2 import GPT
 
-# A shared machine is slow at times; that is no failure.
+# No deadlines: a shared machine is slow at times.
 settings.register_profile("gptsweep", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 settings.load_profile("gptsweep")
 
@@ -35,9 +35,9 @@ PROCESSES = 2
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """The whole suite runs in two processes, where pytest-xdist is there: many tests wait for a process or compute on one core.
+    """Run the whole suite in two processes if pytest-xdist is installed: many tests wait for a process or compute on one core.
 
-    A file or a test that is named runs in one, which starts faster and stops in a debugger; ``-n`` decides otherwise.
+    A named file or test runs in one process, which starts faster and can stop in a debugger, unless ``-n`` says otherwise.
     """
     option = config.option
     suite = config.args == config.getini("testpaths") and "PYTEST_XDIST_WORKER" not in os.environ
@@ -47,13 +47,13 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a group come first: what one process takes from another it takes from the end, so a group stays in one."""
+    """Put the tests of a group first: a process steals tests from the end of another's queue, so a group stays in one."""
     items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What lies in the caches of whoever runs the tests, or in the variables of Hydra and the hub, decides nothing."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # started in the background of a shell, they would ignore Ctrl-C
+    """Make the tests independent of the user's caches, and of the variables of Hydra and the hub."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would children
     if "PYTEST_XDIST_WORKER" not in os.environ:  # else they are the first process's: machine code is made once for all
         caches = tempfile.TemporaryDirectory(prefix="gptsweep-tests-", ignore_cleanup_errors=True)
         config.add_cleanup(caches.cleanup)
@@ -64,20 +64,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _an_empty_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What lies where the tests are started, a ``data/`` of nanoGPT's say, decides nothing."""
+    """Run each test in an empty directory, independent of files such as nanoGPT's ``data/`` where pytest was started."""
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(autouse=True)
 def _the_log_of_one_test_alone() -> Iterator[None]:
-    """A handler that Hydra left would write what later tests log to a stream that is closed."""
+    """Remove log handlers that Hydra left: they would write what later tests log to a closed stream."""
     with logging_kept():
         yield
 
 
 @pytest.fixture
 def threads() -> Iterator[None]:
-    """For tests that set the thread count: it is put back afterwards."""
+    """Restore torch's number of threads after the test."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -85,7 +85,7 @@ def threads() -> Iterator[None]:
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The tokens that each forward pass has read."""
+    """The number of tokens that each forward pass read."""
     counts: list[int] = []
     hidden = GPT.hidden
 

@@ -1,8 +1,9 @@
-"""Kills a sweep (SIGKILL) at random moments of its work, runs it again each time, and compares the bytes at the end.
+"""Kill a sweep (SIGKILL) at random moments, run it again each time, and compare the bytes at the end.
 
 Tokens are counted in memory that outlives the processes: a kill costs those since unfinished samples were last written.
 
-A program of its own: it forks, which a process that has started torch's threads cannot. Prints how it went as JSON.
+This is a program of its own because it forks, which a process that has started torch's threads cannot. It prints its results as
+JSON.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ SWEEP = (
 )
 ROWS = 2
 STEPS = 4
-"""So often unfinished samples are written here; a clock of steps stands in for seconds."""
+"""The number of steps between writes of unfinished samples; here the clock counts steps instead of seconds."""
 
 counts = np.frombuffer(mmap.mmap(-1, 16), np.int64)
 """Steps and tokens of this process and all its children."""
@@ -59,8 +60,8 @@ def sweep_here(name: str) -> int:
 
 
 def start(name: str) -> tuple[int, int]:
-    """Run the sweep in a child; its process id, and a pipe that holds a byte when decoding begins and ends with the child."""
-    begun, tell = os.pipe()
+    """Run the sweep in a child; return its process id, and a pipe that gets a byte when decoding begins."""
+    begun, signal_end = os.pipe()
     pid = os.fork()
     if pid == 0:
         status = 70
@@ -69,26 +70,26 @@ def start(name: str) -> tuple[int, int]:
             run = LocalExecutor.run
 
             def reporting(*arguments: Any) -> Any:
-                os.write(tell, b"!")
+                os.write(signal_end, b"!")
                 return run(*arguments)
 
             LocalExecutor.run = reporting  # type: ignore[method-assign]
             status = sweep_here(name)
         finally:
             os._exit(status)
-    os.close(tell)
+    os.close(signal_end)
     return pid, begun
 
 
 def after_steps(pid: int, number: float) -> None:
-    """Return when so many more steps were taken, or the child has ended."""
+    """Wait until ``number`` more steps are done, or the child has ended."""
     until = counts[0] + number
     while counts[0] < until and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         time.sleep(0.001)
 
 
 def finish(started: tuple[int, int]) -> float:
-    """Wait for the end; seconds since decoding began."""
+    """Wait for the end, and return the seconds since decoding began."""
     pid, begun = started
     os.read(begun, 1)
     os.close(begun)
@@ -102,14 +103,14 @@ def logprobs_of(sweep: Path) -> dict[str, bytes]:
 
 
 def state(sweep: Path) -> tuple[int, int]:
-    """Points with a manifest, and bytes of samples."""
+    """The number of points with a manifest, and the bytes of samples."""
     size = sum(path.stat().st_size for path in sweep.glob("*/samples*"))
     return len(list(sweep.glob("*/manifest.json"))), size
 
 
 def run(kills: int) -> dict[str, int]:
     sweeps = Path("outputs/sweeps")
-    torch.set_num_threads(1)  # no pool of threads is started, so that a child has all it needs
+    torch.set_num_threads(1)  # starts no pool of threads, which a forked child would lack
     count()
     assert sweep_here("whole") == 0  # and everything is imported and compiled before the fork
     whole, inside = samples_of(sweeps / "whole"), logprobs_of(sweeps / "whole")
@@ -126,7 +127,7 @@ def run(kills: int) -> dict[str, int]:
         pid, begun = start(sweep.name)
         os.read(begun, 1)
         os.close(begun)
-        after_steps(pid, chance.uniform(0, 0.4) * steps)  # not seconds: of those a busy machine takes ever more
+        after_steps(pid, chance.uniform(0, 0.4) * steps)  # steps, because seconds depend on the machine's load
         time.sleep(chance.uniform(0, 0.05) * seconds)
         os.kill(pid, signal.SIGKILL)
         done += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL

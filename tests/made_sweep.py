@@ -1,4 +1,4 @@
-"""Sweep directories as the launcher leaves them, made without a model: for the tests of everything that reads them."""
+"""Synthetic sweep directories, as the launcher writes them but without a model, to test everything that reads them."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ VOCABULARY = [
 
 
 def made_completion(rng: random.Random, temperature: float, top_k: int | None, words: int) -> list[int]:
-    """Word numbers: a loop at temperature 0, ever freer above; ``top_k`` bounds the choice."""
+    """Generate word numbers: a loop at temperature 0, more random at higher ones; ``top_k`` limits the choice."""
     choice = min(top_k or len(VOCABULARY), len(VOCABULARY))
     found = [rng.randrange(min(8, choice))]
     while len(found) < words:
@@ -152,7 +152,7 @@ def made_samples(
 
 
 def write_point(directory: Path, samples: Sequence[Sample], **settings: Any) -> None:
-    """A complete point."""
+    """Write a complete point."""
     directory.mkdir(parents=True)
     data = "".join(sample.line() for sample in samples).encode()
     (directory / "samples.jsonl").write_bytes(data)
@@ -181,7 +181,7 @@ def write_sweep(
     seed: Sequence[int] = (1, 2),
     **more: Any,
 ) -> Path:
-    """A complete sweep."""
+    """Write a complete sweep."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "multirun.yaml").write_text("hydra: {}\n")
     for t, k, s in itertools.product(temperature, top_k, seed):
@@ -193,7 +193,7 @@ def write_sweep(
 def write_report(
     directory: Path, sweep: Sweep | None = None, reference: Reference | None = None, samplers: Sequence[str] = ()
 ) -> Path:
-    """``report.html`` as the review writes it, with comparisons of samplers by these metrics."""
+    """Write ``report.html`` as the review does, with comparisons of samplers by these metrics."""
     sweep = sweep or read_sweep(directory)
     path = directory / "report.html"
     comparisons = [sweep.compare_samplers(metric) for metric in samplers]

@@ -21,13 +21,13 @@ TINY = GPTConfig(block_size=7, vocab_size=11, n_layer=2, n_head=2, n_embd=6)
 
 
 def need_packed(dtype: str) -> None:
-    """Skip the test where there are no packed layers of ``dtype`` for this CPU, so that nothing is promised in it."""
+    """Skip the test if this CPU has no packed layers of ``dtype``, without which there is no batch invariance."""
     if not can_pack(getattr(torch, dtype)):
         pytest.skip(f"no packed {dtype} layers for this CPU")
 
 
 def random_gpt(config: GPTConfig = TINY, seed: int = 0) -> GPT:
-    """A GPT whose every parameter, biases too, is drawn from a normal distribution."""
+    """A GPT whose parameters, including biases, are all drawn from a normal distribution."""
     generator = torch.Generator().manual_seed(seed)
     model = GPT(config)
     for parameter in model.parameters():
@@ -36,7 +36,7 @@ def random_gpt(config: GPTConfig = TINY, seed: int = 0) -> GPT:
 
 
 def nanogpt_contents(model: GPT, *, prefix: str = "", dataset: str | None = None) -> dict[str, Any]:
-    """What nanoGPT's train.py hands to torch.save: model, AdamW's state after a step, arguments, settings."""
+    """What nanoGPT's train.py saves: the model, AdamW's state after one step, arguments and settings."""
     optimizer = torch.optim.AdamW(model.parameters())
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -122,7 +122,7 @@ def save_llama(directory: Path, seed: int = 0) -> Path:
 
 
 def save_embedded(directory: Path, model: GPT, characters: list[str]) -> Path:
-    """The form of the model in the package."""
+    """Write a model in the format of the one in the package."""
     directory.mkdir(parents=True, exist_ok=True)
     metadata = {"config": json.dumps(hf_settings(model.config))}
     save_file(hf_weights(model), directory / "model.safetensors", metadata=metadata)

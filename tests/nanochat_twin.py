@@ -1,4 +1,4 @@
-"""nanochat, plainly: checkpoints as its code of each era writes them, tiny and random, and what that code computes of them.
+"""A plain twin of nanochat: tiny random checkpoints as its code of each era writes them, and the logits that it computes.
 
 The twin reads the file's own weights, one layer after another, with none of the package's layers.
 """
@@ -40,7 +40,7 @@ CONSTANTS: dict[str, dict[str, Any]] = {
 
 
 def random_weights(era: str, shape: Mapping[str, int], seed: int = 0) -> dict[str, Tensor]:
-    """A state dict as nanochat of that era saves it, with distributions that have a head and a tail."""
+    """A state dict as nanochat of that era saves it, with peaked distributions."""
     generator = torch.Generator().manual_seed(seed)
     layers, width, heads = shape["n_layer"], shape["n_embd"], shape["n_head"]
     kv = shape["n_kv_head"] * (width // heads)
@@ -85,7 +85,7 @@ def save_tokenizer(directory: Path) -> Path:
 def save_nanochat(
     directory: Path, weights: Mapping[str, Tensor], shape: Mapping[str, Any], step: int = 100, prefix: str = ""
 ) -> Path:
-    """A checkpoint in a directory as nanochat lays it out, the tokenizer beside the parent of the checkpoints."""
+    """Write a checkpoint in nanochat's directory layout, with the tokenizer beside the parent of the checkpoints."""
     directory.mkdir(parents=True, exist_ok=True)
     torch.save({prefix + name: weight for name, weight in weights.items()}, directory / f"model_{step:06d}.pt")
     meta = {"step": step, "val_bpb": 1.0, "model_config": dict(shape), "user_config": {"depth": shape["n_layer"]}}
@@ -112,7 +112,7 @@ def rotated(heads: Tensor, base: float, rounded: bool) -> Tensor:
 
 @torch.no_grad()
 def twin_logits(weights: Mapping[str, Tensor], shape: Mapping[str, Any], era: str, ids: list[int]) -> Tensor:
-    """``float32 [time, vocab_size]``: what nanochat's forward of that era gives for one row of ids."""
+    """The logits ``float32 [time, vocab_size]`` that nanochat's code of that era computes for one row of ids."""
     constants, n_layer = CONSTANTS[era], shape["n_layer"]
     n_head, n_kv, size = shape["n_head"], shape["n_kv_head"], shape["n_embd"] // shape["n_head"]
     w = {name: weight.float() for name, weight in weights.items()}

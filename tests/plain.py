@@ -1,7 +1,7 @@
-"""The plain twins: what the engine does fast, done here slowly, one row and one token at a time, to be read and believed.
+"""Plain twins of the engine's fast paths: slow, one row and one token at a time, and easy to verify by reading.
 
-Nothing here calls the engine, its kernels or its sampling. The model's `forward` is the one thing borrowed, and that is held
-against transformers in test_model.py.
+Nothing here calls the engine, its kernels or its sampling. Only the model's `forward` is shared, and test_model.py compares it
+with transformers.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from gptsweep.records import Row, Sampling
 A = TypeVar("A", bound=Architecture)
 
 UNDECIDED = 1e-4
-"""Two tokens that close in the race are decided by rounding, which the twin does in another order."""
+"""Between tokens whose scores differ by less than this, rounding decides, and the twin rounds in another order."""
 
 
 def peaked_gpt(config: GPTConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> GPT:
-    """A random model whose distributions have a head and a tail, as a trained one's have; every parameter is random."""
+    """A random model with peaked distributions like those of a trained one; every parameter is random."""
     generator = torch.Generator().manual_seed(seed)
     model = GPT(config).initialise(generator).requires_grad_(False)
     _make_peaked(model, model.transformer.ln_f.weight, generator)
@@ -37,7 +37,7 @@ def peaked_gpt(config: GPTConfig, seed: int = 0, dtype: torch.dtype = torch.floa
 
 
 def peaked_decoder(config: DecoderConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> Decoder:
-    """As `peaked_gpt`, for a decoder; of which family it is, only files know."""
+    """The same as `peaked_gpt`, for a decoder; its family matters only for files."""
     generator = torch.Generator().manual_seed(seed)
     model = Llama(config).initialise(generator).requires_grad_(False)
     assert model.norm.weight is not None
@@ -56,7 +56,7 @@ def _make_peaked(model: nn.Module, last_norm: Tensor, generator: torch.Generator
 
 
 def in_dtype(model: A, dtype: torch.dtype) -> A:
-    """``model`` with its parameters in ``dtype``, those of the layer norms excepted, as a loaded one has them."""
+    """``model`` with its parameters in ``dtype``, except for those of layer norms, as in a loaded model."""
     for name, parameter in model.named_parameters():
         if not model.stays_float32(name):
             parameter.data = parameter.data.to(dtype)
@@ -67,7 +67,7 @@ def in_dtype(model: A, dtype: torch.dtype) -> A:
 
 
 def draw_first_weights(config: GPTConfig) -> None:
-    """Use up torch's global stream as building nanoGPT's model does: each layer's own weights, then the model's over them."""
+    """Consume torch's global random stream as building nanoGPT's model does: each layer's own weights, then the model's."""
     wte, wpe = nn.Embedding(config.vocab_size, config.n_embd), nn.Embedding(config.block_size, config.n_embd)
     layers: list[nn.Linear] = []
     residual: list[nn.Linear] = []
@@ -84,7 +84,7 @@ def draw_first_weights(config: GPTConfig) -> None:
 
 @torch.no_grad()
 def nanogpt_generate(model: GPT, idx: Tensor, max_new_tokens: int, temperature: float, top_k: int | None) -> Tensor:
-    """nanoGPT's ``GPT.generate``: the whole context again for every token, cropped; the draw from torch's global stream."""
+    """nanoGPT's ``GPT.generate``: reads the whole cropped context for every token, and draws from torch's global stream."""
     for _ in range(max_new_tokens):
         logits = model(idx[:, -model.config.block_size :])[:, -1, :] / temperature
         if top_k is not None:
@@ -97,7 +97,7 @@ def nanogpt_generate(model: GPT, idx: Tensor, max_new_tokens: int, temperature: 
 def nanogpt_sample(
     model: GPT, start: Sequence[int], *, num_samples: int, max_new_tokens: int, temperature: float, top_k: int | None, seed: int
 ) -> list[list[int]]:
-    """nanoGPT's ``sample.py``: one seed, then one sample after another. The new ids of each."""
+    """nanoGPT's ``sample.py``: seeds once, then generates one sample after another. Returns the new ids of each."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         draw_first_weights(model.config)
@@ -111,9 +111,9 @@ def nanogpt_sample(
 
 
 def bfloat16_product(x: Tensor, weight: Tensor, bias: Tensor, together: int) -> Tensor:
-    """``x @ weight.T + bias`` as oneDNN adds it up: a rounding to float32 after each product, pair by pair, in runs.
+    """``x @ weight.T + bias`` in oneDNN's order: pair by pair, in runs, rounded to float32 after each product.
 
-    Each product of two bfloat16 and its sum with a float32 near it fit a float64, so rounding that is rounding once.
+    A product of two bfloat16 numbers and its sum with a float32 of similar size are exact in float64, so each is rounded once.
     """
     total = torch.zeros(len(x), len(weight))
     for run in range(0, x.shape[1], together):
@@ -127,7 +127,7 @@ def bfloat16_product(x: Tensor, weight: Tensor, bias: Tensor, together: int) -> 
 
 
 def float_product(x: Tensor, weight: Tensor, bias: Tensor, together: int) -> Tensor:
-    """``x @ weight.T + bias`` in float32 as oneDNN adds it up: one rounding after each product is added, in runs.
+    """``x @ weight.T + bias`` in float32 in oneDNN's order: in runs, rounded once after each product is added.
 
     For numbers with the precision of bfloat16, as in `bfloat16_product`.
     """
@@ -144,7 +144,7 @@ def int8_sums(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """``int64 [rows, n_out]``, the products of int8 ``weight`` with rows of ``x`` quantised to int8, and each row's scale."""
     greatest = x.abs().amax(1, keepdim=True)
     quantised = (x * (127 / greatest)).round()
-    return (quantised.double() @ weight.double().T).long(), greatest / 127  # as exact in float64, and fast
+    return (quantised.double() @ weight.double().T).long(), greatest / 127  # exact in float64, and faster than in int64
 
 
 # -- counter noise -----------------------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def edited(logits: Sequence[float], sampling: Sampling, prompt_ids: Sequence[int
 
 
 def probabilities(x: Sequence[float], sampling: Sampling) -> dict[int, float]:
-    """What the tokens that temperature, top_k, top_p and min_p leave are drawn with, by id."""
+    """The probabilities of the tokens that temperature, top_k, top_p and min_p leave, by id."""
     if sampling.temperature == 0:
         return {max(range(len(x)), key=lambda token: (x[token], -token)): 1.0}
     kept = {token: value / sampling.temperature for token, value in enumerate(x)}
@@ -198,7 +198,7 @@ def probabilities(x: Sequence[float], sampling: Sampling) -> dict[int, float]:
         kth = sorted(kept.values(), reverse=True)[sampling.top_k - 1]
         kept = {token: value for token, value in kept.items() if value >= kth}
     if sampling.top_p is not None:
-        # Weights, not probabilities: those of equal logits are 1, so a mass of exactly top_p is met exactly.
+        # Weights, not probabilities: those of equal logits are 1, so a mass of exactly top_p is reached exactly.
         greatest, mass, nucleus = max(kept.values()), 0.0, {}
         weights = {token: math.exp(value - greatest) for token, value in kept.items()}
         for token in sorted(kept, key=lambda token: (-kept[token], token)):
@@ -207,16 +207,16 @@ def probabilities(x: Sequence[float], sampling: Sampling) -> dict[int, float]:
             mass += weights[token]
         kept = nucleus
     if sampling.min_p is not None:
-        p = normalised(kept)
+        p = softmax(kept)
         kept = {token: value for token, value in kept.items() if p[token] >= sampling.min_p * max(p.values())}
-    return normalised(kept)
+    return softmax(kept)
 
 
-def normalised(kept: dict[int, float]) -> dict[int, float]:
-    """A softmax."""
-    greatest = max(kept.values())
-    total = sum(math.exp(value - greatest) for value in kept.values())
-    return {token: math.exp(value - greatest) / total for token, value in kept.items()}
+def softmax(logits: dict[int, float]) -> dict[int, float]:
+    """The softmax of logits, by id."""
+    greatest = max(logits.values())
+    total = sum(math.exp(value - greatest) for value in logits.values())
+    return {token: math.exp(value - greatest) / total for token, value in logits.items()}
 
 
 # -- decoding ----------------------------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def normalised(kept: dict[int, float]) -> dict[int, float]:
 
 @dataclass
 class Twin:
-    """What a row should come out as. ``margins`` says by how much each token won its race."""
+    """The expected result of a row. ``margins`` is by how much each token's score exceeds the next best."""
 
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str = ""
@@ -236,9 +236,9 @@ class Twin:
 
 @torch.no_grad()
 def decode(model: GPT | Decoder, row: Row, vocab_size: int, stopped: Callable[[list[int]], bool] = lambda _ids: False) -> Twin:
-    """One row with counter noise, everything computed anew for every token.
+    """Decode one row with counter-based noise, computing everything anew for every token.
 
-    ``stopped`` is told all new ids each time, and says whether they hold a stop string.
+    ``stopped`` is called with all new ids after each token, and returns whether they contain a stop string.
     """
     sampling, block_size, twin = row.sampling, model.config.block_size, Twin()
     half = max(1, block_size // 2)
@@ -249,14 +249,14 @@ def decode(model: GPT | Decoder, row: Row, vocab_size: int, stopped: Callable[[l
         logits = model(torch.tensor([context]))[0, -1, :vocab_size].double()
         x = edited(logits.tolist(), sampling, row.prompt_ids, twin.token_ids)
         p = probabilities(x, sampling)
-        race = {
+        noisy = {
             token: math.log(p[token]) + gumbel(token, noise_key=row.noise_key, position=len(twin.token_ids),
                                                sample_index=row.sample_index, prompt_index=row.prompt_index)
             for token in p if p[token] > 0
         }  # fmt: skip
-        token = max(race, key=lambda token: (race[token], -token))
-        # A greedy row's race is over the logits themselves.
-        scores = sorted(race.values() if sampling.temperature else x, reverse=True)
+        token = max(noisy, key=lambda token: (noisy[token], -token))
+        # A greedy row compares the logits themselves.
+        scores = sorted(noisy.values() if sampling.temperature else x, reverse=True)
         twin.margins.append(scores[0] - scores[1] if len(scores) > 1 else math.inf)
         logprobs = logits.log_softmax(-1)
         twin.token_ids.append(token)

@@ -1,4 +1,4 @@
-"""Scores of sweeps whose truth is known: families of settings that are the same by construction, or differ by a known size."""
+"""Simulated scores of sweeps with a known truth: families of settings that are equal, or differ by a known effect."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from gptsweep.analysis.budgets import Comparison, Scores, compare_families
 
 @dataclass(frozen=True, kw_only=True)
 class Planted:
-    """How sweeps are made. Sizes are in standard deviations of what settings of one family are worth.
+    """The parameters of a simulation. Effects are in standard deviations over the settings of one family.
 
     Args:
-        families: how many; all draw their settings from one distribution.
-        settings: of each family.
-        clusters: independent samples of each setting, shared by all settings as common random numbers are.
-        lead: what every setting of the first family is worth more.
-        spread: the standard deviation of settings; 0: all are worth the same.
-        noise: of one sample, apart from what all settings share.
-        shared: of one sample, the same for all settings.
-        liking: of one sample, the same for the settings of a family, so that a draw of samples may suit a family.
-        same_settings: every family has the same settings, not only the same distribution of them.
+        families: the number of families; all draw their settings from one distribution.
+        settings: the number of settings of each family.
+        clusters: the number of samples of each setting; all settings share them, like common random numbers.
+        lead: the amount by which the true scores of the first family are higher.
+        spread: the standard deviation of true scores over settings; 0: all are equal.
+        noise: the standard deviation of a sample's own noise.
+        shared: the standard deviation of the noise of a sample that all settings share.
+        family_noise: the standard deviation of the noise of a sample that the settings of a family share.
+        same_settings: whether all families have the same settings, not only the same distribution of settings.
     """
 
     families: int = 2
@@ -33,27 +33,27 @@ class Planted:
     spread: float = 1.0
     noise: float = 3.0
     shared: float = 2.0
-    liking: float = 0.0
+    family_noise: float = 0.0
     same_settings: bool = False
 
     def sweep(self, rng: np.random.Generator) -> tuple[Scores, npt.NDArray[np.int64]]:
-        """One sweep: scores, higher is better, and the family of each setting."""
-        worth = rng.normal(0, self.spread, (self.families, self.settings))
+        """Simulate one sweep: scores (higher is better), and the family of each setting."""
+        truth = rng.normal(0, self.spread, (self.families, self.settings))
         if self.same_settings:
-            worth[:] = worth[0]
-        worth[0] += self.lead
+            truth[:] = truth[0]
+        truth[0] += self.lead
         family = np.repeat(np.arange(self.families), self.settings)
-        values = worth.reshape(-1, 1) + self.shared * rng.normal(size=self.clusters)
+        values = truth.reshape(-1, 1) + self.shared * rng.normal(size=self.clusters)
         values = values + self.noise * rng.normal(size=(len(family), self.clusters))
-        values += self.liking * rng.normal(size=(self.families, self.clusters))[family]
+        values += self.family_noise * rng.normal(size=(self.families, self.clusters))[family]
         return Scores(values, np.ones_like(values), np.arange(self.clusters), lambda ratio: ratio), family
 
     def compared(self, sweeps: int, seed: int = 1) -> list[Comparison]:
-        """Comparisons of so many sweeps."""
+        """Simulate ``sweeps`` sweeps, and compare the families of each."""
         rng = np.random.default_rng(seed)
         return [compare_families(*self.sweep(rng)) for _ in range(sweeps)]
 
 
 def leads(found: Comparison) -> bool:
-    """Whether it says that any family is ahead of any other, at any budget."""
+    """Whether a comparison finds any family ahead of any other, at any budget."""
     return any(each.ahead.any() for each in found.contrasts)

@@ -29,7 +29,7 @@ CHARACTERS = "\n !abcdefghijklmno"
 
 
 def save_checkpoint(out_dir: Path, seed: int, block_size: int = 12) -> Path:
-    """A tiny model with a head and a tail in its distributions, whose characters are `CHARACTERS`."""
+    """Write a tiny model with peaked distributions, whose characters are `CHARACTERS`."""
     config = GPTConfig(block_size=block_size, vocab_size=len(CHARACTERS), n_layer=2, n_head=2, n_embd=8)
     save_nanogpt(out_dir, peaked_gpt(config, seed).requires_grad_(True))
     save_meta(out_dir / "meta.pkl", CHARACTERS)
@@ -38,7 +38,7 @@ def save_checkpoint(out_dir: Path, seed: int, block_size: int = 12) -> Path:
 
 @dataclass
 class Ended:
-    """How a command ended."""
+    """The result of a command."""
 
     status: int
     out: str
@@ -50,7 +50,7 @@ Run = Callable[..., Ended]
 
 @contextmanager
 def logging_kept() -> Iterator[None]:
-    """Hydra configures the root logger and leaves it so."""
+    """Restore the root logger, which Hydra configures."""
     root = logging.getLogger()
     before = root.handlers[:], root.level
     try:
@@ -73,7 +73,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
     yield run
     if (loky := sys.modules.get("joblib.externals.loky")) is not None:
-        loky.get_reusable_executor().shutdown(wait=True)  # joblib's workers would stay, and in this directory
+        loky.get_reusable_executor().shutdown(wait=True)  # joblib's workers would outlive the test, in its directory
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def samples_of(sweep: Path) -> dict[str, bytes]:
 
 
 def fork(program: Callable[[], int]) -> int:
-    """Run ``program`` in a child that starts with everything imported; its process id."""
+    """Run ``program`` in a forked child, which starts with everything imported; return its process id."""
     pid = os.fork()
     if pid == 0:
         status = 70

@@ -1,4 +1,4 @@
-"""A sweep of three points over a table: its jobs, and what it leaves. It imports no torch."""
+"""A sweep of three points over a table: its jobs and its files. It imports no torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def jobs(root: Path, **sampling: Any) -> list[Job]:
 
 
 def settle(root: Path, executor: Executor, wanted: list[Job] | None = None, *, strict: bool = False) -> list[Outcome]:
-    """Every outcome, in the order of the jobs."""
+    """Run jobs, and return their outcomes in the order of the jobs."""
     wanted = jobs(root, num_samples=6) if wanted is None else wanted
     with Progress(quiet=True) as progress:
         outcomes = run_jobs(wanted, progress, executor, Unfinished(root), strict=strict)
@@ -37,12 +37,12 @@ def files(root: Path) -> dict[str, bytes]:
 
 
 def lines(root: Path) -> int:
-    """Samples on disk, of all points of a sweep."""
+    """The number of samples on disk, over all points of a sweep."""
     return sum(path.read_bytes().count(b"\n") for path in root.glob("*/samples*.jsonl"))
 
 
 @pytest.fixture
 def whole(tmp_path: Path) -> dict[str, bytes]:
-    """What the sweep of `jobs` leaves when it runs here."""
+    """The files of the sweep of `jobs` when it runs in this process."""
     settle(tmp_path / "whole", LocalExecutor(Tables()))
     return files(tmp_path / "whole")

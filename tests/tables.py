@@ -1,4 +1,4 @@
-"""Backends without a model: completions are looked up in a row's settings. They pickle, and import no torch."""
+"""Backends without a model: completions are looked up in a row's settings. They can be pickled, and import no torch."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ HOW = Provenance(dtype="float32", device="cpu", arithmetic="float32", threads=1,
 
 
 def nothing(row: Row) -> None:
-    """Before a row, usually."""
+    """The default ``before_row``: do nothing."""
 
 
 def pause(seconds: float, row: Row) -> None:
-    """A row takes a while."""
+    """Take ``seconds`` before a row."""
     time.sleep(seconds)
 
 
 class Held:
-    """Before a row: it takes a while, and where there is a file in ``place`` only three rows of a worker run before it is gone.
+    """Take ``seconds`` before a row; while ``place`` contains a file, let a worker run only three rows until it is removed.
 
-    Another file lets another three run.
+    Another file allows another three rows.
     """
 
     def __init__(self, place: Path, seconds: float) -> None:
@@ -50,11 +50,10 @@ class Held:
 
 
 def scripted(place: Path, seconds: float, row: Row) -> None:
-    """A row takes a while, and directories in ``place`` make some of them special.
+    """Take ``seconds`` before a row; directories in ``place`` give some rows a special behaviour.
 
-    With ``held`` sample 5 of seed 3 waits, and ``waits`` says so. With ``memory`` sample 1 of seed 2 takes more memory than
-    there is, twice: Python finds that out the first time, and the system the second, which kills the process as Ray's memory
-    monitor does.
+    With ``held``, sample 5 of seed 3 waits, and creates ``waits``. With ``memory``, sample 1 of seed 2 exceeds the memory,
+    twice: the first time Python raises an error, the second time the process is killed, as by Ray's memory monitor.
     """
     time.sleep(seconds)
     while (place / "held").is_dir() and (row.noise_key, row.sample_index) == (3, 5):
@@ -70,7 +69,7 @@ def scripted(place: Path, seconds: float, row: Row) -> None:
 
 
 def broken(row: Row) -> None:
-    """The rows of seed 2 fail, with an error that cannot be pickled."""
+    """Fail at the rows of seed 2, with an error that cannot be pickled."""
 
     class OwnError(Exception):
         pass
@@ -81,10 +80,10 @@ def broken(row: Row) -> None:
 
 @dataclass
 class Table:
-    """A backend without a model: the tokens of a row are looked up in its settings; one row after another.
+    """A backend without a model: it looks up the tokens of a row in its settings, one row after another.
 
-    ``before_row`` is called with each row before it is decoded, and may raise, or never return; ``forgets`` are the numbers
-    of the rows that it leaves out.
+    ``before_row`` is called with each row before it is decoded, and may raise or never return. ``forgets`` are the numbers of
+    rows that it yields no completion for.
     """
 
     before_row: Callable[[Row], None] = nothing
@@ -143,7 +142,7 @@ class Tables:
 
 @dataclass
 class ShippedTables(Tables):
-    """Opens a table only where its letters arrived, of which an array of numbers comes from elsewhere."""
+    """Opens a table only after its letters were shipped, as an array of numbers."""
 
     arrived: bool = False
 

@@ -85,7 +85,7 @@ def test_the_best_of_settings_that_are_alike_is_not_flattered() -> None:
     [
         Planted(same_settings=True, settings=8),
         Planted(noise=0.3, settings=8),
-        Planted(liking=2.0, clusters=12, settings=8, same_settings=True),
+        Planted(family_noise=2.0, clusters=12, settings=8, same_settings=True),
     ],
     ids=["the same settings", "settings drawn anew", "samples that suit one family"],
 )

@@ -79,32 +79,32 @@ def csv_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> pd.DataFrame:
 
 
 def drawn(
-    rng: np.random.Generator, strength: Sequence[float], prompts: int, each: int, ties: float, liking: float
+    rng: np.random.Generator, strength: Sequence[float], prompts: int, each: int, ties: float, prompt_effect: float
 ) -> Comparisons:
-    """Comparisons of random pairs; a prompt suits some settings better (``liking``: how much, in log-odds)."""
+    """Comparisons of random pairs; a prompt suits some settings better (``prompt_effect``: how much, in log-odds)."""
     settings, n = len(strength), prompts * each
     cluster = np.repeat(np.arange(prompts), each)
     first = rng.integers(settings, size=n)
     second = (first + rng.integers(1, settings, size=n)) % settings
-    worth = np.asarray(strength) + liking * rng.normal(size=(prompts, settings))
+    worth = np.asarray(strength) + prompt_effect * rng.normal(size=(prompts, settings))
     won = rng.random(n) < expit(worth[cluster, first] - worth[cluster, second])
     return Comparisons(first, second, np.where(rng.random(n) < ties, 0.5, won), cluster, settings)
 
 
-def expected(strength: Sequence[float], ties: float, liking: float) -> list[float]:
+def expected(strength: Sequence[float], ties: float, prompt_effect: float) -> list[float]:
     """The true preferences of `drawn`."""
-    noise = liking * math.sqrt(2) * np.random.default_rng(0).normal(size=20_000)
+    noise = prompt_effect * math.sqrt(2) * np.random.default_rng(0).normal(size=20_000)
     win = [[ties / 2 + (1 - ties) * expit(a - b + noise).mean() for b in strength] for a in strength]
     return [(sum(row) - row[at]) / (len(strength) - 1) for at, row in enumerate(win)]
 
 
 def test_intervals_cover_the_truth_and_the_best_is_found() -> None:
     strength, rng = [1.2, 0.4, -0.4, -1.2], np.random.default_rng(1)
-    prompts, each, ties, liking = 20, 5, 0.2, 0.7
-    truth = np.array(expected(strength, ties, liking))
+    prompts, each, ties, prompt_effect = 20, 5, 0.2, 0.7
+    truth = np.array(expected(strength, ties, prompt_effect))
     preferred, won, apart, best = [], [], [], 0
     for _ in range(500):
-        found = drawn(rng, strength, prompts, each, ties, liking)
+        found = drawn(rng, strength, prompts, each, ties, prompt_effect)
         ranking = bradley_terry(found)
         for kept, (low, high) in ((preferred, ranking.preference_interval), (won, win_rates(found)[2:4])):
             kept.append((low <= truth) & (truth <= high))

@@ -43,7 +43,7 @@ def trained(
 
 
 def in_front(text: str, number: int) -> dict[str, Any]:
-    """The post_processor that puts a token before a text."""
+    """A post_processor that puts a token before a text."""
     single = [{"SpecialToken": {"id": text, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     known = {text: {"id": text, "ids": [number], "tokens": [text]}}
     return {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": known}
@@ -109,7 +109,7 @@ def files_of(kind: str) -> Files:
 
 
 def write(directory: Path, files: Files, **more: object) -> Path:
-    """A model's directory as far as its tokenizer; ``more`` goes to ``tokenizer_config.json``."""
+    """Write the tokenizer's files of a model's directory; ``more`` goes into ``tokenizer_config.json``."""
     directory.mkdir(parents=True, exist_ok=True)
     contents, config, model_type = files
     (directory / "tokenizer.json").write_text(json.dumps(contents))
@@ -133,7 +133,7 @@ def theirs(directory: Path) -> Any:
 
 
 def damage(contents: Any, data: st.DataObject, strange: st.SearchStrategy[Any], most: int) -> None:
-    """Put something strange in up to ``most`` places of a JSON value."""
+    """Replace up to ``most`` parts of a JSON value by strange ones."""
     for _ in range(data.draw(st.integers(1, most))):
         found = places(contents)
         *path, last = found[data.draw(st.integers(1, len(found) - 1))]

@@ -27,7 +27,7 @@ def browser() -> Iterator[Any]:
 
 
 class Visit:
-    """A page in Chromium, with everything that went wrong and everything it asked for."""
+    """A page in Chromium, which records its errors and requests."""
 
     def __init__(self, browser: Any, path: Path, fragment: str = "", **context: Any) -> None:
         self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | context)

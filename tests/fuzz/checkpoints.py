@@ -1,4 +1,4 @@
-"""What the targets of checkpoints share."""
+"""Code that the targets for checkpoints share."""
 
 from __future__ import annotations
 

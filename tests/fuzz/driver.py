@@ -1,7 +1,7 @@
-"""Feed a reader with damaged files for a while: guided by coverage where atheris is installed, drawn by hypothesis elsewhere.
+"""Feed damaged files to a reader: guided by coverage if atheris is installed, otherwise drawn by hypothesis.
 
-A target takes bytes, and raises only what a user can mend: anything else it raises is a fault, and so is an input that takes
-longer than 20 seconds (``--timeout``) or more than 4 GiB.
+A target takes bytes, and raises only errors that a user can fix. Any other error is a fault, and so is an input that takes more
+than 20 seconds (``--timeout``) or 4 GiB.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ Target = Callable[[bytes], None]
 
 END = b"\n--end--\n"
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
-"""Where small files are written fast; None for the usual place of temporary ones."""
+"""A directory in memory for small files; None: the usual directory for temporary files."""
 
 
 def lay_out(data: bytes, paths: Sequence[Path]) -> None:
-    """Write several files from one input: their contents one after another, each ended by `END`; none for an empty one."""
+    """Write several files from one input, in which `END` separates their contents; empty ones are not written."""
     contents = data.split(END)
     for place, path in enumerate(paths):
         path.unlink(missing_ok=True)
@@ -50,7 +50,7 @@ def check_message(error: Exception) -> None:
 
 
 def instrumented() -> AbstractContextManager[object]:
-    """Within it, import what is to be guided by."""
+    """A context in which imported modules are instrumented for coverage."""
     if atheris is None:
         return contextlib.nullcontext()
     return atheris.instrument_imports(include=["gptsweep", "pickletools", "zipfile"])
@@ -77,7 +77,7 @@ def run(target: Target, seeds: Sequence[bytes]) -> None:
 
 
 def drawn(target: Target, seeds: Sequence[bytes], seconds: float) -> None:
-    """Damage ``seeds`` as hypothesis draws it, until the time is over."""
+    """Damage ``seeds`` in ways that hypothesis draws, for ``seconds`` seconds."""
     end = time.monotonic() + seconds
 
     @settings(max_examples=500, deadline=None, phases=[Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck))

@@ -1,6 +1,6 @@
 """Ratings, and log-probabilities of tokens: ``python tests/fuzz/fuzz_ratings.py --seconds 600``.
 
-The input is files, see `lay_out`. Each line of log-probabilities is given its checksum, as one who means harm would.
+The input is files, see `lay_out`. Each line of log-probabilities gets a valid checksum, as an attacker would write it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def the_sweep() -> Sweep:
 
 def seeds() -> list[bytes]:
     logging.disable()
-    os.fsync = lambda fd: None  # what a power cut leaves is not asked here, and a disk is slow
+    os.fsync = lambda fd: None  # durability is not tested here, and syncs are slow
     shutil.rmtree(SWEEP, ignore_errors=True)
     names = []
     for point, temperature in zip(POINTS, (0.5, 1.0), strict=True):

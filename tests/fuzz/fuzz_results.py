@@ -60,7 +60,7 @@ def target(data: bytes) -> None:
 def seeds() -> list[bytes]:
     """A complete point, one that was killed, and one of which ``sweep.csv`` alone is left."""
     logging.disable()
-    os.fsync = lambda fd: None  # what a power cut leaves is not asked here, and a disk is slow
+    os.fsync = lambda fd: None  # durability is not tested here, and syncs are slow
     write_point(POINT, SAMPLES)
     SweepTable(SWEEP).close()
     manifest, summary, table = ((POINT / "manifest.json").read_bytes(), (POINT / "summary.csv").read_bytes(),
