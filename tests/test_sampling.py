@@ -76,13 +76,14 @@ def test_philox_gives_random123s_known_answers(counter: Any, key: Any, words: An
 def test_the_noise_of_a_token_is_the_formula_of_the_readme(noise_key: int) -> None:
     key = torch.tensor([[noise_key % 2**32, noise_key // 2**32]])
     position, sample_index, prompt_index = 7, 3, 2
-    noise = gumbel(9, key=key, position=torch.tensor([position]), sample_index=torch.tensor([sample_index]),
-                   prompt_index=torch.tensor([prompt_index]))  # fmt: skip
+    same = {"position": position, "sample_index": sample_index, "prompt_index": prompt_index}
+    quads = torch.arange(3)
+    noise = gumbel(quads, key=key.expand(3, 2), **{name: torch.full((3,), value) for name, value in same.items()})
     expected = [
         plain.gumbel(token, noise_key=noise_key, position=position, sample_index=sample_index, prompt_index=prompt_index)
-        for token in range(9)
+        for token in range(12)
     ]
-    assert noise[0].tolist() == pytest.approx(expected, rel=1e-12)
+    assert noise.flatten().tolist() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -39,21 +39,18 @@ def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
     return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
 
 
-def gumbel(vocab_size: int, *, key: Tensor, position: Tensor, sample_index: Tensor, prompt_index: Tensor) -> Tensor:
-    """Gumbel noise of every token for every row: ``-log(-log u)`` with ``u = (word + 0.5) / 2**32``.
+def gumbel(quad: Tensor, *, key: Tensor, position: Tensor, sample_index: Tensor, prompt_index: Tensor) -> Tensor:
+    """Gumbel noise of four tokens with ids from ``4 * quad`` on: ``-log(-log u)`` with ``u = (word + 0.5) / 2**32``.
 
     Args:
-        vocab_size: the number of tokens.
-        key: ``int64 [rows, 2]``, the low and the high half of the noise key.
-        position, sample_index, prompt_index: ``int64 [rows]``.
+        quad: ``int64 [n]``.
+        key: ``int64 [n, 2]``, the low and the high half of the noise key.
+        position, sample_index, prompt_index: ``int64 [n]``.
 
     Returns:
-        ``float64 [rows, vocab_size]`` (``float32`` on MPS, which has no float64).
+        ``float64 [n, 4]`` (``float32`` on MPS, which has no float64).
     """
-    quads = torch.arange(-(-vocab_size // 4), device=key.device)
-    rest = torch.stack([position, sample_index, prompt_index], -1)[:, None, :].expand(-1, len(quads), -1)
-    counter = torch.cat([quads[None, :, None].expand(len(key), -1, 1), rest], -1)
-    words = philox(counter, key[:, None, :]).flatten(1)[:, :vocab_size]
+    words = philox(torch.stack([quad, position, sample_index, prompt_index], -1), key)
     return noise_of(words, precise_dtype(key.device))
 
 
@@ -61,7 +58,8 @@ def coin(*, key: Tensor, position: Tensor, sample_index: Tensor, prompt_index: T
     """One number per row, uniform in (0, 1), from words that no token's noise uses: the fourth counter has its top bit set.
 
     Args:
-        key, position, sample_index, prompt_index: as in `gumbel`.
+        key: ``int64 [rows, 2]``, the low and the high half of the noise key.
+        position, sample_index, prompt_index: ``int64 [rows]``.
         dtype: the dtype of the result, ``[rows]``.
     """
     counter = torch.stack([torch.zeros_like(position), position, sample_index, prompt_index | 2**31], -1)
