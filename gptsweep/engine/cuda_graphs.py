@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -84,14 +85,16 @@ class DecodeSteps:
 
         if self._pool is None:
             return _Step(inputs, run, lambda: made[0])
-        aside = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(aside):
+        graph = torch.cuda.CUDAGraph()
+        capture = torch.cuda.graph(graph, pool=self._pool)
+        # Its stream is the same for all captures: cuBLAS keeps a workspace of 32 MiB for each stream that it has met.
+        stream, current = cast(torch.cuda.Stream, capture.capture_stream), torch.cuda.current_stream(self.device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):
                 run()
-        torch.cuda.current_stream(self.device).wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        current.wait_stream(stream)
+        with capture:
             run()
         return _Step(inputs, graph.replay, lambda: made[0])
 
