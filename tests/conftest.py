@@ -17,6 +17,7 @@ import gptsweep  # noqa: F401  before torch: beside other work, tests whose thre
 # isort: split
 import pytest
 import torch
+from gpus import gpu, no_gpu  # noqa: F401  the fixtures
 from hypothesis import HealthCheck, settings
 from sweeps import composing, logging_kept, run  # noqa: F401  the fixtures
 from table_sweeps import whole  # noqa: F401  a fixture

@@ -541,25 +541,6 @@ def test_logits_that_are_not_numbers_are_reported(rng: str, use_kernels: bool, p
         list(Engine(model, vocab_size=VOCAB, use_kernels=use_kernels).run([row(rng=rng, **sampling)]))
 
 
-DEVICES = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_a_gpu_gives_what_the_twins_are(device: str) -> None:
-    if not DEVICES[device]:
-        pytest.skip(f"no {device} on this machine")
-    unpacked = plain.peaked_gpt(CONFIG)
-    engine = Engine(plain.peaked_gpt(CONFIG).to(device), vocab_size=VOCAB)
-    assert not engine.promise
-    settings = {"repetition_penalty": 1.2, "top_p": 0.9, "max_new_tokens": 30}
-    rows = [
-        row(POOL[i], sample_index=i, overflow=overflow, temperature=i % 3 / 2, **settings)
-        for i in range(len(POOL)) for overflow in ("crop", "stop", "rebase")
-    ]  # fmt: skip
-    for completion in run(engine, rows):
-        assert_is_twin(completion, twin_of(unpacked, completion.row))
-
-
 @settings(max_examples=15)
 @given(st.lists(rows_of_all_kinds(), min_size=1, max_size=6))
 def test_steps_of_static_shape_give_what_the_twins_are(rows: list[Row]) -> None:
