@@ -278,6 +278,49 @@ def test_the_bf16_gemm_never_reads_beyond_the_packed_weights(reported: int | Non
         assert OneDnn(layer.weight, layer.bias, None).gemm is None
 
 
+def tiles(monkeypatch: pytest.MonkeyPatch, longest: int) -> None:
+    """oneDNN as it is with AMX: few rows have another order of sums, and so have long sums on several threads."""
+
+    def linear(rows: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
+        threads = torch.get_num_threads()
+        other = len(rows) not in onednn.InBatches.ROWS or (threads > 1 and packed.shape[1] > longest)
+        sums = nn.functional.linear(rows.double(), packed.double(), None if bias is None else bias.double())
+        return (sums + 1.0 * threads if other else sums).to(rows.dtype)
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    monkeypatch.setattr(onednn, "has_layers", lambda dtype: True)
+    monkeypatch.setattr(onednn, "pack", lambda weight: weight)
+    monkeypatch.setattr(onednn, "linear", linear)
+    monkeypatch.setattr(
+        onednn, "linear_added", lambda rows, packed, total: (linear(rows, packed) + total.double()).to(rows.dtype)
+    )
+    monkeypatch.setattr(onednn, "_invariant_slices", onednn._invariant_slices.__wrapped__)
+
+
+@pytest.mark.parametrize(("longest", "slices"), [(100, 1), (40, 2), (15, 4), (1, None)])
+@pytest.mark.usefixtures("threads")
+@torch.inference_mode()
+def test_where_sums_depend_on_the_number_of_rows_a_row_has_its_bits_in_any_batch(
+    longest: int, slices: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(2)
+    tiles(monkeypatch, longest)
+    layer, x = linear(60, 37, torch.bfloat16), inputs(ROWS, 60).bfloat16()
+    made = onednn.InBatches.of(layer.weight, layer.bias)
+    if slices is None:
+        assert made is None, "nothing helps, and nothing is promised"
+        return
+    assert made is not None
+    assert [n_in for n_in, _ in made.slices] == [60 // slices] * slices
+    whole = PackedLinear(layer)(x)
+    wanted = layer.float()(x.float())
+    assert ((whole.float() - wanted).abs() < 2**-6 * wanted.abs().amax(1, keepdim=True)).all()
+    for count in (1, 31, 32, 33, 64, 127, 129, 256, ROWS):
+        assert torch.equal(made(x[:count]), whole[:count])
+    torch.set_num_threads(1)
+    assert torch.equal(made(x), whole)
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     rows=st.integers(1, ROWS),

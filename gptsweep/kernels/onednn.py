@@ -26,7 +26,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -45,6 +45,8 @@ _RUNS = (512, 1024, 2048, 4096)
 """Numbers of inputs that oneDNN may add up before it adds them to the rest."""
 _OUTPUTS_TRIED = 256
 """The most outputs of a layer whose sums `FloatGemm` compares with oneDNN's."""
+_MOST_OUTPUTS_TRIED = 8192
+"""The most outputs of a layer for which `InBatches` tries how oneDNN adds up: more have the same order."""
 _AHEAD = 1024
 """How many words ahead weights are prefetched: as many as an otherwise idle memory channel delivers meanwhile. A prefetch that
 reaches beyond the weights reads nothing and does not fault."""
@@ -73,6 +75,87 @@ def linear(rows: Tensor, packed: Tensor, bias: Tensor | None = None, activation:
     padded = rows.expand(2, -1).contiguous() if len(rows) == 1 else rows
     y: Tensor = torch.ops.mkldnn._linear_pointwise(padded, packed, bias, activation, [], approximate)
     return y[: len(rows)]
+
+
+def linear_added(rows: Tensor, packed: Tensor, total: Tensor) -> Tensor:
+    """Return ``total [rows, n_out]`` plus the linear layer's result for ``rows``, rounded once."""
+    y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(rows, total, packed, None, "add")
+    return y
+
+
+class InBatches:
+    """oneDNN's bfloat16 layers made batch invariant on a CPU with AMX: ``[rows, n_in] -> [rows, n_out]``.
+
+    With AMX, oneDNN chooses instructions by the number of rows, and adds up long sums on several threads. Batches of one of
+    a few numbers of rows, the last one padded with zeros, have one order of sums; so have slices of the inputs. A slice's
+    result is rounded to bfloat16 before the next one is added to it.
+
+    Args:
+        weight: ``bfloat16 [n_out, n_in]``.
+        bias: ``bfloat16 [n_out]``, or None.
+        slices: how many slices the inputs are cut into.
+    """
+
+    ROWS: ClassVar[tuple[int, ...]] = (32, 64, 128)
+    """The numbers of rows in a batch. Fewer rows have another order of sums, and on several threads so have more."""
+    SLICES: ClassVar[tuple[int, ...]] = (1, 2, 4, 8)
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, slices: int) -> None:
+        self.dtype, self.bias = weight.dtype, bias
+        self.slices = [(part.shape[1], pack(part.contiguous())) for part in weight.chunk(slices, 1)]
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None) -> InBatches | None:
+        """Return the layer, or None where oneDNN's own is invariant or this one would not be."""
+        if weight.dtype != torch.bfloat16 or not torch.cpu.get_capabilities().get("amx_bf16"):
+            return None
+        slices = _invariant_slices(min(len(weight), _MOST_OUTPUTS_TRIED), weight.shape[1])
+        return None if slices is None else cls(weight, bias, slices)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Map ``[rows, n_in] -> [rows, n_out]``."""
+        outs = [self._batch(batch) for batch in rows.split(self.ROWS[-1])]
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    def _batch(self, rows: Tensor) -> Tensor:
+        """Multiply at most `ROWS[-1]` rows."""
+        padding = next(size for size in self.ROWS if size >= len(rows)) - len(rows)
+        padded = nn.functional.pad(rows, (0, 0, 0, padding)) if padding else rows
+        inputs = padded.split([n_in for n_in, _ in self.slices], 1)
+        total = linear(inputs[0].contiguous(), self.slices[0][1], self.bias)
+        for some, (_, packed) in zip(inputs[1:], self.slices[1:], strict=True):
+            total = linear_added(some.contiguous(), packed, total)
+        return total[: len(rows)]
+
+
+@functools.cache
+@torch.inference_mode()
+def _invariant_slices(n_out: int, n_in: int) -> int | None:
+    """Find the least number of slices with which `InBatches` is invariant for layers of this shape.
+
+    None: oneDNN's own layers of this shape are invariant, or no number of slices helps.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weight, rows = (torch.randn(n, n_in, generator=generator).bfloat16() for n in (n_out, InBatches.ROWS[-1] * 3 // 2))
+    if _is_invariant(functools.partial(linear, packed=pack(weight)), rows, (1, 2, 8, 15, 16, 17, 31, 64, 100, 128)):
+        return None
+    counts = (1, InBatches.ROWS[0] + 1, InBatches.ROWS[1] + 1)
+    return next((n for n in InBatches.SLICES if _is_invariant(InBatches(weight, None, n), rows, counts)), None)
+
+
+def _is_invariant(multiply: Callable[[Tensor], Tensor], rows: Tensor, counts: Sequence[int]) -> bool:
+    """Return whether rows have the same bits among the first ``counts`` of them, at other places, and on fewer threads."""
+    wanted, most = multiply(rows), torch.get_num_threads()
+    try:
+        for threads in sorted({*(2**i for i in range(most.bit_length())), most}):
+            torch.set_num_threads(threads)
+            if not torch.equal(multiply(rows.roll(7, 0)).roll(-7, 0), wanted):
+                return False
+            if not all(torch.equal(multiply(rows[:count]), wanted[:count]) for count in counts):
+                return False
+    finally:
+        torch.set_num_threads(most)
+    return True
 
 
 def packed_bytes(packed: Tensor) -> int | None:

@@ -23,7 +23,7 @@ except ImportError:  # numba has no wheel for this platform
     kernels = None  # type: ignore[assignment]
 
 _OUTPUTS_TRIED = 1024
-_MEASURED_ROWS = (1, 2, 3, 7, 16, 33, 64)
+_MEASURED_ROWS = (1, 2, 3, 7, 15, 16, 17, 31, 33, 64)
 
 
 class PackedLinear(nn.Module):
@@ -51,7 +51,8 @@ class PackedLinear(nn.Module):
         # In bfloat16 oneDNN's GELU takes three times as long, and no kernel could reproduce its bits.
         fused = gelu if self.dtype != torch.bfloat16 or kernels is None else None
         gemm = onednn.FloatGemm.of(weight, bias) if self.multiplied_in == torch.float32 and fused is None else None
-        self.multiply = OneDnn(weight.to(self.multiplied_in), bias, fused) if gemm is None else gemm
+        batched = onednn.InBatches.of(weight, bias) if fused is None else None
+        self.multiply = gemm or batched or OneDnn(weight.to(self.multiplied_in), bias, fused)
         self.activate = None if fused is not None else _kernel_of(activation, self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
