@@ -186,7 +186,7 @@ def main() -> None:
         (cls, name): getattr(cls, name)
         for cls, name in ((layer, "forward"), (LayerNorm, "forward"), (Norm, "forward"), (kernels.Kernel, "__call__"))
     }
-    names = {"store": "attention", "attend": "attention", "turn": "turn", "gate": "gate", "sample": "sampling"}
+    names = {"store": "attention", "attend": "attention", "rotate": "rotate", "gate": "gate", "sample": "sampling"}
     engine = Engine(model, vocab_size=model.config.vocab_size, max_rows=args.rows)
 
     def call(kernel: Any, **fields: Any) -> None:
@@ -229,7 +229,7 @@ def main() -> None:
         for part, seconds in step.items():
             parts[part] += seconds
     inside = parts.pop("hidden") - parts["blocks"]
-    parts["small operations"] = inside - sum(parts[part] for part in ("attention", "norm", "turn", "gate"))
+    parts["small operations"] = inside - sum(parts[part] for part in ("attention", "norm", "rotate", "gate"))
     parts["linear"] = parts.pop("blocks") + parts.pop("head")
     parts["bookkeeping"] = total - sum(parts.values())
     noise = "independent" if args.independent else "common"

@@ -41,7 +41,7 @@ NO_ACTIVATION, GELU, GELU_TANH, RELU_SQUARED, SILU, SOFT_CAP = range(6)
 """Activations. ``rescale`` and ``multiply`` apply one to their results, ``activate`` applies one alone, and ``gate`` applies
 one to the gate. Only ``activate`` knows `SOFT_CAP`."""
 NO_NORM, NORM_BEFORE, NORM_AFTER = range(3)
-"""Whether ``turn`` normalises heads, and whether it does so before or after it rotates them."""
+"""Whether ``rotate`` normalises heads, and whether it does so before or after it rotates them."""
 BLOCK = 64
 """Logits are scanned in blocks of this many; a block whose greatest logit cannot win is skipped whole."""
 
@@ -67,8 +67,8 @@ _RESCALE = ("n_rows", "width", "activation", *_COUNTS, "y", "scales", "bias")
 _ACTIVATE = ("n_numbers", "activation", "cap", *_COUNTS, "y")
 _GATE = ("n_rows", "width", "activation", *_COUNTS, "x", "y")
 _RMS_NORM = ("n_rows", "width", "stride", "epsilon", "wide_x", "wide_y", *_COUNTS, "x", "weight", "y")
-_TURN = (
-    *("n_tokens", "n_head", "n_kv_heads", "head_size", "turned", "pairs", "norm", "epsilon", "q_stride", "k_stride", *_COUNTS),
+_ROTATE = (
+    *("n_tokens", "n_head", "n_kv_heads", "head_size", "rotated", "pairs", "norm", "epsilon", "q_stride", "k_stride", *_COUNTS),
     *("q", "k", "cos", "sin", "q_weight", "k_weight"),
 )
 _SAMPLE = ("n_rows", "stride", "vocab_size", *_COUNTS, "logits", "rows", "order")
@@ -85,7 +85,7 @@ TASKS = {
         "activate": _ACTIVATE,
         "gate": _GATE,
         "rms_norm": _RMS_NORM,
-        "turn": _TURN,
+        "rotate": _ROTATE,
         "sample": _SAMPLE,
     }.items()
 }

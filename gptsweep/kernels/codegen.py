@@ -18,7 +18,7 @@ from .gemm import gemm_by
 from .int8 import multiply_int8, quantise_by, rescale_float32
 from .intrinsics import bfloat16_at, float32_at, int16_at, uint8_at
 from .linear import linear_bfloat16
-from .norm import rms_norm_by, turn_by
+from .norm import rms_norm_by, rotate_by
 from .sampler import sample_by
 
 binding.initialize_native_asmparser()  # for the inline assembly of the kernel ``linear``; numba loads no parser itself
@@ -33,7 +33,7 @@ LOOPS = {
             "gate": gate_by,
             "gemm": gemm_by,
             "rms_norm": rms_norm_by,
-            "turn": turn_by,
+            "rotate": rotate_by,
             "sample": sample_by,
         }.items()
         for dtype, at in {"float32": float32_at, "bfloat16": bfloat16_at}.items()
@@ -51,15 +51,15 @@ def module_of(name: str, dtype: str, symbol: str) -> binding.ModuleRef:
     task = from_dtype(TASKS[name])
     level, config.OPT = config.OPT, config._OptLevel("0")  # type: ignore[attr-defined]
     try:
-        made = cfunc(types.void(types.CPointer(task)), error_model="numpy")(LOOPS[name, dtype])
-        module = binding.parse_assembly(made._library.get_llvm_str())  # type: ignore[attr-defined]
+        compiled = cfunc(types.void(types.CPointer(task)), error_model="numpy")(LOOPS[name, dtype])
+        module = binding.parse_assembly(compiled._library.get_llvm_str())  # type: ignore[attr-defined]
     finally:
         config.OPT = level  # type: ignore[attr-defined]
     # numba's own entry point for C calls Python to report errors, which these loops never raise.
     pointer = ir.IntType(8).as_pointer()
     entry = ir.Module()
     entry.triple = module.triple
-    loops = ir.Function(entry, ir.FunctionType(ir.IntType(32), [pointer] * 3), made.native_name.removeprefix("cfunc."))
+    loops = ir.Function(entry, ir.FunctionType(ir.IntType(32), [pointer] * 3), compiled.native_name.removeprefix("cfunc."))
     builder = ir.IRBuilder(ir.Function(entry, ir.FunctionType(ir.VoidType(), [pointer]), symbol).append_basic_block())
     result, error = (builder.bitcast(builder.alloca(pointer), pointer) for _ in range(2))
     builder.call(loops, [result, error, builder.function.args[0]])

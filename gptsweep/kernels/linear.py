@@ -53,24 +53,24 @@ def _multiply(_typing, rows, x, stride, weight, to, n_words):
 
 
 @compiled()
-def _linear_tile(task, wide, stride, made, first, rows, block):
+def _linear_tile(task, wide, stride, sums, first, rows, block):
     """Multiply ``rows`` rows, from ``first`` on and widened at ``wide``, by a block of `COLUMNS` outputs, to bfloat16."""
     out, bias = bfloat16_at(task.out), bfloat16_at(task.bias)
     weight = task.weight + block * COLUMNS * task.n_in * 2
     for i in range(rows * COLUMNS):
-        made[i] = np.float32(0)
+        sums[i] = np.float32(0)
     for run in range(0, task.n_in, task.summed):
         pairs = min(task.summed, task.n_in - run) // 2
-        _multiply(rows, float32_at(wide + 4 * run), stride, int32_at(weight + 2 * COLUMNS * run), made, pairs)
+        _multiply(rows, float32_at(wide + 4 * run), stride, int32_at(weight + 2 * COLUMNS * run), sums, pairs)
     columns = min(COLUMNS, task.n_out - block * COLUMNS)
     for row in range(rows):
         to = (first + row) * task.n_out + block * COLUMNS
         if task.bias:
             for i in range(columns):
-                store_narrow(out, to + i, made[row * COLUMNS + i] + widen(bias[block * COLUMNS + i]))
+                store_narrow(out, to + i, sums[row * COLUMNS + i] + widen(bias[block * COLUMNS + i]))
         else:
             for i in range(columns):
-                store_narrow(out, to + i, made[row * COLUMNS + i])
+                store_narrow(out, to + i, sums[row * COLUMNS + i])
 
 
 def linear_bfloat16(tasks):
@@ -80,7 +80,7 @@ def linear_bfloat16(tasks):
     """
     task = carray(tasks, 1)[0]
     scratch = take(task.next_scratch, task.scratch)
-    made, wide = float32_at(scratch), scratch + 4 * TILE_ROWS * COLUMNS
+    sums, wide = float32_at(scratch), scratch + 4 * TILE_ROWS * COLUMNS
     stride = task.n_in + PAGE  # rows a power of two apart would compete for the same lines of the L1 cache
     n_blocks = (task.n_out + COLUMNS - 1) // COLUMNS
     tiles = (task.n_rows + TILE_ROWS - 1) // TILE_ROWS
@@ -100,4 +100,4 @@ def linear_bfloat16(tasks):
                 opened = group
             for tile in range(first, last):
                 row, rows = tile * task.n_rows // tiles, (tile + 1) * task.n_rows // tiles - tile * task.n_rows // tiles
-                _linear_tile(task, wide + 4 * stride * (row - start), stride, made, row, rows, block)
+                _linear_tile(task, wide + 4 * stride * (row - start), stride, sums, row, rows, block)

@@ -1,4 +1,4 @@
-"""The kernels ``rms_norm`` and ``turn``: RMS normalisation of rows, and rotary positions of heads with or without it.
+"""The kernels ``rms_norm`` and ``rotate``: RMS normalisation of rows, and rotary positions of heads with or without it.
 
 Each sum runs over one row, or one head of a token, in float32 and in an order that depends on its length alone.
 """
@@ -46,12 +46,12 @@ def _norm_rows(task, x, y):
 
 
 @compiled(fastmath=FAST)
-def _turn_row(x, cos, sin, at, turned, pairs):
-    """Rotate the first ``turned`` numbers of ``x`` in place, pair by pair, by angles whose cosines begin at ``cos[at]``.
+def _rotate_row(x, cos, sin, at, rotated, pairs):
+    """Rotate the first ``rotated`` numbers of ``x`` in place, pair by pair, by angles whose cosines begin at ``cos[at]``.
 
-    The numbers of a pair are adjacent if ``pairs`` is set, else ``turned // 2`` apart (rotary positions: Su et al., 2021).
+    The numbers of a pair are adjacent if ``pairs`` is set, else ``rotated // 2`` apart (rotary positions: Su et al., 2021).
     """
-    half = turned // 2
+    half = rotated // 2
     if pairs:
         for i in range(half):
             a, b = x[2 * i], x[2 * i + 1]
@@ -63,7 +63,7 @@ def _turn_row(x, cos, sin, at, turned, pairs):
 
 
 @compiled()
-def _turn_heads(task, x, begin, heads, weights, token, scratch):
+def _rotate_heads(task, x, begin, heads, weights, token, scratch):
     """Normalise and rotate, in place, the heads of one token that begin at ``x[begin]``."""
     size, weight = task.head_size, float32_at(weights)
     for head in range(heads):
@@ -73,7 +73,7 @@ def _turn_heads(task, x, begin, heads, weights, token, scratch):
         else:
             for i in range(size):
                 scratch[i] = widen(x[at + i])
-        _turn_row(scratch, float32_at(task.cos), float32_at(task.sin), token * (task.turned // 2), task.turned, task.pairs)
+        _rotate_row(scratch, float32_at(task.cos), float32_at(task.sin), token * (task.rotated // 2), task.rotated, task.pairs)
         if task.norm == NORM_AFTER:
             _norm_row(scratch, 0, weight, weights != 0, x, at, size, task.epsilon)
         else:
@@ -82,7 +82,7 @@ def _turn_heads(task, x, begin, heads, weights, token, scratch):
 
 
 @compiled()
-def _turn(task, q, k):
+def _rotate(task, q, k):
     """Normalise and rotate the queries and keys of all tokens, in place."""
     scratch = float32_at(take(task.next_scratch, task.scratch))
     while True:
@@ -90,8 +90,8 @@ def _turn(task, q, k):
         if begin >= task.n_tokens:
             return
         for token in range(begin, min(begin + task.chunk, task.n_tokens)):
-            _turn_heads(task, q, token * task.q_stride, task.n_head, task.q_weight, token, scratch)
-            _turn_heads(task, k, token * task.k_stride, task.n_kv_heads, task.k_weight, token, scratch)
+            _rotate_heads(task, q, token * task.q_stride, task.n_head, task.q_weight, token, scratch)
+            _rotate_heads(task, k, token * task.k_stride, task.n_kv_heads, task.k_weight, token, scratch)
 
 
 def rms_norm_by(at):
@@ -111,11 +111,11 @@ def rms_norm_by(at):
     return rms_norm
 
 
-def turn_by(at):
-    """Return the kernel ``turn`` for the dtype of ``at``'s pointers."""
+def rotate_by(at):
+    """Return the kernel ``rotate`` for the dtype of ``at``'s pointers."""
 
-    def turn(tasks):
+    def rotate(tasks):
         task = carray(tasks, 1)[0]
-        _turn(task, at(task.q), at(task.k))
+        _rotate(task, at(task.q), at(task.k))
 
-    return turn
+    return rotate

@@ -114,10 +114,10 @@ class FusedRotary:
         dtype: torch.dtype,
     ) -> None:
         self.rotated, self.weights = rotated, (_float32(q_weight), _float32(k_weight))
-        self.kernel = kernels.Kernel("turn", dtype)
+        self.kernel = kernels.Kernel("rotate", dtype)
         self.kernel.set(
             head_size=head_size,
-            turned=rotated,
+            rotated=rotated,
             pairs=pairs,
             norm={None: NO_NORM, "before": NORM_BEFORE, "after": NORM_AFTER}[norm],
             epsilon=float64_bits(epsilon),
