@@ -585,6 +585,8 @@ def test_the_two_colour_schemes_differ_and_can_be_chosen(browser: Any, sweep_dir
 def test_nothing_sticks_out_on_a_phone(browser: Any, sweep_dir: Path, width: int) -> None:
     with Visit(browser, sweep_dir / "report.html", viewport={"width": width, "height": 740}) as seen:
         assert seen.evaluate("document.documentElement.scrollWidth") == width
+        for chart in ("#heat table", "#curve svg", "#scatter svg"):
+            assert seen.locator(chart).is_visible()
         assert seen.locator("#curve text").first.evaluate("e => e.getBoundingClientRect().height") > 9
         assert seen.locator(".column select").first.evaluate("e => e.clientWidth") > 170  # enough for a title
 
