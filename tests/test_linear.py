@@ -319,6 +319,8 @@ def test_where_sums_depend_on_the_number_of_rows_a_row_has_its_bits_in_any_batch
         assert torch.equal(made(x[:count]), whole[:count])
     torch.set_num_threads(1)
     assert torch.equal(made(x), whole)
+    assert torch.equal(PackedLinear(layer.bfloat16())(x), whole), "packed on one thread"
+    assert layer_kinds(nn.Sequential(PackedLinear(layer))) == [f"PackedLinear in batches of {slices} slices"]
 
 
 @settings(max_examples=30, deadline=None)

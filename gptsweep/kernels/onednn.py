@@ -25,6 +25,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -47,6 +48,8 @@ _OUTPUTS_TRIED = 256
 """The most outputs of a layer whose sums `FloatGemm` compares with oneDNN's."""
 _MOST_OUTPUTS_TRIED = 8192
 """The most outputs of a layer for which `InBatches` tries how oneDNN adds up: more have the same order."""
+_LEAST_CORES = 4
+"""Layers are tried on as many threads as the machine has cores, but at least on this many, so that small machines agree."""
 _AHEAD = 1024
 """How many words ahead weights are prefetched: as many as an otherwise idle memory channel delivers meanwhile. A prefetch that
 reaches beyond the weights reads nothing and does not fault."""
@@ -131,9 +134,10 @@ class InBatches:
 @functools.cache
 @torch.inference_mode()
 def _invariant_slices(n_out: int, n_in: int) -> int | None:
-    """Find the least number of slices with which `InBatches` is invariant for layers of this shape.
+    """Find the least number of slices with which `InBatches` is invariant for layers of this shape on this machine.
 
-    None: oneDNN's own layers of this shape are invariant, or no number of slices helps.
+    It does not depend on the number of threads in use. None: oneDNN's own layers of this shape are invariant, or no number of
+    slices helps.
     """
     generator = torch.Generator().manual_seed(0)
     weight, rows = (torch.randn(n, n_in, generator=generator).bfloat16() for n in (n_out, InBatches.ROWS[-1] * 3 // 2))
@@ -144,17 +148,17 @@ def _invariant_slices(n_out: int, n_in: int) -> int | None:
 
 
 def _is_invariant(multiply: Callable[[Tensor], Tensor], rows: Tensor, counts: Sequence[int]) -> bool:
-    """Return whether rows have the same bits among the first ``counts`` of them, at other places, and on fewer threads."""
-    wanted, most = multiply(rows), torch.get_num_threads()
+    """Return whether rows have the same bits among the first ``counts`` of them, at other places, and on 1, 2, 4, … threads."""
+    wanted, usual, cores = multiply(rows), torch.get_num_threads(), max(_LEAST_CORES, os.cpu_count() or 1)
     try:
-        for threads in sorted({*(2**i for i in range(most.bit_length())), most}):
-            torch.set_num_threads(threads)
+        for power in range(cores.bit_length()):
+            torch.set_num_threads(2**power)
             if not torch.equal(multiply(rows.roll(7, 0)).roll(-7, 0), wanted):
                 return False
             if not all(torch.equal(multiply(rows[:count]), wanted[:count]) for count in counts):
                 return False
     finally:
-        torch.set_num_threads(most)
+        torch.set_num_threads(usual)
     return True
 
 

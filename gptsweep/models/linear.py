@@ -239,9 +239,14 @@ def kept_in(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.bfloat16 and onednn.FloatGemm.is_for_this_cpu() else multiplied_in(dtype)
 
 
-def is_widened(layer: nn.Module) -> bool:
-    """Return whether the layer multiplies in float32 though its dtype has 16 bits."""
-    return isinstance(layer, PackedLinear) and layer.multiplied_in != layer.dtype
+def kind_of(layer: nn.Module) -> str:
+    """Return the name of a layer's class, and what else determines its bits: float32 in place of 16 bits, or slices."""
+    how = ""
+    if isinstance(layer, PackedLinear) and layer.multiplied_in != layer.dtype:
+        how = " in float32"
+    elif isinstance(layer, PackedLinear) and isinstance(layer.multiply, onednn.InBatches):
+        how = f" in batches of {len(layer.multiply.slices)} slices"
+    return type(layer).__name__ + how
 
 
 def has_int8_layers(model: Model) -> bool:

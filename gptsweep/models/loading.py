@@ -14,7 +14,7 @@ from ..threads import own_count
 from .architecture import Architecture
 from .checkpoint import Checkpoint, load_weights
 from .files.tokenizers import Tokenizer
-from .linear import Int8Linear, can_pack, int8_was_cut_off, is_widened, kept_in, pack
+from .linear import Int8Linear, can_pack, int8_was_cut_off, kept_in, kind_of, pack
 from .registry import open_checkpoint
 
 log = get_logger(__name__)
@@ -103,7 +103,7 @@ def place(model: Architecture, device: torch.device, dtype: str, *, packed: bool
 def layer_kinds(model: torch.nn.Module) -> list[str]:
     """Return the sorted names of the kinds of linear layers in ``model``. They affect bits, so manifests record them."""
     layers = [module for module in model.modules() if type(module).__name__.endswith("Linear")]
-    return sorted({type(layer).__name__ + (" in float32" if is_widened(layer) else "") for layer in layers})
+    return sorted({kind_of(layer) for layer in layers})
 
 
 def set_threads(settings: DeviceSettings) -> FreeCores | None:
