@@ -537,7 +537,7 @@ def test_logits_that_are_not_numbers_are_reported(rng: str, use_kernels: bool, p
     model = plain.peaked_gpt(CONFIG)
     logits = model.logits
     model.logits = lambda hidden: logits(hidden).index_fill(-1, torch.tensor([40]), poison)  # type: ignore[method-assign]
-    with pytest.raises(ModelError, match=r"device.dtype=float32: the model's logits are not numbers"):
+    with pytest.raises(ModelError, match=r"device.dtype=float32: the model's logits are not numbers; check the checkpoint"):
         list(Engine(model, vocab_size=VOCAB, use_kernels=use_kernels).run([row(rng=rng, **sampling)]))
 
 

@@ -175,6 +175,36 @@ STRANGE = st.sampled_from(
 )
 
 
+_ALEF = {"type": "Replace", "pattern": {"String": "\u0627"}, "content": "\ufdfa"}
+_LEVEL = {"type": "ByteLevel", "add_prefix_space": False}
+
+
+@pytest.mark.parametrize(
+    ("place", "steps", "says"),
+    [
+        ("normalizer", [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 5}] * 2, "more than 16 times"),
+        ("normalizer", [_ALEF, {"type": "NFKD"}, _ALEF, {"type": "NFKC"}], "normalizer with NFKD, NFKC, but gptsweep supports"),
+        ("pre_tokenizer", [_LEVEL] * 2, "pre_tokenizer with ByteLevel, ByteLevel, but gptsweep supports only one"),
+        ("decoder", [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 5}] * 2, "more than 16 times"),
+    ],
+)
+def test_steps_that_together_lengthen_a_text_without_end_are_refused(
+    place: str, steps: list[dict[str, Any]], says: str, tmp_path: Path
+) -> None:
+    inner = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}[place]
+    contents = files_of("llama2")[0] | {place: {"type": "Sequence", inner: steps}}
+    with pytest.raises(ModelError, match=says):
+        ours(write(tmp_path, (contents, {}, "llama")))
+
+
+def test_a_template_does_not_put_thousands_of_tokens_before_each_text(tmp_path: Path) -> None:
+    front = in_front("<s>", 1)
+    front["single"] = [*front["single"][:1] * 1000, front["single"][1]]
+    front["special_tokens"]["<s>"]["ids"] *= 1000
+    with pytest.raises(ModelError, match="adds more than 64 tokens before each text"):
+        ours(write(tmp_path, (files_of("llama2")[0] | {"post_processor": front}, {}, "llama")))
+
+
 @settings(max_examples=60)
 @given(data=st.data(), kind=st.sampled_from(["llama2", "metaspace", "qwen"]))
 def test_a_damaged_pipeline_is_one_clear_line(data: st.DataObject, kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:

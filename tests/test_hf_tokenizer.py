@@ -170,6 +170,8 @@ def test_a_beginning_of_text_is_put_in_front_wherever_the_files_ask_for_it(tmp_p
         tokenizer = ours(write(tmp_path, trained | contents, config))
         assert tokenizer.encode("self") == [0, *plain.encode("self")]
         assert tokenizer.fingerprint != plain.fingerprint
+    nothing = ours(write(tmp_path, trained, {"add_bos_token": True, "bos_token": None}))
+    assert nothing.encode("self") == plain.encode("self") == theirs(tmp_path)("self")["input_ids"]
     with pytest.raises(ModelError, match="its bos_token '<s>' is not in the vocabulary"):
         ours(write(tmp_path, trained, {"add_bos_token": True, "bos_token": "<s>"}))
     wrong = template(END)

@@ -124,7 +124,8 @@ class ModelRunner:
         done = records[slots]
         if not np.isfinite(done["logprob"] + done["entropy"]).all():
             dtype = str(self.model.embedding.dtype).removeprefix("torch.")
-            raise ModelError("device.dtype", dtype, "the model's logits are not numbers; try float32, or check the checkpoint")
+            works = "check the checkpoint" if dtype == "float32" else "try float32, or check the checkpoint"
+            raise ModelError("device.dtype", dtype, f"the model's logits are not numbers; {works}")
         recorded = [running for running, _ in placed if running.row.sampling.logprobs]
         if recorded:
             counts = [running.row.sampling.logprobs for running in recorded]

@@ -109,7 +109,7 @@ def by_name(
     found: dict[str, StoredTensor] = {}
     for full, tensor in tensors:
         if ".lora_" in full or ".modules_to_save." in full:
-            raise ModelError(key, value, f"holds a PEFT adapter beside the weights ({full:.80});  {MERGE}")
+            raise ModelError(key, value, f"holds a PEFT adapter beside the weights ({full:.80}); {MERGE}")
         name = re.sub(r"^(module\.|base_model\.|model\.)+", "", full.replace("_orig_mod.", "")).replace(".base_layer.", ".")
         name = own_name(name)
         if name in found:

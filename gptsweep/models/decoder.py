@@ -334,6 +334,8 @@ class Decoder(Architecture):
             there = [part for part in parts if part is not None]
             if len(there) < len(parts):
                 raise wrong(f"of the weights that belong together, only {', '.join(names[parameter])} are present")
+            if len(parts) > 1 and not all(part.shape for part in there):
+                raise wrong(f"of the weights {', '.join(names[parameter])}, some are single numbers")
             if len({part.shape[1:] for part in there}) > 1 or len({part.dtype for part in there}) > 1:
                 raise wrong(f"the weights {', '.join(names[parameter])} belong together, but their widths or dtypes differ")
             weights[parameter] = there[0] if len(there) == 1 else Stacked(tuple(there))

@@ -149,23 +149,25 @@ class HFSettings:
         if set_to := sorted(str(key)[:80] for key in strange if rope[key] is not None):
             raise self.refuse(name, f"in which gptsweep does not support {set_to[0]}")
 
-        def value(key: str, usual: object = None, zero: bool = False) -> float:
+        def value(key: str, usual: object = None, outside: str | None = None) -> float:
+            """Read a number above 0 from the mapping, else from the setting ``outside`` it."""
             number: Any = rope.get(key)
+            wrong = name, f"in which {key} is not a number above 0"
+            if number is None and outside is not None:
+                number, wrong = self.get(outside), (outside, "which is not a number above 0")
             number = usual if number is None else number
-            if not is_nonnegative(number) or not (number or zero):
-                raise self.refuse(name, f"in which {key} is not a number above 0")
+            if not is_nonnegative(number) or not number:
+                raise self.refuse(*wrong)
             return float(number)
 
-        base, rotated = value("rope_theta", self.get(theta)), value("partial_rotary_factor", self.get(share))
+        base, rotated = value("rope_theta", outside=theta), value("partial_rotary_factor", outside=share)
         if rotated > 1 or (rotated < 1 and not partial):
             raise self.wrong(
                 f"its {self.FILE} rotates {rotated} of each head ({share}), which gptsweep does not support for this type"
             )
         # The setting outside the mapping takes precedence.
-        trained = self.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
-        trained = self.get("max_position_embeddings") if trained is None else trained
-        if not is_nonnegative(trained) or not trained:
-            raise self.refuse(name, "in which original_max_position_embeddings is not a number above 0")
+        original = "original_max_position_embeddings"
+        trained = self.number(original) if self.get(original) else value(original, self.get("max_position_embeddings"))
         scaling: Llama3Scaling | LinearScaling | YarnScaling | None = None
         if kind == "linear":
             scaling = LinearScaling(factor=value("factor"))
@@ -173,7 +175,7 @@ class HFSettings:
             low, high = value("low_freq_factor"), value("high_freq_factor")
             if low >= high:
                 raise self.refuse(name, "in which low_freq_factor is not below high_freq_factor")
-            scaling = Llama3Scaling(factor=value("factor"), low=low, high=high, trained=float(trained))
+            scaling = Llama3Scaling(factor=value("factor"), low=low, high=high, trained=trained)
         elif kind == "yarn":
             factor = value("factor", self.get("max_position_embeddings") / trained)
             truncate = rope.get("truncate")
@@ -184,13 +186,19 @@ class HFSettings:
                 amplitude = yarn_amplitude(factor, value("mscale")) / yarn_amplitude(factor, value("mscale_all_dim"))
             scaling = YarnScaling(
                 factor=factor,
-                trained=float(trained),
+                trained=trained,
                 fast=value("beta_fast", 32.0),
                 slow=value("beta_slow", 1.0),
                 truncate=truncate is not False,
                 amplitude=value("attention_factor", amplitude),
             )
-        return RotaryConfig(size=int(head_size * rotated), base=base, scaling=scaling)
+        config = RotaryConfig(size=int(head_size * rotated), base=base, scaling=scaling)
+        if isinstance(scaling, YarnScaling):
+            try:
+                scaling.bounds(config.size, base)
+            except (ValueError, ArithmeticError) as error:
+                raise self.refuse(name, f"from which YaRN cannot be computed with the base {base:g}") from error
+        return config
 
     def unread(self) -> list[str]:
         """Return the names of the settings in the file that have not been read."""

@@ -245,9 +245,12 @@ class YarnScaling:
     truncate: bool
     amplitude: float
 
-    def frequencies(self, plain: Tensor, base: float) -> Tensor:
-        """Scale the frequencies ``plain`` of unscaled rotary positions, ``float32 [size / 2]``."""
-        size = 2 * len(plain)
+    def bounds(self, size: int, base: float) -> tuple[float, float]:
+        """Compute the indices of the frequencies between which the two are interpolated, of ``size / 2`` frequencies.
+
+        Raises:
+            ValueError, ArithmeticError: there are none, as with a base of 1.
+        """
 
         def place(turns: float) -> float:
             return size * math.log(self.trained / (turns * 2 * math.pi)) / (2 * math.log(base))
@@ -255,7 +258,11 @@ class YarnScaling:
         first, last = place(self.fast), place(self.slow)
         if self.truncate:
             first, last = math.floor(first), math.ceil(last)
-        first, last = max(first, 0), min(last, size - 1)
+        return max(first, 0), min(last, size - 1)
+
+    def frequencies(self, plain: Tensor, base: float) -> Tensor:
+        """Scale the frequencies ``plain`` of unscaled rotary positions, ``float32 [size / 2]``."""
+        first, last = self.bounds(2 * len(plain), base)
         ramp = (torch.arange(len(plain), dtype=torch.float32) - first) / (last - first or 0.001)
         stretched = ramp.clamp(0, 1)
         return plain / self.factor * stretched + plain * (1 - stretched)

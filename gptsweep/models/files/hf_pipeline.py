@@ -7,6 +7,7 @@ tokenizers are run, and others that look at each character once.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
@@ -47,6 +48,10 @@ _ONE_CLASS = re.compile(r"(?:(?: |\\s)\?)?(?:\\[pP]\{\^?\w{1,2}\}|\\[dDsSwWrn]|\
 """Matches a pattern that is one character class, once or repeated, after an optional space."""
 _MOST_STEPS = 16
 _LONGEST_TEXT = 16
+_MOST_GROWTH = 16
+"""The most times by which the ``Replace`` steps of a place may lengthen a text; several would multiply."""
+_ONCE = frozenset(("NFC", "NFD", "NFKC", "NFKD", "ByteLevel"))
+"""Steps that lengthen a text too, and of which a place may have one."""
 
 _Check = Callable[[Any], bool]
 
@@ -335,7 +340,13 @@ def _checked(place: str, step: Any, wrong: Callable[[str], ModelError]) -> Step 
         raise wrong(
             f"its tokenizer.json has {place}.{_PARTS[place]}={brief(parts)}, which is not a list of up to {_MOST_STEPS}"
         )
-    return _joined(place, (_checked_part(place, part, wrong) for part in parts))
+    found = [_checked_part(place, part, wrong) for part in parts]
+    if len(twice := [part["type"] for part in found if part["type"] in _ONCE]) > 1:
+        raise wrong(f"its tokenizer.json has {place} with {', '.join(twice)}, but gptsweep supports only one of them")
+    replacing = [part for part in found if part["type"] == "Replace"]
+    if math.prod(max(1, len(part["content"]) / len(part["pattern"]["String"])) for part in replacing) > _MOST_GROWTH:
+        raise wrong(f"its tokenizer.json has {place} with Replace steps that lengthen a text more than {_MOST_GROWTH} times")
+    return _joined(place, iter(found))
 
 
 def _checked_part(place: str, step: Any, wrong: Callable[[str], ModelError]) -> Step:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, AnyStr
@@ -19,6 +19,8 @@ from .tokenizers import END_OF_TEXT, GPT2Tokenizer, Tokenizer, gpt2_ranks, utf8
 log = get_logger(__name__)
 
 _GPT2_MERGES = 50_000
+_MOST_IN_FRONT = 64
+"""The most tokens that a file may add before each text; known tokenizers add one."""
 _STEPS_FROM_JSON = ("mistral", "olmo2")
 """The model types for which transformers uses tokenizer.json's steps, whatever class tokenizer_config.json names."""
 
@@ -158,24 +160,26 @@ def _from_tokenizer_json(whole: Any, wrong: Callable[[str], ModelError]) -> _Voc
     pipeline = read_pipeline(whole, wrong)
     added = {token["content"]: _added(token["id"], token) for token in whole.get("added_tokens") or []}
     merges = [_pair(pair) if isinstance(pair, str) else (pair[0], pair[1]) for pair in model["merges"]]
-    first_ids = _ids_in_front(whole.get("post_processor") or {}, wrong)
+    first_ids = list(itertools.islice(_ids_in_front(whole.get("post_processor") or {}, wrong), _MOST_IN_FRONT + 1))
+    if len(first_ids) > _MOST_IN_FRONT:
+        raise wrong(f"its tokenizer.json adds more than {_MOST_IN_FRONT} tokens before each text")
     kept = None if pipeline.is_gpt2 else pipeline
     return _Vocabulary(model["vocab"], merges, added, pipeline.puts_space, first_ids, kept)
 
 
-def _ids_in_front(template: Any, wrong: Callable[[str], ModelError]) -> list[int]:
-    """Read the special tokens that a ``post_processor`` adds before a text. Those that it adds after the text are ignored."""
+def _ids_in_front(template: Any, wrong: Callable[[str], ModelError]) -> Iterator[int]:
+    """Yield the special tokens that a ``post_processor`` adds before a text. Those that it adds after the text are ignored."""
     kind = template.get("type", "ByteLevel")
     if kind == "Sequence":
-        return [token for part in template["processors"] for token in _ids_in_front(part, wrong)]
-    if kind in ("RobertaProcessing", "BertProcessing"):
-        return [template["cls"][1]]
-    if kind == "TemplateProcessing":
-        front = itertools.takewhile(lambda piece: "Sequence" not in piece, template["single"])
-        return [token for piece in front for token in template["special_tokens"][piece["SpecialToken"]["id"]]["ids"]]
-    if kind != "ByteLevel":
-        raise wrong(f"its tokenizer.json has post_processor.type={kind!r}, which gptsweep does not support")
-    return []
+        for part in template["processors"]:
+            yield from _ids_in_front(part, wrong)
+    elif kind in ("RobertaProcessing", "BertProcessing"):
+        yield template["cls"][1]
+    elif kind == "TemplateProcessing":
+        for piece in itertools.takewhile(lambda piece: "Sequence" not in piece, template["single"]):
+            yield from template["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
+    elif kind != "ByteLevel":
+        raise wrong(f"its tokenizer.json has post_processor.type={brief(kind)}, which gptsweep does not support")
 
 
 def _configured(
@@ -193,8 +197,8 @@ def _configured(
         puts_space = bool(settings["add_prefix_space"])
         pipeline = None if pipeline is None else pipeline.with_prefix_space(puts_space)
         vocabulary = replace(vocabulary, prefix_space=puts_space, pipeline=pipeline)
-    if settings.get("add_bos_token") and not vocabulary.first_ids:
-        bos = settings.get("bos_token", END_OF_TEXT)
+    bos = settings.get("bos_token", END_OF_TEXT)
+    if settings.get("add_bos_token") and bos is not None and not vocabulary.first_ids:
         text = bos["content"] if isinstance(bos, dict) else bos
         number = vocabulary.added[text].id if text in vocabulary.added else vocabulary.ids.get(text)
         if number is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .weights import StoredTensor, WeightFile
+from .weights import MOST_DIMENSIONS, StoredTensor, WeightFile
 
 _HEADER_BYTES = 16 << 20
 """The largest header that is read."""
@@ -51,8 +51,10 @@ def read_safetensors(path: Path, key: str, value: str) -> tuple[dict[str, Stored
     tensors = {}
     for name, entry in header.items():
         if (dtype := _DTYPES.get(entry["dtype"])) is None:
-            raise file.wrong(f"holds {name} as {entry['dtype']}; gptsweep reads weights in F32, F16, BF16 and F64")
+            raise file.wrong(f"holds {name:.80} as {entry['dtype']}; gptsweep reads weights in F32, F16, BF16 and F64")
         shape = tuple(entry["shape"])
+        if len(shape) > MOST_DIMENSIONS:
+            raise file.wrong(f"holds {name:.80} with {len(shape):,} dimensions; gptsweep reads up to {MOST_DIMENSIONS}")
         stride = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
         tensors[name] = StoredTensor(file, 8 + length + entry["data_offsets"][0], dtype, shape, stride)
     return tensors, metadata

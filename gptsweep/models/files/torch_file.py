@@ -15,7 +15,7 @@ import torch
 
 from ...errors import brief
 from .pickles import Inert, Maker, Named, PickleError, read_pickle
-from .weights import StoredTensor, WeightFile
+from .weights import MOST_DIMENSIONS, StoredTensor, WeightFile
 
 _LIST_BYTES = 16 << 20
 """The largest directory of a zip archive that is read."""
@@ -235,7 +235,7 @@ def _view_of_bytes(
 
 def _typed_view(storage: Storage, dtype: torch.dtype, offset: Any, shape: Any, stride: Any) -> View:
     sizes = isinstance(shape, tuple) and isinstance(stride, tuple) and all(map(_is_size, (offset, *shape, *stride)))
-    if not sizes or len(shape) != len(stride) or len(shape) > 8:
+    if not sizes or len(shape) != len(stride) or len(shape) > MOST_DIMENSIONS:
         raise ValueError
     return View(storage, dtype, offset, shape, stride)
 

@@ -18,6 +18,9 @@ from torch import Tensor
 from ...errors import ModelError
 from ...files import open_to_read
 
+MOST_DIMENSIONS = 8
+"""The most dimensions that a stored tensor may have; weights have up to four."""
+
 _CHUNK = 1 << 20
 
 
