@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from .tokenizers import Tokenizer, bytes_by_id, bytes_of, fingerprint_of, refuse, require_unicode
@@ -126,6 +127,7 @@ class BytePairTokenizer(LibraryTokenizer):
 
         spelling = {byte: character for character, byte in byte_alphabet().items()}
 
+        @cache  # most tokens occur in several merges
         def spelt(token: bytes) -> str:
             return "".join(map(spelling.__getitem__, token))
 

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, AnyStr
 
@@ -260,6 +261,7 @@ def _build_byte_pairs(
     """Build a tokenizer that splits text as GPT-2 does; ``beyond`` are the added tokens that were dropped."""
     alphabet, added = byte_alphabet(), vocabulary.added
 
+    @cache  # most tokens occur in several merges
     def spelt(token: str) -> bytes:
         return bytes(map(alphabet.__getitem__, token))
 
