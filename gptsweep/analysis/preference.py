@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.special import expit, stdtrit
+import scipy  # it loads scipy.special, which takes a tenth of a second, on first use: few sweeps have ratings
 
 from .stats import Floats, Ints, Mask, ratio
 
@@ -77,7 +77,7 @@ class Comparisons:
     @property
     def quantile(self) -> float:
         """The quantile of Student's t for intervals; infinite if there is one cluster."""
-        return float(stdtrit(self.clusters - 1, (1 + COVERAGE) / 2)) if self.clusters > 1 else math.inf
+        return float(scipy.special.stdtrit(self.clusters - 1, (1 + COVERAGE) / 2)) if self.clusters > 1 else math.inf
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,7 @@ class Ranking:
     @cached_property
     def _wins(self) -> Floats:
         """[settings, settings], P(i beats j); 0 on the diagonal and for settings that were never compared."""
-        found = expit(self.strength[:, None] - self.strength[None, :])
+        found = scipy.special.expit(self.strength[:, None] - self.strength[None, :])
         both = np.outer(self.comparisons.met, self.comparisons.met)
         np.fill_diagonal(both, False)
         return np.asarray(found * both)
@@ -130,7 +130,7 @@ class Ranking:
         share = self.preference
         reach = self.comparisons.quantile * self.preference_error if self.comparisons.clusters > 1 else math.inf
         middle, scale = np.log(share / (1 - share)), share * (1 - share)
-        return np.asarray(expit(middle - reach / scale)), np.asarray(expit(middle + reach / scale))
+        return np.asarray(scipy.special.expit(middle - reach / scale)), np.asarray(scipy.special.expit(middle + reach / scale))
 
     @cached_property
     def difference_errors(self) -> Floats:
@@ -162,7 +162,7 @@ def bradley_terry(found: Comparisons, prior: float = PRIOR) -> Ranking:
         return float((times * np.logaddexp(0, gap) - wins * gap).sum() + prior / 2 * strength @ strength)
 
     def information(strength: Floats) -> Floats:
-        p = expit(strength[i] - strength[j])
+        p = scipy.special.expit(strength[i] - strength[j])
         weight = np.zeros((size, size))
         np.add.at(weight, (i, j), times * p * (1 - p))
         weight += weight.T
@@ -170,7 +170,7 @@ def bradley_terry(found: Comparisons, prior: float = PRIOR) -> Ranking:
 
     strength = np.zeros(size)
     for _ in range(_STEPS):
-        rest = wins - times * expit(strength[i] - strength[j])
+        rest = wins - times * scipy.special.expit(strength[i] - strength[j])
         slope = np.bincount(i, rest, size) - np.bincount(j, rest, size) - prior * strength
         step = np.linalg.lstsq(information(strength), slope, rcond=None)[0] if prior == 0 else np.linalg.solve(
             information(strength), slope)  # fmt: skip
@@ -186,7 +186,7 @@ def bradley_terry(found: Comparisons, prior: float = PRIOR) -> Ranking:
 def _covariance(found: Comparisons, strength: Floats, information: Floats, prior: float) -> Floats:
     """The covariance of the strengths about their mean."""
     size, count = found.settings, found.clusters
-    rest = found.score - expit(strength[found.first] - strength[found.second])
+    rest = found.score - scipy.special.expit(strength[found.first] - strength[found.second])
     _, cluster = np.unique(found.cluster, return_inverse=True)
     scores = np.zeros((count, size))
     np.add.at(scores, (cluster, found.first), rest)
@@ -210,7 +210,7 @@ def win_rates(found: Comparisons) -> tuple[Floats, Floats, Floats, Floats, Ints]
         effective = np.where(error > 0, share * (1 - share) / error**2, np.inf)
         # If half of the scores are ties, the variance halves; an effective number beyond twice the comparisons is chance.
         effective = np.clip(np.where((share > 0) & (share < 1), effective, count), 1, 2 * count)
-        z2 = np.where(clusters > 1, stdtrit(np.maximum(1, clusters - 1), (1 + COVERAGE) / 2), np.inf) ** 2
+        z2 = np.where(clusters > 1, scipy.special.stdtrit(np.maximum(1, clusters - 1), (1 + COVERAGE) / 2), np.inf) ** 2
         middle = (share + z2 / (2 * effective)) / (1 + z2 / effective)
         reach = np.sqrt(z2 * (share * (1 - share) / effective + z2 / (4 * effective**2))) / (1 + z2 / effective)
     known = clusters > 1

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
+import scipy
 
 from ..display import counted
 from ..errors import ResultsError
@@ -179,7 +179,7 @@ def preferred(ranking: Ranking, best: int, sign: int = 1) -> WithTheBest:
     both = np.outer(met, met) & ~np.eye(size, dtype=bool)
     known = both & (clusters >= MIN_PAIRS)
     ahead = np.where(known, sign * (ranking.preference[None, :] - ranking.preference[:, None]), np.nan)
-    limit = np.full(size, stdtrit(max(1, clusters - 1), 1 - (1 - COVERAGE) / max(1, int(met.sum()) - 1)))
+    limit = np.full(size, scipy.special.stdtrit(max(1, clusters - 1), 1 - (1 - COVERAGE) / max(1, int(met.sum()) - 1)))
     return among_the_best(ahead, ranking.difference_errors, limit, np.where(both[best], clusters, 0))
 
 
