@@ -389,7 +389,7 @@ RANDOM = ["-m", "hydra/sweeper=random", "sampling.top_p=interval(0,1)"]
 for arguments in (["--help"], ["sampling.temprature=1"], ["sampling.top_k=0"], ["-m", "seed=1,-1"], ["--cfg", "job"], RANDOM):
     sys.argv = ["gptsweep", *arguments]
     main()
-print("LOADED", sorted({"torch", "pandas", "numpy", "numba"} & sys.modules.keys()))
+print("LOADED", sorted({"torch", "pandas", "numpy", "numba", "rich"} & sys.modules.keys()))
 """
     ended = subprocess.run(
         [sys.executable, "-c", program],

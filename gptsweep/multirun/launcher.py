@@ -20,7 +20,6 @@ from omegaconf import DictConfig, OmegaConf
 from ..config_schema import Config
 from ..display import counted, get_logger
 from ..errors import Interrupted, SweepError
-from ..run.progress import Progress
 from ..store.sweep_table import SweepTable
 from ..store.unfinished import Unfinished
 from .compose import Planned, PointLoader
@@ -153,10 +152,11 @@ class FusedSweep:
         return (self._scorer or self._executor).open(point.model, point.device)
 
     def _run(self, planned: Sequence[Planned]) -> list[JobReturn]:
-        # Imported late: numpy and torch, which --help and errors in the config need not wait for.
+        # Imported late: numpy, torch and rich, which --help and errors in the config need not wait for.
         from ..run.interruption import Interruption
         from ..run.jobs import Job, Outcome
         from ..run.manifest import wanted_settings
+        from ..run.progress import Progress
         from ..run.session import run_jobs
         from . import point
 
