@@ -34,9 +34,10 @@ if _PLUGIN_PATH not in sys.path:  # Hydra finds launchers in any hydra_plugins d
     sys.path.append(_PLUGIN_PATH)
 
 if sys.argv[:1] == ["-m"] or Path(*sys.argv[:1]).name == "gptsweep":  # the command itself, not a program that imports us
-    from .starting import end_at_once
+    from .starting import collect_seldom, end_at_once
 
     end_at_once()
+    collect_seldom()
 
 
 class _SettingsBeside:

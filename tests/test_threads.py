@@ -22,9 +22,11 @@ from gptsweep.models import loading
 from gptsweep.records import DeviceSettings
 
 CHOSEN = """
-import json, os, sys
+import gc, json, os, sys
+collects = gc.get_threshold()
 import gptsweep
 assert "torch" not in sys.modules
+assert gc.get_threshold() == collects
 print(json.dumps({name: os.environ.get(name) for name in ("GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY")}))
 """
 
@@ -40,7 +42,7 @@ def torch_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "torch")
 
 
-def test_whoever_imports_the_package_first_has_threads_that_wait_as_is_best() -> None:
+def test_a_program_that_imports_the_package_first_gets_the_best_wait_and_keeps_its_garbage_collection() -> None:
     place = {"PYTHONPATH": str(Path(threads.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", CHOSEN], env=os.environ | place, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == threads.WAIT | {"OMP_WAIT_POLICY": None}
