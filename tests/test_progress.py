@@ -428,3 +428,14 @@ def test_an_error_before_the_first_row_stands_alone(run: Run, status: int, argum
     assert "0/0" not in ended.err
     assert "done:" not in ended.err
     assert "stopped:" not in ended.err
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs pseudo-terminals")
+def test_a_run_goes_on_when_its_terminal_is_closed() -> None:
+    master, slave = os.openpty()
+    with open(slave, "w", encoding="utf-8") as terminal, Progress(stream=terminal) as progress:
+        progress.update(rows_done=1, rows_total=3)
+        os.close(master)
+        progress.show_sample("ROMEO", (0, 0), "sample 1")
+        progress.update(rows_done=2)
+    assert progress.refusal is None

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from rich.console import Console, RenderableType
 from rich.file_proxy import FileProxy
@@ -17,7 +17,7 @@ from rich.progress import BarColumn, ProgressColumn, Task
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from ..display import STDOUT, get_logger, one_line, visible, write_out
+from ..display import STDOUT, drop, get_logger, one_line, visible, write_out
 from ..errors import ResultsError
 from .meter import Meter
 
@@ -79,7 +79,8 @@ class Progress:
         self._log_at = self._meter.started + LOG_SECONDS
         # rich is not asked, because FORCE_COLOR, which build servers set, makes it take any pipe for a terminal.
         if _is_terminal(stream):
-            self._console = Console(file=stream, force_terminal=True, highlight=False, markup=False, emoji=False)
+            terminal = cast(IO[str], _Terminal(stream))
+            self._console = Console(file=terminal, force_terminal=True, highlight=False, markup=False, emoji=False)
             if not self._console.is_dumb_terminal:
                 self._start_bar(self._console)
         return self
@@ -254,6 +255,36 @@ class Progress:
                 handler.setStream(FileProxy(console, stream))
 
 
+class _Terminal:
+    """A terminal to which writing never fails: once it has been closed, output to it is discarded, and the run goes on."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        device = _device(stream)
+        standard = [each for each in (sys.__stdout__, sys.__stderr__) if each is not None]
+        self._all = [stream, *(each for each in standard if device is not None and _device(each) == device)]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._discard()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._discard()
+
+    def _discard(self) -> None:
+        for stream in self._all:
+            drop(stream)
+
+
 class _Bar(Bar):
     """The bar with a line of text below it."""
 
@@ -312,6 +343,14 @@ def _is_terminal(stream: IO[str]) -> bool:
         return stream.isatty()
     except (AttributeError, ValueError):  # a replacement that is not a complete file, or a closed stream
         return False
+
+
+def _device(stream: IO[str]) -> int | None:
+    """Return the number of the device that a stream writes to, None for a replacement without a descriptor."""
+    try:
+        return os.fstat(stream.fileno()).st_rdev
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def _behind_proxy(stream: IO[str]) -> IO[str]:
