@@ -186,7 +186,7 @@ def test_a_run_scores_the_text_of_its_own_config_with_its_own_model(run: Run) ->
         assert kept.metrics["perplexity"] is not None
         assert kept.note.startswith("the reference text is short: it makes 1 piece of 8 tokens, and a point has 5 samples")
     page = Path("outputs/sweeps/x/report.html").read_text()
-    assert "Reference text FILE:text.txt. the reference text is short" in page
+    assert '"reference text FILE:text.txt","the reference text is short' in page
     for launcher in ("basic", "joblib"):
         if launcher == "joblib":
             pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
@@ -194,7 +194,7 @@ def test_a_run_scores_the_text_of_its_own_config_with_its_own_model(run: Run) ->
         name = f"name={launcher}"
         assert run("-m", *model, *sampling, "seed=1,2", name, f"hydra/launcher={launcher}", *jobs).status == 0
         assert saved_reference(Path("outputs/sweeps", launcher), read_sweep(f"outputs/sweeps/{launcher}")) == kept
-        assert "Reference text FILE:text.txt." in Path("outputs/sweeps", launcher, "report.html").read_text()
+        assert '"reference text FILE:text.txt"' in Path("outputs/sweeps", launcher, "report.html").read_text()
 
 
 def test_a_review_opens_nothing_that_the_results_name(

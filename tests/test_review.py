@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from made_sweep import made_samples, write_point, write_sweep
+from made_sweep import made_samples, write_point, write_report, write_sweep
 from rich.console import Console
 
 from gptsweep import review
@@ -101,6 +101,19 @@ def test_best_is_a_set_and_what_chance_alone_would_find_is_reported(tmp_path: Pa
     compared = read_sweep(root).compare(0, 3)
     counted = (compared["reason"].eq("") & compared["difference"].notna()).sum()
     assert f"of {counted} comparisons {counted / 20:.3g} would" in output_of("--diff", "0", "3", "--samples", "0")
+
+
+def test_perplexity_is_not_taken_for_a_comparison_of_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "multirun.yaml").write_text("hydra: {}\n")
+    for file, temperature in (("ckpt.pt", 0.5), ("ckpt_2000.pt", 0.6)):
+        write_point(tmp_path / f"file={file}", made_samples(temperature=temperature, top_k=5, seed=1), file=file)
+    note = "Perplexity: each model measures its own samples"
+    text = table_of(capsys, str(tmp_path), "--metric", "perplexity,seq_rep_4")
+    assert note in text
+    assert "--best METRIC:min" in text
+    assert "Perplexity, Entropy: each model measures" in write_report(tmp_path).read_text(encoding="utf-8")
+    assert note not in table_of(capsys, str(tmp_path), "--metric", "seq_rep_4")
+    assert note not in table_of(capsys, str(tmp_path), "--where", "file == 'ckpt.pt'")
 
 
 def test_diff_compares_points_named_by_row_settings_or_directory(sweep_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

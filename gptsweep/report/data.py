@@ -18,6 +18,7 @@ from ..analysis.samplers import SamplerComparison
 from ..analysis.stats import BY_CHANCE, MIN_PAIRS, by_seed
 from ..analysis.sweep import Sweep
 from ..store.schema import MEANS, SAMPLE_KEY, STATUSES
+from .notes import models_note
 from .token_data import token_columns
 
 MAX_CONTRASTED = 60
@@ -75,8 +76,15 @@ def page_data(
         "tokens": token_columns(shown, shown.samples.loc[measured.index]),
         "total": int(groups["num_samples"].sum()),
         "reference": {name: number(reference.metrics.get(name)) for name in sweep.metrics} if reference else None,
-        "reference_note": f"Reference text {reference.source}. {reference.note}".strip() if reference else "",
+        "notes": notes(sweep, reference),
     }  # fmt: skip
+
+
+def notes(sweep: Sweep, reference: Reference | None) -> list[str]:
+    """What to know about the numbers of the table: where the reference text is from, and what compares what."""
+    text = [f"reference text {reference.source}", reference.note] if reference else []
+    shown = [name for name in sweep.metrics if sweep.declared[name].default]
+    return [note for note in (*text, models_note(sweep, shown)) if note]
 
 
 def facts(sweep: Sweep) -> dict[str, Any]:

@@ -27,7 +27,8 @@ from ..analysis.samplers import SamplerComparison
 from ..analysis.stats import BY_CHANCE
 from ..analysis.sweep import Sweep
 from ..display import counted, one_line, visible
-from ..store.schema import SAMPLE_KEY
+from ..store.schema import REPORT, SAMPLE_KEY
+from .notes import NEXT_STEPS, models_note
 from .tables import FEWEST, Column, fitting, print_blocks, print_in_parts, print_table
 
 FIRST_NAMES = 8
@@ -78,6 +79,8 @@ def print_sweep(
     if len(rows) > MAX_ROWS:
         console.print(f"{len(rows) - MAX_ROWS} more rows: --where, --group or --format csv", style="dim")
     console.print(Text("± one standard error" + (over_seeds(metrics) if "seed" in sweep.swept else ""), style="dim"))
+    if note := models_note(sweep, names):
+        console.print(Text(note, style="yellow"))
     if best:
         console.print(Text("★ best; ≈ these samples cannot tell it from the best; ? too few pairs to say", style="dim"))
         console.print(Text(best_set(rows, best), style="bold"))
@@ -85,6 +88,8 @@ def print_sweep(
         if name in names:
             console.print(Text(f"– {sweep.declared[name].label}: {one_line(reason)}", style="dim"))
     print_effects(console, sweep, names)
+    if not best and len(rows) > 1:
+        console.print(Text(NEXT_STEPS, style="dim"))
 
 
 def best_set(rows: pd.DataFrame, best: Verdicts) -> str:
@@ -120,17 +125,20 @@ def print_first_rows(directory: Path, sweep: Sweep) -> None:
     keys = [key for key in sweep.swept if key != "seed"]
     table = sweep.summary
     number = table.groupby(keys, dropna=False, sort=False).ngroup().to_numpy() if keys else np.zeros(len(table), int)
-    rows = sweep.only(number < FIRST_ROWS).group()
+    shown = FIRST_ROWS + int(number.max() == FIRST_ROWS)  # the row of one more setting is as short as a line about it
+    rows = sweep.only(number < shown).group()
     console = console_at_end()
     console.print()
     print_rows(
         console, rows, [sweep.declared[name] for name in default_metrics(sweep)], [""] * len(rows), "", None, whole=False
     )
     count = number.max() + 1 - len(rows)
-    more = f"{count:,} more {'setting' if count == 1 else 'settings'}, " if count > 0 else ""
+    more = f"{count:,} more settings, " if count > 0 else ""
     path = os.path.relpath(directory)
-    command = f"python -m gptsweep.review {shlex.quote(one_line(os.path.abspath(path) if path.startswith('..') else path))}"
-    console.print(Text(f"{more}all metrics, and what each setting does:\n{command}"), soft_wrap=True)
+    path = one_line(os.path.abspath(path) if path.startswith("..") else path)
+    command = f"python -m gptsweep.review {shlex.quote(path)}"
+    page = f"samples side by side, in a browser: {os.path.join(path, REPORT)}"
+    console.print(Text(f"{more}all metrics, and what each setting does:\n{command}\n{page}"), soft_wrap=True)
 
 
 def console_at_end() -> Console:

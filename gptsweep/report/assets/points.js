@@ -74,7 +74,7 @@ function drawPoints() {
     el("button", { type: "button", disabled: from + ROWS >= count, onclick: () => turn(from + ROWS) }, "Points after →"),
     el("span", {}, `${(from + 1).toLocaleString("en")} to ${(from + shown.length).toLocaleString("en")} of ${count.toLocaleString("en")}`)));
   const why = names.filter((name) => data.reasons[name]).map((name) => `${byName[name].label} ${data.reasons[name]}`);
-  const notes = [data.reference_note, why.length ? "A dash means that there is no value: " + why.join("; ") + "." : ""];
+  const notes = [...data.notes, ...(why.length ? ["A dash means that there is no value: " + why.join("; ")] : [])];
   $("reasons").replaceChildren();
-  write($("reasons"), notes.filter(Boolean).join(" "), "");
+  write($("reasons"), notes.map((note) => note[0].toUpperCase() + note.slice(1) + ".").join(" "), "");
 }
