@@ -12,6 +12,7 @@ HELP = r"""gptsweep samples from GPT models: one run, or a sweep of settings in 
 Usage:
   python -m gptsweep [key=value ...]           one run, into outputs/runs/<name>/
   python -m gptsweep -m [key=value,value ...]  a sweep, into outputs/sweeps/<name>/
+  python -m gptsweep.plan -m [key=value ...]   what a sweep would take: rows, time, memory, disk
   python -m gptsweep.review <directory>        the results, seen at a glance
 
 Examples:
@@ -68,7 +69,7 @@ def help_text() -> str:
     for file in ("config", "model/resume", "model/hf", "model/nanochat", "device/auto", "sampling/default"):
         prefix = f"{file.partition('/')[0]}." if "/" in file else ""
         for line in read_conf(file).splitlines():
-            match = re.fullmatch(r"(\w+): (\[.*\]|\S+)(?: # (.*))?", line)
+            match = re.fullmatch(r"(\w+): (\[.*?\]|\S+)(?: # (.*))?", line)
             if match and (key := prefix + match[1]) in keys() and key != "model.name":
                 settings.setdefault(key, f"  {f'{key}={match[2]}':35} {match[3] or ''}".rstrip())
     return HELP.format(groups="\n".join(groups), settings="\n".join(settings.values()))

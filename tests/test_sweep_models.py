@@ -25,6 +25,7 @@ def test_a_sweep_may_name_the_embedded_model_and_checkpoints(run: Run) -> None:
     ]  # fmt: skip
     before = samples_of(Path("outputs/sweeps/s"))
     assert len(before) == 3
+    assert gptsweep.read_sweep("outputs/sweeps/s").swept == ("model", "out_dir")  # what follows from the model is no setting
     assert run("-m", "model=shakespeare,resume", "model.out_dir=a,b", "model.meta=a/meta.pkl", *SMALL).status == 0
     assert samples_of(Path("outputs/sweeps/s")) == before
 

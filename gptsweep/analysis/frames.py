@@ -22,7 +22,7 @@ from ..store.reader import (
     setting_names,
     unseen_points,
 )
-from ..store.schema import ABOUT, COUNTS, RARE_COUNTS, SETTINGS_SINCE_0_1, SWEEP
+from ..store.schema import ABOUT, COUNTS, MODEL_COLUMNS, RARE_COUNTS, SETTINGS_SINCE_0_1, SWEEP
 from .columns import Columns, spread_columns, typed
 from .metrics import METRICS
 from .summary import summary_of
@@ -97,6 +97,10 @@ def assemble(points: list[PointFiles]) -> Sweep:
                     point.row.setdefault(name, *known.values())
     table = typed({name: [point.row.get(name) for point in points] for name in settings})
     swept = sorted((name for name in settings if table[name].nunique(dropna=False) > 1), key="seed".__eq__)
+    if "model" in swept:  # leave out what is one and the same for each model, such as its path
+        of_model = [name for name in (*MODEL_COLUMNS, "overflow") if name in swept]
+        kinds = table.groupby("model", dropna=False)[of_model].nunique(dropna=False).max()
+        swept = [name for name in swept if name not in of_model or kinds[name] > 1]
     order = table.sort_values(swept, kind="stable").index if swept else range(len(points))
     points = [points[place] for place in order]
 

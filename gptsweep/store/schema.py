@@ -57,6 +57,8 @@ COLUMN_OF_KEY = {
     "model.revision": "revision",
 }  # fmt: skip
 """Columns whose name differs from the key that users type by more than the prefix ``sampling.``."""
+MODEL_COLUMNS = tuple(column for key, column in COLUMN_OF_KEY.items() if key.startswith("model."))
+"""The settings that choose a model, beside ``model``."""
 
 Key = tuple[int, int]
 """``(prompt_index, sample_index)``: the key of a sample in its point."""
