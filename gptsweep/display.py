@@ -39,6 +39,11 @@ def one_line(text: str) -> str:
     return _UNSAFE_IN_A_LINE.sub(_escaped, text)
 
 
+def shown_text(prompt: str, completion: str, *, chat_template: bool) -> str:
+    """Return a sample as text to show: the prompt and what continues it. An answer to a turn begins a line of its own."""
+    return f"{prompt}\n{completion}" if chat_template else prompt + completion
+
+
 def counted(number: int, one: str, more: str | None = None) -> str:
     """A count with its noun: ``1 sample`` or ``1,234 samples``."""
     return f"{number:,} {one if number == 1 else more or f'{one}s'}"

@@ -17,7 +17,7 @@ from made_sweep import made_samples, write_point, write_sweep
 from sweeps import Run
 
 from gptsweep import review
-from gptsweep.display import counted, get_logger, one_line, visible
+from gptsweep.display import counted, get_logger, one_line, shown_text, visible
 from gptsweep.errors import ModelError, SweepError
 
 BAD = "\x1b]0;owned\x07\x1b]52;c;ZXZpbA==\x07\x9b2J\u200b\u202eabc\u2028\r\x08\U000e0041"
@@ -148,3 +148,8 @@ def test_one_of_a_thing_is_not_called_many() -> None:
     assert [counted(number, "sample") for number in (0, 1, 2, 1234)] == ["0 samples", "1 sample", "2 samples", "1,234 samples"]
     assert counted(1, "sample more", "samples more") == "1 sample more"
     assert str(SweepError([("a", ValueError())], 1, "night")) == "1 of 1 point failed"
+
+
+def test_an_answer_does_not_run_into_the_users_turn() -> None:
+    assert shown_text("Who are you?", "I am", chat_template=True) == "Who are you?\nI am"
+    assert shown_text("Once", " upon", chat_template=False) == "Once upon"

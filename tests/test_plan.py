@@ -96,7 +96,7 @@ def test_a_plan_fits_narrow_terminals() -> None:
         text = io.StringIO()
         plan.show(found.lines(), Console(file=text, width=width))
         assert max(map(len, text.getvalue().splitlines())) <= width
-        assert "first to break" in text.getvalue()
+        assert "bottleneck" in text.getvalue()
         assert "disk: " in text.getvalue()
 
 

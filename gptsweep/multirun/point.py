@@ -18,6 +18,7 @@ from ..analysis.metrics import PREFERENCE
 from ..analysis.own_metrics import OwnMetric
 from ..analysis.summary import summarise, text_metrics
 from ..config import point_from_config
+from ..display import shown_text
 from ..errors import ConfigError, Interrupted
 from ..run.executors.local import LocalExecutor
 from ..run.jobs import Job, Outcome
@@ -71,7 +72,8 @@ def stored_texts(directory: Path) -> Iterator[tuple[tuple[int, int], str, str]]:
     several = any(sample["prompt_index"] for sample in samples)
     for sample in samples:
         label = f"prompt {sample['prompt_id']}, " * several + f"sample {sample['sample_index']}"
-        yield (sample["prompt_index"], sample["sample_index"]), sample["prompt"] + sample["completion"], label
+        text = shown_text(sample["prompt"], sample["completion"], chat_template=sample.get("chat_template", False))
+        yield (sample["prompt_index"], sample["sample_index"]), text, label
 
 
 @contextlib.contextmanager

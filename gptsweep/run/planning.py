@@ -181,13 +181,13 @@ class SweepPlan:
             bounds = f" ({_at_most(time.together)} to {_at_most(time.apart)})" if time.apart > 1.1 * time.together else ""
             found.append(("time here" if count == 1 else f"on {count} of these", f"at most {_at_most(time.likely)}{bounds}"))
         if self.seconds(1).apart > 1.1 * self.seconds(1).together:
-            found.append(("", "between rows that share noise and never diverge, and rows that diverge at once"))
+            found.append(("", "in brackets: if rows that share noise never diverge, and if they diverge at once"))
         for model in self.models:
             if model.overflowing:
                 more = f": crop reads a whole window for {counted(model.windows, 'token')}" if model.windows else ""
                 found.append(("context", f"{counted(model.overflowing, 'row')} of {model.name} may exceed it{more}"))
         (first, share), *_ = self.limits(machines[-1])
-        found.append(("first to break", f"{first}: {share:.1%} of what there is" + (", too little" if share > 1 else "")))
+        found.append(("bottleneck", f"{first}: {share:.1%} of what is available" + (", too little" if share > 1 else "")))
         return found
 
     def as_json(self) -> dict[str, Any]:

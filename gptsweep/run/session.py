@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..analysis.summary import summarise, text_metrics
-from ..display import counted, get_logger
+from ..display import counted, get_logger, shown_text
 from ..engine.backend import BackendProgress
 from ..errors import GptsweepError, Interrupted, ResultsError
 from ..models.files.generated_text import text_so_far
@@ -271,7 +271,8 @@ class _Batch:
                     self.done.rows += 1
                     if not self.progress.quiet:
                         sample = sample_of(result)
-                        self.progress.show_sample(sample.prompt + sample.completion, key, self._label(task, sample))
+                        text = shown_text(sample.prompt, sample.completion, chat_template=sample.sampling.chat_template)
+                        self.progress.show_sample(text, key, self._label(task, sample))
                 if not missing:
                     failure = self.failing.pop(task, None)
                     yield self._finished(task) if failure is None else self._failed(task, failure)
