@@ -89,6 +89,7 @@ def test_help_names_every_group_choice_and_key(run: Run) -> None:
         assert all(f"\n  {choice} " in ended.out for choice in choices(group))
     for key in keys().keys() - {"model.name"}:
         assert f"\n  {key}=" in ended.out
+    assert " # " not in ended.out  # the comment of conf/ without its mark
 
 
 def test_help_fits_a_terminal_of_110_columns(run: Run) -> None:
