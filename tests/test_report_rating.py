@@ -221,5 +221,6 @@ def test_what_a_browser_kept_damages_nothing(browser: Any, sweep_dir: Path) -> N
             seen.click("#rate-verdicts .verdict-tie")
             assert seen.locator("#rate-count").inner_text() == "A tie. 1 rated"
             seen.fill("#rater", "ann")
-            seen.locator("#rater").press("Tab")
+            with seen.expect_download():
+                seen.click("#save-ratings")  # at once, from the field of the name
             assert "ann" in seen.evaluate("localStorage.getItem('gptsweep ratings: night')")

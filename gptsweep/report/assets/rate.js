@@ -190,7 +190,8 @@ function sideOf(i, name, narrow, fork) {
   return el("article", { class: "column side", "aria-label": name }, el("header", {}, el("h3", {}, el("span", { class: "wide" }, name), el("span", { class: "narrow" }, narrow))), body);
 }
 
-function drawRate() {
+/** Draw the next pair and all around it. `saving` is false while the reader may be pressing one of the buttons that save. */
+function drawRate(saving = true) {
   document.body.classList.toggle("rating", state.rate);
   $("rate").hidden = !state.rate;
   if (!state.rate) return;
@@ -220,14 +221,18 @@ function drawRate() {
     fill($("rate-pair"), prompt.trim() && box,
       el("div", { class: "columns", style: { "--columns": 2 } }, sideOf(next.left, "Left", "Upper", fork), sideOf(next.right, "Right", "Lower", fork)));
   }
-  drawRateMore(settings);
+  drawRateTally();
+  if (saving) drawRateExport(settings);
 }
 
-function drawRateMore(settings) {
+function drawRateTally() {
   fill($("rate-tally"),
-    el("button", { type: "button", id: "tally", "aria-expanded": String(rating.tally), onclick: () => { rating.tally = !rating.tally; drawRateMore(settings); } }, rating.tally ? "Hide the tally" : "Show the tally"),
+    el("button", { type: "button", id: "tally", "aria-expanded": String(rating.tally), onclick: () => { rating.tally = !rating.tally; drawRateTally(); } }, rating.tally ? "Hide the tally" : "Show the tally"),
     rating.tally ? drawTally() : el("span", { class: "note" }, "It names the settings: better looked at when you are done."));
-  const choices = [["all", `all ${settings.length > 2 || amongAll() ? readable.length : readable.length} settings`], ["shown", "those shown among the samples"]];
+}
+
+function drawRateExport(settings) {
+  const choices = [["all", `all ${readable.length} settings`], ["shown", "those shown among the samples"]];
   const pairs = rating.all.filter((one) => one.verdict === "left" || one.verdict === "right").length;
   fill($("rate-export"),
     el("label", {}, "Your name ", el("input", { id: "rater", value: rating.rater, maxlength: 80, autocomplete: "off", spellcheck: "false", onchange: (event) => rename(event.target.value.trim()) })),
@@ -244,7 +249,7 @@ function rename(name) {
   rating.rater = name;
   rating.message = "";
   keepRatings();
-  drawRate();
+  drawRate(false);
 }
 
 function openRate(open) {
