@@ -70,9 +70,10 @@ def print_in_parts(console: Console, lead: Column, others: Sequence[Column]) -> 
 
 def print_blocks(console: Console, titles: Sequence[Text], columns: Sequence[Column]) -> None:
     """Print each row as its title and a line for each column."""
-    longest = max(len(column.heading) for column in columns)
+    headings = [column.heading.replace("\n", " ") for column in columns]
+    longest = max(map(len, headings))
     for title, row in zip(titles, zip(*(column.cells for column in columns), strict=True), strict=True):
         console.print(title, overflow="fold")
-        for column, cell in zip(columns, row, strict=True):
-            console.print(Text.assemble("  ", column.heading.ljust(longest), "  ", cell), overflow="fold")
+        for heading, cell in zip(headings, row, strict=True):
+            console.print(Text.assemble("  ", heading.ljust(longest), "  ", cell), overflow="fold")
         console.print()
