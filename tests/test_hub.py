@@ -232,6 +232,7 @@ def test_without_network_the_error_says_how_to_fetch_beforehand(hub: Hub, machin
     assert f"hf download {repo} --include {files} --local-dir gpt2-medium; then use:" in line
     line = machine.error("hf", "someone/model", HF_HUB_OFFLINE="1")
     assert "model.path=someone/model: config.json of someone/model is not in the cache and HF_HUB_OFFLINE is set; fetch" in line
+    assert "there is no directory someone/model here" in line
 
 
 def test_a_model_that_the_hub_does_not_give_is_a_clear_error(hub: Hub, machine: Machine, model: Path, tmp_path: Path) -> None:

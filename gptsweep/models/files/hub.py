@@ -78,7 +78,8 @@ class HubFiles:
 
     def absent(self, what: str) -> ModelError:
         if self.unreachable:
-            return self._wrong(f"{what} of {self._repo} is not in the cache and {self.unreachable}; {self._by_hand()}")
+            local = f"; there is no directory {self._repo} here, either" if self.key == "model.path" else ""
+            return self._wrong(f"{what} of {self._repo} is not in the cache and {self.unreachable}; {self._by_hand()}{local}")
         return self._wrong(f"{self._repo} has no {what}")
 
     def _by_hand(self) -> str:
