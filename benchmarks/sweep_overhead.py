@@ -139,12 +139,12 @@ def by_sweep(directory: Path, dtype: str) -> dict[str, float]:
 
 def by_command(directory: Path, dtype: str) -> dict[str, float]:
     """Seconds of one command, which loads the model itself, and of the engine's steps in it."""
-    from gptsweep.__main__ import main as command
-
     keys = SWEPT | {name: [size] for name, size in SIZES.items()}
     settings = [f"{'' if key == 'seed' else 'sampling.'}{key}={','.join(map(str, each))}" for key, each in keys.items()]
     model = ["model=hf", f"model.path={directory}", f"device.dtype={dtype}", "device.name=cpu", f"start='{PROMPT}'"]
-    sys.argv = ["gptsweep", "-m", *model, *settings, "quiet=true", "name=added"]
+    sys.argv = ["-m", "-m", *model, *settings, "quiet=true", "name=added"]  # as while `python -m gptsweep` is imported
+    from gptsweep.__main__ import main as command
+
     began = time.perf_counter()
     engine = engine_seconds()
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
