@@ -55,6 +55,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Make the tests independent of the user's caches, and of the variables of Hydra and the hub."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would children
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
     if "PYTEST_XDIST_WORKER" not in os.environ:  # else they are the first process's: machine code is made once for all
         caches = tempfile.TemporaryDirectory(prefix="gptsweep-tests-", ignore_cleanup_errors=True)
         config.add_cleanup(caches.cleanup)
