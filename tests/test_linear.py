@@ -297,6 +297,15 @@ def tiles(monkeypatch: pytest.MonkeyPatch, longest: int) -> None:
     monkeypatch.setattr(onednn, "_invariant_slices", onednn._invariant_slices.__wrapped__)
 
 
+@torch.inference_mode()
+def test_layers_that_are_multiplied_in_float32_need_no_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU with AMX whose instructions ONEDNN_MAX_CPU_ISA limits has no bfloat16 layers to try."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    monkeypatch.setattr(onednn, "has_layers", lambda dtype: dtype == torch.float32)
+    monkeypatch.setattr(onednn, "_invariant_slices", None)
+    assert layer_kinds(nn.Sequential(PackedLinear(linear(60, 37, torch.bfloat16)))) == ["PackedLinear in float32"]
+
+
 @pytest.mark.parametrize(("longest", "slices"), [(100, 1), (40, 2), (15, 4), (1, None)])
 @pytest.mark.usefixtures("threads")
 @torch.inference_mode()

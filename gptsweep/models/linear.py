@@ -50,9 +50,11 @@ class PackedLinear(nn.Module):
         gelu = activation if isinstance(activation, nn.GELU) else None
         # In bfloat16 oneDNN's GELU takes three times as long, and no kernel could reproduce its bits.
         fused = gelu if self.dtype != torch.bfloat16 or kernels is None else None
-        gemm = onednn.FloatGemm.of(weight, bias) if self.multiplied_in == torch.float32 and fused is None else None
-        batched = onednn.InBatches.of(weight, bias) if fused is None else None
-        self.multiply = gemm or batched or OneDnn(weight.to(self.multiplied_in), bias, fused)
+        found: onednn.FloatGemm | onednn.InBatches | None = None
+        if fused is None:
+            way = onednn.FloatGemm if self.multiplied_in == torch.float32 else onednn.InBatches
+            found = way.of(weight, bias)
+        self.multiply = found or OneDnn(weight.to(self.multiplied_in), bias, fused)
         self.activate = None if fused is not None else _kernel_of(activation, self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
