@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from ..errors import ResultsError
-from ..store.schema import MEANS, MODEL_COLUMNS, SAMPLE_KEY
-from .columns import keys_of
+from ..store.schema import MEANS, SAMPLE_KEY
+from .columns import OWN_SAMPLES_NOTE, keys_of, several_models
 from .samplers import Aim
 from .stats import MIN_PAIRS, Floats, Ints, identities, noises, places_of
 from .sweep import Sweep
@@ -48,14 +48,9 @@ def verdicts(sweep: Sweep, rows: pd.DataFrame, aim: Aim) -> Verdicts:
     name = aim.metric.name
     if name not in rows or not rows[name].notna().any():
         raise ResultsError("best", name, "no point has this metric")
-    models = [column for column in ("model", *MODEL_COLUMNS) if column in keys_of(rows)]
-    if aim.metric.field in MEANS and models and len(rows[models].drop_duplicates()) > 1:
-        raise ResultsError(
-            "best",
-            name,
-            "each model measures its own samples, so this does not say which model writes better; use a metric of the words,"
-            " such as diversity, or look at one model, for example with --where",
-        )
+    if aim.metric.field in MEANS and several_models(rows, keys_of(rows)):
+        works = "use a metric of the words, such as diversity, or look at one model, for example with --where"
+        raise ResultsError("best", name, f"{OWN_SAMPLES_NOTE}; {works}")
     best = int(np.nanargmax(aim.ranked(rows[name].to_numpy(float))))
     if aim.metric.per == "pair" and sweep.ratings:
         row_of = rows_of(rows)

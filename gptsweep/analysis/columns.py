@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ..store.schema import ABOUT, COUNTS, MEANS, SAMPLE_KEY
+from ..store.schema import ABOUT, COUNTS, MEANS, MODEL_COLUMNS, SAMPLE_KEY
 from .metrics import METRICS
 
 TEXT_COLUMNS = ("sweep", "model", "start", "stop", "logit_bias", "device", "dtype", "prompt", *ABOUT)
 """Columns that stay text even if every cell looks like a number."""
+
+
+OWN_SAMPLES_NOTE = "each model measures its own samples, so this does not say which model writes better"
+"""Of a metric that the model itself measures (`MEANS`), in a table of `several_models`."""
+
+
+def several_models(table: pd.DataFrame, columns: Collection[str]) -> bool:
+    """Return whether the rows of ``table`` differ in the model, by those of its ``columns`` that name one."""
+    models = [name for name in ("model", *MODEL_COLUMNS) if name in columns]
+    return bool(models) and len(table[models].drop_duplicates()) > 1
 
 
 def spread_columns() -> list[str]:
