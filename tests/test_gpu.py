@@ -141,19 +141,18 @@ def test_every_dtype_of_a_gpu_generates_and_a_seed_gives_one_text(gpu: str, dtyp
     assert len(set(texts[0])) == 8
 
 
-def texts_of(out_dir: Path, **settings: Any) -> list[str]:
-    """Samples in float32 of the model in ``out_dir``, loaded with some settings."""
-    lm = gptsweep.load(out_dir, dtype="float32", device=settings["device"], compile=settings.get("compile", False))
-    sampling = {name: settings[name] for name in settings if name not in ("device", "compile")}
+def texts_of(out_dir: Path, device: str, *, compiled: bool = False, **sampling: Any) -> list[str]:
+    """Samples in float32 of the model in ``out_dir``."""
+    lm = gptsweep.load(out_dir, dtype="float32", device=device, compile=compiled)
     return [sample.completion for sample in lm.generate("a", num_samples=4, max_new_tokens=30, **sampling)]
 
 
 def test_nanogpts_stream_gives_the_text_of_a_cpu(gpu: str, out_dir: Path) -> None:
-    assert texts_of(out_dir, device=gpu, rng="torch") == texts_of(out_dir, device="cpu", rng="torch")
+    assert texts_of(out_dir, gpu, rng="torch") == texts_of(out_dir, "cpu", rng="torch")
 
 
 def test_compiled_layers_give_the_samples_of_the_others(gpu: str, out_dir: Path) -> None:
-    assert texts_of(out_dir, device=gpu, compile=True) == texts_of(out_dir, device=gpu)
+    assert texts_of(out_dir, gpu, compiled=True) == texts_of(out_dir, gpu)
 
 
 def test_a_sweep_resumes_and_its_manifests_name_the_gpu(gpu: str, run: Run, out_dir: Path, tmp_path: Path) -> None:
