@@ -545,6 +545,7 @@ def test_the_comparison_of_samplers_is_drawn_and_stated(browser: Any, sweep_dir:
         assert figure.locator(".plot .band").count() == 2
         assert figure.locator(".family").all_inner_texts() == ["no truncation 3 settings", "top_k 6 settings"]
         figure.locator("summary").click()
+        figure.locator("tbody td").first.wait_for()  # the page builds the table in an event of its own
         cells = figure.locator("tbody tr").nth(5).locator("td").all_inner_texts()
         assert cells[0] == "–"
         assert cells[1].startswith(f"{compared.table['held_out'].iloc[-1]:.2f} [")
@@ -562,6 +563,7 @@ def test_no_serious_hindrance_for_anyone(browser: Any, sweep_dir: Path, scheme: 
     axe = pytest.importorskip("axe_core_python.sync_playwright", reason="needs axe-core-python").Axe()
     with Visit(browser, sweep_dir / "report.html", "#find=the", color_scheme=scheme) as seen:
         seen.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+        seen.wait_for_function("[...document.querySelectorAll('.as-table')].every((one) => one.querySelector('td'))")
         found = axe.run(seen)["violations"]
         serious = [one for one in found if one["impact"] in ("serious", "critical")]
         assert [(one["id"], [node["html"][:120] for node in one["nodes"]][:3]) for one in serious] == []
