@@ -30,6 +30,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -50,6 +51,8 @@ _MOST_OUTPUTS_TRIED = 8192
 """The most outputs of a layer for which `InBatches` tries how oneDNN adds up: more have the same order."""
 _LEAST_CORES = 4
 """Layers are tried on as many threads as the machine has cores, but at least on this many, so that small machines agree."""
+_KEPT_BY_MALLOC = 2**25
+"""Bytes of the largest block that glibc's malloc keeps for the next call."""
 _AHEAD = 1024
 """How many words ahead weights are prefetched: as many as an otherwise idle memory channel delivers meanwhile. A prefetch that
 reaches beyond the weights reads nothing and does not fault."""
@@ -172,6 +175,17 @@ def packed_bytes(packed: Tensor) -> int | None:
         return None
 
 
+def empty_results(n_rows: int, n_out: int, dtype: torch.dtype) -> Tensor:
+    """Return memory for a layer's results, ``[n_rows, n_out]`` of unknown numbers.
+
+    glibc takes more than 32 MiB from the system each time, and torch has it provided in small pages: for a step's logits that
+    takes as long as some layers. numpy asks for huge pages.
+    """
+    if n_rows * n_out * dtype.itemsize <= _KEPT_BY_MALLOC:
+        return torch.empty(n_rows, n_out, dtype=dtype)
+    return torch.from_numpy(np.empty((n_rows, n_out), {2: np.int16, 4: np.int32}[dtype.itemsize])).view(dtype)
+
+
 class _Gemm:
     """Multiplication of rows by packed weights with a kernel: ``[rows, n_in] -> [rows, n_out]``, both in one dtype.
 
@@ -205,7 +219,7 @@ class _Gemm:
     def __call__(self, rows: Tensor) -> Tensor:
         """Map ``[rows, n_in] -> [rows, n_out]``."""
         rows, n_rows = rows.contiguous(), len(rows)
-        out = torch.empty(n_rows, self.n_out, dtype=self.dtype)
+        out = empty_results(n_rows, self.n_out, self.dtype)
         units = -(-self.n_out // self.columns) * -(-n_rows // (self.tile_rows * self.tiles_together))
         self.kernel(n_rows=n_rows, chunk=max(1, units // 32), x=rows.data_ptr(), out=out.data_ptr())
         return out

@@ -195,7 +195,7 @@ class Int8Gemm:
         n_rows = len(x)
         # For an odd `n_in`, the last pair of a row holds an uninitialised number; its weight is 0.
         quantised, scales = _quantised(self.quantise, x, torch.empty(n_rows, self.stride, dtype=torch.int16))
-        out = torch.empty(n_rows, self.n_out)
+        out = onednn.empty_results(n_rows, self.n_out, torch.float32)
         units = -(-self.n_out // COLUMNS) * -(-n_rows // (NARROW_ROWS * INT8_TILES_TOGETHER))
         places = {"x": quantised.data_ptr(), "scales": scales.data_ptr(), "out": out.data_ptr()}
         self.multiply(n_rows=n_rows, chunk=max(1, units // 32), **places)
