@@ -11,7 +11,7 @@ from model_files import need_packed
 from torch import Tensor, nn
 
 from gptsweep.kernels import onednn
-from gptsweep.kernels.abi import GELU, GELU_TANH, NO_ACTIVATION, RELU_SQUARED
+from gptsweep.kernels.abi import GELU, GELU_TANH, NARROW_ROWS, NO_ACTIVATION, RELU_SQUARED
 from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.models.linear import Int8Gemm, Int8Linear, Int8OneDnn, OneDnn, PackedLinear, can_pack, pack, row_invariant
 from gptsweep.models.loading import layer_kinds
@@ -339,9 +339,10 @@ def test_where_sums_depend_on_the_number_of_rows_a_row_has_its_bits_in_any_batch
     n_out=st.integers(2, 200),
     bias=st.booleans(),
     seed=st.integers(0, 2**32),
+    groups=st.sampled_from([1, 2, 7]),
 )
 @torch.inference_mode()
-def test_the_float_gemm_has_the_bits_of_onednns(rows: int, n_in: int, n_out: int, bias: bool, seed: int) -> None:
+def test_the_float_gemm_has_the_bits_of_onednns(rows: int, n_in: int, n_out: int, bias: bool, seed: int, groups: int) -> None:
     """So that a CPU without AVX-512 gives the samples that it gave before it had the kernel."""
     need_packed("float32")
     summed = onednn._float_sums(n_out, n_in)
@@ -350,10 +351,20 @@ def test_the_float_gemm_has_the_bits_of_onednns(rows: int, n_in: int, n_out: int
     generator = torch.Generator().manual_seed(seed)
     x, weight = torch.randn(rows, n_in, generator=generator), torch.randn(n_out, n_in, generator=generator)
     offsets = torch.randn(n_out, generator=generator) if bias else None
-    assert torch.equal(onednn.FloatGemm(weight, offsets, summed)(x), OneDnn(weight, offsets, None)(x))
-    half, narrow = weight.bfloat16(), x.bfloat16()
-    wanted = OneDnn(half.float(), offsets, None)(narrow.float()).bfloat16()
-    assert torch.equal(onednn.FloatGemm(half, offsets, summed)(narrow), wanted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onednn.FloatGemm, "_groups", lambda _self, n_rows: min(groups, -(-n_rows // NARROW_ROWS)))
+        assert torch.equal(onednn.FloatGemm(weight, offsets, summed)(x), OneDnn(weight, offsets, None)(x))
+        half, narrow = weight.bfloat16(), x.bfloat16()
+        wanted = OneDnn(half.float(), offsets, None)(narrow.float()).bfloat16()
+        assert torch.equal(onednn.FloatGemm(half, offsets, summed)(narrow), wanted)
+
+
+def test_all_threads_have_work_and_weights_are_read_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    need_packed("float32")
+    gemm = onednn.FloatGemm(torch.ones(768, 2), None, 512)
+    for threads, groups in ((2, [0, 1, 1, 1, 4]), (64, [0, 1, 1, 4, 6])):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert [gemm._groups(rows) for rows in (0, 1, 72, 256, 1024)] == groups
 
 
 @pytest.mark.usefixtures("threads")

@@ -28,8 +28,9 @@ TILE_ROWS = 12
 """Rows that go through a layer together: as many as can keep their sums over half of `COLUMNS` in AVX-512's registers."""
 TILES_TOGETHER = 6
 """Tiles of rows that a thread widens to float32 at once, then multiplies by one block of weights after another."""
-GEMM_TILES_TOGETHER = 12
-"""Tiles of rows that a thread widens to float32 at once, then multiplies by one panel of `PAGE` outputs after another."""
+GEMM_TILES_TOGETHER = 12, 48
+"""The fewest and the most tiles that a thread widens at once in ``gemm``. Many read the weights seldom; few make more units of
+work, for more threads."""
 INT8_TILES_TOGETHER = 6
 """Tiles of rows that a thread multiplies by one block of int8 weights. Fewer would read the weights more often; more would make
 larger units of work, for which the other threads wait longer at the end."""
@@ -57,7 +58,7 @@ _ATTEND = (
     *("stores", "wide", "wide_tiles", "q_stride", "k_stride", "v_stride", *_COUNTS),
     *("q", "k", "v", "keys", "values", "out", "pages", "offsets", "kept", "block_tables", "table_rows", "lengths"),
 )
-_LINEAR = ("n_rows", "n_in", "n_out", "summed", *_COUNTS, "x", "weight", "bias", "out")
+_LINEAR = ("n_rows", "groups", "n_in", "n_out", "summed", *_COUNTS, "x", "weight", "bias", "out")
 _QUANTISE = ("n_rows", "width", "stride", *_COUNTS, "x", "quantised", "scales")
 _MULTIPLY = (
     *("n_rows", "n_in", "n_out", "stride", "activation", *_COUNTS),

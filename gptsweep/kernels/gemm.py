@@ -1,4 +1,4 @@
-"""The kernel ``gemm``: multiplies rows by float32 or bfloat16 weights with AVX2's vector registers. See `onednn.FloatGemm`.
+"""The kernel ``gemm``: multiplies rows by float32 or bfloat16 weights with AVX2 and FMA. See `onednn.FloatGemm`.
 
 The weights are laid out as ``[ceil(n_out / 16), n_in, 16]``, padded with zeros. bfloat16 is widened as it is read, so products
 are exact; sums are float32. A tile of rows has all its sums over a panel of 16 outputs in registers.
@@ -9,14 +9,17 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 from numba import carray, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .abi import GEMM_TILES_TOGETHER, NARROW_ROWS, PAGE
-from .intrinsics import FLOATS, INT64, WORDS, compiled, float32_at, floats_at, for_each_count, store_narrow, take, widen_rows
+from .abi import NARROW_ROWS, PAGE
+from .intrinsics import INT64, compiled, float32_at, for_each_count, store_narrow, take, widen_rows
 
 _I = types.int64
-_HALVES = ir.VectorType(ir.IntType(16), PAGE)
+_VECTOR = PAGE // 2
+"""Numbers of float32 in a register."""
+_AHEAD = 1024
+"""How many bytes ahead weights are prefetched, so that a panel's first tile need not wait for memory. The next panel follows in
+memory; beyond the last one, a prefetch reads nothing and does not fault."""
 
 
 @intrinsic
@@ -35,38 +38,66 @@ def _add_products(_typing, rows, x, stride, weight, begin, to, n_inputs):
 
 
 def _add_products_of(builder, rows, x, stride, weight, begin, to, n_inputs):
-    """Emit the code of `_add_products` for a fixed number of rows."""
-    fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(FLOATS, [FLOATS] * 3), f"llvm.fma.v{PAGE}f32")
-    everywhere, unset = ir.Constant(WORDS, None), ir.Constant(FLOATS, ir.Undefined)
-    totals = [cgutils.alloca_once(builder, FLOATS) for _ in range(rows)]
-    for total in totals:
-        builder.store(ir.Constant(FLOATS, None), total)
-    inputs = [builder.gep(x, [builder.mul(stride, INT64(row))]) for row in range(rows)]
-    panel = builder.gep(weight, [begin])
-    with cgutils.for_range_slice(builder, INT64(0), n_inputs, INT64(1), INT64) as (i, _):
-        factors = _widened(builder, builder.gep(panel, [builder.mul(i, INT64(PAGE))]))
-        for row, total in zip(inputs, totals, strict=True):
-            number = builder.insert_element(unset, builder.load(builder.gep(row, [i])), INT64(0))
-            repeated = builder.shuffle_vector(number, unset, everywhere)
-            builder.store(builder.call(fma, [repeated, factors, builder.load(total)]), total)
-    for row, total in enumerate(totals):
-        place = floats_at(builder, to, INT64(row * PAGE))
-        builder.store(builder.fadd(builder.load(place, align=4), builder.load(total)), place, align=4)
+    """Emit the code of `_add_products` for a fixed number of rows.
 
+    One block of assembly holds both loops, over four inputs at a time and over the rest. In loops of its own, LLVM computes
+    addresses again and again: a quarter more instructions, which take time where another program has the core's other thread.
+    """
+    sums = 2 * rows
+    numbers = ir.VectorType(ir.FloatType(), _VECTOR)
+    # What the assembly returns: the sums, and what it uses and changes, which is of no further interest: four registers, the
+    # addresses of rows 0 and 3 and of the weights, and the counts of both loops. It takes the sums and all but the registers.
+    made = ir.LiteralStructType([numbers] * (sums + 4) + [INT64] * 5)
+    taken = ir.FunctionType(made, [numbers] * sums + [INT64] * 6)
+    ties = [*range(sums), *range(sums + 4, sums + 9)]
+    constraints = ["=x"] * sums + ["=&x"] * 4 + ["=r"] * 5 + [str(i) for i in ties] + ["r", "~{memory}", "~{flags}"]
+    registers = [f"${sums + i}" for i in range(4)]
+    row_0, row_3, weights, fours, ones = (f"${sums + 4 + i}" for i in range(5))
+    row_bytes = f"${2 * sums + 14}"
+    narrow = weight.type.pointee == ir.IntType(16)
+    input_bytes = PAGE * (2 if narrow else 4)
+    rows_at = [f"({row_0 if row < 3 else row_3}{f',{row_bytes},{row % 3}' if row % 3 else ''})" for row in range(rows)]
 
-def _widened(builder, place):
-    """Emit the `PAGE` weights at ``place`` as float32."""
-    if place.type.pointee == ir.FloatType():
-        return builder.load(builder.bitcast(place, FLOATS.as_pointer()), align=4)
-    bits = builder.zext(builder.load(builder.bitcast(place, _HALVES.as_pointer()), align=2), WORDS)
-    return builder.bitcast(builder.shl(bits, ir.Constant(WORDS, [16] * PAGE)), FLOATS)
+    def multiply(i):
+        """Yield the instructions for the ``i``-th input from the addresses on."""
+        for half, register in enumerate(registers[:2]):
+            place = f"{input_bytes * i + input_bytes // 2 * half}({weights})"
+            if narrow:
+                yield from (f"vpmovzxwd {place}, {register}", f"vpslld $$16, {register}, {register}")
+            else:
+                yield f"vmovups {place}, {register}"
+        for row, place in enumerate(rows_at):
+            factor = registers[2 + row % 2]
+            yield f"vbroadcastss {4 * i}{place}, {factor}"
+            yield from (f"vfmadd231ps {registers[half]}, {factor}, ${2 * row + half}" for half in range(2))
+
+    def loop(count, inputs):
+        """Yield a loop that runs ``count`` times, over ``inputs`` inputs at a time."""
+        yield from (f"test {count}, {count}", "jz 2f", "1:")
+        for i in range(inputs):
+            yield from multiply(i)
+        yield from (f"prefetcht0 {_AHEAD + line}({weights})" for line in range(0, input_bytes * inputs, 64))
+        yield from (f"add $${4 * inputs}, {row_0}", f"add $${4 * inputs}, {row_3}")
+        yield from (f"add $${input_bytes * inputs}, {weights}", f"dec {count}", "jnz 1b", "2:")
+
+    code = "\n".join([*loop(fours, 4), *loop(ones, 1)])
+    addresses = [builder.gep(x, [builder.mul(stride, INT64(row))]) for row in (0, 3)] + [builder.gep(weight, [begin])]
+    counts = [builder.lshr(n_inputs, INT64(2)), builder.and_(n_inputs, INT64(3))]
+    found = builder.call(
+        ir.InlineAsm(taken, code, ",".join(constraints), side_effect=True),
+        [ir.Constant(numbers, None)] * sums
+        + [builder.ptrtoint(address, INT64) for address in addresses]
+        + [*counts, builder.mul(stride, INT64(4))],
+    )
+    for i in range(sums):
+        place = builder.bitcast(builder.gep(to, [INT64(_VECTOR * i)]), numbers.as_pointer())
+        builder.store(builder.fadd(builder.load(place, align=4), builder.extract_value(found, i)), place, align=4)
 
 
 @compiled()
-def _store_tile(task, sums, rows, first, column, out):
+def _store_tile(task, sums, rows, first, column, columns, out):
     """Add the bias to a tile's sums, and write them to ``out`` from row ``first`` and ``column`` on."""
     bias = float32_at(task.bias)
-    columns = min(PAGE, task.n_out - column)
     for row in range(rows):
         to = (first + row) * task.n_out + column
         if task.bias:
@@ -85,16 +116,15 @@ def _gemm(task, x, weight, out):
     stride = task.n_in + PAGE  # rows a power of two apart would compete for the same lines of the L1 cache
     panels = (task.n_out + PAGE - 1) // PAGE
     tiles = (task.n_rows + NARROW_ROWS - 1) // NARROW_ROWS
-    groups = (tiles + GEMM_TILES_TOGETHER - 1) // GEMM_TILES_TOGETHER
     opened = -1
     while True:
         begin = take(task.next_unit, task.chunk)
-        if begin >= panels * groups:
+        if begin >= panels * task.groups:
             return
-        for unit in range(begin, min(begin + task.chunk, panels * groups)):
+        for unit in range(begin, min(begin + task.chunk, panels * task.groups)):
             group, panel = unit // panels, unit % panels
             # Groups and tiles are as equal as possible: a short last one would take as long as a full one.
-            first, last = group * tiles // groups, (group + 1) * tiles // groups
+            first, last = group * tiles // task.groups, (group + 1) * tiles // task.groups
             start, end = first * task.n_rows // tiles, last * task.n_rows // tiles
             if group != opened:
                 widen_rows(x, start * task.n_in, end - start, task.n_in, float32_at(wide), stride)
@@ -107,7 +137,11 @@ def _gemm(task, x, weight, out):
                     inputs = float32_at(wide + 4 * (stride * (row - start) + run))
                     n_inputs = min(task.summed, task.n_in - run)
                     _add_products(rows, inputs, stride, weight, (panel * task.n_in + run) * PAGE, sums, n_inputs)
-                _store_tile(task, sums, rows, row, panel * PAGE, out)
+                column = panel * PAGE
+                if column + PAGE <= task.n_out:  # a constant number of columns takes vector instructions
+                    _store_tile(task, sums, rows, row, column, PAGE, out)
+                else:
+                    _store_tile(task, sums, rows, row, column, task.n_out - column, out)
 
 
 def gemm_by(at):

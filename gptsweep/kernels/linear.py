@@ -10,7 +10,7 @@ import numpy as np
 from numba import carray, types
 from numba.extending import intrinsic
 
-from .abi import COLUMNS, PAGE, TILE_ROWS, TILES_TOGETHER
+from .abi import COLUMNS, PAGE, TILE_ROWS
 from .intrinsics import (
     INT64,
     bfloat16_at,
@@ -84,15 +84,14 @@ def linear_bfloat16(tasks):
     stride = task.n_in + PAGE  # rows a power of two apart would compete for the same lines of the L1 cache
     n_blocks = (task.n_out + COLUMNS - 1) // COLUMNS
     tiles = (task.n_rows + TILE_ROWS - 1) // TILE_ROWS
-    groups = (tiles + TILES_TOGETHER - 1) // TILES_TOGETHER
     opened = -1
     while True:
         begin = take(task.next_unit, task.chunk)
-        if begin >= n_blocks * groups:
+        if begin >= n_blocks * task.groups:
             return
-        for unit in range(begin, min(begin + task.chunk, n_blocks * groups)):
+        for unit in range(begin, min(begin + task.chunk, n_blocks * task.groups)):
             group, block = unit // n_blocks, unit % n_blocks
-            first, last = group * TILES_TOGETHER, min((group + 1) * TILES_TOGETHER, tiles)
+            first, last = group * tiles // task.groups, (group + 1) * tiles // task.groups
             # Tiles are as equal as possible: a short last one would widen its weights for few rows.
             start, end = first * task.n_rows // tiles, last * task.n_rows // tiles
             if group != opened:

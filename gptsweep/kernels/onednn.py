@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from .abi import COLUMNS, GEMM_TILES_TOGETHER, NARROW_ROWS, PAGE, TILE_ROWS, TILES_TOGETHER
 
 try:
-    from .runtime import Kernel, has_wide_vectors
+    from .runtime import Kernel, has_fused_vectors, has_wide_vectors
 except ImportError:  # numba has no wheel for this platform
     Kernel = None  # type: ignore[assignment, misc]
 
@@ -53,6 +53,8 @@ _LEAST_CORES = 4
 """Layers are tried on as many threads as the machine has cores, but at least on this many, so that small machines agree."""
 _KEPT_BY_MALLOC = 2**25
 """Bytes of the largest block that glibc's malloc keeps for the next call."""
+_UNITS_A_THREAD = 4
+"""Units of a multiplication for each thread, so that none waits long for the last one."""
 _AHEAD = 1024
 """How many words ahead weights are prefetched: as many as an otherwise idle memory channel delivers meanwhile. A prefetch that
 reaches beyond the weights reads nothing and does not fault."""
@@ -202,7 +204,8 @@ class _Gemm:
     columns: ClassVar[int]
     """Outputs in a block of packed weights."""
     tile_rows: ClassVar[int]
-    tiles_together: ClassVar[int]
+    tiles_together: ClassVar[tuple[int, int]]
+    """The fewest and the most tiles of rows that a thread multiplies by a block before it goes on to the next block."""
 
     def __init__(self, dtype: torch.dtype, shape: torch.Size, summed: int, weight: int, bias: Tensor | None) -> None:
         self.dtype, (self.n_out, n_in) = dtype, shape
@@ -211,7 +214,7 @@ class _Gemm:
             n_in=n_in,
             n_out=self.n_out,
             summed=summed,
-            scratch=4 * self.tile_rows * (self.columns + self.tiles_together * (n_in + PAGE)),
+            scratch=4 * self.tile_rows * (self.columns + self.tiles_together[1] * (n_in + PAGE)),
             weight=weight,
             bias=0 if bias is None else bias.data_ptr(),
         )
@@ -220,9 +223,16 @@ class _Gemm:
         """Map ``[rows, n_in] -> [rows, n_out]``."""
         rows, n_rows = rows.contiguous(), len(rows)
         out = empty_results(n_rows, self.n_out, self.dtype)
-        units = -(-self.n_out // self.columns) * -(-n_rows // (self.tile_rows * self.tiles_together))
-        self.kernel(n_rows=n_rows, chunk=max(1, units // 32), x=rows.data_ptr(), out=out.data_ptr())
+        groups, blocks = self._groups(n_rows), -(-self.n_out // self.columns)
+        places = {"x": rows.data_ptr(), "out": out.data_ptr()}
+        self.kernel(n_rows=n_rows, groups=groups, chunk=max(1, groups * blocks // 32), **places)
         return out
+
+    def _groups(self, n_rows: int) -> int:
+        """Choose into how many groups rows are cut, each of which reads all weights: as few as keep all threads busy."""
+        most, least = (-(-n_rows // (self.tile_rows * tiles)) for tiles in self.tiles_together)
+        blocks = -(-self.n_out // self.columns)
+        return min(max(least, -(-_UNITS_A_THREAD * torch.get_num_threads() // blocks)), most)
 
 
 class FloatGemm(_Gemm):
@@ -239,25 +249,27 @@ class FloatGemm(_Gemm):
     name, columns, tile_rows, tiles_together = "gemm", PAGE, NARROW_ROWS, GEMM_TILES_TOGETHER
 
     def __init__(self, weight: Tensor, bias: Tensor | None, summed: int) -> None:
-        padded = nn.functional.pad(weight, (0, 0, 0, -len(weight) % PAGE))
+        missing = -len(weight) % PAGE
+        padded = nn.functional.pad(weight, (0, 0, 0, missing)) if missing else weight
         self.packed, self.bias = padded.view(-1, PAGE, weight.shape[1]).transpose(1, 2).contiguous(), bias
         super().__init__(weight.dtype, weight.shape, summed, self.packed.data_ptr(), bias)
 
     @staticmethod
     def is_for_this_cpu() -> bool:
-        """Return whether the kernel may be faster than oneDNN here: it is written for the vector registers of AVX2."""
-        return Kernel is not None and not has_wide_vectors()
+        """Return whether the kernel may be faster than oneDNN here: it is written for AVX2 and FMA, but not for AVX-512."""
+        return Kernel is not None and has_fused_vectors() and not has_wide_vectors()
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None) -> FloatGemm | None:
-        """Return the multiplication for a layer, or None on CPUs with AVX-512, and where oneDNN's sums differ.
+        """Return the multiplication for a layer, or None on CPUs with AVX-512 or without AVX2, and where oneDNN's sums differ.
 
         Weights of another 16-bit dtype than bfloat16 are widened.
         """
         if not cls.is_for_this_cpu():
             return None
         summed = _float_sums(min(len(weight), _OUTPUTS_TRIED), weight.shape[1])
-        return None if summed is None else cls(weight if weight.dtype == torch.bfloat16 else weight.float(), bias, summed)
+        kept = weight if weight.dtype == torch.bfloat16 else weight.float()
+        return None if summed is None else cls(kept, bias, summed)
 
 
 @functools.cache
@@ -285,7 +297,7 @@ class Bf16Gemm(_Gemm):
         ValueError: the packed buffer is smaller than what would be read, or of unknown size.
     """
 
-    name, columns, tile_rows, tiles_together = "linear", COLUMNS, TILE_ROWS, TILES_TOGETHER
+    name, columns, tile_rows, tiles_together = "linear", COLUMNS, TILE_ROWS, (TILES_TOGETHER, TILES_TOGETHER)
 
     def __init__(self, shape: torch.Size, packed: Tensor, bias: Tensor | None, summed: int) -> None:
         n_out, n_in = shape

@@ -164,6 +164,13 @@ def _loaded(name: str, dtype: str) -> tuple[int, Any]:
 
 
 @functools.cache
+def has_fused_vectors() -> bool:
+    """Return whether this CPU has AVX2 and FMA, for which the kernel ``gemm`` is written."""
+    features = binding.get_host_cpu_features()
+    return bool(features.get("avx2", False) and features.get("fma", False))
+
+
+@functools.cache
 def has_wide_vectors() -> bool:
     """Return whether this CPU has AVX-512, for which the kernel ``linear`` and some tiles of attention are written."""
     return bool(binding.get_host_cpu_features().get("avx512f", False))
