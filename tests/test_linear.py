@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import plain
 import pytest
 import torch
@@ -11,6 +13,7 @@ from model_files import need_packed
 from torch import Tensor, nn
 
 from gptsweep.kernels import onednn
+from gptsweep.kernels import runtime as kernels
 from gptsweep.kernels.abi import GELU, GELU_TANH, NARROW_ROWS, NO_ACTIVATION, RELU_SQUARED
 from gptsweep.models.gpt2 import GPT, GPTConfig
 from gptsweep.models.linear import Int8Gemm, Int8Linear, Int8OneDnn, OneDnn, PackedLinear, can_pack, pack, row_invariant
@@ -357,6 +360,53 @@ def test_the_float_gemm_has_the_bits_of_onednns(rows: int, n_in: int, n_out: int
         half, narrow = weight.bfloat16(), x.bfloat16()
         wanted = OneDnn(half.float(), offsets, None)(narrow.float()).bfloat16()
         assert torch.equal(onednn.FloatGemm(half, offsets, summed)(narrow), wanted)
+
+
+@pytest.mark.parametrize("activation", [GELU, GELU_TANH, RELU_SQUARED])
+@torch.inference_mode()
+def test_the_float_gemm_applies_an_activation_in_bfloat16_as_the_kernel_that_does_nothing_else(activation: int) -> None:
+    need_packed("float32")
+    activate = kernels.Kernel("activate", torch.bfloat16)
+    for n_out in (3, 16, 130):
+        layer, x = linear(96, n_out, torch.bfloat16), 3 * inputs(33, 96).bfloat16()
+        wanted = onednn.FloatGemm(layer.weight, layer.bias.float(), 512)(x)
+        activate(activation=activation, n_numbers=wanted.numel(), chunk=1, y=wanted.data_ptr())
+        assert torch.equal(onednn.FloatGemm(layer.weight, layer.bias.float(), 512, activation)(x), wanted)
+
+
+@pytest.mark.parametrize(("activation", "gelu"), [(GELU, nn.GELU()), (GELU_TANH, nn.GELU("tanh"))])
+@pytest.mark.usefixtures("threads")
+@torch.inference_mode()
+def test_the_float_gemms_gelu_has_the_bits_of_onednns_for_all_numbers(activation: int, gelu: nn.GELU) -> None:
+    need_packed("float32")
+    if not onednn._gelu_is_the_fused_one(activation, 130, 96, 512):
+        pytest.skip("GELU stays fused on this CPU")
+    special = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, -1e-45, 3.4e38, -3.4e38, 1.0, -1.0]
+    drawn = torch.randint(-(2**31), 2**31, (3000,), generator=torch.Generator().manual_seed(0)).int().view(torch.float32)
+    numbers = torch.cat([torch.tensor(special), drawn, torch.linspace(-10, 10, 3000)])
+    ones, zeros = torch.ones(131, 1), torch.zeros(len(numbers), 1)
+    # The numbers are rows of one input with weights of 1, and then biases.
+    cases = [(numbers[:, None], ones[:width], None) for width in (2, 9, 131)] + [(zeros[:3], zeros, numbers)]
+    for rows, weight, bias in cases:
+        wanted, gemm = OneDnn(weight, bias, gelu)(rows), onednn.FloatGemm(weight, bias, 512, activation)
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            assert torch.equal(gemm(rows).view(torch.int32), wanted.view(torch.int32))
+    with torch.inference_mode(False):
+        assert torch.equal(gemm(rows).view(torch.int32), wanted.view(torch.int32))
+    assert gemm(rows[:0]).shape == (0, len(numbers))
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16"])
+@pytest.mark.parametrize("gelu", [nn.GELU(), nn.GELU("tanh")], ids=str)
+@torch.inference_mode()
+def test_a_layer_has_the_same_bits_where_gelu_stays_fused(kind: str, gelu: nn.GELU, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = linear(96, 130, LAYERS[kind][1]), inputs(33, 96).to(LAYERS[kind][1])
+    found = made(kind, layer, gelu)(x)
+    monkeypatch.setattr(onednn, "_gelu_is_the_fused_one", lambda *_: False)
+    slow = made(kind, layer, gelu)
+    assert isinstance(slow.multiply, OneDnn)
+    assert torch.equal(slow(x), found)
 
 
 def test_all_threads_have_work_and_weights_are_read_seldom(monkeypatch: pytest.MonkeyPatch) -> None:

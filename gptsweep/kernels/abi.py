@@ -38,9 +38,10 @@ ZERO = 128
 """The zero point of rows quantised for oneDNN, which is fast for unsigned int8 inputs."""
 SEGMENT = 4096
 """Numbers that ``rescale`` and ``activate`` process at a time, so that even a single long row keeps all threads busy."""
-NO_ACTIVATION, GELU, GELU_TANH, RELU_SQUARED, SILU, SOFT_CAP = range(6)
-"""Activations. ``rescale`` and ``multiply`` apply one to their results, ``activate`` applies one alone, and ``gate`` applies
-one to the gate. Only ``activate`` knows `SOFT_CAP`."""
+NO_ACTIVATION, GELU, GELU_TANH, RELU_SQUARED, SILU, SOFT_CAP, BEFORE_TANH, AFTER_TANH = range(8)
+"""Activations. ``gemm``, ``rescale`` and ``multiply`` apply one to their results, ``activate`` applies one alone, and ``gate``
+applies one to the gate. Only ``activate`` knows `SOFT_CAP`. Where oneDNN computes the tanh of GELU's tanh form, ``gemm``
+writes its argument (`BEFORE_TANH`), and ``activate`` computes the rest (`AFTER_TANH`)."""
 NO_NORM, NORM_BEFORE, NORM_AFTER = range(3)
 """Whether ``rotate`` normalises heads, and whether it does so before or after it rotates them."""
 BLOCK = 64
@@ -65,7 +66,7 @@ _MULTIPLY = (
     *("x", "scales", "weight", "weight_scales", "bias", "out"),
 )
 _RESCALE = ("n_rows", "width", "activation", *_COUNTS, "y", "scales", "bias")
-_ACTIVATE = ("n_numbers", "activation", "cap", *_COUNTS, "y")
+_ACTIVATE = ("n_numbers", "activation", "cap", *_COUNTS, "y", "tanh")
 _GATE = ("n_rows", "width", "activation", *_COUNTS, "x", "y")
 _RMS_NORM = ("n_rows", "width", "stride", "epsilon", "wide_x", "wide_y", *_COUNTS, "x", "weight", "y")
 _ROTATE = (
@@ -79,7 +80,7 @@ TASKS = {
         "store": _ATTEND,
         "attend": _ATTEND,
         "linear": _LINEAR,
-        "gemm": _LINEAR,
+        "gemm": ("activation", *_LINEAR, "tanh"),
         "quantise": _QUANTISE,
         "multiply": _MULTIPLY,
         "rescale": _RESCALE,

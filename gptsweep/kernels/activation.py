@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from .abi import GELU, GELU_TANH, RELU_SQUARED, SEGMENT, SILU, SOFT_CAP
-from .intrinsics import FAST, compiled, exp, store_narrow, take, widen
+from .abi import AFTER_TANH, GELU, GELU_TANH, RELU_SQUARED, SEGMENT, SILU, SOFT_CAP
+from .intrinsics import FAST, compiled, exp, float32_at, fma, store_narrow, take, widen
 
 
 @compiled(fastmath=FAST)
@@ -74,6 +74,21 @@ def _soft_cap(y, begin, end, cap):
 
 
 @compiled()
+def before_tanh(y, to, begin, end):
+    """Set ``to = sqrt(2 / pi) * (y + 0.044715 * y**3)``, from ``begin`` to ``end``, with oneDNN's roundings."""
+    for i in range(begin, end):
+        x = widen(y[i])
+        to[i] = fma(x * x, np.float32(0.044715), np.float32(1)) * x * np.float32(0.7978845608)
+
+
+@compiled()
+def _after_tanh(y, tanh, begin, end):
+    """Set ``y = y * (1 + tanh) / 2`` in place, from ``begin`` to ``end``, with oneDNN's roundings."""
+    for i in range(begin, end):
+        store_narrow(y, i, (tanh[i] + np.float32(1)) * np.float32(0.5) * widen(y[i]))
+
+
+@compiled()
 def _activate(task, y):
     """Apply the activation to the output of a linear layer, in place."""
     segments = (task.n_numbers + SEGMENT - 1) // SEGMENT
@@ -86,6 +101,8 @@ def _activate(task, y):
             first, end = segment * SEGMENT, min((segment + 1) * SEGMENT, task.n_numbers)
             if task.activation == SOFT_CAP:
                 _soft_cap(y, first, end, cap)
+            elif task.activation == AFTER_TANH:
+                _after_tanh(y, float32_at(task.tanh), first, end)
             else:
                 activate(y, first, end, task.activation)
 

@@ -11,7 +11,8 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from .abi import NARROW_ROWS, PAGE
+from .abi import BEFORE_TANH, NARROW_ROWS, PAGE
+from .activation import activate, before_tanh
 from .intrinsics import INT64, compiled, float32_at, for_each_count, store_narrow, take, widen_rows
 
 _I = types.int64
@@ -96,7 +97,7 @@ def _add_products_of(builder, rows, x, stride, weight, begin, to, n_inputs):
 
 @compiled()
 def _store_tile(task, sums, rows, first, column, columns, out):
-    """Add the bias to a tile's sums, and write them to ``out`` from row ``first`` and ``column`` on."""
+    """Add the bias to a tile's sums, write them to ``out`` from row ``first`` and ``column`` on, and apply the activation."""
     bias = float32_at(task.bias)
     for row in range(rows):
         to = (first + row) * task.n_out + column
@@ -106,6 +107,10 @@ def _store_tile(task, sums, rows, first, column, columns, out):
         else:
             for i in range(columns):
                 store_narrow(out, to + i, sums[row * PAGE + i])
+        if task.activation == BEFORE_TANH:
+            before_tanh(out, float32_at(task.tanh), to, to + columns)
+        else:
+            activate(out, to, to + columns, task.activation)
 
 
 @compiled()

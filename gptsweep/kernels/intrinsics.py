@@ -11,6 +11,7 @@ import functools
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from .abi import PAGE
@@ -54,6 +55,18 @@ def take(_typing, _address, _count):
         return builder.atomic_rmw("add", counter, args[1], "monotonic")
 
     return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def fma(_typing, _factor, _other, _term):
+    """``fma(factor, other, term)``: ``factor * other + term`` in float32, rounded once on every processor."""
+
+    def codegen(_context, builder, _signature, args):
+        number = ir.FloatType()
+        of = cgutils.get_or_insert_function(builder.module, ir.FunctionType(number, [number] * 3), "llvm.fma.f32")
+        return builder.call(of, args)
+
+    return types.float32(types.float32, types.float32, types.float32), codegen
 
 
 def widen(x):

@@ -6,7 +6,7 @@ bfloat16 at half the speed of float32. `FloatGemm` and `Bf16Gemm` add in the sam
 
 oneDNN documents no order. It sums runs of a fixed number of inputs, product after product, and adds up the runs. `FloatGemm`
 has weights in a layout of its own, and is used where no bit differs from oneDNN's on products in which large numbers cancel, so
-that every rounding shows (`_summed_together`).
+that every rounding shows (`_float_sums`). GELU behind a float32 layer is oneDNN's own as well, or its tanh is.
 
 `Bf16Gemm` reads the weights that oneDNN packed, whose layout is not documented either. On processors with AVX-512 it is
 ``[ceil(n_out / 64), n_in / 2, 64, 2]``, and oneDNN adds the second product of each pair before the first. The code here takes
@@ -18,6 +18,8 @@ none of this for granted. `Bf16Gemm.of` returns None, and oneDNN multiplies, whe
 
 Its multiplications are those of float32, on widened bfloat16. No bit differs unless a whole sum is below 1e-38, which oneDNN's
 instruction for pairs of bfloat16 flushes to 0.
+
+The module is long because the multiplications and the checks against oneDNN, which use each other, stay together.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import functools
 import itertools
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -34,7 +37,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .abi import COLUMNS, GEMM_TILES_TOGETHER, NARROW_ROWS, PAGE, TILE_ROWS, TILES_TOGETHER
+from .abi import (
+    AFTER_TANH,
+    BEFORE_TANH,
+    COLUMNS,
+    GELU,
+    GELU_TANH,
+    GEMM_TILES_TOGETHER,
+    NARROW_ROWS,
+    NO_ACTIVATION,
+    PAGE,
+    SEGMENT,
+    TILE_ROWS,
+    TILES_TOGETHER,
+)
 
 try:
     from .runtime import Kernel, has_fused_vectors, has_wide_vectors
@@ -55,6 +71,8 @@ _KEPT_BY_MALLOC = 2**25
 """Bytes of the largest block that glibc's malloc keeps for the next call."""
 _UNITS_A_THREAD = 4
 """Units of a multiplication for each thread, so that none waits long for the last one."""
+_NUMBERS_TRIED = 2**14
+"""How many float32 numbers, evenly spaced among all bit patterns, `FloatGemm` compares GELU on."""
 _AHEAD = 1024
 """How many words ahead weights are prefetched: as many as an otherwise idle memory channel delivers meanwhile. A prefetch that
 reaches beyond the weights reads nothing and does not fault."""
@@ -221,10 +239,14 @@ class _Gemm:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Map ``[rows, n_in] -> [rows, n_out]``."""
+        return self.multiplied(rows)
+
+    def multiplied(self, rows: Tensor, **places: int) -> Tensor:
+        """Run the kernel: ``[rows, n_in] -> [rows, n_out]``. ``places`` are more addresses for it."""
         rows, n_rows = rows.contiguous(), len(rows)
         out = empty_results(n_rows, self.n_out, self.dtype)
         groups, blocks = self._groups(n_rows), -(-self.n_out // self.columns)
-        places = {"x": rows.data_ptr(), "out": out.data_ptr()}
+        places |= {"x": rows.data_ptr(), "out": out.data_ptr()}
         self.kernel(n_rows=n_rows, groups=groups, chunk=max(1, groups * blocks // 32), **places)
         return out
 
@@ -233,6 +255,26 @@ class _Gemm:
         most, least = (-(-n_rows // (self.tile_rows * tiles)) for tiles in self.tiles_together)
         blocks = -(-self.n_out // self.columns)
         return min(max(least, -(-_UNITS_A_THREAD * torch.get_num_threads() // blocks)), most)
+
+
+class _TanhBuffer(threading.local):
+    """Memory for the numbers of which oneDNN takes the tanh, in its own layout of plain rows: for no other has torch its tanh.
+
+    One buffer per calling thread, shared by all layers so that it stays in cache.
+    """
+
+    def __init__(self) -> None:
+        self.numbers = torch.empty((0, 0))
+
+    def of(self, shape: torch.Size) -> Tensor:
+        """Return a tensor of this shape, valid until the next call; its numbers are undefined."""
+        if self.numbers.shape != shape:
+            with torch.inference_mode(False):  # a tensor made in inference mode may be changed in it alone
+                self.numbers = torch.empty(shape, layout=torch._mkldnn)  # type: ignore[attr-defined]
+        return self.numbers
+
+
+_tanh_buffer = _TanhBuffer()
 
 
 class FloatGemm(_Gemm):
@@ -244,15 +286,34 @@ class FloatGemm(_Gemm):
         weight: ``[n_out, n_in]``; its dtype is that of rows and results.
         bias: ``float32 [n_out]``, or None.
         summed: how many inputs are added up before they are added to the rest.
+        activation: code of the activation to apply to the result. In float32, GELU has oneDNN's bits.
     """
 
     name, columns, tile_rows, tiles_together = "gemm", PAGE, NARROW_ROWS, GEMM_TILES_TOGETHER
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, summed: int) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, summed: int, activation: int = NO_ACTIVATION) -> None:
         missing = -len(weight) % PAGE
         padded = nn.functional.pad(weight, (0, 0, 0, missing)) if missing else weight
         self.packed, self.bias = padded.view(-1, PAGE, weight.shape[1]).transpose(1, 2).contiguous(), bias
         super().__init__(weight.dtype, weight.shape, summed, self.packed.data_ptr(), bias)
+        self.gelu = activation if activation in (GELU, GELU_TANH) and weight.dtype == torch.float32 else None
+        if self.gelu is not None:
+            activation = BEFORE_TANH if self.gelu == GELU_TANH else NO_ACTIVATION
+        self.after_tanh = Kernel("activate", weight.dtype) if self.gelu == GELU_TANH else None
+        self.kernel.set(activation=activation)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Map ``[rows, n_in] -> [rows, n_out]``."""
+        if self.after_tanh is None or not len(rows):
+            y = self.multiplied(rows)
+            return torch.ops.aten.gelu_(y) if self.gelu == GELU and len(rows) else y
+        tanh = _tanh_buffer.of(torch.Size((len(rows), self.n_out)))
+        place = torch.ops.mkldnn.data_ptr(tanh)
+        y = self.multiplied(rows, tanh=place)
+        torch.tanh_(tanh)
+        counts = {"n_numbers": y.numel(), "chunk": -(-y.numel() // (16 * SEGMENT))}
+        self.after_tanh(activation=AFTER_TANH, **counts, y=y.data_ptr(), tanh=place)
+        return y
 
     @staticmethod
     def is_for_this_cpu() -> bool:
@@ -260,16 +321,41 @@ class FloatGemm(_Gemm):
         return Kernel is not None and has_fused_vectors() and not has_wide_vectors()
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor | None) -> FloatGemm | None:
-        """Return the multiplication for a layer, or None on CPUs with AVX-512 or without AVX2, and where oneDNN's sums differ.
+    def of(cls, weight: Tensor, bias: Tensor | None, activation: int = NO_ACTIVATION) -> FloatGemm | None:
+        """Return the multiplication for a layer, or None on CPUs with AVX-512 or without AVX2, and where oneDNN's bits differ.
 
         Weights of another 16-bit dtype than bfloat16 are widened.
         """
         if not cls.is_for_this_cpu():
             return None
-        summed = _float_sums(min(len(weight), _OUTPUTS_TRIED), weight.shape[1])
-        kept = weight if weight.dtype == torch.bfloat16 else weight.float()
-        return None if summed is None else cls(kept, bias, summed)
+        n_out, n_in = min(len(weight), _OUTPUTS_TRIED), weight.shape[1]
+        kept, summed = weight if weight.dtype == torch.bfloat16 else weight.float(), _float_sums(n_out, n_in)
+        if summed is None:
+            return None
+        has_gelu = activation in (GELU, GELU_TANH) and kept.dtype == torch.float32
+        if has_gelu and not _gelu_is_the_fused_one(activation, n_out, n_in, summed):
+            return None
+        return cls(kept, bias, summed, activation)
+
+
+@functools.cache
+@torch.inference_mode()
+def _gelu_is_the_fused_one(activation: int, n_out: int, n_in: int, summed: int) -> bool:
+    """Test whether `FloatGemm` with GELU gives the bits of oneDNN's layers with GELU fused."""
+    if n_out == 1:  # torch computes GELU of a single number with other code
+        return False
+    numbers = torch.arange(-(2**31), 2**31, 2**32 // _NUMBERS_TRIED + 1).int().view(torch.float32)
+    numbers = numbers[numbers.isfinite()]
+    nothing = torch.zeros(len(numbers), 1)  # the weight of a layer whose results are its biases
+    approximate = "tanh" if activation == GELU_TANH else "none"
+    for rows, weight, bias in [(nothing[:2], nothing, numbers), _cancelling(n_out, n_in)]:
+        try:
+            gemm = FloatGemm(weight, bias, summed, activation)
+            if not _same_bits(gemm, rows, linear(rows, pack(weight), bias, "gelu", approximate)):
+                return False
+        except RuntimeError:  # an operation that this build of torch lacks
+            return False
+    return True
 
 
 @functools.cache

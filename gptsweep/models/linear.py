@@ -47,15 +47,14 @@ class PackedLinear(nn.Module):
         self.multiplied_in = multiplied_in(self.dtype)
         weight = linear.weight.detach()
         bias = None if linear.bias is None else linear.bias.detach().to(self.multiplied_in)
-        gelu = activation if isinstance(activation, nn.GELU) else None
+        in_float32 = self.multiplied_in == torch.float32
+        gemm = onednn.FloatGemm.of(weight, bias, activation_code(activation) or NO_ACTIVATION) if in_float32 else None
         # In bfloat16 oneDNN's GELU takes three times as long, and no kernel could reproduce its bits.
-        fused = gelu if self.dtype != torch.bfloat16 or kernels is None else None
-        found: onednn.FloatGemm | onednn.InBatches | None = None
-        if fused is None:
-            way = onednn.FloatGemm if self.multiplied_in == torch.float32 else onednn.InBatches
-            found = way.of(weight, bias)
-        self.multiply = found or OneDnn(weight.to(self.multiplied_in), bias, fused)
-        self.activate = None if fused is not None else _kernel_of(activation, self.dtype)
+        may_fuse = gemm is None and (self.dtype != torch.bfloat16 or kernels is None)
+        fused = activation if may_fuse and isinstance(activation, nn.GELU) else None
+        batched = None if in_float32 or fused is not None else onednn.InBatches.of(weight, bias)
+        self.multiply = gemm or batched or OneDnn(weight.to(self.multiplied_in), bias, fused)
+        self.activate = _kernel_of(activation, self.dtype) if gemm is None and fused is None else None
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.to(self.dtype).reshape(-1, x.shape[-1])
