@@ -39,7 +39,8 @@ FAILING = ("-m", *COMMON[:3], "sampling.num_samples=2", LENGTH, "name=failing", 
 def place(tmp_path: Path, run: Run) -> Path:
     """The directory as version 0.1 left it; commands run in it."""
     with tarfile.open(Path(__file__).parent / "data" / "written_by_0_1.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
+        # Python before 3.10.12 and 3.11.4 has no filters.
+        archive.extractall(tmp_path, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     return tmp_path
 
 
