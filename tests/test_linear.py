@@ -409,6 +409,18 @@ def test_a_layer_has_the_same_bits_where_gelu_stays_fused(kind: str, gelu: nn.GE
     assert torch.equal(slow(x), found)
 
 
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+@torch.inference_mode()
+def test_results_of_any_size_have_the_same_bits(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large ones are in memory of numpy's."""
+    layer, x = made(kind, linear(48, 37, LAYERS[kind][1])), inputs(33, 48).to(LAYERS[kind][1])
+    found = layer(x)
+    monkeypatch.setattr(onednn, "_KEPT_BY_MALLOC", 0)
+    large = layer(x)
+    assert (large.dtype, large.shape) == (found.dtype, found.shape)
+    assert torch.equal(large, found)
+
+
 def test_all_threads_have_work_and_weights_are_read_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     need_packed("float32")
     gemm = onednn.FloatGemm(torch.ones(768, 2), None, 512)

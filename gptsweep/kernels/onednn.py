@@ -198,12 +198,12 @@ def packed_bytes(packed: Tensor) -> int | None:
 def empty_results(n_rows: int, n_out: int, dtype: torch.dtype) -> Tensor:
     """Return memory for a layer's results, ``[n_rows, n_out]`` of unknown numbers.
 
-    glibc takes more than 32 MiB from the system each time, and torch has it provided in small pages: for a step's logits that
-    takes as long as some layers. numpy asks for huge pages.
+    glibc's malloc asks the system for each block of over 32 MiB anew. torch gets it in small pages, which takes as long
+    as some layers do for the logits of a step. numpy gets it in huge pages.
     """
     if n_rows * n_out * dtype.itemsize <= _KEPT_BY_MALLOC:
         return torch.empty(n_rows, n_out, dtype=dtype)
-    return torch.from_numpy(np.empty((n_rows, n_out), {2: np.int16, 4: np.int32}[dtype.itemsize])).view(dtype)
+    return torch.from_numpy(np.empty((n_rows, n_out * dtype.itemsize), np.uint8)).view(dtype)
 
 
 class _Gemm:
@@ -227,6 +227,7 @@ class _Gemm:
 
     def __init__(self, dtype: torch.dtype, shape: torch.Size, summed: int, weight: int, bias: Tensor | None) -> None:
         self.dtype, (self.n_out, n_in) = dtype, shape
+        self.blocks = -(-self.n_out // self.columns)
         self.kernel = Kernel(self.name, dtype)
         self.kernel.set(
             n_in=n_in,
@@ -245,20 +246,19 @@ class _Gemm:
         """Run the kernel: ``[rows, n_in] -> [rows, n_out]``. ``places`` are more addresses for it."""
         rows, n_rows = rows.contiguous(), len(rows)
         out = empty_results(n_rows, self.n_out, self.dtype)
-        groups, blocks = self._groups(n_rows), -(-self.n_out // self.columns)
+        groups = self._groups(n_rows)
         places |= {"x": rows.data_ptr(), "out": out.data_ptr()}
-        self.kernel(n_rows=n_rows, groups=groups, chunk=max(1, groups * blocks // 32), **places)
+        self.kernel(n_rows=n_rows, groups=groups, chunk=max(1, groups * self.blocks // 32), **places)
         return out
 
     def _groups(self, n_rows: int) -> int:
         """Choose into how many groups rows are cut, each of which reads all weights: as few as keep all threads busy."""
         most, least = (-(-n_rows // (self.tile_rows * tiles)) for tiles in self.tiles_together)
-        blocks = -(-self.n_out // self.columns)
-        return min(max(least, -(-_UNITS_A_THREAD * torch.get_num_threads() // blocks)), most)
+        return min(max(least, -(-_UNITS_A_THREAD * torch.get_num_threads() // self.blocks)), most)
 
 
 class _TanhBuffer(threading.local):
-    """Memory for the numbers of which oneDNN takes the tanh, in its own layout of plain rows: for no other has torch its tanh.
+    """Memory for the arguments of oneDNN's tanh. torch calls it only for tensors in oneDNN's layout, here one of plain rows.
 
     One buffer per calling thread, shared by all layers so that it stays in cache.
     """
@@ -329,13 +329,14 @@ class FloatGemm(_Gemm):
         if not cls.is_for_this_cpu():
             return None
         n_out, n_in = min(len(weight), _OUTPUTS_TRIED), weight.shape[1]
-        kept, summed = weight if weight.dtype == torch.bfloat16 else weight.float(), _float_sums(n_out, n_in)
+        summed = _float_sums(n_out, n_in)
         if summed is None:
             return None
-        has_gelu = activation in (GELU, GELU_TANH) and kept.dtype == torch.float32
-        if has_gelu and not _gelu_is_the_fused_one(activation, n_out, n_in, summed):
+        in_bfloat16 = weight.dtype == torch.bfloat16
+        needs_onednns = activation in (GELU, GELU_TANH) and not in_bfloat16
+        if needs_onednns and not _gelu_is_the_fused_one(activation, n_out, n_in, summed):
             return None
-        return cls(kept, bias, summed, activation)
+        return cls(weight if in_bfloat16 else weight.float(), bias, summed, activation)
 
 
 @functools.cache
